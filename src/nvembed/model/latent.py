@@ -3,7 +3,8 @@
 Shapes: P pooled tokens, B texts, D hidden size, H heads, L latents, E head size, F feed-forward width.
 The tokens are the queries; the latents are keys and values. The step, per token ``x``:
 
-    y = x + to_out(concat_h softmax(q_h k_h^T / sqrt(E)) v_h),   q = to_q(LN(x)),  [k | v] = to_kv(LN(latents))
+    y = x + to_out(concat_h softmax(q_h k_h^T / sqrt(E)) v_h)
+        q = to_q(LN(x)), [k | v] = to_kv(LN(latents))
     z = y + W2 (a * gelu(g)) + b2,   [a | g] = W1 LN(y) + b1
     text vector = mean of z over the text's pooled tokens
 
@@ -65,7 +66,8 @@ class LatentAttention(nn.Module):
     def token_states(self, x_PD: Tensor) -> Tensor:
         cross, feed_forward = self.cross_attend_blocks
         y_PD: Tensor = cross(x_PD, self.latents)
-        return y_PD + feed_forward(y_PD)
+        z_PD: Tensor = y_PD + feed_forward(y_PD)
+        return z_PD
 
     def forward(self, x_PD: Tensor, lengths: tuple[int, ...]) -> Tensor:
         """Return each text's mean token state, (B, D) float32; ``lengths`` are pooled tokens per text."""
@@ -98,6 +100,7 @@ class FoldedLatentAttention(nn.Module):
     def forward(self, x_PD: Tensor, lengths: tuple[int, ...]) -> Tensor:
         """Return what ``LatentAttention`` returns, (B, D) float32. Needs no gradient."""
         first, gate, last = self.feed_forward.fn.net
+        assert isinstance(last, nn.Linear)
         mean_y = x_PD.new_zeros(len(lengths), x_PD.shape[1], dtype=torch.float32)
         mean_hidden = x_PD.new_zeros(len(lengths), last.in_features, dtype=torch.float32)
         for tokens, texts, pieces in _chunks(lengths, self.chunk_tokens):
