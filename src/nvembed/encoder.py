@@ -84,7 +84,7 @@ class Encoder:
         Raises:
             ConfigError, WeightsError, DownloadError, InputError: each says what is wrong and what to do.
         """
-        devices = _devices(device)
+        devices = devices_of(device)
         if dtype is None:
             dtype = "bfloat16" if devices[0].type == "cuda" else "float32"
         if dtype not in DTYPES:
@@ -351,7 +351,7 @@ def _forward(model: NVEmbed, batch: Batch) -> torch.Tensor:
     return result
 
 
-def _devices(device: str | Sequence[str] | None) -> list[torch.device]:
+def devices_of(device: str | Sequence[str] | None) -> list[torch.device]:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     names = [device] if isinstance(device, str) else list(device)
