@@ -132,6 +132,9 @@ def rehearse(root: Path, tokenizer: Path, *, small: bool) -> dict[str, Any]:
     free = shutil.disk_usage(root).free
     if not small and free < 17e9:
         raise SystemExit(f"{root} has {free / 1e9:.1f} GB free: 17 GB are needed")
+    free_memory_bytes = free_memory(torch.device("cpu"))
+    if not small and free_memory_bytes is not None and free_memory_bytes < 17 * GIB:
+        raise SystemExit(f"{free_memory_bytes / GIB:.1f} GiB of memory are free: 17 GiB are needed")
     work = Path(tempfile.mkdtemp(prefix="rehearsal-", dir=root))
     try:
         folder = work / "model"
@@ -196,8 +199,9 @@ def markdown(result: dict[str, Any]) -> str:
             "|---|---|---|",
             *findings,
             "",
-            f"Hardware: {machine['processor']}, {machine['cores']} cores ({machine['threads']} threads used), {machine['memory_gib']} GiB. "
-            f"Python {machine['python']}, torch {machine['torch']}, safetensors {machine['safetensors']}.",
+            f"Hardware: {machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB; "
+            f"{machine['threads']} threads used. Python {machine['python']}, torch {machine['torch']}, "
+            f"safetensors {machine['safetensors']}.",
             "",
             f"Command: `{result['command']}`",
             "",
