@@ -16,7 +16,9 @@ from nvembed.text.tokenize import TextTokenizer
 from nvembed.weights.known import Answer, expected_sha256, known_weights, licence_of, recognise, sha256
 from nvembed.weights.load import (
     INDEX,
+    ITEM_BYTES,
     Checkpoint,
+    StoredTensor,
     missing_files,
     open_checkpoint,
     read_json,
@@ -223,17 +225,16 @@ def _values(checkpoint: Checkpoint, dtype: str, advance: Advance) -> Finding:
     constant: list[str] = []
     for name, stored in sorted(checkpoint.tensors.items(), key=lambda item: (item[1].file, item[0])):
         try:
-            tensor = read_tensor(stored, name)
+            low, high = _range(stored, name)
         except NvembedError as error:
             return Finding("values", "fail", str(error))
-        low, high = (float(value) for value in tensor.aminmax())
         if not (math.isfinite(low) and math.isfinite(high)):
             bad.append(name)
         elif max(-low, high) > limit:
             too_large.append(name)
-        elif low == high and tensor.dim() > 1:
+        elif low == high and len(stored.shape) > 1:
             constant.append(name)
-        advance(tensor.nbytes)
+        advance(math.prod(stored.shape) * ITEM_BYTES[stored.dtype])
     if bad:
         return Finding("values", "fail", f"not finite: {_some(bad)}; fetch the weights again")
     if too_large:
@@ -245,6 +246,12 @@ def _values(checkpoint: Checkpoint, dtype: str, advance: Advance) -> Finding:
             "values", "warn", f"one value throughout, as a half-written file leaves them: {_some(constant)}"
         )
     return Finding("values", "pass", f"all finite, also as {dtype}")
+
+
+def _range(stored: StoredTensor, name: str) -> tuple[float, float]:
+    """A function of its own, so that a tensor is gone before the next one is read."""
+    low, high = read_tensor(stored, name).aminmax()
+    return float(low), float(high)
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Finding:
@@ -281,7 +288,7 @@ def _memory(rows: list[MemoryRow], dtype: str, device: torch.device) -> Finding:
     if row.fits:
         return Finding("memory", "pass", said)
     others = [other.dtype for other in rows if other.folded and other.fits]
-    return Finding("memory", "warn", f"{said}: {f'use {others[-1]}' if others else 'no dtype fits'}")
+    return Finding("memory", "warn", f"{said}: {f'use {others[0]}' if others else 'no dtype fits'}")
 
 
 def _hashes(folder: Path, advance: Advance) -> Finding:
