@@ -99,7 +99,9 @@ def test_sizes(path: Path) -> None:
             count += len(node.args.kwonlyargs)
             if room_of(path) != "cli":  # a command's options are its arguments
                 assert count <= 8, f"{node.name} has {count} parameters; the limit is 8"
-                assert node.args.kwarg is None, f"{node.name} takes **{node.args.kwarg and node.args.kwarg.arg}"
+                assert node.args.kwarg is None, (
+                    f"{node.name} takes **{node.args.kwarg and node.args.kwarg.arg}"
+                )
     if path.name == "__init__.py" and path.parent != SRC:
         assert source == "", "a room's __init__ stays empty"
 
