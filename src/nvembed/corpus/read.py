@@ -295,5 +295,5 @@ def _kind(value: object) -> str:
 
 
 def _shown(value: object) -> str:
-    text = value.strip() if isinstance(value, str) else repr(value)
-    return ascii(text if len(text) <= 60 else f"{text[:60]}...")
+    text = ascii(value.strip() if isinstance(value, str) else value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

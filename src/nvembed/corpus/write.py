@@ -9,9 +9,9 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -84,25 +84,104 @@ def output_format(target: Path) -> str:
 def _write_blocks(
     temporary: Path, target: Path, kind: str, blocks: Iterable[Block], metadata: Mapping[str, str]
 ) -> int:
-    writer: AbstractContextManager[Write] | None = None
     write: Write | None = None
     rows = dim = 0
-    try:
+    with ExitStack() as stack:
         for passages, vectors in blocks:
-            if vectors.ndim != 2 or len(vectors) != len(passages) or (rows and vectors.shape[1] != dim):
+            if vectors.ndim != 2 or len(vectors) != len(passages) or (write and vectors.shape[1] != dim):
                 expected = f"({len(passages)}, {dim or 'D'})"
-                raise DataError(f"vectors of shape {vectors.shape}; expected {expected}")
+                raise DataError(f"a block of vectors has shape {vectors.shape}; expected {expected}")
             with _as_output_error(target):
                 if write is None:
                     dim = vectors.shape[1]
-                    writer = _WRITERS[kind](temporary, dim, metadata)
-                    write = writer.__enter__()
-                write(passages, np.ascontiguousarray(vectors, dtype=np.float32))
+                    write = stack.enter_context(_WRITERS[kind](temporary, dim, metadata))
+                write(passages, np.ascontiguousarray(vectors, dtype="<f4"))
             rows += len(vectors)
-        if rows == 0:
+        if write is None:
             raise DataError(f"nothing to write to {target}: there was no text")
-    finally:
-        if writer is not None:
-            with _as_output_error(target):
-                writer.__exit__(None, None, None)
+        with _as_output_error(target):
+            stack.close()
     return rows
+
+
+@contextmanager
+def _as_output_error(target: Path) -> Iterator[None]:
+    """What goes wrong while writing is an OutputError, whatever the library calls it."""
+    try:
+        yield
+    except OSError as error:  # numpy's and pyarrow's often come without an errno
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OutputError(f"could not write {target}: {reason}; nothing was left behind") from error
+
+
+@contextmanager
+def _npy_writer(path: Path, dim: int, _metadata: Mapping[str, str]) -> Iterator[Write]:
+    rows = 0
+
+    def header() -> None:
+        # numpy pads the header so that it may be written again when the first axis has grown
+        shape = {"descr": "<f4", "fortran_order": False, "shape": (rows, dim)}
+        np.lib.format.write_array_header_1_0(handle, shape)
+
+    def write(_passages: Sequence[Passage], vectors_ND: np.ndarray) -> None:
+        nonlocal rows
+        handle.write(vectors_ND.data)
+        rows += len(vectors_ND)
+
+    with path.open("wb") as handle:
+        header()
+        first = handle.tell()
+        yield write
+        handle.seek(0)
+        header()
+        assert handle.tell() == first
+
+
+@contextmanager
+def _jsonl_writer(path: Path, _dim: int, _metadata: Mapping[str, str]) -> Iterator[Write]:
+    with path.open("wb") as handle:
+        yield lambda passages, vectors_ND: write_jsonl(handle, passages, vectors_ND)
+
+
+@contextmanager
+def _parquet_writer(path: Path, dim: int, metadata: Mapping[str, str]) -> Iterator[Write]:
+    pa, pq = _pyarrow()
+    columns = [("id", pa.string()), ("text", pa.string()), ("vector", pa.list_(pa.float32(), dim))]
+    schema = pa.schema(columns, metadata={"nvembed": json.dumps(dict(metadata))})
+
+    def write(passages: Sequence[Passage], vectors_ND: np.ndarray) -> None:
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(vectors_ND.reshape(-1)), dim)
+        arrays = [pa.array([p.id for p in passages]), pa.array([p.text for p in passages]), vectors]
+        table = pa.table(arrays, schema=schema)
+        try:
+            writer.write_table(table)
+        except pa.ArrowException as error:  # of no standard kind
+            raise OSError(str(error)) from error
+
+    with path.open("wb") as handle:
+        writer = pq.ParquetWriter(handle, schema, compression="zstd", use_dictionary=False)
+        try:
+            yield write
+        except BaseException:
+            with suppress(Exception):  # closing writes the footer, which may fail as the write did
+                writer.close()
+            raise
+        writer.close()
+
+
+_WRITERS: dict[str, Callable[[Path, int, Mapping[str, str]], AbstractContextManager[Write]]] = {
+    "npy": _npy_writer,
+    "parquet": _parquet_writer,
+    "jsonl": _jsonl_writer,
+}
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise MissingExtraError(
+            "Parquet needs the package pyarrow: install the extra with  pip install 'nvembed[search]'"
+        ) from error
+    return pa, pq
