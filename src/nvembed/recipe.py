@@ -1,0 +1,127 @@
+"""Recipes: TOML files that decide a result, read into validated, frozen models.
+
+A room declares what it reads as a subclass of ``Recipe`` and calls ``read_recipe``. Whatever is wrong with
+the file is said at once, each fault with its line, its key, what was expected and what was got.
+"""
+
+import difflib
+import json
+import os
+import re
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from nvembed.errors import ConfigError
+
+
+class Recipe(BaseModel):
+    """A frozen record read from TOML: no unknown key, no silent conversion, no NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+R = TypeVar("R", bound=Recipe)
+
+
+def read_recipe(path: str | os.PathLike[str], model: type[R]) -> R:
+    """Read the TOML file ``path`` as a ``model``.
+
+    Raises:
+        ConfigError: the file is missing, is no TOML, or does not fit ``model``. The message lists every fault
+            as ``file:line: key: expected ..., got ...``; an unknown key comes with the nearest known one.
+    """
+    path = Path(path)
+    text = _read_text(path)
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: expected a TOML file: {error}") from error
+    try:
+        # By way of JSON, strict validation takes a TOML array for a tuple, and still refuses "3" for 3.
+        return model.model_validate_json(json.dumps(table, default=str))
+    except ValidationError as error:
+        faults = [_fault(path, text, model, detail) for detail in error.errors()]
+        raise ConfigError("\n".join(faults)) from error
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a hint that names the known words closest to ``name``: ``"did you mean 'a' or 'b'?"``."""
+    known = sorted(set(known))
+    lowered = {word.lower(): word for word in reversed(known)}  # capitals sort first and win
+    close = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.65)
+    if close:
+        return "did you mean " + " or ".join(repr(lowered[word]) for word in close) + "?"
+    shown = ", ".join(known[:12]) + (f", ... ({len(known)} in all)" if len(known) > 12 else "")
+    return f"known: {shown}"
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: expected a recipe file, got {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: expected UTF-8 text: {error}") from error
+
+
+def _fault(path: Path, text: str, model: type[Recipe], detail: ErrorDetails) -> str:
+    """Say one fault: where it is, what was expected, what was got."""
+    keys = detail["loc"]
+    where = f"{path}:{_line_of(text, keys)}: {'.'.join(map(str, keys)) or 'the file'}"
+    if detail["type"] == "extra_forbidden":
+        return f"{where}: unknown key; {nearest(str(keys[-1]), _known_keys(model, keys[:-1]))}"
+    if detail["type"] == "missing":
+        return f"{where}: expected a value, got none"
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    got = json.dumps(detail["input"], ensure_ascii=False)
+    return f"{where}: expected {message}, got {got if len(got) <= 100 else got[:97] + '...'}"
+
+
+def _known_keys(model: type[BaseModel], keys: tuple[int | str, ...]) -> list[str]:
+    """Return the keys of the table that ``keys`` leads to, through nested models, lists and dicts."""
+    found: Any = model
+    for key in keys:
+        if isinstance(found, type) and issubclass(found, BaseModel):
+            field = found.model_fields.get(str(key))
+            found = field.annotation if field else None
+        else:
+            inner = [argument for argument in get_args(found) if argument is not str]
+            found = inner[0] if inner else None
+        while isinstance(found, type) is False and type(None) in get_args(found):
+            found = next(argument for argument in get_args(found) if argument is not type(None))
+    return list(found.model_fields) if isinstance(found, type) and issubclass(found, BaseModel) else []
+
+
+_HEADER = re.compile(r"^\s*\[(\[?)([^\]]+)\]")
+_KEY = re.compile(r"""^\s*("[^"]+"|'[^']+'|[\w.-]+)\s*=""")
+
+
+def _line_of(text: str, keys: tuple[int | str, ...]) -> int:
+    """Return the line (from 1) of the longest leading part of ``keys`` found in ``text``; 1 if none is.
+
+    ``tomllib`` keeps no positions. One line per key, as recipes are written, is what this can follow.
+    """
+    table: tuple[int | str, ...] = ()
+    counts: dict[str, int] = {}
+    best_length, best_line = 0, 1
+    for number, line in enumerate(text.splitlines(), start=1):
+        header, key = _HEADER.match(line), _KEY.match(line)
+        if header:
+            name = header[2].strip()
+            table = tuple(part.strip("\"' ") for part in name.split("."))
+            if header[1]:
+                counts[name] = counts.get(name, -1) + 1
+                table = (*table, counts[name])
+            here = table
+        elif key:
+            here = (*table, key[1].strip("\"'"))
+        else:
+            continue
+        if len(here) > best_length and keys[: len(here)] == here:
+            best_length, best_line = len(here), number
+    return best_line
