@@ -11,9 +11,10 @@ import torch
 
 from nvembed.errors import ConfigError, MissingExtraError, WeightsError
 from nvembed.model.config import BackboneConfig, RopeScaling
-from nvembed.weights.causal_lm import CausalLM, check_shapes
+from nvembed.weights.causal_lm import CausalLM, check_backbone
 from nvembed.weights.gguf_tokenizer import tokenizer_files
 from nvembed.weights.hub_config import backbone_config
+from nvembed.weights.load import StoredTensor
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -65,9 +66,12 @@ def read_gguf(path: Path) -> CausalLM:
         factors = np.array(stored[_ROPE_FACTORS].data, dtype=np.float64)
     config = _config(metadata, vocab_size=int(stored["token_embd.weight"].shape[1]), rope_factors=factors)
     names = {name: _released_name(name) for name in stored if name not in _IGNORED}
-    # GGUF states shapes innermost first
-    shapes = {names[name]: tuple(int(n) for n in reversed(stored[name].shape)) for name in names}
-    check_shapes(shapes, config, source=path)
+    found = {
+        # GGUF states shapes innermost first; whatever it holds is made float32
+        released: StoredTensor(path, tuple(int(size) for size in reversed(stored[name].shape)), "F32")
+        for name, released in names.items()
+    }
+    check_backbone(path, found, config)
     tokens = metadata.get("tokenizer.ggml.tokens")
     if isinstance(tokens, list) and len(tokens) > config.vocab_size:
         raise WeightsError(

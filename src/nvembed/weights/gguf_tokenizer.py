@@ -54,11 +54,11 @@ def tokenizer_files(metadata: Mapping[str, object]) -> dict[str, bytes]:
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            _added_token(index, tokens[index], special=kind != _USER_DEFINED)
-            for index, kind in enumerate(types)
-            if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED)
+            _added_token(index, tokens[index], special=token_type != _USER_DEFINED)
+            for index, token_type in enumerate(types)
+            if token_type in (_UNKNOWN, _CONTROL, _USER_DEFINED)
         ],
-        "post_processor": _bos_first(roles["bos_token"], vocab) if add_bos else None,
+        "post_processor": bos_first(roles["bos_token"], vocab[roles["bos_token"]]) if add_bos else None,
     }
     settings = {
         **roles,
@@ -204,7 +204,9 @@ def _added_token(index: int, content: str, *, special: bool) -> dict[str, object
     return {"id": index, "content": content, **flags, "special": special}
 
 
-def _bos_first(bos: str, vocab: Mapping[str, int]) -> dict[str, object]:
+def bos_first(bos: str, bos_id: int) -> dict[str, object]:
+    """The ``post_processor`` of a tokenizer.json that puts BOS before each text."""
+
     def bos_then(sequence: str, type_id: int) -> list[dict[str, object]]:
         return [
             {"SpecialToken": {"id": bos, "type_id": type_id}},
@@ -215,7 +217,7 @@ def _bos_first(bos: str, vocab: Mapping[str, int]) -> dict[str, object]:
         "type": "TemplateProcessing",
         "single": bos_then("A", 0),
         "pair": bos_then("A", 0) + bos_then("B", 1),
-        "special_tokens": {bos: {"id": bos, "ids": [vocab[bos]], "tokens": [bos]}},
+        "special_tokens": {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}},
     }
 
 
