@@ -10,7 +10,7 @@ import torch
 
 from nvembed.errors import NvembedError
 from nvembed.model.config import ModelConfig
-from nvembed.model.memory import activation_bytes, batch_tokens_for
+from nvembed.model.device import activation_bytes, batch_tokens_for
 from nvembed.model.nv_embed import NVEmbed
 from nvembed.text.tokenize import TextTokenizer
 from nvembed.weights.known import Answer, expected_sha256, known_weights, licence_of, recognise, sha256
@@ -243,7 +243,9 @@ def _values(checkpoint: Checkpoint, dtype: str, advance: Advance) -> Finding:
         )
     if constant:
         return Finding(
-            "values", "warn", f"one value throughout, as a half-written file leaves them: {_some(constant)}"
+            "values",
+            "warn",
+            f"one value throughout, as in an untrained pooler or a half-written file: {_some(constant)}",
         )
     return Finding("values", "pass", f"all finite, also as {dtype}")
 
