@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny_lm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from nvembed.cli.init import init
 from nvembed.encoder import Encoder
@@ -34,7 +34,7 @@ def test_untrained_pooling_is_mean_pooling(tmp_path: Path, architecture: Archite
 def test_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     backbone = tiny_lm.folder(tmp_path / "lm", tiny_lm.sizes())
     init(str(tmp_path / "lm"), tmp_path / "out", num_latents=8, num_heads=2, dtype="bfloat16", max_length=100)
-    assert "an untrained NV-Embed, latent pooling, 64 dimensions" in capsys.readouterr().out
+    assert "an untrained NV-Embed, latent pooling, 64 dimensions" in capsys.readouterr().err
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     stored = load_file(tmp_path / "out" / "model.safetensors")
@@ -51,8 +51,6 @@ def test_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_dtype_is_the_backbones_unless_given(tmp_path: Path) -> None:
     tiny_lm.folder(tmp_path / "lm", tiny_lm.sizes())
-    from safetensors.torch import save_file
-
     file = tmp_path / "lm" / "model.safetensors"
     save_file({name: value.half() for name, value in load_file(file).items()}, file)
     init(str(tmp_path / "lm"), tmp_path / "out", num_latents=8, num_heads=2)
