@@ -245,8 +245,8 @@ def report(
             "# Encoding on CPU",
             "",
             f"{result['question']}. {result['hardware']}; {result['versions']}. `{result['command']}`: "
-            f"{len(lengths)} real passages, {sum(lengths):,} tokens (median {np.median(lengths):.0f}, longest "
-            f"{max(lengths)}), median of {arguments.repeats} interleaved runs.",
+            f"{len(lengths)} real passages, {sum(lengths):,} tokens (median {np.median(lengths):.0f}, "
+            f"longest {max(lengths)}), median of {arguments.repeats} interleaved runs.",
             "",
             "| variant | tokens/s | nvembed / variant | peak memory, GiB |",
             "|---|---|---|---|",

@@ -11,7 +11,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from nvembed.encoder import Encoder, devices_of
+from nvembed.encoder import Encoder
+from nvembed.model.device import parse_devices
 from nvembed.weights.check import Advance, Finding, Report, bytes_text, check_folder, shards_bytes
 from nvembed.weights.hub import model_folder
 from nvembed.weights.known import ask

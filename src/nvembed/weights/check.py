@@ -10,7 +10,7 @@ import torch
 
 from nvembed.errors import NvembedError
 from nvembed.model.config import ModelConfig
-from nvembed.model.memory import activation_bytes, batch_tokens_for
+from nvembed.model.device import activation_bytes, batch_tokens_for
 from nvembed.model.nv_embed import NVEmbed
 from nvembed.text.tokenize import TextTokenizer
 from nvembed.weights.known import Answer, expected_sha256, known_weights, licence_of, recognise, sha256
