@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and leave with its exit code."""
     argv = sys.argv[1:] if argv is None else argv
     signal.signal(signal.SIGTERM, _terminated)
-    warnings.showwarning = _show_warning
+    warnings.showwarning = _show_warning  # type: ignore[assignment]  # takes what it is given
     if unknown := _unknown_command(argv):
         say(f"{unknown}\nsee  nvembed --help", label="error: ", style="bold red")
         sys.exit(2)
@@ -88,7 +88,7 @@ def _show_warning(message: Warning | str, *_where: object) -> None:
 
 
 def _unknown_command(argv: Sequence[str]) -> str | None:
-    """Return what to say about a command that does not exist (cyclopts would import all of them to say it)."""
+    """Return what to say about a command that does not exist (cyclopts would import them all to say it)."""
     name = argv[0] if argv else "-"
     if name.startswith("-") or name in COMMANDS:
         return None
