@@ -12,6 +12,7 @@ Needs about 16 GB of free memory. Exits with 1 where the peak is 20 GiB or more.
 
 import argparse
 import json
+import os
 import resource
 import shutil
 import signal
@@ -141,6 +142,7 @@ def rehearse(root: Path, tokenizer: Path, *, small: bool) -> dict[str, Any]:
     free_memory_bytes = free_memory(torch.device("cpu"))
     if not small and free_memory_bytes is not None and free_memory_bytes < 17 * GIB:
         raise SystemExit(f"{free_memory_bytes / GIB:.1f} GiB of memory are free: 17 GiB are needed")
+    busy = os.getloadavg()[0]
     work = Path(tempfile.mkdtemp(prefix="rehearsal-", dir=root))
     try:
         folder = work / "model"
@@ -159,7 +161,12 @@ def rehearse(root: Path, tokenizer: Path, *, small: bool) -> dict[str, Any]:
     peaks = [loaded.pop("max_rss_gib"), checked.pop("max_rss_gib")]
     return {
         "command": "python benchmarks/rehearsal.py FOLDER TOKENIZER" + " --tiny" * small,
-        "hardware": {**hardware(), "threads": torch.get_num_threads(), "free_gib": round(free_gib, 1)},
+        "hardware": {
+            **hardware(),
+            "threads": torch.get_num_threads(),
+            "free_gib": round(free_gib, 1),
+            "load_before": round(busy, 1),
+        },
         "tensors": len(tensors),
         "parameters": sum(int(np.prod(shape)) for shape in tensors.values()),
         "shards_bytes": shards,
@@ -206,7 +213,7 @@ def markdown(result: dict[str, Any]) -> str:
             *findings,
             "",
             f"Hardware: {machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB; "
-            f"{machine['threads']} threads used. Python {machine['python']}, torch {machine['torch']}, "
+            f"{machine['threads']} threads used, load {machine['load_before']} before. Python {machine['python']}, torch {machine['torch']}, "
             f"safetensors {machine['safetensors']}.",
             "",
             f"Command: `{result['command']}`",
