@@ -213,7 +213,8 @@ def markdown(result: dict[str, Any]) -> str:
             *findings,
             "",
             f"Hardware: {machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB; "
-            f"{machine['threads']} threads used, load {machine['load_before']} before. Python {machine['python']}, torch {machine['torch']}, "
+            f"{machine['threads']} threads used, load {machine['load_before']} before. "
+            f"Python {machine['python']}, torch {machine['torch']}, "
             f"safetensors {machine['safetensors']}.",
             "",
             f"Command: `{result['command']}`",
