@@ -139,7 +139,15 @@ def packed_batches(texts: list[Tokens], device: torch.device) -> list[tuple[Pack
     ]
 
 
-def padded_batches(texts: list[Tokens], device: torch.device) -> list[tuple[Tensor, Tensor, np.ndarray]]:
+@dataclass
+class PaddedBatch:
+    ids: Tensor  # (B, T)
+    pool_mask: Tensor  # (B, T) bool
+    attention_mask: Tensor | None  # (B, 1, 1, T) bool; None without padding, for the fastest kernel
+    rows: np.ndarray
+
+
+def padded_batches(texts: list[Tokens], device: torch.device) -> list[PaddedBatch]:
     """Sorted by length; as many texts as the token budget allows, 32 at most where lengths differ."""
     order = np.argsort([-len(text.input_ids) for text in texts], kind="stable")
     equal = len({len(text.input_ids) for text in texts}) == 1
@@ -154,24 +162,25 @@ def padded_batches(texts: list[Tokens], device: torch.device) -> list[tuple[Tens
             length = len(texts[text].input_ids)
             ids[row, :length] = torch.from_numpy(texts[text].input_ids.astype(np.int64))
             mask[row, :length] = True
-        made.append((ids.to(device), mask.to(device), rows))
+        needed = None if bool(mask.all()) else mask[:, None, None, :].to(device)
+        made.append(PaddedBatch(ids.to(device), mask.to(device), needed, rows))
     return made
 
 
 def run_ours(models: Models, work: list[tuple[PackedBatch, np.ndarray]], out: Tensor) -> None:
     for batch, rows in work:
-        out[torch.from_numpy(rows)] = models.ours(batch)
+        out[torch.from_numpy(rows)] = models.ours(batch).cpu()
 
 
-def run_transformers(models: Models, work: list[tuple[Tensor, Tensor, np.ndarray]], out: Tensor) -> None:
-    for ids, mask, rows in work:
-        # without padding no mask is needed, which leaves sdpa its fastest kernel
-        given = None if bool(mask.all()) else mask[:, None, None, :]
-        hidden = models.mistral(input_ids=ids, attention_mask=given, use_cache=False).last_hidden_state
+def run_transformers(models: Models, work: list[PaddedBatch], out: Tensor) -> None:
+    for batch in work:
+        hidden = models.mistral(
+            input_ids=batch.ids, attention_mask=batch.attention_mask, use_cache=False
+        ).last_hidden_state
         states = models.plain.token_states(hidden.flatten(0, 1)).view(hidden.shape).float()
-        weights = mask.float()[:, :, None]
+        weights = batch.pool_mask.float()[:, :, None]
         pooled = (states * weights).sum(1) / weights.sum(1)
-        out[torch.from_numpy(rows)] = F.normalize(pooled, dim=-1)
+        out[torch.from_numpy(batch.rows)] = F.normalize(pooled, dim=-1).cpu()
 
 
 def linear_products(models: Models, rows: int, texts: int) -> list[tuple[Tensor, Tensor, int]]:

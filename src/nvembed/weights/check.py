@@ -243,7 +243,9 @@ def _values(checkpoint: Checkpoint, dtype: str, advance: Advance) -> Finding:
         )
     if constant:
         return Finding(
-            "values", "warn", f"one value throughout, as a half-written file leaves them: {_some(constant)}"
+            "values",
+            "warn",
+            f"one value throughout, as in an untrained pooler or a half-written file: {_some(constant)}",
         )
     return Finding("values", "pass", f"all finite, also as {dtype}")
 
