@@ -20,7 +20,6 @@ import json
 import os
 import platform
 import random
-import resource
 import shutil
 import subprocess
 import sys
@@ -32,10 +31,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from nvembed.encoder import Encoder
 from nvembed.model.device import CPU_BATCH_TOKENS
 from nvembed.text.pack import batches
+from nvembed.text.tokenize import TextTokenizer
 from nvembed.weights.load import load_model, open_checkpoint, read_tensor
 
 RESULTS = Path(__file__).parent / "results"
@@ -61,7 +62,7 @@ class Backbone:
     """The same backbone weights in transformers' Llama, read in both directions."""
 
     def __init__(self, model: Path) -> None:
-        from transformers import AutoTokenizer, LlamaConfig, LlamaModel
+        from transformers import LlamaConfig, LlamaModel
 
         self.folder = Path(tempfile.mkdtemp(prefix="nvembed-bench-"))
         checkpoint = open_checkpoint(model)
@@ -90,15 +91,16 @@ class Backbone:
         self.model.save_pretrained(self.folder)
         for name, content in checkpoint.tokenizer_files().items():
             (self.folder / name).write_bytes(content)
-        self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
-        self.tokenizer.padding_side = "right"
-        if self.tokenizer.pad_token is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.tokenizer = TextTokenizer(checkpoint.tokenizer_files()["tokenizer.json"], checkpoint.text)
+        self.eos = checkpoint.text.eos_id
 
     def hidden(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        batch = self.tokenizer(texts, padding=True, return_tensors="pt")
-        states = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-        return states.last_hidden_state, batch["attention_mask"]
+        """Last hidden states of a padded batch, of the same ids that nvembed reads, and its mask."""
+        tokens = [torch.from_numpy(item.input_ids).long() for item in self.tokenizer(texts)]
+        ids = pad_sequence(tokens, batch_first=True, padding_value=self.eos)
+        ones = [torch.ones(len(item), dtype=torch.long) for item in tokens]
+        mask = pad_sequence(ones, batch_first=True)
+        return self.model(input_ids=ids, attention_mask=mask).last_hidden_state, mask
 
 
 def mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -145,11 +147,11 @@ def prepare(variant: str, model: Path, texts: list[str]) -> Callable[[], object]
     backbone = Backbone(model)
     if variant.startswith("a1"):
         from sentence_transformers import SentenceTransformer
-        from sentence_transformers.models import Pooling, Transformer
+        from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
         transformer = Transformer(str(backbone.folder), config_kwargs={"is_causal": False})
         transformer.tokenizer.padding_side = "right"
-        transformer.tokenizer.pad_token = backbone.tokenizer.pad_token
+        transformer.tokenizer.pad_token = transformer.tokenizer.eos_token
         peer = SentenceTransformer(modules=[transformer, Pooling(backbone.model.config.hidden_size, "mean")])
         return lambda: peer.encode(texts, batch_size=32, normalize_embeddings=True)
     plain = None
@@ -181,6 +183,12 @@ def peak_memory(variant: str, arguments: argparse.Namespace) -> float:
     return float(done.stdout.splitlines()[-1])
 
 
+def high_water_gib() -> float:
+    """This process's own (ru_maxrss would be its parent's, where that was larger)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 2**20
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("model", type=Path)
@@ -193,7 +201,7 @@ def main() -> None:
     if arguments.only:
         with torch.inference_mode():
             prepare(arguments.only, arguments.model, texts[:100])()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+        print(high_water_gib())
         return
 
     encoder = Encoder.from_pretrained(arguments.model, device="cpu", dtype="float32")

@@ -25,6 +25,7 @@ from nvembed.errors import NvembedError
 COMMANDS = {
     "encode": "Embed the texts of a file.",
     "search": "Search a folder of text, or a corpus file, by meaning.",
+    "check": "Check a model: files, tensors, values, tokenizer, memory, licence and known answer.",
     "init": "Make an untrained NV-Embed checkpoint from a causal language model.",
     "check": "Check a model: files, values, memory, licence, known answer.",
     "demo": "Build a small model, embed a labelled corpus, answer questions and score the answers.",
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         say(str(error), label="error: ", style="bold red")
         sys.exit(1)
     except KeyboardInterrupt:
-        say("interrupted: nothing was left half-written")
+        say("interrupted")
         sys.exit(130)
     except BrokenPipeError:
         # Whoever read us has gone. Python would complain once more when it flushes on the way out.
