@@ -40,7 +40,7 @@ def test_rehearsal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "values": "pass",
         "tokenizer": "pass",
         "memory": "pass",
-        "licence": "pass",
+        "licence": "skip",
         "known answer": "skip",
     }
     for phase in result["phases"].values():

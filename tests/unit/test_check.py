@@ -109,7 +109,7 @@ def test_a_sound_model_passes(folder: Path) -> None:
     report = check_folder(folder, device=CPU, dtype="float32", hash_files=False, advance=read.append)
     found = {item.check: (item.status, item.detail) for item in report.findings}
     assert list(found) == ["files", "tensors", "values", "tokenizer", "memory", "licence"]
-    assert {status for status, _ in found.values()} == {"pass"}
+    assert [status for status, _ in found.values()] == ["pass"] * 5 + ["skip"]
     assert report.ok
     assert not report.recognised
     tensors = expected_tensors(CONFIG)
@@ -322,8 +322,8 @@ def test_derived_weights_inherit_the_licence(folder: Path) -> None:
     assert detail.startswith("the model card names nvidia/NV-Embed-v2 as their origin, CC-BY-NC-4.0")
     card.write_text("---\nlicense: mit\n---\nBetter than nvidia/NV-Embed-v2.")
     assert findings(folder)["licence"] == ("pass", "mit, says the model card here")
-    care, said = licence_of(folder.parent, NV_EMBED_V2, None, known_weights())
-    assert care
+    status, said = licence_of(folder.parent, NV_EMBED_V2, None, known_weights())
+    assert status == "warn"
     assert said.startswith(
         "unknown weights of exactly NV-Embed's sizes: if they come from nvidia/NV-Embed-v2 or"
     )

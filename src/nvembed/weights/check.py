@@ -120,8 +120,8 @@ def check_folder(
         report.findings.append(_hashes(folder, advance))
     evidence = recognise(folder, known)
     report.recognised = evidence is not None
-    care, said = licence_of(folder, checkpoint.config if checkpoint else None, evidence, known)
-    report.findings.append(Finding("licence", "warn" if care else "pass", said))
+    status, said = licence_of(folder, checkpoint.config if checkpoint else None, evidence, known)
+    report.findings.append(Finding("licence", status, said))
     return report
 
 

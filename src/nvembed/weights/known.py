@@ -112,27 +112,27 @@ def sha256(path: Path, advance: Callable[[int], None]) -> str:
 
 def licence_of(
     folder: Path, config: ModelConfig | None, evidence: Evidence | None, known: KnownWeights
-) -> tuple[bool, str]:
-    """Return whether a licence was found that needs care, and what there is to say about it."""
+) -> tuple[Literal["pass", "warn", "skip"], str]:
+    """Return ``warn`` for a licence that needs care, ``skip`` for an unknown one, and what there is to say."""
     models = (known.model, *known.same_licence)
     inherits = f"{known.licence}: not for commercial use; weights derived from them inherit it"
     if evidence == "sha256":
-        return True, f"these are the weights of {known.model}, {inherits}"
+        return "warn", f"these are the weights of {known.model}, {inherits}"
     if evidence == "size":
-        return True, f"their sizes are those of {known.model} (--hash makes sure), {inherits}"
+        return "warn", f"their sizes are those of {known.model} (--hash makes sure), {inherits}"
     card = _front_matter(folder / "README.md")
     origin = next((model for model in models if model in card), None)
     if origin is not None:
-        return True, f"the model card names {origin} as their origin, {inherits}"
+        return "warn", f"the model card names {origin} as their origin, {inherits}"
     if config is not None and config == NV_EMBED_V2:
-        return True, (
+        return "warn", (
             f"unknown weights of exactly NV-Embed's sizes: if they come from {' or '.join(models)}, saved "
             f"again or changed, they are {known.licence}, not for commercial use"
         )
     stated = re.search(r"^license:\s*(\S+)", card, re.MULTILINE)
     if stated is not None:
-        return False, f"{stated[1]}, says the model card here"
-    return False, "unknown: neither these weights nor a model card say; ask where they come from"
+        return "pass", f"{stated[1]}, says the model card here"
+    return "skip", "unknown: neither these weights nor a model card say; ask where they come from"
 
 
 def ask(encode: Encode, dtype: Literal["float32", "float16", "bfloat16"]) -> Answer:
