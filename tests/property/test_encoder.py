@@ -4,10 +4,10 @@ import functools
 
 import numpy as np
 import pytest
-from conftest import TINY_A
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import TINY_A
 from nvembed.encoder import Encoder
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* texts. (cut|empty)")
