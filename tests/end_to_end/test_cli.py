@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conftest import TINY_A
 from nvembed.cli.main import COMMANDS
+from nvembed.encoder import Encoder
 
 pq = pytest.importorskip("pyarrow.parquet", reason="the extra 'search' is not installed")
 
@@ -304,3 +306,17 @@ def test_demo_at_any_width(columns: int, monkeypatch: pytest.MonkeyPatch) -> Non
     assert [float(cell) for cell in scores["BM25"]] == pytest.approx([96.5, 92.9, 99.3, 99.7], abs=0.2)
     assert 5 < float(scores["bag-of-words"][0]) < 90
     assert "untrained" not in page, "that is said of the model that the demo makes itself"
+
+
+def test_a_real_model_gives_the_librarys_vectors(tmp_path: Path, tiny_encoder: Encoder) -> None:
+    texts = [text for text in TEXTS if text] * 3
+    (tmp_path / "t.txt").write_text("\n".join(texts), encoding="utf-8")
+    code = "from nvembed.cli.main import main; main()"
+    arguments = ["encode", TINY_A, tmp_path / "t.txt", tmp_path / "o.npy", "--task", "NQ", "--device", "cpu"]
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "15 texts, " in done.stderr
+    np.testing.assert_allclose(
+        np.load(tmp_path / "o.npy"), tiny_encoder.encode_query(texts, task="NQ"), atol=1e-5
+    )
