@@ -27,7 +27,6 @@ COMMANDS = {
     "search": "Search a folder of text, or a corpus file, by meaning.",
     "check": "Check a model: files, tensors, values, tokenizer, memory, licence and known answer.",
     "init": "Make an untrained NV-Embed checkpoint from a causal language model.",
-    "check": "Check a model: files, values, memory, licence, known answer.",
     "demo": "Build a small model, embed a labelled corpus, answer questions and score the answers.",
 }
 

@@ -113,7 +113,7 @@ def sha256(path: Path, advance: Callable[[int], None]) -> str:
 def licence_of(
     folder: Path, config: ModelConfig | None, evidence: Evidence | None, known: KnownWeights
 ) -> tuple[Literal["pass", "warn", "skip"], str]:
-    """Return ``warn`` for a licence that needs care, ``skip`` for an unknown one, and what there is to say."""
+    """Return ``warn`` for a licence that needs care, ``skip`` for an unknown one, and what to say of it."""
     models = (known.model, *known.same_licence)
     inherits = f"{known.licence}: not for commercial use; weights derived from them inherit it"
     if evidence == "sha256":
