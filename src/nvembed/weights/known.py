@@ -153,12 +153,14 @@ def ask(encode: Encode, dtype: Literal["float32", "float16", "bfloat16"]) -> Ans
 def _hash_in_name(path: Path) -> str | None:
     """The hub's cache holds links to files that are named by their sha256."""
     name = path.resolve().name
-    return name if path.is_symlink() and _SHA256.fullmatch(name) else None
+    return name if _SHA256.fullmatch(name) else None
 
 
 def _front_matter(card: Path) -> str:
     """The YAML between the first two lines of dashes of a model card, as text; empty without one."""
-    if not card.is_file():
+    try:
+        text = card.read_text(encoding="utf-8", errors="replace")
+    except OSError:
         return ""
-    found = re.match(r"---\s*\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    found = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
     return found[1] if found else ""
