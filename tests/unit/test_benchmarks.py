@@ -15,6 +15,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 import encode_gpu
 import rehearsal
 from nvembed.model.config import NV_EMBED_V2
+from nvembed.weights.known import known_weights
 from nvembed.weights.load import expected_tensors
 from nvembed.weights.save import SHARD_BYTES
 
@@ -74,17 +75,28 @@ def test_rehearsal_writes_every_tensor() -> None:
 
 
 def test_rehearsal_fills_the_shards_as_released() -> None:
-    """The hub's rule (a new shard before one passes 5 GB), on the released order: the index's own counts."""
+    """Names, shapes and order give the very sizes of the released files, headers included, to the byte."""
     shapes = expected_tensors(NV_EMBED_V2)
-    counts, used = [0], 0
+    shards: list[list[str]] = [[]]
+    used = 0
     for name in sorted(shapes, key=rehearsal.released_order):
         size = 2 * math.prod(shapes[name])
         if used + size > SHARD_BYTES:
-            counts.append(0)
+            shards.append([])
             used = 0
-        counts[-1] += 1
+        shards[-1].append(name)
         used += size
-    assert counts == [83, 100, 106, 15]
+    assert [len(names) for names in shards] == [83, 100, 106, 15]
+    sizes = []
+    for names in shards:
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        end = 0
+        for name in sorted(names):
+            start, end = end, end + 2 * math.prod(shapes[name])
+            header[name] = {"dtype": "F16", "shape": shapes[name], "data_offsets": [start, end]}
+        written = len(json.dumps(header, separators=(",", ":")))
+        sizes.append(8 + written + -written % 8 + end)
+    assert sizes == [file.size_bytes for file in known_weights().files]
 
 
 def test_encode_gpu_on_cpu(

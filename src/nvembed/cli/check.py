@@ -29,7 +29,7 @@ def check(
     known_answer: bool | None = None,
     json: bool = False,
 ) -> int:
-    """Check a model: files, values, memory, licence, known answer.
+    """Check a model: files, tensors, values, tokenizer, memory, licence and known answer.
 
     The exit code is 1 if anything failed. Warnings are no failures.
 

@@ -26,7 +26,6 @@ COMMANDS = {
     "encode": "Embed the texts of a file.",
     "search": "Search a folder of text, or a corpus file, by meaning.",
     "init": "Make an untrained NV-Embed checkpoint from a causal language model.",
-    "check": "Check a model: files, values, memory, licence, known answer.",
     "demo": "Build a small model, embed a labelled corpus, answer questions and score the answers.",
 }
 

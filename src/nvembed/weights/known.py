@@ -113,7 +113,7 @@ def sha256(path: Path, advance: Callable[[int], None]) -> str:
 def licence_of(
     folder: Path, config: ModelConfig | None, evidence: Evidence | None, known: KnownWeights
 ) -> tuple[Literal["pass", "warn", "skip"], str]:
-    """Return ``warn`` for a licence that needs care, ``skip`` for an unknown one, and what there is to say."""
+    """Return ``warn`` for a licence that needs care, ``skip`` for an unknown one, and what to say of it."""
     models = (known.model, *known.same_licence)
     inherits = f"{known.licence}: not for commercial use; weights derived from them inherit it"
     if evidence == "sha256":
@@ -153,12 +153,14 @@ def ask(encode: Encode, dtype: Literal["float32", "float16", "bfloat16"]) -> Ans
 def _hash_in_name(path: Path) -> str | None:
     """The hub's cache holds links to files that are named by their sha256."""
     name = path.resolve().name
-    return name if path.is_symlink() and _SHA256.fullmatch(name) else None
+    return name if _SHA256.fullmatch(name) else None
 
 
 def _front_matter(card: Path) -> str:
     """The YAML between the first two lines of dashes of a model card, as text; empty without one."""
-    if not card.is_file():
+    try:
+        text = card.read_text(encoding="utf-8", errors="replace")
+    except OSError:
         return ""
-    found = re.match(r"---\s*\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    found = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
     return found[1] if found else ""
