@@ -27,7 +27,7 @@ lint: $(STAMP)
 
 unit: $(STAMP)
 	@echo "[nvembed] pytest"
-	@$(BIN)/python -m pytest -q
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis dist

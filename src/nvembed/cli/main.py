@@ -26,6 +26,7 @@ COMMANDS = {
     "encode": "Embed the texts of a file.",
     "search": "Search a folder of text, or a corpus file, by meaning.",
     "init": "Make an untrained NV-Embed checkpoint from a causal language model.",
+    "check": "Check a model: files, tensors, values, tokenizer, memory, licence and known answer.",
     "demo": "Build a small model, embed a labelled corpus, answer questions and score the answers.",
 }
 
