@@ -1,0 +1,130 @@
+"""The decoder without its causal mask: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+
+Shapes: N packed tokens, D hidden size, H heads, K key-value heads, E head size.
+Module names are the released checkpoint's own, so that a state dict needs no translation.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nvembed.model.attention import Segments, attention
+from nvembed.model.config import BackboneConfig, RopeScaling
+
+
+class RMSNorm(nn.Module):
+    """``x / sqrt(mean(x^2) + eps) * weight``; the mean is taken in float32."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float32:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return F.rms_norm(x.float(), self.weight.shape, None, self.eps).to(x.dtype) * self.weight
+
+
+def rope_frequencies(config: BackboneConfig, device: torch.device) -> Tensor:
+    """Return the rotary frequencies ``theta^(-2i/E)``, (E/2,) float32, scaled as the config says."""
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device) / config.head_dim
+    frequencies = 1.0 / config.rope_theta**exponents
+    return frequencies if config.rope_scaling is None else _llama3(frequencies, config.rope_scaling)
+
+
+def _llama3(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    """Slow the low frequencies by ``factor``, keep the high ones, interpolate between (Llama 3.1)."""
+    turns = scaling.original_max_position * frequencies / (2 * math.pi)
+    smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    smooth = smooth.clamp(0, 1)
+    return frequencies * (smooth + (1 - smooth) / scaling.factor)
+
+
+def rotate(x_NHE: Tensor, cos_N1E: Tensor, sin_N1E: Tensor) -> Tensor:
+    """Rotate the two halves of each head by its token's angle (half-split style, as in Mistral)."""
+    low, high = x_NHE.chunk(2, -1)
+    return x_NHE * cos_N1E + torch.cat((-high, low), -1) * sin_N1E
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        heads, kv_heads = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, heads, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, kv_heads, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, kv_heads, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(heads, config.hidden_size, bias=False)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.qk_norm = config.qk_norm
+
+    def forward(self, x_ND: Tensor, cos_N1E: Tensor, sin_N1E: Tensor, segments: Segments) -> Tensor:
+        q, k, v = (
+            proj(x_ND).view(len(x_ND), -1, self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q, cos_N1E, sin_N1E), rotate(k, cos_N1E, sin_N1E)
+        out: Tensor = self.o_proj(attention(q, k, v, segments).flatten(1))
+        return out
+
+
+class SwiGLU(nn.Module):
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        gate = self.gate_proj(x_ND)
+        if torch.is_grad_enabled():
+            hidden = F.silu(gate) * self.up_proj(x_ND)
+        else:  # in place: fresh memory costs more than the arithmetic
+            hidden = F.silu(gate, inplace=True).mul_(self.up_proj(x_ND))
+        out: Tensor = self.down_proj(hidden)
+        return out
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = SelfAttention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = SwiGLU(config)
+
+    def forward(self, x_ND: Tensor, cos_N1E: Tensor, sin_N1E: Tensor, segments: Segments) -> Tensor:
+        x_ND = x_ND + self.self_attn(self.input_layernorm(x_ND), cos_N1E, sin_N1E, segments)
+        out: Tensor = x_ND + self.mlp(self.post_attention_layernorm(x_ND))
+        return out
+
+
+class Decoder(nn.Module):
+    """Token ids to normalised hidden states.
+
+    Released: plain Mistral layers under a key-padding mask alone; ``sliding_window`` is never applied.
+    """
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, input_ids_N: Tensor, segments: Segments) -> Tensor:
+        """Return the last hidden states, (N, D) in the weights' dtype; angles are computed in float32."""
+        x_ND: Tensor = self.embed_tokens(input_ids_N)
+        frequencies = rope_frequencies(self.config, x_ND.device)
+        angles = segments.positions().float()[:, None, None] * frequencies
+        cos, sin = (torch.cat((half, half), -1).to(x_ND.dtype) for half in (angles.cos(), angles.sin()))
+        for layer in self.layers:
+            x_ND = layer(x_ND, cos, sin, segments)
+        out: Tensor = self.norm(x_ND)
+        return out

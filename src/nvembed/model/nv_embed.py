@@ -1,0 +1,73 @@
+"""Packed tokens to one unit vector per text: decoder, pooling, L2 norm.
+
+Shapes: N packed tokens, P pooled tokens, B texts, D hidden size.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nvembed.model.attention import Segments
+from nvembed.model.config import ModelConfig
+from nvembed.model.decoder import Decoder
+from nvembed.model.latent import FoldedLatentAttention, LatentAttention, fold
+from nvembed.model.pooling import SelfAttentionPooler, eos_pool, mean_pool
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Texts end to end, without padding: the model's only input form."""
+
+    input_ids: Tensor  # (N,) int64
+    segments: Segments
+    pool_index: Tensor  # (P,) int64: which tokens are averaged, in order
+    pool_lengths: tuple[int, ...]  # pooled tokens of each text, each at least 1
+
+
+class NVEmbed(nn.Module):
+    """The whole model. ``fold_pooler`` makes it smaller and faster, and fit for inference only."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        size, pooler = config.backbone.hidden_size, config.pooler
+        self.embedding_model = Decoder(config.backbone)
+        self.latent_attention_model: LatentAttention | FoldedLatentAttention | None = None
+        self.self_attention_model: SelfAttentionPooler | None = None
+        if config.pooling == "latent":
+            self.latent_attention_model = LatentAttention(size, pooler)
+        elif config.pooling == "self":
+            self.self_attention_model = SelfAttentionPooler(size, pooler.num_heads, pooler.ffn_mult)
+
+    def forward(self, batch: PackedBatch) -> Tensor:
+        """Return unit vectors, (B, D) float32; pooling and norm are computed in float32.
+
+        Tokens that are not pooled do not go through the pooler.
+        """
+        x_ND: Tensor = self.embedding_model(batch.input_ids, batch.segments)
+        if self.self_attention_model is not None:
+            x_ND = self.self_attention_model(x_ND, batch.segments)
+        x_PD = x_ND if len(batch.pool_index) == len(x_ND) else x_ND[batch.pool_index]
+        if self.latent_attention_model is not None:
+            pooled_BD = self.latent_attention_model(x_PD, batch.pool_lengths)
+        elif self.config.pooling == "eos":
+            pooled_BD = eos_pool(x_PD, batch.pool_lengths)
+        else:
+            pooled_BD = mean_pool(x_PD, batch.pool_lengths)
+        return F.normalize(pooled_BD, dim=-1)
+
+    def fold_pooler(self) -> None:
+        """Replace plain latent attention by its folded form, in place; no effect on other poolings."""
+        plain = self.latent_attention_model
+        if isinstance(plain, LatentAttention):
+            self.latent_attention_model = fold(plain, self.config.backbone.hidden_size, self.config.pooler)
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding_model.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding_model.embed_tokens.weight.dtype

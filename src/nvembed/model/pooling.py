@@ -1,0 +1,84 @@
+"""Packed token states to one vector per text: mean, EOS, and the self-attention of the paper's ablation.
+
+Shapes: N packed tokens, P pooled tokens, B texts, D hidden size, H heads, F feed-forward width.
+All return (B, D) float32, summed in float32.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nvembed.model.attention import Segments, attention
+
+
+def mean_pool(x_PD: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """Return the mean of each text's tokens. Released: sum, division and norm run in float32."""
+    sizes = torch.tensor(lengths, device=x_PD.device)
+    if x_PD.dtype != torch.float64:
+        x_PD = x_PD.float()
+    return torch.segment_reduce(x_PD, "mean", lengths=sizes, unsafe=True)
+
+
+def eos_pool(x_PD: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """Return each text's last pooled token, which is its EOS. Paper: section 3.2, Tables 2 and 3."""
+    last = torch.tensor(lengths, device=x_PD.device).cumsum(0) - 1
+    return x_PD[last].float()
+
+
+class GEGLU(nn.Module):
+    """``a * gelu(g)`` of ``[a | g]``: the first half is the value, the second the gate; exact (erf) gelu."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = x.chunk(2, -1)
+        return value * F.gelu(gate)
+
+
+class GatedLinear(nn.Module):
+    """``W2 geglu(W1 x + b1) + b2``."""
+
+    def __init__(self, hidden_size: int, mult: int) -> None:
+        super().__init__()
+        width = mult * hidden_size
+        self.net = nn.Sequential(nn.Linear(hidden_size, 2 * width), GEGLU(), nn.Linear(width, hidden_size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x)
+        return out
+
+
+class FeedForward(nn.Module):
+    """Pre-norm and gated linear layers, without the residual."""
+
+    def __init__(self, hidden_size: int, mult: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden_size)
+        self.fn = GatedLinear(hidden_size, mult)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fn(self.norm(x))
+        return out
+
+
+class SelfAttentionPooler(nn.Module):
+    """One pre-norm self-attention block over each text's tokens, a feed-forward block, then the mean.
+
+    The paper's ablation against latent attention (section 3.2, Tables 2 and 3). The paper gives no sizes:
+    ours are full multi-head attention with the latent pooler's number of heads and its feed-forward block.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, ffn_mult: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = nn.LayerNorm(hidden_size)
+        self.to_qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
+        self.to_out = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.feed_forward = FeedForward(hidden_size, ffn_mult)
+
+    def forward(self, x_ND: Tensor, segments: Segments) -> Tensor:
+        """Return token states (N, D) in the input's dtype; every token of a text is attended to."""
+        q, k, v = (
+            part.reshape(len(x_ND), self.num_heads, -1) for part in self.to_qkv(self.norm(x_ND)).chunk(3, -1)
+        )
+        y_ND = x_ND + self.to_out(attention(q, k, v, segments).flatten(1))
+        out: Tensor = y_ND + self.feed_forward(y_ND)
+        return out

@@ -1,0 +1,207 @@
+"""A backbone's sizes between the hub's ``config.json`` form and ours, both ways."""
+
+import math
+from collections.abc import Mapping
+
+from nvembed.errors import ConfigError
+from nvembed.model.config import Architecture, BackboneConfig, RopeScaling
+
+# "bidir_mistral" is what NV-Embed v2 calls a Mistral without its causal mask
+ARCHITECTURES: dict[str, Architecture] = {
+    "mistral": "mistral",
+    "bidir_mistral": "mistral",
+    "llama": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+}
+SUPPORTED = "mistral, llama (with SmolLM2 and Llama 3.x), qwen2, qwen3"
+
+_REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+# What transformers takes where a file says nothing. None: the number of attention heads.
+_KV_HEADS: dict[Architecture, int | None] = {"mistral": 8, "llama": None, "qwen2": 32, "qwen3": 32}
+_MAX_POSITION: dict[Architecture, int] = {"mistral": 131072, "llama": 2048, "qwen2": 32768, "qwen3": 32768}
+_QWEN3_HEAD_DIM = 128
+_RMS_NORM_EPS = 1e-6
+_ROPE_THETA = 10000.0
+
+
+def backbone_config(config: Mapping[str, object]) -> BackboneConfig:
+    """Read a transformers-style config of a decoder (a causal LM's, or NV-Embed's ``text_config``).
+
+    Old and new places of the rotary settings are read (``rope_theta`` and ``rope_scaling``, or
+    ``rope_parameters``); optional keys default to what transformers takes for that ``model_type``.
+    Keys that make no difference without a causal mask (``sliding_window``, ``layer_types``,
+    ``use_cache``, dropout) are ignored.
+
+    Raises:
+        ConfigError: an architecture or a setting we do not have, keys that are missing (all of them are
+            named), or a value that makes no sense.
+    Released: ``model_type`` is ``bidir_mistral`` and ``sliding_window`` (4096) is never applied.
+    """
+    architecture = _architecture(config)
+    _refuse_unsupported(config, architecture)
+    missing = [key for key in _REQUIRED if config.get(key) is None]
+    if missing:
+        raise ConfigError(f"a {architecture} config needs {', '.join(missing)}: add what is missing")
+    hidden_size = _size(config, "hidden_size")
+    num_heads = _size(config, "num_attention_heads")
+    kv_default = _KV_HEADS[architecture]
+    if "num_key_value_heads" in config or kv_default is None:
+        kv_default = num_heads  # transformers reads an explicit null as "as many as heads"
+    num_kv_heads = _size(config, "num_key_value_heads", kv_default)
+    if num_heads % num_kv_heads:
+        raise ConfigError(
+            f"num_attention_heads ({num_heads}) must be a multiple of num_key_value_heads ({num_kv_heads})"
+        )
+    max_position = _size(config, "max_position_embeddings", _MAX_POSITION[architecture])
+    rope_theta, rope_scaling = _rope(config, max_position)
+    return BackboneConfig(
+        architecture=architecture,
+        vocab_size=_size(config, "vocab_size"),
+        hidden_size=hidden_size,
+        intermediate_size=_size(config, "intermediate_size"),
+        num_layers=_size(config, "num_hidden_layers"),
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=_head_dim(config, architecture, hidden_size, num_heads),
+        max_position=max_position,
+        rms_norm_eps=_number(config, "rms_norm_eps", _RMS_NORM_EPS),
+        rope_theta=rope_theta,
+        rope_scaling=rope_scaling,
+    )
+
+
+def hub_config_dict(
+    config: BackboneConfig, *, bos_token_id: int | None = None, eos_token_id: int | None = None
+) -> dict[str, object]:
+    """Write a backbone as the released config writes its ``text_config``; `backbone_config` reads it back.
+
+    A Llama that computes what a Mistral computes (no rotary scaling, ``head_dim`` = hidden / heads) is
+    written as ``bidir_mistral``, so that the published code can load it.
+
+    Differs: ``sliding_window`` is null where the released file says 4096: nothing applies it, and a reader
+        that would apply it would be wrong. ``_name_or_path`` is left to the caller.
+    """
+    plain_heads = config.head_dim * config.num_heads == config.hidden_size
+    architecture = config.architecture
+    if architecture == "llama" and config.rope_scaling is None and plain_heads:
+        architecture = "mistral"
+    class_name = {"mistral": "Mistral", "llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[architecture]
+    written: dict[str, object] = {
+        "architectures": [f"{class_name}Model"],
+        "attention_dropout": 0.0,
+        "bos_token_id": bos_token_id,
+        "eos_token_id": eos_token_id,
+        "hidden_act": "silu",
+        "hidden_size": config.hidden_size,
+        "initializer_range": 0.02,
+        "intermediate_size": config.intermediate_size,
+        "max_position_embeddings": config.max_position,
+        "model_type": "bidir_mistral" if architecture == "mistral" else architecture,
+        "num_attention_heads": config.num_heads,
+        "num_hidden_layers": config.num_layers,
+        "num_key_value_heads": config.num_kv_heads,
+        "pad_token_id": None,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,
+        "sliding_window": None,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float32",
+        "use_cache": True,
+        "vocab_size": config.vocab_size,
+    }
+    if not plain_heads or architecture == "qwen3":
+        written["head_dim"] = config.head_dim
+    if config.rope_scaling is not None:
+        written["rope_scaling"] = {
+            "rope_type": "llama3",
+            "factor": config.rope_scaling.factor,
+            "low_freq_factor": config.rope_scaling.low_freq_factor,
+            "high_freq_factor": config.rope_scaling.high_freq_factor,
+            "original_max_position_embeddings": config.rope_scaling.original_max_position,
+        }
+    return written
+
+
+def _architecture(config: Mapping[str, object]) -> Architecture:
+    model_type = config.get("model_type")
+    if isinstance(model_type, str) and model_type in ARCHITECTURES:
+        return ARCHITECTURES[model_type]
+    got = "no model_type" if model_type is None else f"model_type {model_type!r}"
+    raise ConfigError(f"this backbone cannot be used: got {got}; supported are {SUPPORTED}")
+
+
+def _refuse_unsupported(config: Mapping[str, object], architecture: Architecture) -> None:
+    """Settings that would change the function and that our decoder does not have."""
+    hidden_act = config.get("hidden_act", "silu")
+    if hidden_act != "silu":
+        raise ConfigError(f"hidden_act is {hidden_act!r}; only 'silu' is supported")
+    for key in ("attention_bias", "mlp_bias"):
+        if config.get(key):
+            raise ConfigError(f"{key} is {config[key]!r} in a {architecture} config; it is not supported")
+    if config.get("quantization_config"):
+        raise ConfigError(
+            "the config has a quantization_config: quantised weights cannot be read; use the model's "
+            "float weights (or a GGUF file)"
+        )
+
+
+def _rope(config: Mapping[str, object], max_position: int) -> tuple[float, RopeScaling | None]:
+    """The base of the rotary frequencies, and Llama 3.1's scaling of them."""
+    settings = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"rope_parameters (or rope_scaling) must be an object; got {settings!r}")
+    partial = settings.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    if partial not in (None, 1, 1.0):
+        raise ConfigError(f"partial_rotary_factor is {partial!r}; only whole heads (1.0) are supported")
+    holder = settings if settings.get("rope_theta") is not None else config
+    theta = _number(holder, "rope_theta", _ROPE_THETA)
+    kind = settings.get("rope_type", settings.get("type", "default"))
+    if kind == "default":
+        return theta, None
+    if kind != "llama3":
+        raise ConfigError(f"rotary scaling of type {kind!r} is not supported: 'default' and 'llama3' are")
+    keys = ("factor", "low_freq_factor", "high_freq_factor")
+    missing = [key for key in keys if settings.get(key) is None]
+    if missing:
+        raise ConfigError(f"rotary scaling of type 'llama3' needs {', '.join(missing)}: add what is missing")
+    factor, low, high = (_number(settings, key, None) for key in keys)
+    if low >= high:
+        raise ConfigError(f"low_freq_factor ({low}) must be below high_freq_factor ({high})")
+    original = _size(settings, "original_max_position_embeddings", max_position)
+    return theta, RopeScaling(factor, low, high, original)
+
+
+def _head_dim(
+    config: Mapping[str, object], architecture: Architecture, hidden_size: int, num_heads: int
+) -> int:
+    if config.get("head_dim") is None and not (architecture == "qwen3" and "head_dim" not in config):
+        if hidden_size % num_heads:
+            raise ConfigError(
+                f"hidden_size ({hidden_size}) is not a multiple of num_attention_heads ({num_heads}) and "
+                "there is no head_dim"
+            )
+        head_dim = hidden_size // num_heads
+    else:
+        head_dim = _size(config, "head_dim", _QWEN3_HEAD_DIM)
+    if head_dim % 2:
+        raise ConfigError(f"head_dim is {head_dim}; rotary embeddings need an even one")
+    return head_dim
+
+
+def _size(config: Mapping[str, object], key: str, default: int | None = None) -> int:
+    value = config.get(key)
+    if value is None:
+        value = default
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{key} must be a whole number above 0; got {value!r}")
+    return value
+
+
+def _number(config: Mapping[str, object], key: str, default: float | None) -> float:
+    value = config.get(key)
+    if value is None:
+        value = default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ConfigError(f"{key} must be a number above 0; got {value!r}")
+    return float(value)
