@@ -102,6 +102,9 @@ class ExampleFile:
     def __getitem__(self, index: int) -> Example:
         return from_row(self._lines[index], f"{self._lines.path}:{index + 1}")
 
+    def __iter__(self) -> Iterator[Example]:
+        return (self[index] for index in range(len(self)))
+
     def close(self) -> None:
         self._lines.close()
 

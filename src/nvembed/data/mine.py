@@ -9,7 +9,7 @@ Mining is three small steps: *score* (the teacher's best passages, and its score
     margin       score below p - m,      p the lowest score of a known positive
     percentage   score below alpha * p   (NV-Embed: alpha = 0.95)
 
-Shapes: Q queries, K candidates of each.  Paper: section 4.1.1; NV-Retriever, section 3.
+Shapes: Q queries, K candidates of each.  Paper: section 4.1.1; NV-Retriever (2407.15831).
 """
 
 from collections.abc import Callable, Sequence
@@ -47,12 +47,12 @@ class Rule(Recipe):
 class Candidates:
     """What a teacher says of some queries."""
 
-    scores_QK: np.ndarray
-    """float32, best first."""
-    ids_QK: np.ndarray
-    """int64, numbers of passages."""
-    positive_Q: np.ndarray
-    """float32: the lowest score of a query's known positives."""
+    scores: np.ndarray
+    """(Q, K) float32, best first."""
+    ids: np.ndarray
+    """(Q, K) int64, numbers of passages."""
+    positive: np.ndarray
+    """(Q,) float32: the lowest score of a query's known positives."""
 
 
 # (queries, numbers of each query's known positives) -> candidates
@@ -62,8 +62,8 @@ Teacher = Callable[[Sequence[str], Sequence[Sequence[int]]], Candidates]
 def limit(method: Method, threshold: float, positive_Q: np.ndarray) -> np.ndarray:
     """Return the score (Q,) below which a candidate is kept.
 
-    Differs: ``alpha * p`` lies above p where p is negative; ``p - (1 - alpha) * |p|`` is the same for the rest,
-    and stays below p everywhere.
+    Differs: ``alpha * p`` lies above p where p is negative; ``p - (1 - alpha) * |p|`` is the same for the
+    rest, and stays below p everywhere.
     """
     if method == "absolute":
         return np.full(len(positive_Q), threshold, dtype=np.float32)
@@ -79,11 +79,11 @@ def keep(candidates: Candidates, rule: Rule, forbidden: Sequence[set[int]]) -> n
 
     ``shifted`` counts ranks among what is not forbidden, so that a found positive costs no candidate.
     """
-    known = np.array(
-        [[number in wrong for number in row] for row, wrong in zip(candidates.ids_QK.tolist(), forbidden, strict=True)],
-        dtype=bool,
-    ).reshape(candidates.ids_QK.shape)
-    kept = ~known & (candidates.scores_QK < limit(rule.method, rule.threshold, candidates.positive_Q)[:, None])
+    rows = zip(candidates.ids.tolist(), forbidden, strict=True)
+    known = np.array([[number in wrong for number in row] for row, wrong in rows], dtype=bool)
+    known = known.reshape(candidates.ids.shape)  # no candidates at all would lose their second axis
+    below = limit(rule.method, rule.threshold, candidates.positive)
+    kept = ~known & (candidates.scores < below[:, None])
     if rule.method == "shifted":
         kept &= np.cumsum(~known, axis=1) > int(rule.threshold)
     return kept
@@ -92,7 +92,7 @@ def keep(candidates: Candidates, rule: Rule, forbidden: Sequence[set[int]]) -> n
 def sample(kept: np.ndarray, rule: Rule, rng: np.random.Generator) -> np.ndarray:
     """Return the places (rising) of the candidates that one query gets, of those ``kept`` (K,) allows.
 
-    Paper: NV-Retriever, section 4.3: the best; random ones of the best ``pool``; or the best one and random
+    Paper: NV-Retriever (2407.15831): the best; random ones of the best ``pool``; or the best one and random
     ones after it.
     """
     places = np.flatnonzero(kept)
@@ -140,11 +140,12 @@ def check_rule(rule: Rule) -> None:
     if rule.method == "shifted" and rule.threshold != int(rule.threshold):
         raise InputError(f"threshold of shifted: expected a whole number of ranks, got {rule.threshold:g}")
     if rule.depth < rule.negatives:
-        raise InputError(f"depth is {rule.depth}: expected at least the {rule.negatives} negatives it must give")
-    if rule.pool and (rule.sampling == "top" or rule.pool < rule.negatives):
         raise InputError(
-            f"pool is {rule.pool}: expected 0, or with random sampling at least the {rule.negatives} negatives"
+            f"depth is {rule.depth}: expected at least the {rule.negatives} negatives it must give"
         )
+    if rule.pool and (rule.sampling == "top" or rule.pool < rule.negatives):
+        least = f"with random sampling at least the {rule.negatives} negatives"
+        raise InputError(f"pool is {rule.pool}: expected 0, or {least}")
 
 
 def check_candidates(candidates: Candidates, num_queries: int, num_passages: int) -> None:
@@ -154,12 +155,11 @@ def check_candidates(candidates: Candidates, num_queries: int, num_passages: int
         NumericsError: a score that is not finite.
         InputError: shapes that do not fit, or a passage that is not there.
     """
-    shape = candidates.ids_QK.shape
-    if len(shape) != 2 or shape[0] != num_queries or candidates.scores_QK.shape != shape:
-        raise InputError(
-            f"a teacher gave scores {candidates.scores_QK.shape} and ids {shape}; expected ({num_queries}, K) both"
-        )
-    if not (np.isfinite(candidates.scores_QK).all() and np.isfinite(candidates.positive_Q).all()):
+    shape = candidates.ids.shape
+    if len(shape) != 2 or shape[0] != num_queries or candidates.scores.shape != shape:
+        got = f"scores {candidates.scores.shape} and ids {shape}"
+        raise InputError(f"a teacher gave {got}; expected ({num_queries}, K) of both")
+    if not (np.isfinite(candidates.scores).all() and np.isfinite(candidates.positive).all()):
         raise NumericsError("a teacher's score is not finite: check the teacher before mining with it")
-    if shape[1] and not 0 <= candidates.ids_QK.min() <= candidates.ids_QK.max() < num_passages:
-        raise InputError(f"a teacher names passage {candidates.ids_QK.max()}; there are {num_passages:,}")
+    if shape[1] and not 0 <= candidates.ids.min() <= candidates.ids.max() < num_passages:
+        raise InputError(f"a teacher names passage {candidates.ids.max()}; there are {num_passages:,}")

@@ -6,13 +6,24 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from nvembed.errors import DataError, MissingExtraError
 
 Row = dict[str, Any]
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Numbered(Protocol[T_co]):
+    """What can be asked for its length and its items by number: a list, or a file of any size."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> T_co: ...
+
+    def __iter__(self) -> Iterator[T_co]: ...
 
 
 def read_rows(path: str | os.PathLike[str]) -> Iterator[tuple[str, Row]]:
@@ -81,11 +92,24 @@ class JsonlFile:
     def close(self) -> None:
         self._handle.close()
 
-    def __enter__(self) -> "JsonlFile":
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+class TextFile:
+    """The field ``text`` of a JSONL file's lines, by number."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._lines = JsonlFile(path)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __getitem__(self, index: int) -> str:
+        return str(self._lines[index]["text"])
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[index] for index in range(len(self)))
+
+    def close(self) -> None:
+        self._lines.close()
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> int:
