@@ -84,6 +84,12 @@ def test_what_leaks() -> None:
     assert list(without_leaks(examples, list(held.values()))) == [examples[1], examples[2], examples[5]]
 
 
+def test_texts_without_a_word_match_nothing() -> None:
+    held = HeldOut([("?!",), ("...", "really?")])
+    assert held.leaks(("...", "--"))[0] == []
+    assert held.leaks(("Really",))[0] == [1]
+
+
 def test_runs_of_words() -> None:
     runs = Runs(["One, two three four; five six seven eight nine."], words=8)
     assert runs.shares("zero one two three four five six seven eight")

@@ -15,6 +15,7 @@ depends on the corpus.
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -52,10 +53,11 @@ class HeldOut:
     def __init__(self, records: Iterable[Record], *, near: float = NEAR) -> None:
         self.records: list[Record] = [tuple(record) for record in records]
         numbers: dict[str, int] = {}
-        # every record as the set of its texts' numbers, and for each text the records it stands in
-        self._texts_of: list[frozenset[int]] = [
-            frozenset(numbers.setdefault(plain(text), len(numbers)) for text in record)
-            for record in self.records
+        # Every record as the set of its texts' numbers, and for each text the records it stands in. A text
+        # without a letter or digit says nothing: it matches no other.
+        plains = [[text for text in map(plain, record) if text] for record in self.records]
+        self._texts_of = [
+            frozenset(numbers.setdefault(text, len(numbers)) for text in each) for each in plains
         ]
         self._records_of: dict[int, list[int]] = defaultdict(list)
         for index, texts in enumerate(self._texts_of):
@@ -155,6 +157,7 @@ def record_of(example: Example) -> Record:
     return (example.query, *example.positives)
 
 
+@lru_cache(maxsize=1024)  # one text is held against many held-out sets in turn
 def plain(text: str) -> str:
     """Return the letters and digits of ``text`` in lower case, words parted by one space."""
     return " ".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
@@ -173,7 +176,7 @@ class TextIndex:
         self._texts = list(texts)
         self._bands: dict[bytes, list[int]] = defaultdict(list)
         for number, text in enumerate(texts):
-            for band in _bands(shingles(text)) if len(text) >= NEAR_LENGTH else ():
+            for band in _fingerprint(text)[1] if len(text) >= NEAR_LENGTH else ():
                 self._bands[band].append(number)
 
     def matches(self, text: str) -> tuple[set[int], set[int]]:
@@ -181,8 +184,8 @@ class TextIndex:
         equal = {self._equal[text]} if text in self._equal else set()
         if len(text) < NEAR_LENGTH:
             return equal, set()
-        own = shingles(text)
-        candidates = {number for band in _bands(own) for number in self._bands.get(band, ())} - equal
+        own, bands = _fingerprint(text)
+        candidates = {number for band in bands for number in self._bands.get(band, ())} - equal
         return equal, {n for n in candidates if jaccard(own, shingles(self._texts[n])) >= self._near}
 
 
@@ -205,8 +208,11 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
     return shared / (len(a) + len(b) - shared)
 
 
-def _bands(own: np.ndarray) -> list[bytes]:
+@lru_cache(maxsize=1024)
+def _fingerprint(text: str) -> tuple[np.ndarray, list[bytes]]:
+    """Return the shingles of ``text``, and its MinHash signature as one key for each band."""
+    own = shingles(text)
     # multiply-shift hashing: the high half of a * x + b, modulo 2**64
     hashed = (own[:, None] * (_MIX[0] | np.uint64(1)) + _MIX[1]) >> np.uint64(32)
     signature = hashed.min(axis=0).astype(np.uint32).reshape(_BANDS, _ROWS)
-    return [bytes([band]) + row.tobytes() for band, row in enumerate(signature)]
+    return own, [bytes([band]) + row.tobytes() for band, row in enumerate(signature)]
