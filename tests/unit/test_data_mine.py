@@ -74,7 +74,7 @@ def test_methods_against_the_oracle(
         np.array([min(scores[i] for i in known)], dtype=np.float32),
     )
     kept = keep(candidates, rule, [set(known)])
-    places = sample(kept[0], rule, np.random.default_rng(0))
+    places = sample(kept[0], rule, np.random.default_rng(0), count=5)
     assert [order[place] for place in places] == oracle(scores, known, rule)
 
 
@@ -97,7 +97,9 @@ def test_samplings(kept: list[bool], negatives: int, pool: int, seed: int) -> No
         rule = Rule(
             method="naive", negatives=negatives, depth=30, sampling=how, pool=0 if how == "top" else pool
         )
-        found = sample(np.array(kept, dtype=bool), rule, np.random.default_rng(seed)).tolist()
+        found = sample(
+            np.array(kept, dtype=bool), rule, np.random.default_rng(seed), count=negatives
+        ).tolist()
         assert found == sorted(set(found))
         assert len(found) == min(negatives, len(places))
         assert set(found) <= set(places if how == "top" else places[:pool])
@@ -110,7 +112,11 @@ def test_samplings(kept: list[bool], negatives: int, pool: int, seed: int) -> No
 def test_random_sampling_reaches_the_whole_pool_and_nothing_else() -> None:
     rule = Rule(method="naive", negatives=2, depth=30, sampling="top1_random", pool=4)
     kept = np.ones(10, dtype=bool)
-    seen = {place for seed in range(50) for place in sample(kept, rule, np.random.default_rng(seed)).tolist()}
+    seen = {
+        place
+        for seed in range(50)
+        for place in sample(kept, rule, np.random.default_rng(seed), count=2).tolist()
+    }
     assert seen == {0, 1, 2, 3}
 
 

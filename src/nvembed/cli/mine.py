@@ -92,7 +92,7 @@ def mine(
         Places(root=root, mirror=mirror),
         out=out,
         make_teacher=loaded.make,
-        teacher_name=mining.teacher,
+        teacher_name=_fingerprint(mining.teacher),
         say=say,
     )
 
@@ -157,11 +157,19 @@ def _sentence_transformer(name: str, device: str | None, max_tokens: int) -> tup
         )
         return np.asarray(vectors, dtype=np.float32)
 
+    return encode, f"{_fingerprint(name)}/{model.max_seq_length}"
+
+
+def _fingerprint(name: str) -> str:
+    """Return the teacher's name with a digest of its weights, where they lie in a folder."""
+    folder = Path(_folder(name.removeprefix(SENTENCE_TRANSFORMERS)))
+    if not folder.is_dir():
+        return name  # bm25, or an id of the hub
     digest = hashlib.blake2b(digest_size=8)
-    for path in sorted(Path(place).glob("*.safetensors")):
+    for path in sorted(folder.glob("*.safetensors")):
         with path.open("rb") as handle:
             digest.update(hashlib.file_digest(handle, "blake2b").digest())
-    return encode, f"{name}/{digest.hexdigest()}/{model.max_seq_length}"
+    return f"{name}/{digest.hexdigest()}"
 
 
 def _folder(name: str) -> str:

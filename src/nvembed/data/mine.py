@@ -89,14 +89,14 @@ def keep(candidates: Candidates, rule: Rule, forbidden: Sequence[set[int]]) -> n
     return kept
 
 
-def sample(kept: np.ndarray, rule: Rule, rng: np.random.Generator) -> np.ndarray:
-    """Return the places (rising) of the candidates that one query gets, of those ``kept`` (K,) allows.
+def sample(kept: np.ndarray, rule: Rule, rng: np.random.Generator, *, count: int) -> np.ndarray:
+    """Return the places (rising) of up to ``count`` candidates for one query, of those ``kept`` (K,) allows.
 
     Paper: NV-Retriever (2407.15831): the best; random ones of the best ``pool``; or the best one and random
     ones after it.
     """
     places = np.flatnonzero(kept)
-    count = min(rule.negatives, len(places))
+    count = min(count, len(places))
     if rule.sampling == "top":
         return places[:count]
     places = places[: max(rule.pool, count)] if rule.pool else places

@@ -135,17 +135,14 @@ def _mine_chunk(chunk: Sequence[Example], corpus: Corpus, teacher: Teacher, rule
     for row, example in enumerate(chunk):
         rng = seeded(seed, example.query)
         room = max(rule.negatives - len(example.hard_negatives), 0)
-        places = sample(kept_QK[row], rule, rng)[:room]
+        places = sample(kept_QK[row], rule, rng, count=room)
         numbers = [int(number) for number in candidates.ids[row, places]]
         extra = fill(numbers, room, forbidden[row], len(corpus.passages), rng) if rule.top_up else []
         filled += len(extra)
         scores.append(candidates.scores[row, places])
         texts = tuple(corpus.passages[number] for number in [*numbers, *extra])
-        mined.append(
-            replace(
-                example, hard_negatives=example.hard_negatives[: rule.negatives] + texts, hard_negative_ids=()
-            )
-        )
+        own = example.hard_negatives[: rule.negatives]
+        mined.append(replace(example, hard_negatives=own + texts, hard_negative_ids=()))
         if row % (CHUNK // 4) == 0:
             negatives = [
                 {"score": round(float(candidates.scores[row, place]), 4), "text": corpus.passages[number]}
