@@ -116,10 +116,17 @@ def read_labelled(folder: Path) -> Labelled:
     for row in read_texts(path, format="txt"):
         if row.id == "0":  # the header
             continue
-        query, passage, grade = row.text.split("\t")
+        try:
+            query, passage, grade = row.text.split("\t")
+            value = int(grade)
+        except ValueError as error:
+            raise DataError(
+                f"{path}:{int(row.id) + 1}: expected query, passage and grade, parted by tabs; "
+                f"got {row.text!r}"
+            ) from error
         if passage not in known[0] or query not in known[1]:
             raise DataError(f"{path}:{int(row.id) + 1}: no such query or passage: {row.text!r}")
-        qrels.setdefault(query, {})[passage] = int(grade)
+        qrels.setdefault(query, {})[passage] = value
     return Labelled(passages, [query for query in queries if query.id in qrels], qrels)
 
 

@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         say(str(error), label="error: ", style="bold red")
         sys.exit(1)
     except KeyboardInterrupt:
-        say("interrupted: nothing was left half-written")
+        say("interrupted")
         sys.exit(130)
     except BrokenPipeError:
         # Whoever read us has gone. Python would complain once more when it flushes on the way out.
