@@ -111,7 +111,7 @@ def records(path: str, *columns: str) -> list[tuple[str, ...]]:
 def test_known_leaks_of_stsb() -> None:
     """The data's index counts STS-B's pairs in the STS tests; the audit finds these, and a few more.
 
-    Of STS12 it left out the part MSRvid, which is a tokenised copy: the audit finds some 490 there too.
+    Of STS12 it left out the part MSRvid, which is a tokenised copy: the audit finds those there too.
     """
     index = (shared_data() / "INDEX.md").read_text()
     counts = re.search(r"STS12 to STS16 test sets \(([\d, ]+)", index)
