@@ -41,7 +41,7 @@ LIBRARIES: dict[str, set[str]] = {
     "bm25s": {"text"},
     "Stemmer": {"text"},
     "cyclopts": {"cli"},
-    "rich": {"cli"},
+    "rich": {"cli", "encoder"},
     "fastapi": {"serve"},
     "uvicorn": {"serve"},
     "mteb": {"evaluate"},

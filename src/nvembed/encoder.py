@@ -1,0 +1,396 @@
+"""Text in, unit vectors out: the class most people ever see."""
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from queue import SimpleQueue
+
+import numpy as np
+import torch
+
+from nvembed.errors import InputError, NumericsError, OutputError
+from nvembed.model.attention import Segments
+from nvembed.model.memory import batch_tokens_for
+from nvembed.model.nv_embed import NVEmbed, PackedBatch
+from nvembed.text.pack import Batch, batches
+from nvembed.text.prompt import format_prompt, instruction_for
+from nvembed.text.tokenize import TextTokenizer, Tokens, check_texts
+from nvembed.vectors.metric import cosine
+from nvembed.weights.hub import model_folder
+from nvembed.weights.load import Checkpoint, fingerprint, load_model, open_checkpoint, read_tensor
+from nvembed.weights.save import save_checkpoint
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# Texts are read, tokenised and sorted a window at a time: memory stays bounded on a stream without end.
+WINDOW_TEXTS = 16_384
+WINDOW_CHARACTERS = 16_000_000
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Vectors and what became of each text, in the order the texts came."""
+
+    vectors: np.ndarray  # (n, d) float32, unit rows
+    num_tokens: np.ndarray  # (n,) int64, what was read: after any cut, with prompt, BOS and EOS
+    truncated: np.ndarray  # (n,) bool
+
+
+class Encoder:
+    """A model, its tokenizer and the devices it runs on.
+
+    >>> model = Encoder.from_pretrained("nvidia/NV-Embed-v2", device="cuda", dtype="bfloat16")
+    >>> q = model.encode_query(["who wrote it?"], instruction="Given a question, retrieve passages")
+    >>> d = model.encode_document(["It was written by hand."])
+    >>> model.similarity(q, d)
+    """
+
+    def __init__(
+        self,
+        replicas: Sequence[NVEmbed],
+        tokenizer: TextTokenizer,
+        *,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
+        """Wrap models that are loaded already: the same one, once for each device it runs on."""
+        self.replicas = list(replicas)
+        self.tokenizer = tokenizer
+        self.checkpoint = checkpoint
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_id: str | os.PathLike[str],
+        *,
+        device: str | Sequence[str] | None = None,
+        dtype: str | None = None,
+        revision: str | None = None,
+    ) -> "Encoder":
+        """Load a checkpoint from a folder or the hub.
+
+        Args:
+            path_or_id: a folder, or a hub id such as ``nvidia/NV-Embed-v2``.
+            device: ``cpu``, ``cuda``, ``cuda:1``, or several (one replica on each, work shared between
+                them); ``None`` is ``cuda`` where there is one.
+            dtype: ``float32``, ``bfloat16`` or ``float16``, of weights and activations; softmax, norms,
+                pooling and output are float32. ``None`` is bfloat16 on CUDA and float32 on CPU.
+            revision: a hub branch, tag or commit.
+
+        Raises:
+            ConfigError, WeightsError, DownloadError, InputError: each says what is wrong and what to do.
+        """
+        devices = _devices(device)
+        if dtype is None:
+            dtype = "bfloat16" if devices[0].type == "cuda" else "float32"
+        if dtype not in DTYPES:
+            raise InputError(f"dtype is {dtype!r}: expected one of {', '.join(DTYPES)}")
+        checkpoint = open_checkpoint(model_folder(path_or_id, revision=revision))
+        tokenizer = TextTokenizer(checkpoint.tokenizer_files()["tokenizer.json"], checkpoint.text)
+        replicas = [load_model(checkpoint, device=d, dtype=DTYPES[dtype]) for d in devices]
+        return cls(replicas, tokenizer, checkpoint=checkpoint)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write the checkpoint this encoder was loaded from to a new folder, in the released layout.
+
+        Tensors keep the dtype they are stored in, whatever ``dtype`` they were loaded as.
+
+        Raises:
+            OutputError: the folder exists, the disk is full, or the encoder was not made from a checkpoint.
+        """
+        source = self.checkpoint
+        if source is None:
+            raise OutputError("this encoder was not loaded from a checkpoint: use weights.save on its model")
+        save_checkpoint(
+            folder,
+            source.config,
+            source.text,
+            ((name, read_tensor(stored, name)) for name, stored in source.tensors.items()),
+            tokenizer_files=source.tokenizer_files(),
+        )
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self.replicas[0].config.backbone.hidden_size
+
+    @property
+    def max_length(self) -> int:
+        """Tokens the model reads of one text at most, prompt, BOS and EOS included."""
+        return self.tokenizer.settings.max_length
+
+    @property
+    def dtype(self) -> str:
+        return str(self.replicas[0].dtype).removeprefix("torch.")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """32 hex digits that name what the model computes, for caches; the dtype is not part of it."""
+        if self.checkpoint is None:
+            raise InputError("this encoder was not loaded from a checkpoint: it has no fingerprint")
+        return fingerprint(self.checkpoint)
+
+    def encode_query(
+        self,
+        texts: Iterable[str],
+        *,
+        instruction: str | None = None,
+        task: str | None = None,
+        max_length: int | None = None,
+        truncate: bool = True,
+        truncate_dim: int | None = None,
+        show_progress: bool = False,
+    ) -> np.ndarray:
+        """Encode queries behind ``Instruct: {instruction}\\nQuery: ``; see ``encode``.
+
+        Args:
+            instruction: the sentence that describes the task, or
+            task: a name that has one, such as ``NQ`` (recipes/nv_embed_v2/instructions.toml).
+        """
+        return self.encode(
+            texts,
+            prompt=self.prompt(instruction=instruction, task=task),
+            max_length=max_length,
+            truncate=truncate,
+            truncate_dim=truncate_dim,
+            show_progress=show_progress,
+        )
+
+    def encode_document(
+        self,
+        texts: Iterable[str],
+        *,
+        task: str | None = None,
+        max_length: int | None = None,
+        truncate: bool = True,
+        truncate_dim: int | None = None,
+        show_progress: bool = False,
+    ) -> np.ndarray:
+        """Encode passages: without a prompt, unless ``task`` is one that has it on both sides."""
+        return self.encode(
+            texts,
+            prompt="" if task is None else format_prompt(instruction_for(task, "corpus")),
+            max_length=max_length,
+            truncate=truncate,
+            truncate_dim=truncate_dim,
+            show_progress=show_progress,
+        )
+
+    @staticmethod
+    def prompt(*, instruction: str | None = None, task: str | None = None) -> str:
+        """Return the string put before a query; ``""`` without instruction and task."""
+        if instruction is not None and task is not None:
+            raise InputError(f"instruction and task ({task!r}) are both given: pass one of them")
+        if task is not None:
+            instruction = instruction_for(task)
+        return format_prompt(instruction or "")
+
+    def encode(
+        self,
+        texts: Iterable[str],
+        *,
+        prompt: str = "",
+        max_length: int | None = None,
+        truncate: bool = True,
+        truncate_dim: int | None = None,
+        batch_tokens: int | None = None,
+        show_progress: bool = False,
+    ) -> np.ndarray:
+        """Return one unit vector per text, (n, d) float32.
+
+        Args:
+            texts: a list, or any iterable, however long: memory for texts and tokens stays bounded.
+            prompt: the whole string put before each text; it is read but not pooled.
+            max_length: in tokens; ``None`` is ``self.max_length``.
+            truncate: cut longer texts at their end and warn how many; ``False`` refuses them.
+            truncate_dim: keep the first so many dimensions and normalise again. Only a model trained for
+                it (Matryoshka) keeps its quality; NV-Embed v2 was not.
+            batch_tokens: tokens computed at a time; ``None`` chooses from the free memory.
+            show_progress: draw a progress bar on standard error.
+
+        Raises:
+            InputError: no texts, a text that is no string or no valid Unicode, too long, or without a
+                token to pool.
+            NumericsError: a vector is not finite.
+        """
+        parts = list(
+            self.stream(
+                texts,
+                prompt=prompt,
+                max_length=max_length,
+                truncate=truncate,
+                truncate_dim=truncate_dim,
+                batch_tokens=batch_tokens,
+                show_progress=show_progress,
+            )
+        )
+        if not parts:
+            raise InputError("there is nothing to encode: expected at least one text, got none")
+        cut = sum(int(part.truncated.sum()) for part in parts)
+        if cut:
+            total = sum(len(part.truncated) for part in parts)
+            limit = self.max_length if max_length is None else max_length
+            warnings.warn(f"{cut:,} of {total:,} texts were cut to {limit:,} tokens", stacklevel=2)
+        return parts[0].vectors if len(parts) == 1 else np.concatenate([part.vectors for part in parts])
+
+    def stream(
+        self,
+        texts: Iterable[str],
+        *,
+        prompt: str = "",
+        max_length: int | None = None,
+        truncate: bool = True,
+        truncate_dim: int | None = None,
+        batch_tokens: int | None = None,
+        show_progress: bool = False,
+    ) -> Iterator[Embeddings]:
+        """Yield what ``encode`` returns a window at a time, in order, with token counts and cuts.
+
+        Nothing of a window is kept once the next one is asked for. Arguments and errors are ``encode``'s.
+        """
+        if truncate_dim is not None and not 0 < truncate_dim <= self.dim:
+            raise InputError(f"truncate_dim is {truncate_dim}: expected 1 to {self.dim:,}")
+        if batch_tokens is not None and batch_tokens < 1:
+            raise InputError(f"batch_tokens is {batch_tokens}: expected 1 or more, or None to choose")
+        if isinstance(texts, str | bytes):
+            check_texts(texts)
+        total = len(texts) if isinstance(texts, Sequence) else None
+
+        def tokenise(window: list[str], first_row: int) -> list[Tokens]:
+            return self.tokenizer(
+                window, prompt=prompt, max_length=max_length, truncate=truncate, first_row=first_row
+            )
+
+        budget = batch_tokens or self._batch_tokens()
+        with ThreadPoolExecutor(1, "tokenise") as ahead, _progress(total, show_progress) as advance:
+            first_row = 0
+            pending: Future[list[Tokens]] | None = None
+            for window in chain(_windows(texts), [None]):
+                tokens = pending.result() if pending is not None else None
+                if window is not None:  # tokenised while the window before it is computed
+                    pending = ahead.submit(tokenise, window, first_row)
+                    first_row += len(window)
+                if tokens is not None:
+                    yield self._embed(tokens, budget, truncate_dim, advance)
+
+    def _embed(
+        self, tokens: list[Tokens], budget: int, truncate_dim: int | None, advance: Callable[[int], None]
+    ) -> Embeddings:
+        vectors = np.empty((len(tokens), self.dim), dtype=np.float32)
+        for batch, result in self._run(batches(tokens, budget)):
+            vectors[batch.rows] = result.cpu().numpy()
+            advance(len(batch.rows))
+        if not np.isfinite(vectors).all():
+            row = int(np.argmin(np.isfinite(vectors).all(1)))
+            raise NumericsError(
+                f"the vector of text {row} (of a window of {len(tokens)}) is not finite in {self.dtype}: "
+                "load with dtype='float32' or 'bfloat16', and check the weights with `nvembed check`"
+            )
+        if truncate_dim is not None:
+            vectors = vectors[:, :truncate_dim]
+            vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return Embeddings(
+            vectors,
+            np.array([len(item.input_ids) for item in tokens], dtype=np.int64),
+            np.array([item.truncated for item in tokens], dtype=bool),
+        )
+
+    def _run(self, work: list[Batch]) -> Iterator[tuple[Batch, torch.Tensor]]:
+        """Compute batches on the replicas; each takes the next batch as soon as it is free."""
+        if len(self.replicas) == 1:
+            ahead: tuple[Batch, torch.Tensor] | None = None
+            for batch in work:  # a device works on this batch while the caller waits for the one before
+                current = batch, _forward(self.replicas[0], batch)
+                if ahead is not None:
+                    yield ahead
+                ahead = current
+            if ahead is not None:
+                yield ahead
+            return
+        free: SimpleQueue[NVEmbed] = SimpleQueue()
+        for replica in self.replicas:
+            free.put(replica)
+
+        def run(batch: Batch) -> tuple[Batch, torch.Tensor]:
+            replica = free.get()
+            try:
+                return batch, _forward(replica, batch).cpu()
+            finally:
+                free.put(replica)
+
+        with ThreadPoolExecutor(len(self.replicas), "replica") as pool:
+            yield from pool.map(run, work)
+
+    def _batch_tokens(self) -> int:
+        return min(batch_tokens_for(r.config, r.device, r.dtype) for r in self.replicas)
+
+    def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Return the cosine of each row of ``a`` (n, d) with each row of ``b`` (m, d): (n, m) float32."""
+        return cosine(a, b)
+
+    def __repr__(self) -> str:
+        devices = ", ".join(str(replica.device) for replica in self.replicas)
+        where = self.checkpoint.folder if self.checkpoint else "memory"
+        return f"Encoder({str(where)!r}, dim={self.dim}, dtype={self.dtype}, device={devices})"
+
+
+@torch.inference_mode()
+def _forward(model: NVEmbed, batch: Batch) -> torch.Tensor:
+    device = model.device
+    packed = PackedBatch(
+        torch.from_numpy(batch.input_ids).to(device, non_blocking=True),
+        Segments.of(batch.lengths, device),
+        torch.from_numpy(batch.pool_index).to(device, non_blocking=True),
+        batch.pool_lengths,
+    )
+    result: torch.Tensor = model(packed)
+    return result
+
+
+def _devices(device: str | Sequence[str] | None) -> list[torch.device]:
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    names = [device] if isinstance(device, str) else list(device)
+    if not names:
+        raise InputError("device is an empty list: expected 'cpu', 'cuda', 'cuda:1' or several of them")
+    try:
+        devices = [torch.device(name) for name in names]
+    except RuntimeError as error:
+        raise InputError(f"device is {device!r}: expected 'cpu', 'cuda', 'cuda:1' or several") from error
+    for found in devices:
+        count = torch.cuda.device_count()
+        if found.type == "cuda" and (found.index or 0) >= count:
+            raise InputError(f"device is {str(found)!r}, but torch sees {count} CUDA devices here")
+    return devices
+
+
+def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
+    window: list[str] = []
+    characters = 0
+    for text in texts:
+        window.append(text)
+        characters += len(text) if isinstance(text, str) else 0
+        if len(window) == WINDOW_TEXTS or characters >= WINDOW_CHARACTERS:
+            yield window
+            window, characters = [], 0
+    if window:
+        yield window
+
+
+@contextmanager
+def _progress(total: int | None, show: bool) -> Iterator[Callable[[int], None]]:
+    """Yield a function that is told how many more texts are done."""
+    if not show:
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        row = bar.add_task("texts", total=total)
+        yield lambda count: bar.advance(row, count)

@@ -1,0 +1,207 @@
+"""Checkpoint files in, a module out. Safetensors only; one tensor at a time is held beside the model."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from nvembed.errors import ConfigError, WeightsError
+from nvembed.model.config import ModelConfig
+from nvembed.model.nv_embed import NVEmbed
+from nvembed.text.tokenize import TextSettings
+from nvembed.weights.model_config import read_config
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str  # as safetensors names it: F16, BF16, F32
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose config was understood and whose tensors have the right names and shapes."""
+
+    folder: Path
+    config: ModelConfig
+    text: TextSettings
+    tensors: dict[str, StoredTensor]
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        paths = (self.folder / name for name in TOKENIZER_FILES)
+        return {path.name: path.read_bytes() for path in paths if path.is_file()}
+
+
+def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
+    """Read a checkpoint's configs and the headers of its safetensors files; load no weights.
+
+    Raises:
+        ConfigError: configs that are missing, no JSON, or of a model this package does not have.
+        WeightsError: no safetensors (pickles are refused), a corrupt file, or tensors that are missing,
+            unexpected or misshapen: all of them are named.
+    """
+    folder = Path(folder)
+    config, text = read_config(read_json(folder / "config.json"), read_json(folder / "tokenizer_config.json"))
+    tensors = stored_tensors(folder)
+    compare_tensors(folder, tensors, expected_tensors(config))
+    return Checkpoint(folder, config, text, tensors)
+
+
+def load_model(
+    checkpoint: Checkpoint,
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    fold: bool = True,
+) -> NVEmbed:
+    """Load the weights into a model that was built without memory of its own.
+
+    Args:
+        fold: fold latent attention for inference (exact; smaller and faster) and freeze the weights.
+            ``False`` keeps the plain, trainable form.
+
+    The pooler is loaded and folded first, so that its plain form is gone before the backbone comes.
+    """
+    with torch.device("meta"):
+        model = NVEmbed(checkpoint.config)
+    names = sorted(checkpoint.tensors, key=lambda name: name.startswith("embedding_model."))
+    folded = not fold
+    for name in names:
+        if not folded and name.startswith("embedding_model."):
+            model.fold_pooler()
+            folded = True
+        tensor = read_tensor(checkpoint.tensors[name], name).to(device=device, dtype=dtype, copy=True)
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, nn.Parameter(tensor, requires_grad=not fold))
+    return model.eval() if fold else model.train()
+
+
+def read_tensor(stored: StoredTensor, name: str) -> Tensor:
+    """Read one tensor. The file is mapped for this call alone, so that its pages do not stay in memory."""
+    try:
+        with safe_open(stored.file, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+            return tensor
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(stored.file, error) from error
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Read the header of every safetensors file of a folder: name -> file, shape, dtype."""
+    found: dict[str, StoredTensor] = {}
+    for shard in shard_names(folder):
+        path = folder / shard
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 (not a dict)
+                    part = file.get_slice(name)
+                    found[name] = StoredTensor(path, tuple(part.get_shape()), part.get_dtype())
+        except (SafetensorError, OSError) as error:
+            raise _unreadable(path, error) from error
+    return found
+
+
+def shard_names(folder: Path) -> list[str]:
+    """Return the names of a checkpoint's weight files, whether they are there or not."""
+    if (folder / INDEX).is_file():
+        weight_map = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise WeightsError(f"{folder / INDEX} has no weight_map: copy the file again")
+        return sorted(set(weight_map.values()))
+    if (folder / SINGLE).is_file():
+        return [SINGLE]
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    if pickles:
+        raise WeightsError(
+            f"{folder} has only pickled weights ({', '.join(pickles[:3])}), which can run code when read: "
+            "convert them to safetensors where you trust them"
+        )
+    raise WeightsError(f"{folder} has no weights: expected {SINGLE}, or shards with {INDEX}")
+
+
+def missing_files(folder: Path) -> list[str]:
+    """Return the names of the files that a checkpoint needs and ``folder`` does not have."""
+    needed = ["config.json", "tokenizer.json", "tokenizer_config.json"]
+    try:
+        needed += shard_names(folder)
+    except WeightsError:
+        needed.append(SINGLE)
+    return [name for name in needed if not (folder / name).is_file()]
+
+
+def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Return the name and shape of every tensor a checkpoint of ``config`` holds (304 in NV-Embed v2)."""
+    with torch.device("meta"):
+        return {name: tuple(value.shape) for name, value in NVEmbed(config).state_dict().items()}
+
+
+def compare_tensors(
+    folder: Path, found: dict[str, StoredTensor], expected: dict[str, tuple[int, ...]]
+) -> None:
+    """Raise WeightsError naming everything missing, unexpected and misshapen."""
+    missing = sorted(expected.keys() - found.keys())
+    unexpected = sorted(found.keys() - expected.keys())
+    misshapen = [
+        f"{name} is {found[name].shape}, expected {expected[name]}"
+        for name in sorted(expected.keys() & found.keys())
+        if found[name].shape != expected[name]
+    ]
+    faults = [
+        f"{len(names)} {kind}: {'; '.join(names[:8])}{' ...' if len(names) > 8 else ''}"
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
+        if names
+    ]
+    if faults:
+        lines = "\n  ".join(faults)
+        raise WeightsError(f"the weights in {folder} do not fit its config.json:\n  {lines}")
+
+
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """Return 32 hex digits that name what a checkpoint computes: of its configs, tokenizer and tensors.
+
+    Of each tensor the name, shape, dtype and first 4,096 bytes are read: enough to tell trained models
+    apart without reading 15 GB.
+    """
+    digest = hashlib.sha256()
+    digest.update(repr((checkpoint.config, checkpoint.text)).encode())
+    digest.update((checkpoint.folder / "tokenizer.json").read_bytes())
+    for name in sorted(checkpoint.tensors):
+        stored = checkpoint.tensors[name]
+        head = read_tensor(stored, name).flatten()[:2048].contiguous().view(torch.uint8)
+        digest.update(repr((name, stored.shape, stored.dtype)).encode() + head.numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path.parent} has no {path.name}: it is not a complete model folder") from error
+    except PermissionError as error:
+        raise ConfigError(f"{path} cannot be read: permission denied; check its owner and mode") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON ({error}): copy the file again") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} holds a {type(value).__name__}: expected a JSON object")
+    return value
+
+
+def _unreadable(path: Path, error: Exception) -> WeightsError:
+    if isinstance(error, FileNotFoundError):
+        return WeightsError(f"{path} is missing: fetch it again")
+    if isinstance(error, PermissionError):
+        return WeightsError(f"{path} cannot be read: permission denied; check its owner and mode")
+    size = path.stat().st_size if path.exists() else 0
+    return WeightsError(f"{path} ({size:,} bytes) is truncated or corrupt ({error}): fetch it again")

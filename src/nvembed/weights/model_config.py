@@ -1,0 +1,126 @@
+"""``config.json`` and ``tokenizer_config.json`` of an NV-Embed checkpoint, both ways.
+
+What the released layout has no place for (pooling other than latent attention, the text mode) stands under
+its own key, ``nvembed``, which the published code ignores.
+"""
+
+from collections.abc import Mapping
+from typing import Any, cast, get_args
+
+from nvembed.errors import ConfigError
+from nvembed.model.config import ModelConfig, PoolerConfig, PoolingKind
+from nvembed.text.tokenize import Mode, TextSettings
+from nvembed.weights.hub_config import backbone_config, hub_config_dict
+
+
+def read_config(
+    config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]
+) -> tuple[ModelConfig, TextSettings]:
+    """Read both files of a checkpoint.
+
+    Raises:
+        ConfigError: another kind of model, or a setting this package does not have.
+    Released: ``latent_attention_config`` holds no sizes; they are the published classes' defaults. The
+        instruction is masked only where ``is_mask_instruction`` holds and padding is on the right.
+    """
+    kind = config.get("model_type")
+    if kind != "nvembed":
+        raise ConfigError(
+            f"config.json has model_type {kind!r}: expected 'nvembed'; a causal LM becomes an untrained one "
+            "with `nvembed init`"
+        )
+    text_config = config.get("text_config")
+    if not isinstance(text_config, Mapping):
+        raise ConfigError(f"config.json has text_config {text_config!r:.40}: expected the backbone's config")
+    ours = config.get("nvembed", {})
+    backbone = backbone_config(text_config)
+    pooling = _choice(ours, "pooling", "latent", get_args(PoolingKind))
+    model = ModelConfig(
+        backbone=backbone,
+        pooler=_pooler(config.get("latent_attention_config", {}), backbone.hidden_size),
+        pooling=cast(PoolingKind, pooling),
+    )
+    masked = bool(config.get("is_mask_instruction", True)) and config.get("padding_side", "right") == "right"
+    return model, TextSettings(
+        mode=cast(Mode, _choice(ours, "text_mode", "released", get_args(Mode))),
+        max_length=int(ours.get("max_length", backbone.max_position)),
+        eos_token=_token(tokenizer_config, "eos_token"),
+        eos_id=int(ours.get("eos_token_id", text_config.get("eos_token_id", 2))),
+        bos_id=ours.get("bos_token_id"),
+        mask_instruction=masked,
+    )
+
+
+def write_config(model: ModelConfig, text: TextSettings, dtype: str) -> dict[str, Any]:
+    """Return ``config.json`` in the released layout; ``read_config`` reads it back to the same values.
+
+    The published code takes its tokenizer from ``text_config._name_or_path``. It is written as ``.``: run
+    that code with the checkpoint as its working folder.
+    """
+    size, pooler = model.backbone.hidden_size, model.pooler
+    backbone = hub_config_dict(model.backbone, bos_token_id=text.bos_id, eos_token_id=text.eos_id)
+    return {
+        "_name_or_path": ".",
+        "add_eos": True,
+        "add_pad_token": True,
+        "architectures": ["NVEmbedModel"],
+        "auto_map": {
+            "AutoConfig": "configuration_nvembed.NVEmbedConfig",
+            "AutoModel": "modeling_nvembed.NVEmbedModel",
+        },
+        "hidden_size": size,
+        "is_mask_instruction": text.mask_instruction,
+        "latent_attention_config": {
+            "model_type": "latent_attention",
+            "num_latents_value": pooler.num_latents,
+            "num_cross_heads": pooler.num_heads,
+            "cross_dim_head": pooler.head_dim,
+            "hidden_dim": size,
+            "latent_dim": size,
+            "output_normalize": True,
+        },
+        "mask_type": "b",
+        "model_type": "nvembed",
+        "nvembed": {
+            "bos_token_id": text.bos_id,
+            "eos_token_id": text.eos_id,
+            "max_length": text.max_length,
+            "pooling": model.pooling,
+            "text_mode": text.mode,
+        },
+        "padding_side": "right",
+        "text_config": {"_name_or_path": ".", **backbone},
+        "torch_dtype": dtype,
+    }
+
+
+def _pooler(config: Mapping[str, Any], hidden_size: int) -> PoolerConfig:
+    for key in ("hidden_dim", "latent_dim"):
+        if config.get(key, hidden_size) != hidden_size:
+            raise ConfigError(
+                f"latent_attention_config has {key} {config[key]}: expected the backbone's hidden size, "
+                f"{hidden_size}"
+            )
+    if not config.get("output_normalize", True):
+        raise ConfigError("latent_attention_config has output_normalize false: only unit vectors are made")
+    return PoolerConfig(
+        num_latents=int(config.get("num_latents_value", 512)),
+        num_heads=int(config.get("num_cross_heads", 8)),
+        head_dim=int(config.get("cross_dim_head", 4096)),
+    )
+
+
+def _choice(config: Mapping[str, Any], key: str, default: str, allowed: tuple[str, ...]) -> str:
+    value = config.get(key, default)
+    if value not in allowed:
+        raise ConfigError(f"config.json has nvembed.{key} {value!r}: expected one of {', '.join(allowed)}")
+    return str(value)
+
+
+def _token(config: Mapping[str, Any], key: str) -> str:
+    value = config.get(key)
+    if isinstance(value, Mapping):
+        value = value.get("content")
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"tokenizer_config.json has {key} {value!r}: expected the token's text")
+    return value

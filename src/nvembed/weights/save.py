@@ -1,0 +1,92 @@
+"""A checkpoint in the released layout, written whole or not at all."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nvembed.errors import OutputError
+from nvembed.files import atomic_path
+from nvembed.model.config import ModelConfig
+from nvembed.text.tokenize import TextSettings
+from nvembed.weights.load import INDEX, SINGLE
+from nvembed.weights.model_config import write_config
+
+SHARD_BYTES = 5_000_000_000  # released: the shards are just below
+
+
+def save_checkpoint(
+    folder: str | os.PathLike[str],
+    config: ModelConfig,
+    text: TextSettings,
+    tensors: Iterable[tuple[str, Tensor]],
+    *,
+    tokenizer_files: Mapping[str, bytes],
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write ``config.json``, the tokenizer's files and safetensors shards of at most ``shard_bytes``.
+
+    Args:
+        tensors: names and values, in the order they are stored; one shard at a time is held.
+        dtype: what every tensor is stored as; ``None`` keeps each one's own.
+
+    Raises:
+        OutputError: ``folder`` exists, or the disk is full; nothing is left half-written.
+    """
+    with atomic_path(folder) as work:
+        work.mkdir()
+        try:
+            stored = _write_shards(work, tensors, dtype, shard_bytes)
+        except SafetensorError as error:
+            raise OutputError(f"could not write {folder}: {error}; nothing was left behind") from error
+        for name, content in tokenizer_files.items():
+            (work / name).write_bytes(content)
+        _write_json(work / "config.json", write_config(config, text, stored))
+
+
+def _write_shards(
+    work: Path, tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None, shard_bytes: int
+) -> str:
+    """Write the shards and, for more than one, their index; return the dtype they are stored as."""
+    shards: list[list[str]] = []
+    pending: dict[str, Tensor] = {}
+    pending_bytes = total_bytes = 0
+    dtypes: set[torch.dtype] = set()
+
+    def flush() -> None:
+        save_file(pending, work / f"part-{len(shards)}", metadata={"format": "pt"})
+        shards.append(list(pending))
+        pending.clear()
+
+    for name, value in tensors:
+        value = value.detach().to(device="cpu", dtype=dtype or value.dtype).contiguous()
+        if pending and pending_bytes + value.nbytes > shard_bytes:
+            flush()
+            pending_bytes = 0
+        pending[name] = value
+        pending_bytes += value.nbytes
+        total_bytes += value.nbytes
+        dtypes.add(value.dtype)
+    flush()
+    if len(shards) == 1:
+        (work / "part-0").rename(work / SINGLE)
+    else:
+        weight_map = {}
+        for number, names in enumerate(shards):
+            file = f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
+            (work / f"part-{number}").rename(work / file)
+            weight_map.update(dict.fromkeys(names, file))
+        index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(weight_map.items()))}
+        _write_json(work / INDEX, index)
+    return str(next(iter(dtypes)) if len(dtypes) == 1 else torch.float32).removeprefix("torch.")
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
