@@ -1,4 +1,4 @@
-"""Lines of evaluation files, checked one by one: an error says file, line, what was expected and what was got."""
+"""Lines of evaluation files, checked one by one: errors say file, line, expected and got."""
 
 import gzip
 import json
@@ -18,14 +18,18 @@ def jsonl_path(folder: Path, name: str) -> Path | None:
 
 
 def rows(path: Path) -> Iterator[tuple[int, Row]]:
-    """Yield (line number, object) for every line of a JSON-lines file, gzipped or not; blank lines are skipped.
+    """Yield (line number, object) for every line of a JSON-lines file, gzipped or not, but the blank ones.
 
     Raises:
         DataError: the file cannot be read, a line is no JSON object, or no line is there at all.
     """
     count = 0
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        with (
+            gzip.open(path, "rt", encoding="utf-8")
+            if path.suffix == ".gz"
+            else path.open(encoding="utf-8") as file
+        ):
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     count += 1
@@ -40,14 +44,16 @@ def _object(path: Path, number: int, line: str) -> Row:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{number}: expected a JSON object, got {line.strip()[:60]!r} ({error.msg})") from error
+        raise DataError(
+            f"{path}:{number}: expected a JSON object, got {line.strip()[:60]!r} ({error.msg})"
+        ) from error
     if not isinstance(row, dict):
         raise DataError(f"{path}:{number}: expected a JSON object, got {type(row).__name__}")
     return row
 
 
 def first_row(folder: Path, split: str = "test") -> Row | None:
-    """Return the first object of the folder's ``split`` (else ``train``) file, or None without such a file."""
+    """Return the first object of the folder's ``split`` (else ``train``) file, or None without one."""
     path = jsonl_path(folder, split) or jsonl_path(folder, "train")
     return next(rows(path))[1] if path else None
 
@@ -76,7 +82,9 @@ def number(path: Path, line: int, row: Row, key: str) -> float:
 def label(path: Path, line: int, row: Row) -> str | int:
     value = row.get("label")
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise DataError(f"{path}:{line}: expected a string or whole number under 'label', got {_shown(row, 'label')}")
+        raise DataError(
+            f"{path}:{line}: expected a string or whole number under 'label', got {_shown(row, 'label')}"
+        )
     return value
 
 
@@ -92,7 +100,9 @@ def identified(path: Path, what: str, *, keep_text: bool = False) -> dict[str, s
         for line, row in rows(path):
             key = text(path, line, row, "_id")
             if key in found:
-                raise DataError(f"{path}:{line}: {what} id {key!r} stands on line {lines[key]} already; ids are unique")
+                raise DataError(
+                    f"{path}:{line}: {what} id {key!r} stands on line {lines[key]} already; ids are unique"
+                )
             found[key] = text(path, line, row, "text") if keep_text else ""
             lines[key] = line
     except DataError as error:
@@ -109,7 +119,7 @@ def passages(path: Path) -> Iterator[str]:
 
 
 def passage_text(path: Path, line: int, row: Row) -> str:
-    """Return title and text of a passage in one string, as MTEB joins them: one space between, ends stripped."""
+    """Return title and text of a passage in one string, joined and stripped as MTEB does it."""
     body = text(path, line, row, "text")
     title = row.get("title") or ""
     if not isinstance(title, str):
@@ -132,7 +142,9 @@ def qrels(path: Path, *, queries: Collection[str], passages: Collection[str]) ->
         if not content.strip() or (line == 1 and cells[0] in ("query-id", "query_id")):
             continue
         if len(cells) != 3:
-            raise DataError(f"{path}:{line}: expected 3 tab-separated cells, got {len(cells)}: {content[:60]!r}")
+            raise DataError(
+                f"{path}:{line}: expected 3 tab-separated cells, got {len(cells)}: {content[:60]!r}"
+            )
         query, passage, grade = cells
         try:
             value = int(grade)

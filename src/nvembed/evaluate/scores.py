@@ -27,7 +27,7 @@ def mean_ranks(x_N: np.ndarray) -> np.ndarray:
 
 
 def average_precision(gold_N: np.ndarray, score_N: np.ndarray) -> float:
-    """Area under the precision-recall steps: ``sum (R_n - R_n-1) P_n`` over falling thresholds; ties as one step."""
+    """Area under the curve: ``sum (R_n - R_n-1) P_n`` over falling thresholds; a tie is one step."""
     hits, taken = _curve(gold_N, score_N)
     steps = np.diff(hits, prepend=0)
     return float(np.sum(steps * hits / taken)) / float(hits[-1]) if hits[-1] else 0.0
@@ -89,7 +89,7 @@ def contingency(gold_N: np.ndarray, guess_N: np.ndarray) -> np.ndarray:
 
 
 def v_measure(gold_N: np.ndarray, cluster_N: np.ndarray) -> float:
-    """Harmonic mean of homogeneity ``1 - H(gold|cluster)/H(gold)`` and completeness, the same the other way."""
+    """Harmonic mean of homogeneity, ``1 - H(gold|cluster) / H(gold)``, and completeness, the reverse."""
     joint = contingency(gold_N, cluster_N) / len(gold_N)
     gold, cluster = _entropy(joint.sum(axis=1)), _entropy(joint.sum(axis=0))
     both = _entropy(joint.ravel())

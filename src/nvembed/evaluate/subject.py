@@ -3,8 +3,8 @@
 ``encode(texts, prompt)`` embeds; a baseline without vectors has ``lexical(passages, queries, k)`` instead.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -49,8 +49,11 @@ class Subject:
         encode: texts and the whole prompt before each -> vectors and counts.
         lexical: passages, queries, k -> hits; for what ranks without vectors.
         instructions: whether the task's instruction is put before its texts.
+        prompts: a model's own fixed prompts, ``query`` and ``corpus``, where it takes no instructions; put
+            before the texts of retrieval and reranking.
         precision: of the computation, as in ``"float32"``; part of the cache key.
         size_bytes: of the weights in memory.
+        peak_bytes: for a model on an accelerator; without it the process's own peak is read.
     """
 
     name: str
@@ -58,9 +61,12 @@ class Subject:
     encode: EncodeFn | None = None
     lexical: LexicalFn | None = None
     instructions: bool = False
+    prompts: Mapping[str, str] = field(default_factory=dict)
     precision: str = "float32"
     max_tokens: int | None = None
     size_bytes: int = 0
+    device: str = "cpu"
+    peak_bytes: Callable[[], int] | None = None  # most device memory used since it was last asked
 
 
 def plain(encode: Callable[[Sequence[str], str], np.ndarray]) -> EncodeFn:
@@ -86,7 +92,9 @@ def random_encoder(*, dim: int = 384, seed: int = 0) -> Subject:
     """A baseline that knows nothing: every text has a random direction, the same text the same one."""
 
     def encode(texts: Sequence[str], prompt: str) -> np.ndarray:
-        rows = [np.random.default_rng([seed, *(prompt + text).encode()]).standard_normal(dim) for text in texts]
+        rows = [
+            np.random.default_rng([seed, *(prompt + text).encode()]).standard_normal(dim) for text in texts
+        ]
         return unit(np.array(rows, dtype=np.float32).reshape(-1, dim))
 
     return Subject(name="random", fingerprint=f"seed-{seed}-dim-{dim}", encode=plain(encode))

@@ -11,8 +11,8 @@ A task is a folder. What lies in it says what it is:
     test.jsonl of {"text", "human_summaries",    summarisation
       "machine_summaries", "relevance"}
 
-``.jsonl`` may be ``.jsonl.gz``. Two layouts mean two things; there the parent folder's name decides
-(``pair_rerank`` or ``reranking``, ``clustering``), or a file ``task.toml`` in the folder: ``kind = "reranking"``.
+``.jsonl`` may be ``.jsonl.gz``. Where a layout means two things, the parent folder's name decides
+(``pair_rerank`` or ``reranking``; ``clustering``), or a file ``task.toml`` in it: ``kind = "reranking"``.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast
 
 import numpy as np
 
@@ -51,7 +51,9 @@ class Retrieval:
     passages: Callable[[], Iterator[str]]  # the texts, in the order of passage_ids, read anew at each call
     queries: dict[str, str]
     qrels: dict[str, dict[str, int]]
-    dropped: tuple[str, ...] = ()  # queries left out, as MTEB's reranking leaves out those without both grades
+    dropped: tuple[
+        str, ...
+    ] = ()  # queries left out, as MTEB's reranking leaves out those without both grades
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,8 @@ def find_tasks(root: Path, names: Sequence[str] | None = None) -> list[Path]:
     """
     if not root.is_dir():
         raise InputError(f"--data {root} is no folder; expected one with a folder per task")
-    folders = sorted(p for pattern in (".", "*", "*/*") for p in root.glob(pattern) if _is_task(p))
+    candidates = [root, *root.glob("*"), *root.glob("*/*")]
+    folders = sorted(path for path in candidates if path.is_dir() and _is_task(path))
     found = {path.resolve().name: path for path in folders}
     if not found:
         raise InputError(f"no task under {root}: expected folders with corpus.jsonl or test.jsonl in them")
@@ -174,10 +177,10 @@ def _is_task(folder: Path) -> bool:
 def _kind(folder: Path, split: str) -> Kind:
     declared = folder / "task.toml"
     if declared.is_file():
-        kind: Kind | None = tomllib.loads(declared.read_text(encoding="utf-8")).get("kind")
-        if kind not in get_args(Kind):
-            raise DataError(f"{declared}: kind is {kind!r}; {nearest(str(kind), get_args(Kind))}")
-        return kind
+        kind = tomllib.loads(declared.read_text(encoding="utf-8")).get("kind")
+        if kind not in CATEGORY:
+            raise DataError(f"{declared}: kind is {kind!r}; {nearest(str(kind), CATEGORY)}")
+        return cast("Kind", kind)
     parent = folder.resolve().parent.name
     if read.jsonl_path(folder, "corpus"):
         return "reranking" if parent in ("pair_rerank", "reranking") else "retrieval"
@@ -193,7 +196,9 @@ def _kind(folder: Path, split: str) -> Kind:
         return "summarization"
     if {"text", "label"} <= keys:
         return "clustering" if parent == "clustering" else "classification"
-    raise DataError(f"{folder}: cannot tell what kind of task this is from the keys {sorted(keys)}: add a task.toml")
+    raise DataError(
+        f"{folder}: cannot tell what kind of task this is from the keys {sorted(keys)}: add a task.toml"
+    )
 
 
 def _load_retrieval(folder: Path, split: str, *, rerank: bool, drop: bool) -> tuple[Retrieval, list[Path]]:
@@ -202,7 +207,8 @@ def _load_retrieval(folder: Path, split: str, *, rerank: bool, drop: bool) -> tu
         if path is None:
             raise DataError(f"{folder}: expected {name}.jsonl or {name}.jsonl.gz, found neither")
     corpus_path, queries_path = paths["corpus"], paths["queries"]
-    assert corpus_path and queries_path
+    assert corpus_path
+    assert queries_path
     qrels_path = folder / "qrels" / f"{split}.tsv"
     ids = read.identified(corpus_path, "passage")
     if not ids:
@@ -245,7 +251,7 @@ def _load_pairs(path: Path, *, binary: bool) -> Pairs:
 
 def _load_labelled(folder: Path, path: Path) -> tuple[Labelled, list[Path]]:
     texts, labels = _texts_and_labels(path)
-    train = next((p for p in map(lambda n: read.jsonl_path(folder, n), ("train", "validation", "dev")) if p), None)
+    train = next((p for p in (read.jsonl_path(folder, n) for n in ("train", "validation", "dev")) if p), None)
     if train is None or train == path:
         return Labelled(texts, _numbered(labels, labels), [], np.empty(0, dtype=np.int64)), [path]
     train_texts, train_labels = _texts_and_labels(train)
@@ -269,7 +275,9 @@ def _texts_and_labels(path: Path) -> tuple[list[str], list[str | int]]:
 
 def _numbered(labels: Sequence[str | int], all_labels: Sequence[str | int]) -> np.ndarray:
     """Number the classes in sorted order; numbers stay in the order of numbers."""
-    number = {label: i for i, label in enumerate(sorted(set(all_labels), key=lambda x: (isinstance(x, str), x)))}
+    number = {
+        label: i for i, label in enumerate(sorted(set(all_labels), key=lambda x: (isinstance(x, str), x)))
+    }
     return np.array([number[label] for label in labels], dtype=np.int64)
 
 
@@ -280,12 +288,11 @@ def _load_sets(path: Path) -> Sets:
         return Sets([texts], [_numbered(labels, labels)])
     all_texts, all_labels = [], []
     for line, row in read.rows(path):
-        texts = read.texts(path, line, row, "sentences")
-        labels = row.get("labels")
-        if not isinstance(labels, list) or len(labels) != len(texts):
+        all_texts.append(read.texts(path, line, row, "sentences"))
+        given = row.get("labels")
+        if not isinstance(given, list) or len(given) != len(all_texts[-1]):
             raise DataError(f"{path}:{line}: expected one label per sentence in 'labels'")
-        all_texts.append(texts)
-        all_labels.append(_numbered(labels, labels))
+        all_labels.append(_numbered(given, given))
     return Sets(all_texts, all_labels)
 
 
