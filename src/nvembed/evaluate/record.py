@@ -67,7 +67,7 @@ def mteb_result(task: str, revision: str, split: str, outcome: Outcome) -> Json:
         "dataset_revision": revision,
         "task_name": task,
         "mteb_version": _version("mteb"),
-        "scores": {split: [_rounded(subset, 6)]},
+        "scores": {split: [rounded(subset, 6)]},
         "evaluation_time": None,
         "kg_co2_emissions": None,
         "date": None,
@@ -81,7 +81,7 @@ def write(folder: Path, task: str, *, result: Json, record: Json, items: Items |
         content = {"statistic": items.statistic, "ids": items.ids, "value": items.value.tolist()}
         if items.gold is not None:
             content["gold"] = items.gold.tolist()
-        _dump(details / f"{task}.items.json", _rounded(content, 8), indent=None)
+        _dump(details / f"{task}.items.json", rounded(content, 8), indent=None)
     _dump(details / f"{task}.record.json", record)
     _dump(details / f"{task}.timing.json", timing)
     _dump(folder / f"{task}.json", result)
@@ -207,11 +207,12 @@ def _items(content: Json) -> Items:
     )
 
 
-def _rounded(value: Any, digits: int) -> Any:
+def rounded(value: Any, digits: int) -> Any:
+    """Round every float inside ``value``."""
     if isinstance(value, dict):
-        return {key: _rounded(item, digits) for key, item in value.items()}
+        return {key: rounded(item, digits) for key, item in value.items()}
     if isinstance(value, list):
-        return [_rounded(item, digits) for item in value]
+        return [rounded(item, digits) for item in value]
     return round(value, digits) if isinstance(value, float) else value
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,10 +11,10 @@ import numpy as np
 from nvembed.errors import InputError
 from nvembed.evaluate import record
 from nvembed.evaluate.cache import Embedder
-from nvembed.evaluate.outcome import Outcome, Prompts
+from nvembed.evaluate.outcome import Embed, Prompts
 from nvembed.evaluate.protocol import run_task
 from nvembed.evaluate.rank import lexical
-from nvembed.evaluate.subject import Encoded, Subject
+from nvembed.evaluate.subject import Encoded, EncodeFn, Subject
 from nvembed.evaluate.tasks import Labelled, Pairs, Retrieval, Sets, Task
 from nvembed.recipe import nearest
 from nvembed.text.prompt import format_prompt, instruction_for, known_tasks
@@ -110,14 +110,59 @@ def _conditions(subject: Subject, task: Task, instructions: dict[str, str]) -> r
 
 
 @dataclass
-class _Meter:
+class Meter:
     """Counts what is embedded for one task."""
 
+    started: float = field(default_factory=time.monotonic)
     texts: int = 0
     tokens: int = 0
     cut: int = 0
     new_tokens: int = 0
-    seconds: float = 0.0
+    encode_seconds: float = 0.0
+
+    def counted(self) -> record.Json:
+        return {"texts": self.texts, "tokens": self.tokens, "texts_cut": self.cut}
+
+    def embed_with(self, embedder: Embedder) -> Embed:
+        """Count what goes through ``embedder``, cached or not."""
+
+        def embed(texts: Sequence[str], prompt: str) -> np.ndarray:
+            encoded = embedder(texts, prompt)
+            self.texts += len(texts)
+            self.tokens += int(encoded.num_tokens.sum())
+            self.cut += int(encoded.truncated.sum())
+            return encoded.vectors
+
+        return embed
+
+
+def metered(subject: Subject, meter: Meter) -> EncodeFn:
+    """The subject's encode function, its tokens and seconds counted."""
+    assert subject.encode is not None
+    encode = subject.encode
+
+    def timed(texts: Sequence[str], prompt: str) -> Encoded:
+        start = time.monotonic()
+        encoded = encode(texts, prompt)
+        meter.encode_seconds += time.monotonic() - start
+        meter.new_tokens += int(np.sum(encoded.num_tokens))
+        return encoded
+
+    return timed
+
+
+def timing_of(subject: Subject, meter: Meter) -> record.Json:
+    """What differs from run to run."""
+    rate = round(meter.new_tokens / meter.encode_seconds, 1) if meter.new_tokens else None
+    return {
+        "seconds": round(time.monotonic() - meter.started, 3),
+        "encode_seconds": round(meter.encode_seconds, 3),
+        "encoded_tokens": meter.new_tokens,
+        "tokens_per_second": rate,
+        "weights_bytes": subject.size_bytes,
+        "peak_bytes": record.peak_memory(subject),
+        "date": datetime.now(tz=UTC).isoformat(timespec="seconds"),
+    }
 
 
 def _evaluate_one(
@@ -129,9 +174,8 @@ def _evaluate_one(
     cache: Path | None,
     on_progress: Callable[[Progress], None] | None,
 ) -> None:
-    started, meter, total = time.monotonic(), _Meter(), _texts_in(task)
+    meter, total, done = Meter(), _texts_in(task), 0
     record.peak_memory(subject, reset=True)
-    done = 0
 
     def advance(texts: int) -> None:
         nonlocal done
@@ -140,66 +184,24 @@ def _evaluate_one(
             on_progress(Progress(task.name, done, max(total, done)))
 
     advance(0)
-    outcome = _outcome(subject, task, Prompts(**conditions["prompt"]), meter, cache, advance)
-    timing = {
-        "seconds": round(time.monotonic() - started, 3),
-        "encode_seconds": round(meter.seconds, 3),
-        "encoded_tokens": meter.new_tokens,
-        "tokens_per_second": round(meter.new_tokens / meter.seconds, 1) if meter.new_tokens else None,
-        "weights_bytes": subject.size_bytes,
-        "peak_bytes": record.peak_memory(subject),
-        "date": datetime.now(tz=UTC).isoformat(timespec="seconds"),
-    }
+    if subject.lexical is not None:
+        outcome = lexical(task, subject.lexical)
+    else:
+        embedder = Embedder(subject, metered(subject, meter), folder=cache, on_texts=advance)
+        try:
+            outcome = run_task(task, meter.embed_with(embedder), Prompts(**conditions["prompt"]))
+        finally:
+            embedder.close()
     dropped = list(task.data.dropped) if isinstance(task.data, Retrieval) else []
-    counted = {
-        "texts": meter.texts,
-        "tokens": meter.tokens,
-        "texts_cut": meter.cut,
-        "queries_dropped": dropped,
-    }
+    counted = {**meter.counted(), "queries_dropped": dropped}
     record.write(
         folder,
         task.name,
         result=record.mteb_result(task.name, task.revision, task.split, outcome),
         record={"conditions": conditions, "counted": counted, "environment": record.environment(subject)},
         items=outcome.items,
-        timing=timing,
+        timing=timing_of(subject, meter),
     )
-
-
-def _outcome(
-    subject: Subject,
-    task: Task,
-    prompts: Prompts,
-    meter: _Meter,
-    cache: Path | None,
-    advance: Callable[[int], None],
-) -> Outcome:
-    if subject.encode is None:
-        assert subject.lexical is not None
-        return lexical(task, subject.lexical)
-    encode = subject.encode
-
-    def timed(texts: Sequence[str], prompt: str) -> Encoded:
-        start = time.monotonic()
-        encoded = encode(texts, prompt)
-        meter.seconds += time.monotonic() - start
-        meter.new_tokens += int(np.sum(encoded.num_tokens))
-        return encoded
-
-    embedder = Embedder(subject, timed, folder=cache, on_texts=advance)
-
-    def embed(texts: Sequence[str], prompt: str) -> np.ndarray:
-        encoded = embedder(texts, prompt)
-        meter.texts += len(texts)
-        meter.tokens += int(encoded.num_tokens.sum())
-        meter.cut += int(encoded.truncated.sum())
-        return encoded.vectors
-
-    try:
-        return run_task(task, embed, prompts)
-    finally:
-        embedder.close()
 
 
 def _texts_in(task: Task) -> int:
