@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-WORDS = "river stone cloud bread engine violin planet sugar winter mirror forest candle market island".split()
+WORDS = ["river", "stone", "cloud", "bread", "engine", "violin", "planet"]
+WORDS += ["sugar", "winter", "mirror", "forest", "candle", "market", "island"]
 
 
 def sentence(rng: np.random.Generator, topic: int, length: int = 8) -> str:

@@ -105,7 +105,7 @@ def test_clustering_v2(tmp_path: Path) -> None:
     from nvembed.evaluate.learn import clustering_v2
     from nvembed.evaluate.tasks import Sets
 
-    task = load_task(make_labelled(tmp_path / "clustering" / "many", train=False, n=1500))
+    task = load_task(make_labelled(tmp_path / "clustering" / "many", train=False, n=1000))
     assert isinstance(task.data, Sets)
     made = ours.as_mteb_task(task)
     rows = {"sentences": list(task.data.texts[0]), "labels": task.data.labels[0].tolist()}
@@ -173,16 +173,20 @@ def test_mteb_run_is_recorded_and_resumed(root: Path, tmp_path: Path) -> None:
         ours.run_mteb(bm25(), [made], tmp_path)
 
 
+CLAIM = "Given a scientific claim, retrieve documents that support or refute the claim"
+DUPLICATE = "Given a question, retrieve questions that are semantically equivalent to the given question"
+
+
 @pytest.mark.parametrize(
     ("task", "side", "want"),
     [
-        ("SciFact", "query", "Given a scientific claim, retrieve documents that support or refute the claim"),
+        ("SciFact", "query", CLAIM),
         ("SciFact", "corpus", ""),
-        ("NanoSciFactRetrieval", "query", "Given a scientific claim, retrieve documents that support or refute the claim"),
-        ("QuoraRetrieval", "corpus", "Given a question, retrieve questions that are semantically equivalent to the given question"),
+        ("NanoSciFactRetrieval", "query", CLAIM),
+        ("QuoraRetrieval", "corpus", DUPLICATE),
         ("STS12", "query", "Retrieve semantically similar text"),
     ],
-)  # fmt: skip
+)
 def test_prompts_of_mteb_tasks(task: str, side: str, want: str) -> None:
     metadata = mteb.get_task(task).metadata
     subject = Subject("fake/words", "f2", encode=plain(encode), instructions=True)

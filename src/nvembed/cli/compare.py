@@ -1,20 +1,16 @@
-"""`nvembed compare` and `nvembed contamination`: what a score is worth."""
+"""`nvembed compare`: models side by side, with paired tests, and beside the published scores."""
 
 import json
 from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import track
 
 from nvembed.errors import InputError
 from nvembed.evaluate.compare import against_published, compare_markdown, published_markdown
 from nvembed.evaluate.compare import compare as compare_results
-from nvembed.evaluate.contamination import THRESHOLD, contamination_markdown, training_texts
-from nvembed.evaluate.contamination import contamination as contamination_of
 from nvembed.evaluate.record import Result, read_results
 from nvembed.evaluate.report import chart_differences, chart_quality, report_markdown
-from nvembed.evaluate.tasks import find_tasks, load_task
 from nvembed.files import atomic_path
 
 
@@ -61,47 +57,6 @@ def compare(
         chart_quality(models, out / "quality.png")
         for other, rows in differences.items():
             chart_differences(rows, out / f"difference-{other}.png", a=first, b=other)
-
-
-def contamination(
-    *training: Path,
-    data: Path,
-    tasks: list[str] | None = None,
-    split: str = "test",
-    threshold: float = THRESHOLD,
-    out: Path | None = None,
-) -> None:
-    """Count evaluation pairs, queries and texts that stand in training files, exactly or nearly.
-
-    Parameters
-    ----------
-    training
-        JSON-lines files of training examples.
-    data
-        Folder with a folder per task.
-    tasks
-        Which of them; all by default.
-    split
-        Which part of a task is looked for.
-    threshold
-        Jaccard similarity of 5-letter shingles from which two texts are near duplicates.
-    out
-        Folder for contamination.md and contamination.json, which names examples.
-    """
-    if not training:
-        raise InputError("no training file given; expected .jsonl or .jsonl.gz files")
-    names = [name for chunk in tasks for name in chunk.split(",")] if tasks else None
-    folders = find_tasks(data, names)
-    rows = []
-    for folder in track(folders, description="contamination", console=Console(stderr=True)):
-        task = load_task(folder, split=split, drop_unanswerable=True)
-        examples = (texts for path in training for texts in training_texts(path))
-        rows.append(contamination_of(task, examples, threshold=threshold))
-    table = contamination_markdown(rows)
-    Console().print(table, markup=False, highlight=False, soft_wrap=True)
-    if out:
-        _write(out / "contamination.md", table)
-        _write(out / "contamination.json", json.dumps([asdict(row) for row in rows], indent=1) + "\n")
 
 
 def _name(folder: Path) -> str:

@@ -36,7 +36,11 @@ class Drawer:
             with atomic_path(folder / "about.json") as path:
                 path.write_text(json.dumps(about, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
         self._files = {name: (folder / f"{name}.bin").open("a+b") for name in ("vectors", "counts", "keys")}
-        _lock(self._files["keys"].fileno(), folder)
+        try:
+            _lock(self._files["keys"].fileno(), folder)
+        except OutputError:
+            self.close()
+            raise
         self._files["keys"].seek(0)
         keys = self._files["keys"].read()
         self.row_of = {

@@ -77,8 +77,9 @@ def compare(
         row, sample = _compare_task(a[task], b[task], draws, rng)
         rows.append(row)
         drawn.append(sample)
-    for name in [*dict.fromkeys(row.category for row in rows), "all"]:
-        members = [i for i, row in enumerate(rows) if name in (row.category, "all")]
+    of_task = [row.category for row in rows]
+    for name in [*dict.fromkeys(of_task), "all"]:
+        members = [i for i, own in enumerate(of_task) if name in (own, "all")]
         samples = [sample for i in members if (sample := drawn[i]) is not None]
         mean_a, mean_b = (float(np.mean([getattr(rows[i], side) for i in members])) for side in "ab")
         whole = len(samples) == len(members)

@@ -22,7 +22,7 @@ from nvembed.evaluate.subject import Subject
 from nvembed.evaluate.tasks import CATEGORY, Labelled, Pairs, Retrieval, Sets, Task
 from nvembed.recipe import nearest
 from nvembed.text.prompt import format_prompt, instruction_for, known_tasks
-from nvembed.vectors.metric import cosine, paired_cosine, score_run
+from nvembed.vectors.metric import paired_cosine, score_run
 
 
 def find_mteb_tasks(names: Sequence[str]) -> list[Any]:
@@ -78,14 +78,12 @@ class MtebEncoder:
         return self.embed(texts, self.prompt_for(task_metadata, side))
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
-        import torch
+        from mteb.similarity_functions import cos_sim
 
-        return torch.from_numpy(cosine(np.atleast_2d(embeddings1), np.atleast_2d(embeddings2)))
+        return cos_sim(embeddings1, embeddings2)
 
-    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
-        import torch
-
-        return torch.from_numpy(paired_cosine(np.asarray(embeddings1), np.asarray(embeddings2)))
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> np.ndarray:
+        return paired_cosine(np.asarray(embeddings1), np.asarray(embeddings2))
 
 
 def run_mteb(

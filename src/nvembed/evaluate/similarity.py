@@ -13,7 +13,7 @@ from nvembed.errors import InputError, MissingExtraError
 from nvembed.evaluate import scores
 from nvembed.evaluate.outcome import Embed, Items, Outcome, numbered
 from nvembed.evaluate.tasks import Pairs, Summaries
-from nvembed.vectors.metric import unit
+from nvembed.vectors.metric import paired_cosine
 
 
 def sts(data: Pairs, embed: Embed, prompt: str) -> Outcome:
@@ -49,18 +49,12 @@ def pair_classification(data: Pairs, embed: Embed, prompt: str) -> Outcome:
 
 
 def _similarities(a_ND: np.ndarray, b_ND: np.ndarray) -> dict[str, np.ndarray]:
-    """Cosine and two distances, negated: larger is closer. On unit rows the dot product is the cosine.
-
-    ``cos = 1 - |a - b|^2 / 2``: equal vectors get exactly 1, where a sum of products leaves a rounding error
-    that would put equal pairs in an order.
-    """
-    a_ND, b_ND = unit(a_ND), unit(b_ND)
+    """Cosine and two distances, negated: larger is closer. On unit rows the dot product is the cosine."""
     difference_ND = (a_ND - b_ND).astype(np.float64)
-    squared_N: np.ndarray = np.sum(np.square(difference_ND), axis=1)
     return {
-        "cosine": np.asarray(1 - squared_N / 2),
+        "cosine": paired_cosine(a_ND, b_ND),
         "manhattan": np.negative(np.sum(np.abs(difference_ND), axis=1)),
-        "euclidean": np.negative(np.sqrt(squared_N)),
+        "euclidean": np.negative(np.sqrt(np.sum(np.square(difference_ND), axis=1))),
     }
 
 
