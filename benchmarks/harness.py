@@ -1,9 +1,10 @@
-"""Is the harness right? One sentence-transformers model, scored by our code and by mteb's own on the same folders.
+"""Is the harness right? One model, scored by our code and by mteb's own on the same folders.
 
-    python benchmarks/harness.py --model all-MiniLM-L6-v2=FOLDER --data ../shared/data --out benchmarks/results
+    python benchmarks/harness.py --model all-MiniLM-L6-v2=FOLDER --data ../shared/data \\
+        --out benchmarks/results
 
-Both score vectors from one embedding cache; ``--independent TASK`` also lets mteb embed by itself, with its own
-wrapper of sentence-transformers, for that task. Published scores come from the recipe.
+Both score vectors from one embedding cache; ``--independent TASK`` also lets mteb embed by itself, with its
+own wrapper of sentence-transformers, for that task. Published scores come from the recipe.
 """
 
 import argparse
@@ -60,7 +61,9 @@ def main() -> None:
         embedder = Embedder(
             subject, metered(subject, meter), folder=given.work / ".embeddings", on_texts=lambda _: None
         )
-        theirs = mteb_score(task, MtebEncoder(subject, meter.embed_with(embedder), lambda metadata, side: ""))
+        theirs = mteb_score(
+            task, MtebEncoder(subject, meter.embed_with(embedder), lambda _metadata, _side: "")
+        )
         embedder.close()
         row = {"task": task.name, "ours": round(ours, 4), "mteb": round(theirs, 4)}
         row["published"] = published.get(task.mteb_name)
