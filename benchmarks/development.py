@@ -31,7 +31,10 @@ def main() -> None:
     some = next(iter(read_results(folders[0]).values())).record["environment"]
     packages = ", ".join(f"{name} {version}" for name, version in some["packages"].items())
     table = given.out / "development" / "compare.md"
-    head = "# Models on the development data\n\n`python benchmarks/development.py MODELS --data ../shared/data`\n\n"
+    command = (
+        "`python benchmarks/development.py MODELS --data ../shared/data --work evaluation --out RESULTS`"
+    )
+    head = f"# Models on the development data\n\n{command}\n\nEmpty: not measured.\n\n"
     table.write_text(f"{head}{some['processor']}, {some['cores']} cores; {packages}\n\n{table.read_text()}")
 
 

@@ -43,7 +43,8 @@ def evaluate(
     out
         Folder for the results.
     data
-        Folder with a folder per task, in the BEIR layout or that of docs/data.md. No network is used.
+        Folder with a folder per task: BEIR's layout, or JSON lines of pairs or of labelled texts. No network is
+        used.
     split
         Which part is evaluated.
     max_tokens
