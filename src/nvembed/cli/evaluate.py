@@ -43,7 +43,7 @@ def evaluate(
     out
         Folder for the results.
     data
-        Folder with a folder per task: BEIR's layout, or JSON lines of pairs or of labelled texts. No network is
+        Folder with a folder per task: BEIR's layout, or JSON lines of pairs or labelled texts. No network is
         used.
     split
         Which part is evaluated.
