@@ -48,6 +48,9 @@ LIBRARIES: dict[str, set[str]] = {
     "datasets": {"data"},
     "peft": {"train"},
     "sklearn": {"evaluate", "corpus"},
+    "scipy": {"evaluate"},
+    "matplotlib": {"evaluate"},
+    "sentence_transformers": {"cli"},
     "transformers": set(),  # the runtime never needs it: tests use it as an oracle
 }
 

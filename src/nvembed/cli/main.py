@@ -27,6 +27,11 @@ COMMANDS = {
     "search": "Search a folder of text, or a corpus file, by meaning.",
     "init": "Make an untrained NV-Embed checkpoint from a causal language model.",
     "check": "Check a model: files, tensors, values, tokenizer, memory, licence and known answer.",
+    "evaluate": "Score models on evaluation tasks; write results that mteb's leaderboard reads, and a record of each.",
+    "compare": "Compare models: every task side by side, and each model with the first by paired tests over queries.",
+    "contamination": "Count evaluation pairs, queries and texts that stand in training files, exactly or nearly.",
+    "mine": "Make training files: read the sets of a recipe, leave out leaks, choose, and mine hard negatives.",
+    "audit": "Compare the training sets of a recipe with its held-out sets, text by text.",
     "demo": "Build a small model, embed a labelled corpus, answer questions and score the answers.",
 }
 

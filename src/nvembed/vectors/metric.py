@@ -45,8 +45,13 @@ def cosine(a_QD: np.ndarray, b_CD: np.ndarray) -> np.ndarray:
 
 
 def paired_cosine(a_ND: np.ndarray, b_ND: np.ndarray) -> np.ndarray:
-    """Cosine of row i of ``a`` with row i of ``b``: ``(N,)``."""
-    return np.asarray(np.sum(unit(a_ND) * unit(b_ND), axis=-1))
+    """Cosine of row i of ``a`` with row i of ``b``: ``(N,)``, accumulated and returned in float64.
+
+    Computed as ``1 - |a - b|^2 / 2`` of the unit rows: equal rows get exactly 1, where a sum of products
+    leaves a rounding error that would put equal pairs in an order.
+    """
+    difference_ND = (unit(a_ND) - unit(b_ND)).astype(np.float64)
+    return np.asarray(1 - np.sum(np.square(difference_ND), axis=-1) / 2)
 
 
 def ranked(scores: Mapping[str, float]) -> list[str]:

@@ -1,0 +1,202 @@
+"""Task folders: what each layout is taken for, and what is refused before anything is embedded."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from eval_folders import make_all, make_labelled, make_pairs, make_retrieval, make_sets, write_jsonl
+
+from nvembed.errors import DataError, InputError
+from nvembed.evaluate.tasks import Labelled, Pairs, Retrieval, Sets, find_tasks, load_task
+
+
+def test_every_layout_is_recognised(tmp_path: Path) -> None:
+    make_all(tmp_path)
+    kinds = {path.name: load_task(path).kind for path in find_tasks(tmp_path)}
+    assert kinds == {
+        "news": "retrieval",
+        "answers": "reranking",
+        "alike": "sts",
+        "twins": "pair_classification",
+        "topics": "classification",
+        "folds": "classification",
+        "flat": "clustering",
+        "sets": "clustering",
+        "briefs": "summarization",
+    }
+
+
+def test_a_file_can_say_the_kind(tmp_path: Path) -> None:
+    folder = make_retrieval(tmp_path / "news")
+    (folder / "task.toml").write_text('kind = "reranking"\n')
+    assert load_task(folder).kind == "reranking"
+    (folder / "task.toml").write_text('kind = "rerank"\n')
+    with pytest.raises(DataError, match=r"kind is 'rerank'; did you mean 'reranking'"):
+        load_task(folder)
+
+
+def test_retrieval_is_read_as_mteb_reads_it(tmp_path: Path) -> None:
+    task = load_task(make_retrieval(tmp_path / "news"))
+    assert isinstance(task.data, Retrieval)
+    texts = list(task.data.passages())
+    assert len(texts) == len(task.data.passage_ids) == 40
+    assert list(task.data.passages()) == texts, "the corpus is read anew at each call"
+    assert texts[1].startswith("stone "), "title, a space, text"
+    assert set(task.data.queries) == set(task.data.qrels)
+
+
+def test_reranking_leaves_out_queries_without_both_grades(tmp_path: Path) -> None:
+    folder = make_retrieval(tmp_path / "reranking" / "answers")
+    qrels = folder / "qrels" / "test.tsv"
+    lines = [line for line in qrels.read_text().splitlines() if not line.startswith(("q0\t", "q1\t"))]
+    qrels.write_text("\n".join([*lines, "q0\td1\t0", "q0\td2\t0", "q1\td1\t1"]) + "\n")
+    task = load_task(folder)
+    assert isinstance(task.data, Retrieval)
+    assert task.data.dropped == ("q0", "q1")
+    assert len(task.data.queries) == 13
+
+
+def test_classes_are_numbered_alike_in_train_and_test(tmp_path: Path) -> None:
+    folder = make_labelled(tmp_path / "topics")
+    write_jsonl(
+        folder / "train.jsonl", [{"text": "x", "label": k} for k in ("class 3", "class 1", "class 0")]
+    )
+    data = load_task(folder).data
+    assert isinstance(data, Labelled)
+    rows = [json.loads(line) for line in (folder / "test.jsonl").read_text().splitlines()]
+    assert data.labels.tolist() == [int(row["label"][-1]) for row in rows]
+    assert data.train_labels.tolist() == [3, 1, 0]
+
+
+def test_pairs_and_sets(tmp_path: Path) -> None:
+    pairs = load_task(make_pairs(tmp_path / "alike", binary=False)).data
+    assert isinstance(pairs, Pairs)
+    assert pairs.score.dtype == np.float64
+    sets = load_task(make_sets(tmp_path / "sets")).data
+    assert isinstance(sets, Sets)
+    assert [len(texts) for texts in sets.texts] == [50, 30]
+
+
+def test_revision_follows_the_bytes(tmp_path: Path) -> None:
+    folder = make_pairs(tmp_path / "alike", binary=False)
+    before = load_task(folder).revision
+    assert load_task(folder).revision == before
+    with (folder / "test.jsonl").open("a") as file:
+        file.write('{"text1": "a", "text2": "b", "score": 1}\n')
+    assert load_task(folder).revision != before
+
+
+def test_names(tmp_path: Path) -> None:
+    make_all(tmp_path)
+    assert [p.name for p in find_tasks(tmp_path, ["twins", "news", "twins"])] == ["twins", "news"]
+    assert find_tasks(tmp_path / "sts" / "alike") == [tmp_path / "sts" / "alike"]
+    with pytest.raises(InputError, match=r"no task 'nwes' under .*: did you mean 'news'"):
+        find_tasks(tmp_path, ["nwes"])
+    with pytest.raises(InputError, match="is no folder"):
+        find_tasks(tmp_path / "absent")
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(InputError, match="no task under"):
+        find_tasks(tmp_path / "bare")
+
+
+QRELS, QUERIES, CORPUS = "qrels/test.tsv", "queries.jsonl", "corpus.jsonl"
+P = '{"_id": "d0", "text": "a"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "added", "message"),
+    [
+        (QRELS, "q1\tnowhere\t1", r"test.tsv:92: passage 'nowhere' is not in the corpus file"),
+        (QRELS, "who\td1\t1", r"test.tsv:92: query 'who' is not in the queries file"),
+        (QRELS, "q1\td1\tgood", r"test.tsv:92: expected a whole number as grade, got 'good'"),
+        (QRELS, "q1 d1 1", r"test.tsv:92: expected 3 tab-separated cells, got 1: 'q1 d1 1'"),
+        (QRELS, "q1\td1\t1\nq1\td1\t1", r"query 'q1' and passage 'd1' are judged twice"),
+        (QUERIES, '{"_id": "q0", "text": "a"}', r"queries.jsonl:16: query id 'q0' stands on line 1 already"),
+        (QUERIES, "{oops", r"queries.jsonl:16: expected a JSON object, got '\{oops'"),
+        (QUERIES, '{"_id": "q99"}', r"queries.jsonl:16: expected a string under 'text', got nothing"),
+        (QUERIES, '["q99"]', r"queries.jsonl:16: expected a JSON object, got list"),
+        (CORPUS, "", r"corpus.jsonl: the corpus is empty; expected at least one passage"),
+        (CORPUS, P + P, r"corpus.jsonl:2: passage id 'd0' stands on line 1 already; ids are unique"),
+        (CORPUS, '{"_id": 3, "text": "a"}', r"corpus.jsonl:1: expected a string under '_id', got 3"),
+    ],
+)
+def test_bad_retrieval(tmp_path: Path, name: str, added: str, message: str) -> None:
+    folder = make_retrieval(tmp_path / "news")
+    if name == CORPUS:
+        (folder / "corpus.jsonl.gz").unlink()
+    with (folder / name).open("a") as file:
+        file.write(added + "\n" * bool(added))
+    with pytest.raises(DataError, match=message):
+        load_task(folder)
+
+
+def regrade(folder: Path, query: str, grade: str) -> None:
+    path = folder / QRELS
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(line[:-1] + grade if line.startswith(query) else line for line in lines) + "\n")
+
+
+def test_unanswerable_queries(tmp_path: Path) -> None:
+    folder = make_retrieval(tmp_path / "news")
+    regrade(folder, "q3\t", "0")
+    with pytest.raises(
+        DataError, match=r"1 queries have no relevant passage \(first: 'q3'\).*--drop-unanswerable"
+    ):
+        load_task(folder)
+    data = load_task(folder, drop_unanswerable=True).data
+    assert isinstance(data, Retrieval)
+    assert data.dropped == ("q3",)
+    regrade(folder, "q", "0")
+    with pytest.raises(DataError, match="no query is left"):
+        load_task(folder, drop_unanswerable=True)
+    (folder / QRELS).write_text("query-id\tcorpus-id\tscore\n")
+    with pytest.raises(DataError, match="no judgement in the file"):
+        load_task(folder)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"text1": "a", "text2": "b", "score": "high"},
+            r'expected a finite number under \'score\', got "high"',
+        ),
+        (
+            {"text1": "a", "text2": "b", "score": float("nan")},
+            r"expected a finite number under 'score', got NaN",
+        ),
+        ({"text1": "a", "text2": "b", "score": True}, r"expected a finite number under 'score', got true"),
+        ({"text1": "a", "text2": None, "score": 1}, r"expected a string under 'text2', got null"),
+    ],
+)
+def test_bad_pairs(tmp_path: Path, row: dict[str, object], message: str) -> None:
+    folder = make_pairs(tmp_path / "alike", binary=False)
+    with (folder / "test.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    with pytest.raises(DataError, match=r"test.jsonl:61: " + message):
+        load_task(folder)
+
+
+def test_other_bad_folders(tmp_path: Path) -> None:
+    same = make_pairs(tmp_path / "same", binary=False)
+    write_jsonl(same / "test.jsonl", [{"text1": "a", "text2": "b", "score": 3.5}] * 4)
+    with pytest.raises(DataError, match="every score is the same"):
+        load_task(same)
+    one = make_labelled(tmp_path / "one")
+    write_jsonl(one / "test.jsonl", [{"text": "a", "label": "x"}] * 4)
+    with pytest.raises(DataError, match="expected at least two classes, got 1"):
+        load_task(one)
+    write_jsonl(one / "test.jsonl", [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}])
+    with pytest.raises(DataError, match=r"no label of it is in train.jsonl"):
+        load_task(one)
+    with pytest.raises(DataError, match=r"dev.tsv: not found; expected tab-separated lines"):
+        load_task(make_retrieval(tmp_path / "r"), split="dev")
+    odd = tmp_path / "odd"
+    write_jsonl(odd / "test.jsonl", [{"a": 1}])
+    with pytest.raises(DataError, match=r"cannot tell what kind of task this is from the keys \['a'\]"):
+        load_task(odd)
+    short = make_sets(tmp_path / "short")
+    write_jsonl(short / "test.jsonl", [{"sentences": ["a", "b"], "labels": [1]}])
+    with pytest.raises(DataError, match="one label per sentence"):
+        load_task(short)
