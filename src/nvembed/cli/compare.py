@@ -20,7 +20,7 @@ def compare(
     tolerance: float = 0.3,
     out: Path | None = None,
 ) -> None:
-    """Compare models: every task side by side, and each model with the first by paired tests over queries.
+    """Compare models: every task side by side, with paired tests over queries.
 
     Parameters
     ----------

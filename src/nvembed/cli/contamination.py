@@ -22,7 +22,7 @@ def contamination(
     threshold: float = THRESHOLD,
     out: Path | None = None,
 ) -> None:
-    """Count evaluation pairs, queries and texts that stand in training files, exactly or nearly.
+    """Count evaluation texts that stand in training files, exactly or nearly.
 
     Parameters
     ----------

@@ -28,7 +28,7 @@ def evaluate(
     device: str | None = None,
     dtype: str | None = None,
 ) -> None:
-    """Score models on evaluation tasks; write results that mteb's leaderboard reads, and a record of each.
+    """Score models on evaluation tasks; results in mteb's format, resumed by task.
 
     Finished tasks are not repeated, and embeddings are kept on disk: an evaluation that was stopped goes on
     where it was when the same command is given again.

@@ -38,7 +38,7 @@ def mine(
     device: str | None = None,
     max_tokens: int = 512,
 ) -> None:
-    """Make training files: read the sets of a recipe, leave out leaks, choose, and mine hard negatives.
+    """Make training files: choose examples, leave out leaks, mine hard negatives.
 
     Writes OUT/NAME.jsonl for every set, with a report for the eye (NAME.report.md). A set that is there is
     left as it is, one that was begun goes on; nothing is overwritten.
