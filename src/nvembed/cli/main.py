@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from types import FrameType
 from typing import NoReturn
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 from rich.text import Text
 
 from nvembed import __version__
@@ -48,6 +48,7 @@ def app_for(argv: Sequence[str]) -> App:
         error_formatter=_usage_error,
         suppress_keyboard_interrupt=False,
         result_action="return_value",
+        default_parameter=Parameter(negative_iterable=()),  # no --empty-tasks
     )
     for name, summary in COMMANDS.items():
         path = f"nvembed.cli.{name}:{name}"
