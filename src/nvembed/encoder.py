@@ -15,7 +15,7 @@ import torch
 
 from nvembed.errors import InputError, NumericsError, OutputError
 from nvembed.model.attention import Segments
-from nvembed.model.memory import batch_tokens_for
+from nvembed.model.device import batch_tokens_for, parse_devices
 from nvembed.model.nv_embed import NVEmbed, PackedBatch
 from nvembed.text.pack import Batch, batches
 from nvembed.text.prompt import format_prompt, instruction_for
@@ -39,6 +39,7 @@ class Embeddings:
     vectors: np.ndarray  # (n, d) float32, unit rows
     num_tokens: np.ndarray  # (n,) int64, what was read: after any cut, with prompt, BOS and EOS
     truncated: np.ndarray  # (n,) bool
+    empty: np.ndarray  # (n,) bool, nothing but white space: the vector says nothing of a content
 
 
 class Encoder:
@@ -84,7 +85,7 @@ class Encoder:
         Raises:
             ConfigError, WeightsError, DownloadError, InputError: each says what is wrong and what to do.
         """
-        devices = _devices(device)
+        devices = parse_devices(device)
         if dtype is None:
             dtype = "bfloat16" if devices[0].type == "cuda" else "float32"
         if dtype not in DTYPES:
@@ -230,11 +231,9 @@ class Encoder:
         )
         if not parts:
             raise InputError("there is nothing to encode: expected at least one text, got none")
-        cut = sum(int(part.truncated.sum()) for part in parts)
-        if cut:
-            total = sum(len(part.truncated) for part in parts)
-            limit = self.max_length if max_length is None else max_length
-            warnings.warn(f"{cut:,} of {total:,} texts were cut to {limit:,} tokens", stacklevel=2)
+        limit = self.max_length if max_length is None else max_length
+        _warn(np.concatenate([part.truncated for part in parts]), f"cut to {limit:,} tokens")
+        _warn(np.concatenate([part.empty for part in parts]), "empty: their vectors say nothing")
         return parts[0].vectors if len(parts) == 1 else np.concatenate([part.vectors for part in parts])
 
     def stream(
@@ -268,17 +267,23 @@ class Encoder:
         budget = batch_tokens or self._batch_tokens()
         with ThreadPoolExecutor(1, "tokenise") as ahead, _progress(total, show_progress) as advance:
             first_row = 0
-            pending: Future[list[Tokens]] | None = None
+            pending: tuple[list[str], Future[list[Tokens]]] | None = None
             for window in chain(_windows(texts), [None]):
-                tokens = pending.result() if pending is not None else None
+                ready, pending = pending, None
                 if window is not None:  # tokenised while the window before it is computed
-                    pending = ahead.submit(tokenise, window, first_row)
+                    pending = window, ahead.submit(tokenise, window, first_row)
                     first_row += len(window)
-                if tokens is not None:
-                    yield self._embed(tokens, budget, truncate_dim, advance)
+                if ready is not None:
+                    earlier, tokens = ready
+                    yield self._embed(earlier, tokens.result(), budget, truncate_dim, advance)
 
     def _embed(
-        self, tokens: list[Tokens], budget: int, truncate_dim: int | None, advance: Callable[[int], None]
+        self,
+        texts: list[str],
+        tokens: list[Tokens],
+        budget: int,
+        truncate_dim: int | None,
+        advance: Callable[[int], None],
     ) -> Embeddings:
         vectors = np.empty((len(tokens), self.dim), dtype=np.float32)
         for batch, result in self._run(batches(tokens, budget)):
@@ -297,6 +302,7 @@ class Encoder:
             vectors,
             np.array([len(item.input_ids) for item in tokens], dtype=np.int64),
             np.array([item.truncated for item in tokens], dtype=bool),
+            np.array([not text or text.isspace() for text in texts], dtype=bool),
         )
 
     def _run(self, work: list[Batch]) -> Iterator[tuple[Batch, torch.Tensor]]:
@@ -351,21 +357,10 @@ def _forward(model: NVEmbed, batch: Batch) -> torch.Tensor:
     return result
 
 
-def _devices(device: str | Sequence[str] | None) -> list[torch.device]:
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    names = [device] if isinstance(device, str) else list(device)
-    if not names:
-        raise InputError("device is an empty list: expected 'cpu', 'cuda', 'cuda:1' or several of them")
-    try:
-        devices = [torch.device(name) for name in names]
-    except RuntimeError as error:
-        raise InputError(f"device is {device!r}: expected 'cpu', 'cuda', 'cuda:1' or several") from error
-    for found in devices:
-        count = torch.cuda.device_count()
-        if found.type == "cuda" and (found.index or 0) >= count:
-            raise InputError(f"device is {str(found)!r}, but torch sees {count} CUDA devices here")
-    return devices
+def _warn(rows: np.ndarray, what: str) -> None:
+    if rows.any():
+        count, first = int(rows.sum()), int(rows.argmax())
+        warnings.warn(f"{count:,} of {len(rows):,} texts: {what} (the first is text {first})", stacklevel=3)
 
 
 def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
@@ -391,6 +386,6 @@ def _progress(total: int | None, show: bool) -> Iterator[Callable[[int], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True)) as bar:
         row = bar.add_task("texts", total=total)
         yield lambda count: bar.advance(row, count)

@@ -92,7 +92,10 @@ def test_sizes(path: Path) -> None:
     assert lines <= MAX_FILE_LINES, f"{lines} lines; the limit is {MAX_FILE_LINES}"
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            size = (node.end_lineno or 0) - node.lineno + 1
+            first = node.lineno
+            if room_of(path) == "cli":  # a command's signature and docstring are its options and its help
+                first = node.body[1 if ast.get_docstring(node) and len(node.body) > 1 else 0].lineno
+            size = (node.end_lineno or 0) - first + 1
             if f"{path.relative_to(SRC)}:{node.name}" not in LONG_FUNCTIONS:
                 assert size <= MAX_FUNCTION_LINES, f"{node.name} has {size} lines"
             count = len([a for a in node.args.posonlyargs + node.args.args if a.arg not in ("self", "cls")])

@@ -199,9 +199,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _unreadable(path: Path, error: Exception) -> WeightsError:
-    if isinstance(error, FileNotFoundError):
+    """Say why: the library calls every file it cannot open missing."""
+    if not path.exists():
         return WeightsError(f"{path} is missing: fetch it again")
-    if isinstance(error, PermissionError):
+    if not os.access(path, os.R_OK):
         return WeightsError(f"{path} cannot be read: permission denied; check its owner and mode")
-    size = path.stat().st_size if path.exists() else 0
+    size = path.stat().st_size
     return WeightsError(f"{path} ({size:,} bytes) is truncated or corrupt ({error}): fetch it again")

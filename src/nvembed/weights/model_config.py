@@ -46,7 +46,7 @@ def read_config(
         max_length=int(ours.get("max_length", backbone.max_position)),
         eos_token=_token(tokenizer_config, "eos_token"),
         eos_id=int(ours.get("eos_token_id", text_config.get("eos_token_id", 2))),
-        bos_id=ours.get("bos_token_id"),
+        bos_id=ours.get("bos_token_id", text_config.get("bos_token_id")),
         mask_instruction=masked,
     )
 

@@ -1,0 +1,96 @@
+"""The command ``nvembed``: which commands there are, and how each of them ends.
+
+Exit codes: 0 done; 1 an error that a message explains, or a reader that went away (``| head``); 2 a command
+line that cannot be understood; 130 Ctrl-C; 143 asked to end.
+"""
+
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+from difflib import get_close_matches
+from types import FrameType
+from typing import NoReturn
+
+from cyclopts import App, CycloptsError
+from rich.text import Text
+
+from nvembed import __version__
+from nvembed.cli.screen import messages, results, say
+from nvembed.errors import NvembedError
+
+# Module and function of a command have its name. The line stands in the list of commands, which is shown
+# without importing any of them; it is the first line of the command's own help.
+COMMANDS = {
+    "encode": "Embed the texts of a file.",
+    "search": "Search a folder of text, or a corpus file, by meaning.",
+    "init": "Make an untrained NV-Embed checkpoint from a causal language model.",
+    "demo": "Build a small model, embed a labelled corpus, answer questions and score the answers.",
+}
+
+
+def app_for(argv: Sequence[str]) -> App:
+    """Return the app. A command that is named in ``argv`` brings its own help, the others their line."""
+    app = App(
+        name="nvembed",
+        help="NV-Embed v2 in plain PyTorch: text in, vectors out.\n\n"
+        "`nvembed COMMAND --help` shows a command's options, with examples.",
+        version=__version__,
+        console=results(),
+        error_console=messages(),
+        error_formatter=_usage_error,
+        suppress_keyboard_interrupt=False,
+        result_action="return_value",
+    )
+    for name, summary in COMMANDS.items():
+        path = f"nvembed.cli.{name}:{name}"
+        app.command(path, name=name, help=None if name in argv else summary)
+    return app
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and leave with its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    signal.signal(signal.SIGTERM, _terminated)
+    warnings.showwarning = _show_warning
+    if unknown := _unknown_command(argv):
+        say(f"{unknown}\nsee  nvembed --help", label="error: ", style="bold red")
+        sys.exit(2)
+    try:
+        code = app_for(argv)(argv)
+        sys.stdout.flush()
+        sys.exit(code if isinstance(code, int) else 0)
+    except NvembedError as error:
+        say(str(error), label="error: ", style="bold red")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        say("interrupted: nothing was left half-written")
+        sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read us has gone. Python would complain once more when it flushes on the way out.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _usage_error(error: CycloptsError) -> Text:
+    command = " ".join(["nvembed", *(error.command_chain or ())])
+    return Text.assemble(("error: ", "bold red"), f"{error}\nsee  {command} --help")
+
+
+def _terminated(_signal: int, _frame: FrameType | None) -> NoReturn:
+    sys.exit(143)  # unwinds the stack, so that temporary files are removed
+
+
+def _show_warning(message: Warning | str, *_where: object) -> None:
+    say(str(message), label="warning: ", style="bold yellow")
+
+
+def _unknown_command(argv: Sequence[str]) -> str | None:
+    """Return what to say about a command that does not exist (cyclopts would import all of them to say it)."""
+    name = argv[0] if argv else "-"
+    if name.startswith("-") or name in COMMANDS:
+        return None
+    near = get_close_matches(name, COMMANDS, n=1)
+    suggestion = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(sorted(COMMANDS))}"
+    return f"unknown command {name!r}: {suggestion}"

@@ -1,0 +1,67 @@
+"""Models for commands: the one place where a command loads one, and how it embeds with it."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from nvembed.cli.screen import waiting
+from nvembed.errors import InputError
+
+if TYPE_CHECKING:
+    from nvembed.encoder import Embeddings, Encoder
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+def load(model: str, *, device: str | None = None, dtype: Dtype | None = None) -> "Encoder":
+    """Load a model from a folder or the hub; ``device`` may name several, parted by commas."""
+    devices = device.split(",") if device else None
+    with waiting(f"loading {model}"):
+        from nvembed.encoder import Encoder  # torch takes seconds to import
+
+        return Encoder.from_pretrained(model, device=devices, dtype=dtype)
+
+
+def prompts(
+    *, task: str | None = None, instruction: str | None = None, prompt: str | None = None
+) -> tuple[str, str]:
+    """Return the prompt of queries and that of passages, from at most one of the three.
+
+    Raises:
+        InputError: several of them, or a task without an instruction.
+    """
+    from nvembed.text.prompt import format_prompt, instruction_for
+
+    given = {"--task": task, "--instruction": instruction, "--prompt": prompt}
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) > 1:
+        raise InputError(f"{' and '.join(names)} are both given; expected at most one: each sets the prompt")
+    if task is not None:
+        return format_prompt(instruction_for(task)), format_prompt(instruction_for(task, "corpus"))
+    if instruction is not None:
+        return format_prompt(instruction), ""
+    return prompt or "", ""
+
+
+@dataclass
+class Tally:
+    """What became of the texts that passed through ``counted``."""
+
+    texts: int = 0
+    tokens: int = 0
+    cut: int = 0
+
+    def message(self, seconds: float) -> str:
+        speed = self.tokens / max(seconds, 1e-9)
+        return f"{self.texts:,} texts, {self.tokens:,} tokens in {seconds:.1f} s ({speed:,.0f} tokens/s)"
+
+
+def counted(parts: Iterable["Embeddings"], tally: Tally) -> Iterator[np.ndarray]:
+    """Yield the vectors of each part and count texts, tokens and cuts."""
+    for part in parts:
+        tally.texts += len(part.vectors)
+        tally.tokens += int(part.num_tokens.sum())
+        tally.cut += int(part.truncated.sum())
+        yield part.vectors

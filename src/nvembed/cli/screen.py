@@ -1,0 +1,60 @@
+"""What a person sees: results on standard output, everything else on standard error."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+
+def results() -> Console:
+    """The console for results. Without a terminal it writes plain text."""
+    return Console(highlight=False, emoji=False, markup=False)
+
+
+def messages() -> Console:
+    """The console for messages and progress, on standard error."""
+    return Console(stderr=True, highlight=False, emoji=False, markup=False)
+
+
+def say(message: str, *, label: str = "", style: str = "") -> None:
+    """Print one message to standard error, unwrapped so that it can be searched for."""
+    line = Text.assemble((label, style), printable(message)) if label else Text(printable(message))
+    messages().print(line, soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """Return ``text`` without what a terminal would obey: a passage must not move the cursor."""
+    return "".join(char if char.isprintable() or char == "\n" else " " for char in text)
+
+
+def snippet(text: str, max_chars: int) -> str:
+    """Return the beginning of ``text`` on one line, cut at a word with an ellipsis where it is longer."""
+    line = " ".join(printable(text).split())
+    if len(line) <= max_chars:
+        return line
+    return line[: max_chars - 1].rsplit(" ", 1)[0].rstrip(" .,;:") + "…"
+
+
+@contextmanager
+def progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield ``update(done, total)`` of a bar on standard error; there is none without a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=messages(), transient=True) as bar:
+        row = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(row, completed=done, total=total)
+
+
+@contextmanager
+def waiting(label: str) -> Iterator[None]:
+    """Show that something takes a while; nothing without a terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    with messages().status(label):
+        yield

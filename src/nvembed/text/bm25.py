@@ -1,0 +1,94 @@
+"""BM25: the lexical baseline, and the lexical half of mining.  C passages, Q queries."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from nvembed.errors import InputError, MissingExtraError
+
+# Lucene's own defaults, which the Elasticsearch run of the BEIR paper uses too.
+K1 = 1.2
+B = 0.75
+
+
+class Bm25:
+    """Lucene's BM25 over passages in memory, with English stop words and Snowball stemming.
+
+    ``score(q, p) = sum over terms t of q: idf(t) * tf / (tf + k1 * (1 - b + b * len(p) / mean_len))``,
+    ``idf(t) = log(1 + (C - df + 0.5) / (df + 0.5))``; a term that stands twice in the query counts twice.
+
+    Args:
+        passages: the C texts; an id is the position in this list.
+        k1: term saturation, >= 0.
+        b: length normalisation, 0 to 1.
+
+    Raises:
+        InputError: no passage at all.
+        MissingExtraError: the extra ``search`` is not installed.
+    """
+
+    def __init__(self, passages: Sequence[str], *, k1: float = K1, b: float = B) -> None:
+        if isinstance(passages, str) or len(passages) == 0:
+            raise InputError("BM25 needs a list of at least one passage")
+        bm25s, stemmer = _libraries()
+        self._tokenize = bm25s.tokenize
+        self._stemmer = stemmer
+        self._size = len(passages)
+        self._index: Any = None
+        tokens = self._words(passages)
+        if any(tokens):  # bm25s cannot index an empty vocabulary: then nothing matches anything
+            self._index = bm25s.BM25(k1=k1, b=b, method="lucene")
+            self._index.index(tokens, show_progress=False)
+
+    def top_k(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the best ``min(k, C)`` passages of each query, best first; equal scores by lower id.
+
+        Passages without a word of the query score 0 and fill the last places.
+
+        Returns:
+            (scores (Q, k) float32, ids (Q, k) int64).
+
+        Raises:
+            InputError: ``k`` is below 1, or ``queries`` is one string.
+        """
+        if k < 1:
+            raise InputError(f"k is {k}; expected at least 1")
+        if isinstance(queries, str):
+            raise InputError("queries is one string; expected a list of strings")
+        k = min(k, self._size)
+        scores = np.zeros((len(queries), k), dtype=np.float32)
+        ids = np.tile(np.arange(k, dtype=np.int64), (len(queries), 1))
+        if self._index is None:
+            return scores, ids
+        for row, words in enumerate(self._words(queries)):
+            known = [word for word in words if word in self._index.vocab_dict]
+            if known:
+                scores[row], ids[row] = _best(self._index.get_scores(known), k)
+        return scores, ids
+
+    def _words(self, texts: Sequence[str]) -> list[list[str]]:
+        words: list[list[str]] = self._tokenize(
+            list(texts), stopwords="en", stemmer=self._stemmer, return_ids=False, show_progress=False
+        )
+        return words
+
+
+def _best(scores_C: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Sort only what can be among the first k: everything at or above the k-th largest score."""
+    threshold = np.partition(scores_C, -k)[-k]
+    candidates = np.flatnonzero(scores_C >= threshold)
+    order = np.lexsort((candidates, -scores_C[candidates]))[:k]
+    ids = candidates[order]
+    return scores_C[ids], ids
+
+
+def _libraries() -> tuple[Any, Any]:
+    try:
+        import bm25s
+        import Stemmer
+    except ImportError as error:
+        raise MissingExtraError(
+            f"BM25 needs the package {error.name}: install the extra with  pip install 'nvembed[search]'"
+        ) from error
+    return bm25s, Stemmer.Stemmer("english")

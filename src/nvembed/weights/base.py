@@ -1,0 +1,183 @@
+"""A causal language model becomes an untrained NV-Embed: its backbone, a fresh pooler, its tokenizer."""
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nvembed.errors import ConfigError, InputError, WeightsError
+from nvembed.model.config import ModelConfig, PoolerConfig, PoolingKind
+from nvembed.text.tokenize import TextSettings
+from nvembed.weights.causal_lm import PREFIX, CausalLM, read_folder
+from nvembed.weights.gguf import read_gguf
+from nvembed.weights.gguf_tokenizer import bos_first
+from nvembed.weights.load import expected_tensors
+
+# The last layer of each residual branch of a pooler. Zeros there make an untrained pooler exactly the mean
+# of the backbone's states: training starts from a working baseline instead of from noise added to it.
+_ZERO = ("to_out.weight", "net.2.weight", "net.2.bias")
+
+# What opens a chat turn does not open a document, and SmolLM2-Instruct names it as BOS all the same. Its
+# pre-training put the second of these before each document: perplexity of 60 encyclopedia passages is 25.2
+# behind the first, 24.9 behind nothing and 23.6 behind the second.
+_CHAT_TURN, _DOCUMENT = "<|im_start|>", "<|endoftext|>"
+
+
+def read_causal_lm(path: str | os.PathLike[str]) -> CausalLM:
+    """Read a causal LM from a folder in the hub's format, or from a GGUF file.
+
+    Raises:
+        MissingExtraError: a GGUF file, and the extra ``gguf`` is not installed.
+        ConfigError, WeightsError: see `read_folder` and `read_gguf`.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        return read_folder(path)
+    if path.is_file() and path.suffix == ".gguf":
+        return read_gguf(path)
+    raise WeightsError(f"{path} is neither a causal LM's folder nor a .gguf file")
+
+
+def untrained(
+    causal_lm: CausalLM, pooler: PoolerConfig, *, pooling: PoolingKind, seed: int
+) -> tuple[ModelConfig, Iterator[tuple[str, Tensor]]]:
+    """Put a fresh pooler on a backbone: the config, and all tensors one by one under released names.
+
+    Latents are drawn from N(0, 1), linear layers as torch does (uniform within 1/sqrt(inputs)), norms are
+    ones and zeros; all float32. ``seed`` decides every value of the pooler.
+
+    Differs: the last layer of both residual branches is zero, so that an untrained pooler is mean pooling.
+    Released: initialises every linear layer as torch does.
+    """
+    config = ModelConfig(causal_lm.config, pooler, pooling)
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {name: shape for name, shape in expected_tensors(config).items() if not name.startswith(PREFIX)}
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in causal_lm.tensors():
+            yield PREFIX + name, tensor
+        for name in shapes:
+            yield name, _fresh(name, shapes, generator)
+
+    return config, tensors()
+
+
+def _fresh(name: str, shapes: dict[str, tuple[int, ...]], generator: torch.Generator) -> Tensor:
+    parent, _, leaf = name.rpartition(".")
+    shape = shapes[name]
+    if leaf == "latents":
+        return torch.randn(shape, generator=generator)
+    if name.endswith(_ZERO):
+        return torch.zeros(shape)
+    weight_shape = shapes[f"{parent}.weight"]
+    if len(weight_shape) == 1:  # a norm
+        return torch.ones(shape) if leaf == "weight" else torch.zeros(shape)
+    bound = 1 / math.sqrt(weight_shape[1])
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+
+def text_settings(
+    causal_lm: CausalLM, *, bos: str | None = None, eos: str | None = None, max_length: int | None = None
+) -> TextSettings:
+    """Decide how an embedding model on this backbone reads text: clean mode, BOS and EOS.
+
+    Args:
+        bos: the token before each text. ``None`` is the tokenizer's own, except that a chat model's
+            ``<|im_start|>`` gives way to ``<|endoftext|>``; ``""`` is none.
+        eos: the token after each text; ``None`` is the tokenizer's own.
+        max_length: in tokens; ``None`` is all the backbone was made for.
+
+    Raises:
+        ConfigError: a tokenizer that names no EOS, or is not readable.
+        InputError: a token that is not in the vocabulary, or a length out of range.
+    """
+    ids = _token_ids(causal_lm)
+    roles = _tokenizer_config(causal_lm)
+    if bos is None:
+        bos = _role(roles, "bos_token") or ""
+        if bos == _CHAT_TURN and _DOCUMENT in ids:
+            bos = _DOCUMENT
+    eos = eos or _role(roles, "eos_token")
+    if eos is None:
+        raise ConfigError("tokenizer_config.json names no eos_token: say which token ends a text")
+    for token in filter(None, (bos, eos)):
+        if token not in ids:
+            raise InputError(f"{token!r} is not a token of this model's vocabulary: choose one that is")
+    limit = causal_lm.config.max_position
+    if max_length is not None and not 3 <= max_length <= limit:
+        raise InputError(f"max_length is {max_length:,}: expected 3 to {limit:,}, the backbone's context")
+    return TextSettings(
+        mode="clean",
+        max_length=max_length or limit,
+        eos_token=eos,
+        eos_id=ids[eos],
+        bos_id=ids[bos] if bos else None,
+    )
+
+
+def embedding_tokenizer_files(causal_lm: CausalLM, settings: TextSettings) -> dict[str, bytes]:
+    """Return the tokenizer's files with BOS, EOS and padding as ``settings`` want them.
+
+    Other readers of the checkpoint (the published code, transformers) thus put the same BOS before a text.
+    """
+    ids = _token_ids(causal_lm)
+    bos = next((token for token, index in ids.items() if index == settings.bos_id), None)
+    form = _tokenizer_json(causal_lm)
+    form["post_processor"] = bos_first(bos, ids[bos]) if bos is not None else None
+    roles = _tokenizer_config(causal_lm)
+    named = {"bos_token": bos, "eos_token": settings.eos_token}
+    named["pad_token"] = _role(roles, "pad_token") or settings.eos_token
+    roles |= named | {
+        "add_bos_token": bos is not None,
+        "add_eos_token": False,
+        "padding_side": "right",
+    }
+    files = {"tokenizer.json": form, "tokenizer_config.json": roles}
+    if "special_tokens_map.json" in causal_lm.tokenizer_files:
+        special = json.loads(causal_lm.tokenizer_files["special_tokens_map.json"])
+        files["special_tokens_map.json"] = special | named
+    written = {
+        name: json.dumps(value, ensure_ascii=False, indent=1).encode() for name, value in files.items()
+    }
+    return causal_lm.tokenizer_files | written
+
+
+def _token_ids(causal_lm: CausalLM) -> dict[str, int]:
+    form = _tokenizer_json(causal_lm)
+    vocab = form.get("model", {}).get("vocab", {})
+    if not isinstance(vocab, dict):
+        raise ConfigError("tokenizer.json is not byte-pair encoding: only such tokenizers are supported")
+    return {**vocab, **{token["content"]: token["id"] for token in form.get("added_tokens", [])}}
+
+
+def _tokenizer_json(causal_lm: CausalLM) -> dict[str, Any]:
+    return _object(causal_lm, "tokenizer.json")
+
+
+def _tokenizer_config(causal_lm: CausalLM) -> dict[str, Any]:
+    if "tokenizer_config.json" not in causal_lm.tokenizer_files:
+        return {}
+    return _object(causal_lm, "tokenizer_config.json")
+
+
+def _object(causal_lm: CausalLM, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(causal_lm.tokenizer_files[name])
+    except ValueError as error:
+        raise ConfigError(f"{name} is not JSON ({error}): copy the file again") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{name} holds a {type(value).__name__}: expected a JSON object")
+    return value
+
+
+def _role(roles: dict[str, Any], name: str) -> str | None:
+    """A token named in tokenizer_config.json: as text, or as an object with its content."""
+    value = roles.get(name)
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) and value else None

@@ -1,0 +1,91 @@
+"""A causal language model's folder, in the hub's format, read in the released naming."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from nvembed.errors import WeightsError
+from nvembed.model.config import BackboneConfig, ModelConfig, PoolerConfig
+from nvembed.weights.hub_config import backbone_config
+from nvembed.weights.load import (
+    TOKENIZER_FILES,
+    StoredTensor,
+    compare_tensors,
+    expected_tensors,
+    read_json,
+    read_tensor,
+    stored_tensors,
+)
+
+PREFIX = "embedding_model."
+_DTYPES = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True)
+class CausalLM:
+    """A backbone that was found somewhere.
+
+    ``tensors()`` starts a fresh pass over (name, tensor): names relative to the backbone
+    (``layers.0.self_attn.q_proj.weight``), one tensor in memory at a time, in the dtype it is stored in
+    (float32 where it comes from GGUF).
+    """
+
+    config: BackboneConfig
+    tensors: Callable[[], Iterator[tuple[str, Tensor]]]
+    tokenizer_files: dict[str, bytes]
+
+
+def read_folder(folder: Path) -> CausalLM:
+    """Read ``config.json``, safetensors (one file, or shards with their index) and the tokenizer's files.
+
+    Names may have the inner ``model.`` prefix or not. The output layer (``lm_head``) is not read: an
+    embedding model has none.
+
+    Raises:
+        ConfigError: a config we cannot use (see `backbone_config`).
+        WeightsError: files that are missing or corrupt, pickles, quantised tensors, tensors that are
+            missing, unexpected or misshapen.
+    """
+    config = backbone_config(read_json(folder / "config.json"))
+    if not (folder / "tokenizer.json").is_file():
+        raise WeightsError(
+            f"{folder} has no tokenizer.json: make one with transformers' "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        )
+    # name relative to the backbone -> (name in the file, where it is)
+    found: dict[str, tuple[str, StoredTensor]] = {}
+    for full_name, stored in stored_tensors(folder).items():
+        name = full_name.removeprefix("model.")
+        if not name.startswith("lm_head.") and not name.endswith("rotary_emb.inv_freq"):
+            found[name] = (full_name, stored)
+    check_backbone(folder, {name: stored for name, (_, stored) in found.items()}, config)
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for name, (full_name, stored) in found.items():
+            yield name, read_tensor(stored, full_name)
+
+    present = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    return CausalLM(config, tensors, {name: (folder / name).read_bytes() for name in present})
+
+
+def check_backbone(source: Path, found: dict[str, StoredTensor], config: BackboneConfig) -> None:
+    """Compare what a file holds with what its config says it should.
+
+    Raises:
+        WeightsError: tensors that are missing, unexpected, misshapen or not stored as floats.
+    """
+    model = ModelConfig(config, PoolerConfig(), "mean")
+    expected = {
+        name.removeprefix(PREFIX): shape
+        for name, shape in expected_tensors(model).items()
+        if name.startswith(PREFIX)
+    }
+    compare_tensors(source, found, expected)
+    odd = sorted({stored.dtype for stored in found.values() if stored.dtype not in _DTYPES})
+    if odd:
+        raise WeightsError(
+            f"{source} holds {', '.join(odd)} tensors; expected {', '.join(_DTYPES)}: use the model's float "
+            "weights"
+        )

@@ -1,0 +1,208 @@
+"""A causal language model in one GGUF file (llama.cpp's format), dequantised into the released naming."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from nvembed.errors import ConfigError, MissingExtraError, WeightsError
+from nvembed.model.config import BackboneConfig, RopeScaling
+from nvembed.weights.causal_lm import CausalLM, check_backbone
+from nvembed.weights.gguf_tokenizer import tokenizer_files
+from nvembed.weights.hub_config import backbone_config
+from nvembed.weights.load import StoredTensor
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader
+
+# GGUF writes Mistral as "llama" too
+_ARCHITECTURES = ("llama", "qwen2", "qwen3")
+_WHOLE = {"token_embd.weight": "embed_tokens.weight", "output_norm.weight": "norm.weight"}
+_PER_LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_ROPE_FACTORS = "rope_freqs.weight"
+_IGNORED = {"output.weight", _ROPE_FACTORS}  # the output layer; factors that the config states
+
+# The settings of every published Llama 3.1 to 3.3; the file has only the factors that follow from them
+_LOW_FREQ, _HIGH_FREQ, _ORIGINAL_MAX_POSITION = 1.0, 4.0, 8192
+
+
+def read_gguf(path: Path) -> CausalLM:
+    """Read a GGUF file: sizes and tokenizer from its metadata, tensors dequantised to float32 one by one.
+
+    llama.cpp's converter reorders the rows of q and k of the ``llama`` architecture from rotary halves to
+    rotary pairs; this is undone. The output layer is not read.
+
+    Raises:
+        MissingExtraError: the ``gguf`` package is not installed.
+        ConfigError: an architecture or a setting we do not have, or sizes that are missing.
+        WeightsError: a file that is not GGUF or is cut short, a tokenizer or quantisation that cannot be
+            converted, tensors that are missing, unexpected or misshapen.
+    """
+    reader = _open(path)
+    metadata = {key: field.contents() for key, field in reader.fields.items()}
+    stored = {tensor.name: tensor for tensor in reader.tensors}
+    if "token_embd.weight" not in stored:
+        raise WeightsError(
+            f"{path} has no token_embd.weight: it is not a language model, or one of several parts"
+        )
+    factors = None
+    if _ROPE_FACTORS in stored:
+        factors = np.array(stored[_ROPE_FACTORS].data, dtype=np.float64)
+    config = _config(metadata, vocab_size=int(stored["token_embd.weight"].shape[1]), rope_factors=factors)
+    names = {name: _released_name(name) for name in stored if name not in _IGNORED}
+    found = {
+        # GGUF states shapes innermost first; whatever it holds is made float32
+        released: StoredTensor(path, tuple(int(size) for size in reversed(stored[name].shape)), "F32")
+        for name, released in names.items()
+    }
+    check_backbone(path, found, config)
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, list) and len(tokens) > config.vocab_size:
+        raise WeightsError(
+            f"{path} has {len(tokens)} tokens and {config.vocab_size} embeddings: it is damaged"
+        )
+
+    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, released in names.items():
+            array = _dequantised(path, stored[name])
+            if config.architecture == "llama" and re.search(r"\.attn_[qk]\.weight$", name):
+                num_heads = config.num_heads if ".attn_q." in name else config.num_kv_heads
+                array = _rotary_halves(array, num_heads)
+            yield released, torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
+
+    return CausalLM(config, tensors, tokenizer_files(metadata))
+
+
+def _open(path: Path) -> "GGUFReader":
+    try:
+        import gguf
+    except ImportError as error:
+        raise MissingExtraError("reading GGUF needs an extra: pip install 'nvembed[gguf]'") from error
+    try:
+        return gguf.GGUFReader(path)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, IndexError, OverflowError, TypeError) as error:
+        raise WeightsError(f"{path} is not a whole GGUF file ({error}): download it again") from error
+
+
+def _config(
+    metadata: Mapping[str, object], *, vocab_size: int, rope_factors: np.ndarray | None
+) -> BackboneConfig:
+    """Say the metadata in the hub's words and let `backbone_config` judge it."""
+    architecture = metadata.get("general.architecture")
+    if architecture not in _ARCHITECTURES:
+        raise ConfigError(
+            f"GGUF architecture {architecture!r} cannot be used; supported are llama (also Mistral and "
+            "SmolLM2), qwen2, qwen3"
+        )
+    scaling = metadata.get(f"{architecture}.rope.scaling.type", "none")
+    if scaling != "none":
+        raise ConfigError(f"{architecture}.rope.scaling.type is {scaling!r}; only 'none' is supported")
+    hub_keys = {
+        "hidden_size": "embedding_length",
+        "intermediate_size": "feed_forward_length",
+        "num_hidden_layers": "block_count",
+        "num_attention_heads": "attention.head_count",
+        "max_position_embeddings": "context_length",
+        "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    }
+    hub_keys = {hub: f"{architecture}.{key}" for hub, key in hub_keys.items()}
+    missing = [key for key in hub_keys.values() if key not in metadata]
+    if missing:
+        raise ConfigError(f"the GGUF metadata lacks {', '.join(missing)}: the file is damaged or too old")
+    hub = {name: metadata[key] for name, key in hub_keys.items()}
+    head_dim = metadata.get(f"{architecture}.attention.key_length")
+    rotated = metadata.get(f"{architecture}.rope.dimension_count")
+    if rotated is not None and head_dim is not None and rotated != head_dim:
+        raise ConfigError(f"rope.dimension_count is {rotated} of {head_dim}; only whole heads are supported")
+    config = backbone_config(
+        hub
+        | {
+            "model_type": architecture,
+            "vocab_size": vocab_size,
+            "num_key_value_heads": metadata.get(f"{architecture}.attention.head_count_kv"),
+            "head_dim": head_dim if head_dim is not None else rotated,
+            "rms_norm_eps": _as_written(hub["rms_norm_eps"]),
+            "rope_theta": _as_written(metadata.get(f"{architecture}.rope.freq_base", 10000.0)),
+            "rope_scaling": None if rope_factors is None else _llama3_scaling(rope_factors),
+        }
+    )
+    if rope_factors is not None and config.rope_scaling is not None:
+        expected = _llama3_factors(config, config.rope_scaling)
+        if expected.shape != rope_factors.shape or not np.allclose(expected, rope_factors, rtol=1e-4):
+            raise ConfigError(
+                f"{_ROPE_FACTORS} does not hold Llama 3's rotary scaling (low 1, high 4, original length "
+                "8192); no other is supported"
+            )
+    return config
+
+
+def _as_written(value: object) -> object:
+    """The decimal number that was stored as float32: 1e-05, where a plain cast gives 9.99999974737875e-06."""
+    return float(str(np.float32(value))) if isinstance(value, float) else value
+
+
+def _llama3_scaling(factors: np.ndarray) -> dict[str, object] | None:
+    if np.allclose(factors, 1.0):
+        return None
+    return {
+        "rope_type": "llama3",
+        "factor": _as_written(float(factors.max())),
+        "low_freq_factor": _LOW_FREQ,
+        "high_freq_factor": _HIGH_FREQ,
+        "original_max_position_embeddings": _ORIGINAL_MAX_POSITION,
+    }
+
+
+def _llama3_factors(config: BackboneConfig, scaling: RopeScaling) -> np.ndarray:
+    """What each rotary frequency is divided by (head_dim / 2), float64."""
+    exponents = np.arange(0, config.head_dim, 2) / config.head_dim
+    wavelengths = 2 * math.pi * config.rope_theta**exponents
+    turns = scaling.original_max_position / wavelengths
+    smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    smooth = smooth.clip(0, 1)
+    return np.asarray(1 / ((1 - smooth) / scaling.factor + smooth))
+
+
+def _released_name(name: str) -> str:
+    if name in _WHOLE:
+        return _WHOLE[name]
+    match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
+    if match and match[2] in _PER_LAYER:
+        return f"layers.{match[1]}.{_PER_LAYER[match[2]]}.{match[3]}"
+    return name  # the check of names reports it as unexpected
+
+
+def _dequantised(path: Path, tensor: object) -> np.ndarray:
+    import gguf.quants
+
+    kind = tensor.tensor_type  # type: ignore[attr-defined]
+    try:
+        return np.asarray(gguf.quants.dequantize(tensor.data, kind))  # type: ignore[attr-defined]
+    except NotImplementedError as error:
+        raise WeightsError(
+            f"{path} is quantised as {kind.name}, which the gguf package cannot dequantise: use another file"
+        ) from error
+
+
+def _rotary_halves(array: np.ndarray, num_heads: int) -> np.ndarray:
+    """Undo llama.cpp's row order: per head, (pair, 2) back to (2, pair)."""
+    rows, columns = array.shape
+    return array.reshape(num_heads, rows // num_heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)

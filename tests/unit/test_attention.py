@@ -1,0 +1,59 @@
+import pytest
+import torch
+
+from nvembed.model.attention import Segments, attention, attention_oracle
+
+LENGTHS = [(1,), (5,), (3, 3, 3), (7, 7, 2, 1, 1), (1, 9, 4, 4, 130)]
+# atol against float64, for values of order 1: half precision rounds inputs, weights and outputs
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+
+
+def inputs(lengths: tuple[int, ...], dtype: torch.dtype, heads: int = 4, kv_heads: int = 2):
+    torch.manual_seed(len(lengths))
+    total = sum(lengths)
+    q, k, v = (torch.randn(total, n, 8, dtype=torch.float64) for n in (heads, kv_heads, kv_heads))
+    return [x.to(dtype).requires_grad_() for x in (q, k, v)], Segments.of(lengths, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_matches_float64_forward_and_backward(lengths: tuple[int, ...], dtype: torch.dtype) -> None:
+    (q, k, v), segments = inputs(lengths, dtype)
+    out = attention(q, k, v, segments)
+    assert out.dtype == dtype
+    weight = torch.randn_like(out)
+    gradients = torch.autograd.grad((out * weight).sum(), (q, k, v))
+
+    exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    expected = attention_oracle(*exact, segments)
+    expected_gradients = torch.autograd.grad((expected * weight.double()).sum(), exact)
+
+    tolerance = TOLERANCE[dtype]
+    torch.testing.assert_close(out.double(), expected, atol=tolerance, rtol=0)
+    for got, want in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(got.double(), want, atol=8 * tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2), (9, 3), (4, 1)])
+def test_grouped_heads(heads: int, kv_heads: int) -> None:
+    (q, k, v), segments = inputs((4, 6), torch.float32, heads, kv_heads)
+    expected = attention_oracle(q, k, v, segments).float()
+    torch.testing.assert_close(attention(q, k, v, segments), expected, atol=2e-6, rtol=0)
+
+
+def test_every_token_sees_its_own_text_and_no_other() -> None:
+    (q, k, v), segments = inputs((3, 4), torch.float32)
+    for changed in range(7):
+        other = v.detach().clone()
+        other[changed] += 1
+        moved = (attention(q, k, other, segments) != attention(q, k, v, segments)).flatten(1).any(1)
+        own = slice(0, 3) if changed < 3 else slice(3, 7)
+        assert moved[own].all()
+        assert moved.sum() == own.stop - own.start
+
+
+def test_positions_restart_with_each_text() -> None:
+    segments = Segments.of((2, 1, 4), torch.device("cpu"))
+    assert segments.positions().tolist() == [0, 1, 0, 0, 1, 2, 3]
+    assert segments.cu_seqlens.tolist() == [0, 2, 3, 7]
+    assert segments.cu_seqlens.dtype == torch.int32

@@ -1,0 +1,217 @@
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import nvembed.encoder as encoder_module
+from conftest import TINY_A, tiny_model
+from nvembed.encoder import Encoder
+from nvembed.errors import InputError, NumericsError, OutputError
+
+PROMPT = "Instruct: Given a question, retrieve passages that answer the question\nQuery: "
+PASSAGES = ["Judo throws are allowed.", "A technician works in Michigan.", "mask " * 60, "token"]
+
+
+def test_vectors_are_unit_float32(tiny_encoder: Encoder) -> None:
+    vectors = tiny_encoder.encode(PASSAGES)
+    assert vectors.dtype == np.float32
+    assert vectors.shape == (4, tiny_encoder.dim)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+
+
+def test_query_and_document_sides(tiny_encoder: Encoder) -> None:
+    question = ["who?"]
+    prompted = tiny_encoder.encode(question, prompt=PROMPT)
+    instruction = "Given a question, retrieve passages that answer the question"
+    np.testing.assert_array_equal(tiny_encoder.encode_query(question, instruction=instruction), prompted)
+    np.testing.assert_array_equal(tiny_encoder.encode_query(question, task="NQ"), prompted)
+    bare = tiny_encoder.encode(question)
+    assert np.abs(bare - prompted).max() > 1e-3
+    np.testing.assert_array_equal(tiny_encoder.encode_query(question), bare)
+    np.testing.assert_array_equal(tiny_encoder.encode_document(question, task="NQ"), bare)
+    both_sides = tiny_encoder.encode_document(question, task="STSBenchmark")
+    np.testing.assert_array_equal(both_sides, tiny_encoder.encode_query(question, task="STSBenchmark"))
+
+
+def test_similarity_is_cosine(tiny_encoder: Encoder) -> None:
+    vectors = tiny_encoder.encode(PASSAGES)
+    scores = tiny_encoder.similarity(vectors[:1], vectors)
+    assert scores.shape == (1, 4)
+    assert scores[0, 0] == pytest.approx(1, abs=1e-6)
+
+
+def test_truncate_dim(tiny_encoder: Encoder) -> None:
+    whole, short = tiny_encoder.encode(PASSAGES), tiny_encoder.encode(PASSAGES, truncate_dim=10)
+    expected = whole[:, :10] / np.linalg.norm(whole[:, :10], axis=1, keepdims=True)
+    np.testing.assert_allclose(short, expected, atol=1e-6)
+
+
+def test_windows_and_generators_change_nothing(
+    tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [f"{word} number {i}" for i in range(40) for word in ("judo", "mask " * (i % 7))]
+    whole = tiny_encoder.encode(texts)
+    monkeypatch.setattr(encoder_module, "WINDOW_TEXTS", 7)
+    np.testing.assert_allclose(tiny_encoder.encode(text for text in texts), whole, atol=1e-6)
+    sizes = [len(part.vectors) for part in tiny_encoder.stream(iter(texts))]
+    assert sizes == [7] * 11 + [3]
+    monkeypatch.setattr(encoder_module, "WINDOW_CHARACTERS", 20)
+    np.testing.assert_allclose(tiny_encoder.encode(texts, batch_tokens=16), whole, atol=1e-6)
+
+
+def test_a_stream_reads_at_most_two_windows_ahead(
+    tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoder_module, "WINDOW_TEXTS", 5)
+    read = 0
+
+    def endless() -> Iterator[str]:
+        nonlocal read
+        while True:
+            read += 1
+            yield f"text {read}"
+
+    stream = tiny_encoder.stream(endless())
+    for window in range(1, 4):
+        assert len(next(stream).vectors) == 5
+        assert read <= 5 * (window + 1)
+    stream.close()
+
+
+def test_counts_and_cuts(tiny_encoder: Encoder) -> None:
+    part = next(tiny_encoder.stream(["short", "word " * 50], max_length=16))
+    assert part.num_tokens.tolist() == [3, 16]
+    assert part.truncated.tolist() == [False, True]
+    with pytest.warns(UserWarning, match=r"1 of 2 texts: cut to 16 tokens \(the first is text 1\)"):
+        tiny_encoder.encode(["short", "word " * 50], max_length=16)
+
+
+def test_empty_texts_are_said(tiny_encoder: Encoder) -> None:
+    with pytest.warns(UserWarning, match=r"2 of 3 texts: empty: .* \(the first is text 1\)"):
+        vectors = tiny_encoder.encode(["full", "", " \n"])
+    assert np.isfinite(vectors).all()
+
+
+def test_two_replicas_share_the_work() -> None:
+    one = Encoder.from_pretrained(TINY_A, device="cpu", dtype="float32")
+    two = Encoder.from_pretrained(TINY_A, device=["cpu", "cpu"], dtype="float32")
+    assert len(two.replicas) == 2
+    texts = [f"text number {i} " * (i % 9 + 1) for i in range(60)]
+    used: set[int] = set()
+    for number, replica in enumerate(two.replicas):
+        replica.register_forward_hook(lambda *_, n=number: used.add(n))
+    barrier = threading.Barrier(2, timeout=20)  # both must be at work at once
+    first = [True, True]
+
+    def meet(module: torch.nn.Module, *_: object) -> None:
+        index = two.replicas.index(module)  # type: ignore[arg-type]
+        if first[index]:
+            first[index] = False
+            barrier.wait()
+
+    for replica in two.replicas:
+        replica.register_forward_pre_hook(meet)
+    got = two.encode(texts, batch_tokens=64)
+    assert used == {0, 1}
+    np.testing.assert_allclose(got, one.encode(texts, batch_tokens=64), atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [("bfloat16", 2e-2), ("float16", 2e-3)])
+def test_half_precision(tiny_encoder: Encoder, dtype: str, atol: float) -> None:
+    half = Encoder.from_pretrained(TINY_A, device="cpu", dtype=dtype)
+    assert half.dtype == dtype
+    vectors = half.encode(PASSAGES, prompt=PROMPT)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors, tiny_encoder.encode(PASSAGES, prompt=PROMPT), atol=atol)
+
+
+def test_long_text_alone_in_a_small_budget(tiny_encoder: Encoder) -> None:
+    text = "delta token vector wrestling " * 700
+    expected = tiny_encoder.encode([text])
+    np.testing.assert_allclose(tiny_encoder.encode([text, "a"], batch_tokens=8)[:1], expected, atol=1e-6)
+
+
+def test_progress_goes_to_standard_error(tiny_encoder: Encoder, capfd: pytest.CaptureFixture[str]) -> None:
+    tiny_encoder.encode(PASSAGES, show_progress=True)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "4/4" in err
+
+
+class TestBadInput:
+    @pytest.mark.parametrize("nothing", [[], iter(())])
+    def test_no_texts(self, tiny_encoder: Encoder, nothing: object) -> None:
+        with pytest.raises(InputError, match="there is nothing to encode: expected at least one text, got"):
+            tiny_encoder.encode(nothing)  # type: ignore[arg-type]
+
+    def test_one_string(self, tiny_encoder: Encoder) -> None:
+        with pytest.raises(InputError, match=r"texts is one string: .*pass \[text\]"):
+            tiny_encoder.encode("hello")
+
+    def test_the_row_is_counted_across_windows(
+        self, tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(encoder_module, "WINDOW_TEXTS", 2)
+        with pytest.raises(InputError, match="text 4 is a NoneType"):
+            tiny_encoder.encode(["a", "b", "c", "d", None])  # type: ignore[list-item]
+
+    def test_unknown_task_offers_the_nearest(self, tiny_encoder: Encoder) -> None:
+        with pytest.raises(InputError, match=r"no instruction for task 'SciFacts': did you mean 'SciFact'"):
+            tiny_encoder.encode_query(["a"], task="SciFacts")
+
+    def test_task_and_instruction(self, tiny_encoder: Encoder) -> None:
+        with pytest.raises(InputError, match=r"instruction and task \('NQ'\) are both given"):
+            tiny_encoder.encode_query(["a"], task="NQ", instruction="Find it")
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"truncate_dim": 0}, "truncate_dim is 0: expected 1 to 64"),
+            ({"truncate_dim": 65}, "truncate_dim is 65: expected 1 to 64"),
+            ({"batch_tokens": 0}, "batch_tokens is 0: expected 1 or more, or None to choose"),
+        ],
+    )
+    def test_options(self, tiny_encoder: Encoder, options: dict[str, int], message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            tiny_encoder.encode(["a"], **options)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"dtype": "int8"}, "dtype is 'int8': expected one of float32, bfloat16, float16"),
+            ({"device": "gpu"}, "device is 'gpu': expected 'cpu', 'cuda', 'cuda:1' or several"),
+            ({"device": []}, "device is an empty list: expected"),
+            ({"device": "cuda:99"}, r"device is 'cuda:99', but torch sees \d+ CUDA devices here"),
+        ],
+    )
+    def test_loading_options(self, options: dict[str, str], message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            Encoder.from_pretrained(TINY_A, **options)  # type: ignore[arg-type]
+
+    def test_a_vector_that_is_not_finite(self, tiny_encoder: Encoder) -> None:
+        broken = tiny_model()
+        with torch.no_grad():
+            broken.embedding_model.norm.weight[0] = float("nan")
+        encoder = Encoder([broken.eval()], tiny_encoder.tokenizer)
+        message = r"the vector of text 0 .* is not finite in float32: load with .*`nvembed check`"
+        with pytest.raises(NumericsError, match=message):
+            encoder.encode(["a"])
+
+    def test_an_encoder_from_memory(self, tiny_encoder: Encoder, tmp_path: Path) -> None:
+        encoder = Encoder([tiny_model().eval()], tiny_encoder.tokenizer)
+        with pytest.raises(OutputError, match="was not loaded from a checkpoint"):
+            encoder.save_pretrained(tmp_path / "x")
+        with pytest.raises(InputError, match="it has no fingerprint"):
+            _ = encoder.fingerprint
+        assert "memory" in repr(encoder)
+
+
+def test_fingerprint_names_the_weights(tiny_encoder: Encoder, tmp_path: Path) -> None:
+    tiny_encoder.save_pretrained(tmp_path / "copy")
+    copy = Encoder.from_pretrained(tmp_path / "copy", device="cpu", dtype="bfloat16")
+    assert re.fullmatch("[0-9a-f]{32}", tiny_encoder.fingerprint)
+    assert copy.fingerprint == tiny_encoder.fingerprint
