@@ -56,7 +56,7 @@ def test_good_file(tmp_path: Path) -> None:
     assert recipe.sizes == (1, 2)
     assert recipe.optimizer.learning_rate == 1.0
     with pytest.raises(ValidationError, match="frozen"):
-        recipe.seed = 4  # type: ignore[misc]
+        recipe.seed = 4
 
 
 def test_unknown_keys_name_the_nearest(tmp_path: Path) -> None:

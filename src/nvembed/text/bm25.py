@@ -67,6 +67,15 @@ class Bm25:
                 scores[row], ids[row] = _best(self._index.get_scores(known), k)
         return scores, ids
 
+    def scores(self, queries: Sequence[str], ids: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Return each query's score (float32) of the passages in its row of ``ids``."""
+        found = []
+        for words, row in zip(self._words(queries), ids, strict=True):
+            known = [word for word in words if self._index is not None and word in self._index.vocab_dict]
+            numbers = np.asarray(row, dtype=np.int64)
+            found.append(self._index.get_scores(known)[numbers] if known else np.zeros(len(row), np.float32))
+        return found
+
     def _words(self, texts: Sequence[str]) -> list[list[str]]:
         words: list[list[str]] = self._tokenize(
             list(texts), stopwords="en", stemmer=self._stemmer, return_ids=False, show_progress=False

@@ -26,7 +26,7 @@ def format_prompt(instruction: str) -> str:
         InputError: the instruction is only white space, or spans lines: the line break is what parts the
             instruction from the text.
 
-    Paper: section 4.1. Released: the model card's template, to the trailing space.
+    Paper: Tables 12 and 13. Released: the model card's template, to the trailing space.
     """
     if instruction == "":
         return ""

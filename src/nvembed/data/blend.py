@@ -1,0 +1,96 @@
+"""Several sets as one stream of batches: by sample count, in an order that only the seed and the step decide.
+
+Paper: section 2.2: batches mix all sets ("well-blended"), so that no task pulls a whole step its way.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from nvembed.data.example import Example, ExampleFile
+from nvembed.errors import DataError, InputError
+
+
+def draw(sizes: Sequence[int], samples: Sequence[int], *, seed: int, epoch: int) -> np.ndarray:
+    """Return one epoch's order (N, 3) int64: set, row and turn of each place, ``sum(samples)`` in all.
+
+    Of a set of ``size`` rows, ``samples`` are drawn: every row ``samples // size`` times, and the rest once
+    more, chosen anew in each epoch. The turn counts how often a row came before. All sets are then shuffled
+    together.
+
+    Raises:
+        InputError: an empty set, or a count below 1.
+    """
+    if len(sizes) != len(samples) or not sizes or min(*sizes, *samples) < 1:
+        raise InputError(f"expected sets of 1 row or more and counts of 1 or more, got {sizes} and {samples}")
+    rng = np.random.default_rng([seed, epoch])
+    parts = []
+    for number, (size, count) in enumerate(zip(sizes, samples, strict=True)):
+        whole, rest = divmod(count, size)
+        rows = np.concatenate([np.tile(np.arange(size), whole), rng.permutation(size)[:rest]])
+        turns = np.repeat(np.arange(whole + 1), [size] * whole + [rest]) + epoch * -(-count // size)
+        parts.append(np.stack([np.full(count, number), rows, turns], axis=1))
+    return np.asarray(rng.permutation(np.concatenate(parts)), dtype=np.int64)
+
+
+class Blend:
+    """The training stream of one stage.
+
+    ``batch(step, size)`` is a function of its arguments and the seed: to resume, ask for the next step. Only
+    the line starts and one epoch's order are in memory.
+
+    Args:
+        files: name -> JSONL file of examples.
+        samples: name -> how many examples an epoch draws.
+        seed: decides the order.
+
+    Raises:
+        DataError: a set without a file, or an empty one.
+    """
+
+    def __init__(self, files: Mapping[str, Path], samples: Mapping[str, int], *, seed: int) -> None:
+        missing = [name for name in samples if name not in files or not files[name].is_file()]
+        if missing:
+            raise DataError(f"no file for {', '.join(missing)}: prepare the sets first (nvembed mine)")
+        self.names = tuple(samples)
+        self._sets = [ExampleFile(files[name]) for name in self.names]
+        for name, examples in zip(self.names, self._sets, strict=True):
+            if not len(examples):
+                raise DataError(f"{files[name]}: expected examples of {name}, found none")
+        self._samples = [samples[name] for name in self.names]
+        self._seed = seed
+        self._epoch, self._order = -1, np.empty((0, 3), dtype=np.int64)
+
+    def __len__(self) -> int:
+        """How many examples an epoch has."""
+        return sum(self._samples)
+
+    def __getitem__(self, place: int) -> Example:
+        """Return the example at a place of the endless stream; of several positives the next is first."""
+        epoch, index = divmod(place, len(self))
+        if epoch != self._epoch:
+            sizes = [len(examples) for examples in self._sets]
+            self._epoch, self._order = epoch, draw(sizes, self._samples, seed=self._seed, epoch=epoch)
+        number, row, turn = map(int, self._order[index])
+        return _turned(self._sets[number][row], turn)
+
+    def batch(self, step: int, size: int) -> list[Example]:
+        """Return the ``size`` examples of one step, counted from 0; an epoch's end falls where it falls."""
+        return [self[place] for place in range(step * size, (step + 1) * size)]
+
+    def close(self) -> None:
+        for examples in self._sets:
+            examples.close()
+
+
+def _turned(example: Example, turn: int) -> Example:
+    """Return the example with its positives moved on, so that another one is trained on each time."""
+    first = turn % len(example.positives)
+    ids = example.positive_ids
+    return replace(
+        example,
+        positives=example.positives[first:] + example.positives[:first],
+        positive_ids=ids[first:] + ids[:first],
+    )

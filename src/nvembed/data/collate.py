@@ -1,0 +1,101 @@
+"""A batch of examples as texts, prompts, and the table of which passage may count against which query.
+
+Shapes: Q queries, C passages.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nvembed.data.example import Example, prompts
+from nvembed.data.rows import text_key
+from nvembed.errors import InputError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Texts of one step, and what the loss may compare.
+
+    Attributes:
+        queries, query_prompts: Q texts, and the string put before each.
+        passages, passage_prompts: C texts, first each query's positive and negatives, then the next query's.
+        positive: (Q,) int64, the passage that is right.
+        allowed: (Q, C) bool: the passages of the query's softmax, its positive among them. A query always has
+            its own hard negatives; with in-batch negatives also the passages of other queries, but for those
+            that may be right for it.
+    """
+
+    queries: tuple[str, ...]
+    query_prompts: tuple[str, ...]
+    passages: tuple[str, ...]
+    passage_prompts: tuple[str, ...]
+    positive: np.ndarray
+    allowed: np.ndarray
+
+
+def collate(
+    examples: Sequence[Example], *, negatives: int, in_batch: bool, alone: Collection[str] = ()
+) -> Batch:
+    """Lay out a batch: of each example the query, its first positive, and its first hard negatives.
+
+    Another query's passage is masked as a false negative when it is one of the query's own positives by id or
+    by text, when it equals the query, or when it is a positive of a record with the same query.
+
+    Args:
+        negatives: hard negatives per query, the first of each record; fewer where a record has fewer.
+        in_batch: whether passages of other queries count (stage 1), or only the own ones (stage 2).
+        alone: tasks whose queries have no in-batch negatives even so.
+
+    Raises:
+        InputError: no example at all.
+
+    Paper: section 3.3 (in-batch negatives in stage 1, none in stage 2). Differs: the paper masks nothing; a
+    passage known to be right is never useful as a negative.
+    """
+    if not examples:
+        raise InputError("expected a batch of one example or more, got none")
+    passages: list[str] = []
+    passage_prompts: list[str] = []
+    identities: list[tuple[bytes, str]] = []  # (text, id) of each passage
+    positive, owner = [], []
+    for row, example in enumerate(examples):
+        wrong = example.hard_negatives[:negatives]
+        ids = [
+            _id(example.positive_ids, 0),
+            *(_id(example.hard_negative_ids, i) for i in range(len(wrong))),
+        ]
+        positive.append(len(passages))
+        passages += [example.positives[0], *wrong]
+        identities += [
+            (text_key(text), name) for text, name in zip(passages[positive[-1] :], ids, strict=True)
+        ]
+        passage_prompts += [prompts(example)[1]] * len(ids)
+        owner += [row] * len(ids)
+    own = np.arange(len(examples))[:, None] == np.array(owner)[None, :]
+    shared = np.array([in_batch and example.task not in alone for example in examples])
+    allowed = own | (shared[:, None] & ~_may_be_right(examples, identities))
+    return Batch(
+        queries=tuple(example.query for example in examples),
+        query_prompts=tuple(prompts(example)[0] for example in examples),
+        passages=tuple(passages),
+        passage_prompts=tuple(passage_prompts),
+        positive=np.array(positive, dtype=np.int64),
+        allowed=allowed,
+    )
+
+
+def _may_be_right(examples: Sequence[Example], identities: Sequence[tuple[bytes, str]]) -> np.ndarray:
+    """Return (Q, C): the passage answers the query, as far as the batch itself tells."""
+    right: dict[bytes, tuple[set[bytes], set[str]]] = {}
+    for example in examples:
+        key = text_key(example.query)
+        texts, ids = right.setdefault(key, ({key}, set()))
+        texts.update(text_key(text) for text in example.positives)
+        ids.update(example.positive_ids)
+    columns = [right[text_key(example.query)] for example in examples]
+    return np.array([[text in texts or name in ids for text, name in identities] for texts, ids in columns])
+
+
+def _id(ids: Sequence[str], index: int) -> str:
+    return ids[index] if ids else ""

@@ -1,0 +1,218 @@
+"""Mining a whole set: in chunks that survive a kill, into one file of examples and a report to read.
+
+While it runs, ``OUT.mining/`` beside the output holds the finished chunks; it is removed at the end.
+"""
+
+import hashlib
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nvembed.data.claim import claim
+from nvembed.data.example import Example, to_row
+from nvembed.data.label import seeded
+from nvembed.data.mine import Rule, Teacher, check_candidates, check_rule, fill, keep, sample
+from nvembed.data.report import render_report, summarize
+from nvembed.data.rows import Numbered, text_key, write_rows
+from nvembed.errors import DataError, OutputError
+from nvembed.files import atomic_path
+
+CHUNK = 1024  # queries between two points from which a killed run goes on
+
+
+class Corpus:
+    """The distinct passages of a set, and which of them answer which query.
+
+    Passages that differ in case and white space at most are one: a copy of a positive is known as one.
+    Every query's known positives are those of all its records; a passage that equals the query counts too.
+    """
+
+    def __init__(self, passages: Numbered[str], examples: Iterable[Example]) -> None:
+        self.passages = passages
+        self._number: dict[bytes, int] = {}
+        digest = hashlib.blake2b(digest_size=16)
+        for number in range(len(passages)):
+            key = text_key(passages[number])
+            self._number.setdefault(key, number)
+            digest.update(key)
+        self._known: dict[bytes, set[int]] = defaultdict(set)
+        for example in examples:
+            query = text_key(example.query)
+            digest.update(query)
+            for text in example.positives:
+                if (key := text_key(text)) not in self._number:
+                    raise DataError(
+                        f"a positive of {example.query[:80]!r} is not among the passages: {text[:80]!r}"
+                    )
+                self._known[query].add(self._number[key])
+        self.fingerprint = digest.hexdigest()
+
+    def positives(self, query: str) -> list[int]:
+        """Return the numbers of the known positives, rising."""
+        return sorted(self._known[text_key(query)])
+
+    def forbidden(self, example: Example) -> set[int]:
+        """Return what may not be mined for an example: positives, its query itself, and its own negatives."""
+        texts = (example.query, *example.hard_negatives)
+        own = (self._number.get(text_key(text)) for text in texts)
+        return self._known[text_key(example.query)] | {number for number in own if number is not None}
+
+
+def mine_set(
+    examples: Numbered[Example],
+    corpus: Corpus,
+    teacher: Teacher,
+    rule: Rule,
+    *,
+    out: Path,
+    seed: int,
+    teacher_name: str,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Mine hard negatives for ``examples`` and write them, in the same order, to ``out``.
+
+    An example keeps the negatives it has, which somebody judged, and gets mined ones up to
+    ``rule.negatives``. A run that was stopped goes on after its last whole chunk. Beside ``out`` stand
+    ``OUT.report.json`` and ``OUT.report.md``.
+
+    Args:
+        teacher_name: names the teacher and its weights; it is part of what makes two runs the same.
+        seed: decides what is random, query by query: chunks and restarts change nothing.
+
+    Returns:
+        The report: counts, score histograms, and examples for the eye.
+
+    Raises:
+        OutputError: ``out`` exists, or ``OUT.mining`` belongs to a run with other settings.
+        DataError: a positive that is not among the passages.
+        InputError: the rule cannot do what it says.
+        NumericsError: the teacher's scores are not finite.
+    """
+    check_rule(rule)
+    if out.exists():
+        raise OutputError(f"{out} exists already: remove it to mine again, or write to another path")
+    state = {"rule": rule.model_dump(), "teacher": teacher_name, "inputs": corpus.fingerprint, "seed": seed}
+    work = out.with_name(f"{out.name}.mining")
+    claim(work / "state.json", {**state, "chunk": CHUNK})
+    starts = range(0, len(examples), CHUNK)
+    for index, start in enumerate(starts):
+        if not _chunk(work, index).exists():
+            chunk = [examples[i] for i in range(start, min(start + CHUNK, len(examples)))]
+            mined = _mine_chunk(chunk, corpus, teacher, rule, seed)
+            _save(work, index, mined)
+        say(f"{out.name}: {min(start + CHUNK, len(examples)):,} of {len(examples):,} queries")
+    report = {**state, **_finish(work, len(starts), rule, out)}
+    shutil.rmtree(work)
+    return report
+
+
+@dataclass(frozen=True)
+class _Mined:
+    examples: list[Example]
+    positive: np.ndarray  # (Q,) lowest score of a known positive
+    best: np.ndarray  # (Q,) best score of a candidate that is none; -inf without one
+    negative: np.ndarray  # scores of all mined negatives, one after the other
+    excluded: int  # candidates that the rule took for false negatives
+    filled: int  # random passages
+    shown: list[dict[str, Any]]
+
+
+def _mine_chunk(chunk: Sequence[Example], corpus: Corpus, teacher: Teacher, rule: Rule, seed: int) -> _Mined:
+    queries = [example.query for example in chunk]
+    known = [corpus.positives(query) for query in queries]
+    candidates = teacher(queries, known)
+    check_candidates(candidates, len(chunk), len(corpus.passages))
+    forbidden = [corpus.forbidden(example) for example in chunk]
+    kept_QK = keep(candidates, rule, forbidden)
+    allowed_QK = keep(candidates, Rule(method="naive", negatives=1, depth=1), forbidden)
+    mined, scores, shown, filled = [], [], [], 0
+    for row, example in enumerate(chunk):
+        rng = seeded(seed, example.query)
+        room = max(rule.negatives - len(example.hard_negatives), 0)
+        places = sample(kept_QK[row], rule, rng)[:room]
+        numbers = [int(number) for number in candidates.ids[row, places]]
+        extra = fill(numbers, room, forbidden[row], len(corpus.passages), rng) if rule.top_up else []
+        filled += len(extra)
+        scores.append(candidates.scores[row, places])
+        texts = tuple(corpus.passages[number] for number in [*numbers, *extra])
+        mined.append(
+            replace(
+                example, hard_negatives=example.hard_negatives[: rule.negatives] + texts, hard_negative_ids=()
+            )
+        )
+        if row % (CHUNK // 4) == 0:
+            negatives = [
+                {"score": round(float(candidates.scores[row, place]), 4), "text": corpus.passages[number]}
+                for place, number in zip(places, numbers, strict=True)
+            ]
+            positive = {"score": round(float(candidates.positive[row]), 4), "text": example.positives[0]}
+            shown.append({"query": example.query, "positive": positive, "negatives": negatives})
+    best = np.where(allowed_QK, candidates.scores, -np.inf).max(axis=1, initial=-np.inf)
+    return _Mined(
+        examples=mined,
+        positive=candidates.positive,
+        best=best,
+        negative=np.concatenate(scores),
+        excluded=int((allowed_QK & ~kept_QK).sum()),
+        filled=filled,
+        shown=shown,
+    )
+
+
+def _chunk(work: Path, index: int) -> Path:
+    return work / f"chunk-{index:05d}.jsonl"
+
+
+def _save(work: Path, index: int, mined: _Mined) -> None:
+    """Write a chunk; its examples come last, so that their file says the chunk is whole."""
+    path = _chunk(work, index)
+    with atomic_path(path.with_suffix(".npz")) as temporary, temporary.open("wb") as handle:
+        np.savez(handle, positive=mined.positive, best=mined.best, negative=mined.negative)
+    counts = {"excluded": mined.excluded, "filled": mined.filled, "shown": mined.shown}
+    with atomic_path(path.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(counts))
+    with atomic_path(path) as temporary:
+        write_rows(temporary, map(to_row, mined.examples))
+
+
+def _finish(work: Path, num_chunks: int, rule: Rule, out: Path) -> dict[str, Any]:
+    """Join the chunks into ``out``, the reports first: where ``out`` stands, everything does."""
+    paths = [_chunk(work, index) for index in range(num_chunks)]
+    counts = [json.loads(path.with_suffix(".json").read_text()) for path in paths]
+    loaded = [np.load(path.with_suffix(".npz")) for path in paths]
+    positive, best, negative = (
+        np.concatenate([part[name] for part in loaded]) for name in ("positive", "best", "negative")
+    )
+    lengths: list[int] = []
+    with atomic_path(out) as temporary:
+        with temporary.open("wb") as handle:
+            for path in paths:
+                for line in path.read_bytes().splitlines(keepends=True):
+                    lengths.append(len(json.loads(line).get("hard_negatives", [])))
+                    handle.write(line)
+        shown = [item for part in counts for item in part["shown"]]
+        report = summarize(
+            positive,
+            best,
+            negative,
+            lengths=np.array(lengths),
+            wanted=rule.negatives,
+            shown=_spread(shown, 20),
+        )
+        report |= {name: sum(part[name] for part in counts) for name in ("excluded", "filled")}
+        with atomic_path(out.with_suffix(".report.json")) as file:
+            file.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        with atomic_path(out.with_suffix(".report.md")) as file:
+            file.write_text(render_report(out.stem, report))
+    return report
+
+
+def _spread(items: list[Any], count: int) -> list[Any]:
+    step = max(len(items) / count, 1)
+    return [items[int(i * step)] for i in range(min(count, len(items)))]

@@ -1,0 +1,251 @@
+"""Rows of a source as examples, form by form."""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from nvembed.data.example import Example
+from nvembed.data.label import by_example, by_label, by_score
+from nvembed.data.rows import Row, text_key
+from nvembed.data.sources import COLUMNS, HeldOutSet, Source
+from nvembed.data.tables import Places, Rows, Table, open_table
+from nvembed.errors import DataError
+
+
+def read_source(source: Source, places: Places, *, seed: int) -> Iterator[Example]:
+    """Yield every example that ``source`` gives, not yet mined, in the order of its rows.
+
+    Args:
+        seed: decides what is random in sets made by example.
+
+    Raises:
+        DataError: rows that do not fit the source's form, or another number of them than stated.
+        DownloadError, MissingExtraError: as ``open_table``.
+    """
+    if source.form == "example":
+        yield from by_example(list(_labelled(source, places)), task=source.task, seed=seed)
+    else:
+        yield from _READERS[source.form](source, places)
+
+
+def read_passages(source: Source, examples: Iterable[Example], places: Places) -> Iterator[str]:
+    """Yield the passages from which negatives are mined, repetitions included.
+
+    Of sources with a corpus that is all of it, of scored pairs every text, of others the positives and
+    negatives of ``examples``.
+    """
+    if source.form in ("qrels", "ids"):
+        yield from (text for _, text in _corpus(source, places) if text)
+    elif source.form == "scores":
+        for where, row in _table(source, places)(source.config, source.split):
+            yield _text(source, row, "text1", where)
+            yield _text(source, row, "text2", where)
+    else:
+        for example in examples:
+            yield from (*example.positives, *example.hard_negatives)
+
+
+def read_held_out(held_out: HeldOutSet, places: Places) -> Iterator[tuple[str, ...]]:
+    """Yield the records of a held-out set, each as its texts.
+
+    Raises:
+        DataError: a column that is not there.
+    """
+    for where, row in _table(held_out, places)(held_out.config, held_out.split):
+        if lost := [column for column in held_out.columns if column not in row]:
+            raise DataError(f"{where}: no column {lost[0]!r}; columns: {', '.join(sorted(row))}")
+        values = [row[column] for column in held_out.columns]
+        if all(isinstance(value, list) for value in values):
+            yield from zip(*values, strict=True)
+        else:
+            yield tuple(str(value) for value in values)
+
+
+def _pairs(source: Source, places: Places) -> Iterator[Example]:
+    for where, row in _main_rows(source, places):
+        if positives := _several(source, row, "positive", where):
+            yield Example(
+                query=_text(source, row, "query", where),
+                positives=positives,
+                hard_negatives=_without(_several(source, row, "negatives", where), positives),
+                task=source.task,
+            )
+
+
+def _qrels(source: Source, places: Places) -> Iterator[Example]:
+    """Join qrels with their texts."""
+    wanted: dict[str, list[str]] = defaultdict(list)
+    for where, row in _main_rows(source, places):
+        if _number(source, row, "grade", where) >= source.min_grade:
+            wanted[_name(source, row, "query_id", where)].append(_name(source, row, "passage_id", where))
+    texts = _wanted_texts(source, places, wanted.values())
+    for where, row in _table(source, places)("queries", "queries"):
+        names = wanted.pop(_name(source, row, "id", where), [])
+        yield from _joined(source, _text(source, row, "text", where, title=False), names, texts)
+    if wanted:
+        name = source.hub or source.path
+        raise DataError(f"{name}: the qrels name {len(wanted):,} queries that are not there")
+
+
+def _ids(source: Source, places: Places) -> Iterator[Example]:
+    """Join queries with the passages they name: a list, a list of ``{"key": id}``, or JSON of one."""
+    wanted: list[tuple[str, list[str]]] = []
+    for where, row in _main_rows(source, places):
+        value = _value(source, row, "passage_ids", where)
+        names = json.loads(value) if isinstance(value, str) else value
+        if not isinstance(names, list):
+            raise DataError(f"{where}: passage_ids: expected a list, got {str(value)[:60]!r}")
+        names = [str(name["key"] if isinstance(name, dict) else name) for name in names]
+        wanted.append((_text(source, row, "query", where), names))
+    texts = _wanted_texts(source, places, (names for _, names in wanted))
+    for query, names in wanted:
+        yield from _joined(source, query, names, texts)
+
+
+def _wanted_texts(source: Source, places: Places, wanted: Iterable[list[str]]) -> dict[str, str]:
+    """Return the passages that some query names: only these are held, however large the corpus."""
+    needed = {name for names in wanted for name in names}
+    return {name: text for name, text in _corpus(source, places) if name in needed and text}
+
+
+def _joined(source: Source, query: str, names: list[str], texts: dict[str, str]) -> Iterator[Example]:
+    """Yield the query's example, if any of its passages is there: most sets have some dead links."""
+    if names := [name for name in dict.fromkeys(names) if name in texts]:
+        yield Example(
+            query=query,
+            positives=tuple(texts[name] for name in names),
+            positive_ids=tuple(f"{source.task}/{name}" for name in names),
+            task=source.task,
+        )
+
+
+def _corpus(source: Source, places: Places) -> Iterator[tuple[str, str]]:
+    corpus = source.corpus
+    table = open_table(corpus.hub, "", corpus.revision, places) if corpus.hub else _table(source, places)
+    for where, row in table(corpus.config, corpus.split):
+        yield _name(source, row, "id", where), _text(source, row, "text", where)
+
+
+def _nli(source: Source, places: Places) -> Iterator[Example]:
+    premises: dict[str, tuple[list[str], list[str]]] = {}
+    for where, row in _main_rows(source, places):
+        label = str(_value(source, row, "label", where))
+        if label in ("0", "2", "entailment", "contradiction"):
+            yes, no = premises.setdefault(_text(source, row, "premise", where), ([], []))
+            (yes if label in ("0", "entailment") else no).append(_text(source, row, "hypothesis", where))
+    for premise, (entailed, contradicted) in premises.items():
+        for positive in dict.fromkeys(entailed):
+            negatives = _without(tuple(dict.fromkeys(contradicted)), (positive,))
+            yield Example(query=premise, positives=(positive,), hard_negatives=negatives, task=source.task)
+
+
+def _scores(source: Source, places: Places) -> Iterator[Example]:
+    rows = (
+        (
+            _text(source, row, "text1", where),
+            _text(source, row, "text2", where),
+            _number(source, row, "score", where),
+        )
+        for where, row in _main_rows(source, places)
+    )
+    yield from by_score(rows, task=source.task, min_score=source.min_score)
+
+
+def _label(source: Source, places: Places) -> Iterator[Example]:
+    rows = list(_labelled(source, places))
+    texts = source.label_texts or {
+        label: label.replace("_", " ") for label in sorted({name for _, name in rows})
+    }
+    yield from by_label(rows, texts, task=source.task)
+
+
+_READERS: dict[str, Callable[[Source, Places], Iterator[Example]]] = {
+    "pairs": _pairs,
+    "qrels": _qrels,
+    "ids": _ids,
+    "nli": _nli,
+    "scores": _scores,
+    "label": _label,
+}
+
+
+def _table(place: Source | HeldOutSet, places: Places) -> Table:
+    return open_table(place.hub, place.path, place.revision, places)
+
+
+def _labelled(source: Source, places: Places) -> Iterator[tuple[str, str]]:
+    """Yield (text, label); a row may hold lists of both, as clustering sets do."""
+    for where, row in _main_rows(source, places):
+        text, label = _value(source, row, "text", where), _value(source, row, "label", where)
+        if isinstance(text, list) and isinstance(label, list):
+            yield from ((str(t), str(name)) for t, name in zip(text, label, strict=True) if str(t).strip())
+        elif text and str(text).strip():
+            yield _text(source, row, "text", where), str(label[0] if isinstance(label, list) else label)
+
+
+def _main_rows(source: Source, places: Places) -> Rows:
+    count = 0
+    for where, row in _table(source, places)(source.config, source.split):
+        count += 1
+        if all(str(row.get(column)) == value for column, value in source.keep.items()):
+            yield where, row
+    if source.rows is not None and count != source.rows:
+        name = source.hub or source.path
+        raise DataError(
+            f"{name}: expected {source.rows:,} rows, got {count:,}: another version, or half a download?"
+        )
+
+
+def _value(source: Source, row: Row, role: str, where: str) -> Any:
+    column = _column(source, role)
+    if column not in row:
+        raise DataError(f"{where}: no column {column!r} (the {role}); columns: {', '.join(sorted(row))}")
+    return row[column]
+
+
+def _column(source: Source, role: str) -> str:
+    return source.columns.get(role) or COLUMNS.get(role, role)
+
+
+def _name(source: Source, row: Row, role: str, where: str) -> str:
+    return str(_value(source, row, role, where))
+
+
+def _text(source: Source, row: Row, role: str, where: str, *, title: bool = True) -> str:
+    """Return the text in ``role``, after its title where the source names a column for it."""
+    value = _value(source, row, role, where)
+    if not isinstance(value, str):
+        raise DataError(f"{where}: {role}: expected a string, got {type(value).__name__} {str(value)[:60]!r}")
+    heading = {"text": "title", "query": "query_title", "positive": "positive_title"}.get(role, "")
+    if title and (heading in source.columns or (source.form in ("qrels", "ids") and heading in row)):
+        return f"{_value(source, row, heading, where) or ''} {value}".strip()
+    return value.strip()
+
+
+def _number(source: Source, row: Row, role: str, where: str) -> float:
+    value = _value(source, row, role, where)
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: {role}: expected a number, got {value!r}") from error
+
+
+def _several(source: Source, row: Row, role: str, where: str) -> tuple[str, ...]:
+    """Return the texts of a column that holds one string or a list, without blanks and repetitions."""
+    if role == "negatives" and _column(source, role) not in row:
+        return ()
+    value = _value(source, row, role, where)
+    if isinstance(value, list) and all(isinstance(text, str) for text in value):
+        texts = [text.strip() for text in value]
+    elif isinstance(value, str):
+        texts = [_text(source, row, role, where)]
+    else:
+        raise DataError(f"{where}: {role}: expected a string or a list of them, got {str(value)[:60]!r}")
+    return tuple(dict.fromkeys(text for text in texts if text))
+
+
+def _without(texts: tuple[str, ...], positives: tuple[str, ...]) -> tuple[str, ...]:
+    """Drop what equals a positive: published negatives do contain some."""
+    known = {text_key(text) for text in positives}
+    return tuple(text for text in texts if text_key(text) not in known)

@@ -1,0 +1,155 @@
+"""Rows of local files: JSONL (plain or gzip) and Parquet one at a time, and any line of a JSONL file."""
+
+import gzip
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from nvembed.errors import DataError, MissingExtraError
+
+Row = dict[str, Any]
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Numbered(Protocol[T_co]):
+    """What can be asked for its length and its items by number: a list, or a file of any size."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> T_co: ...
+
+    def __iter__(self) -> Iterator[T_co]: ...
+
+
+def read_rows(path: str | os.PathLike[str]) -> Iterator[tuple[str, Row]]:
+    """Yield ``("file:line", row)`` of a ``.jsonl``, ``.jsonl.gz`` or ``.parquet`` file, block by block.
+
+    Raises:
+        DataError: no such file, another ending, or a line that is no JSON object; the message names the line.
+        MissingExtraError: Parquet without the extra ``train``.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: expected a .jsonl, .jsonl.gz or .parquet file, found none")
+    if path.name.endswith((".jsonl", ".jsonl.gz")):
+        yield from _json_lines(path)
+    elif path.suffix == ".parquet":
+        yield from _parquet(path)
+    else:
+        raise DataError(f"{path}: expected a name ending in .jsonl, .jsonl.gz or .parquet")
+
+
+def text_key(text: str) -> bytes:
+    """Return 16 bytes that two texts share when they differ in case and white space at most."""
+    return hashlib.blake2b(" ".join(text.lower().split()).encode(), digest_size=16).digest()
+
+
+def parse_object(where: str, line: str | bytes) -> Row:
+    """Parse one JSON object; ``where`` is how an error names the line.
+
+    Raises:
+        DataError: the line is no JSON object.
+    """
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{where}: expected a JSON object: {error}") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: expected a JSON object, got {type(row).__name__}")
+    return row
+
+
+class JsonlFile:
+    """Lines of a plain JSONL file by number, with only 8 bytes a line in memory."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        try:
+            with self.path.open("rb") as handle:
+                lengths = np.fromiter((len(line) for line in handle), dtype=np.int64)
+        except OSError as error:
+            raise DataError(f"{self.path}: expected a JSONL file: {error.strerror or error}") from error
+        self._starts = np.concatenate([[0], np.cumsum(lengths)])
+        self._handle = self.path.open("rb")
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __getitem__(self, index: int) -> Row:
+        """Return row ``index``; a message names the line, counted from 1."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.path} has {len(self):,} lines, no line {index + 1:,}")
+        # pread keeps no position, so that worker processes may share the handle.
+        size = int(self._starts[index + 1] - self._starts[index])
+        line = os.pread(self._handle.fileno(), size, int(self._starts[index]))
+        return parse_object(f"{self.path}:{index + 1}", line)
+
+    def close(self) -> None:
+        self._handle.close()
+
+
+class TextFile:
+    """The field ``text`` of a JSONL file's lines, by number."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._lines = JsonlFile(path)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __getitem__(self, index: int) -> str:
+        return str(self._lines[index]["text"])
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[index] for index in range(len(self)))
+
+    def close(self) -> None:
+        self._lines.close()
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> int:
+    """Write JSONL to ``path`` and return how many rows; the caller wraps it in ``atomic_path``."""
+    count = 0
+    with path.open("w", encoding="utf-8") as handle:
+        for row in rows:
+            handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Row]]:
+    number = 0
+    try:
+        with (
+            gzip.open(path, "rt", encoding="utf-8")
+            if path.suffix == ".gz"
+            else path.open(encoding="utf-8") as lines
+        ):
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    where = f"{path}:{number}"
+                    yield where, parse_object(where, line)
+    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}:{number + 1}: expected UTF-8 text: {error}") from error
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
+    try:
+        import pyarrow as arrow
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise MissingExtraError("Parquet needs pyarrow: pip install 'nvembed[train]'") from error
+    try:
+        with parquet.ParquetFile(path) as table:
+            number = 0
+            for block in table.iter_batches(batch_size=1024):
+                for row in block.to_pylist():
+                    number += 1
+                    yield f"{path}:{number}", row
+    except arrow.ArrowException as error:
+        raise DataError(f"{path}: expected a Parquet file: {error}") from error

@@ -1,0 +1,92 @@
+"""Tables of rows: a local file, a local folder in BEIR layout, or a data set of the hub."""
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nvembed.data.rows import Row, read_rows
+from nvembed.errors import DataError, DownloadError, MissingExtraError
+
+Rows = Iterable[tuple[str, Row]]
+# (config, split) -> rows, each with the words that name it in an error
+Table = Callable[[str, str], Rows]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where sources are looked for."""
+
+    root: Path
+    """The folder below which local paths lie."""
+    mirror: Path | None = None
+    """A folder with copies of the hub's data sets, as ``owner/name``: then nothing is downloaded."""
+
+
+def open_table(hub: str, path: str, revision: str, places: Places) -> Table:
+    """Return the tables of a local ``path``, or of the hub's data set ``hub``.
+
+    The errors come when a table is read.
+
+    Raises:
+        DataError: no such file, or one that is malformed.
+        DownloadError: the hub's data set could not be read.
+        MissingExtraError: the hub without the extra ``train``.
+    """
+    return _local_table(places.root / path) if path else _hub_table(hub, revision, places.mirror)
+
+
+def _local_table(path: Path) -> Table:
+    """A file is its own table; a folder has corpus, queries and qrels."""
+
+    def table(config: str, split: str) -> Rows:
+        if not path.is_dir():
+            return read_rows(path)
+        if config in ("corpus", "queries"):
+            found = [path / f"{config}{ending}" for ending in (".jsonl", ".jsonl.gz", ".parquet")]
+            return read_rows(next((file for file in found if file.is_file()), found[0]))
+        return _tsv(path / "qrels" / f"{split}.tsv")
+
+    return table
+
+
+def _tsv(path: Path) -> Rows:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise DataError(f"{path}: expected qrels with a header: {error.strerror or error}") from error
+    header = lines[0].split("\t") if lines else []
+    for number, line in enumerate(lines[1:], start=2):
+        values = line.split("\t")
+        if len(values) != len(header):
+            raise DataError(
+                f"{path}:{number}: expected {len(header)} columns ({', '.join(header)}), got {len(values)}"
+            )
+        yield f"{path}:{number}", dict(zip(header, values, strict=True))
+
+
+def _hub_table(hub: str, revision: str, mirror: Path | None) -> Table:
+    place = hub if mirror is None else str(mirror / hub)
+
+    def table(config: str, split: str) -> Rows:
+        try:
+            from datasets import load_dataset
+        except ImportError as error:
+            raise MissingExtraError("data sets of the hub need: pip install 'nvembed[train]'") from error
+        try:
+            found = load_dataset(place, config or None, split=split, revision=None if mirror else revision)
+        except (OSError, ValueError, RuntimeError) as error:
+            what = f"{hub} (config {config or 'default'}, split {split}, revision {revision})"
+            raise DownloadError(f"could not read {what}: {error}") from error
+        for number, row in enumerate(found, start=1):
+            yield f"{hub}:{number}", row
+
+    return table
+
+
+def local_root(start: str | os.PathLike[str]) -> Path | None:
+    """Return the folder ``shared/data`` beside ``start`` or one of its parents, if there is one."""
+    for parent in Path(start).resolve().parents:
+        if (parent / "shared" / "data").is_dir():
+            return parent / "shared" / "data"
+    return None
