@@ -94,10 +94,7 @@ def train(
     """
     recipe, model, device = job.recipe, job.model, job.model.device
     if ranks.first:
-        claim(
-            job.folder / "settings.json",
-            {"recipe": recipe.model_dump(), "ranks": ranks.count, **job.identity},
-        )
+        claim(job.folder / "settings.json", _decides(job, ranks))
     ranks.wait()
     adapt(model, recipe.adapter, seed=recipe.run.seed)
     if job.start is not None:
@@ -142,7 +139,10 @@ def train(
             if number + 1 < recipe.optimizer.steps:
                 pending = ahead.submit(stepper.read, number + 1)
             started = time.monotonic()
-            loss, norm, tokens = stepper.run(number, work)
+            try:
+                loss, norm, tokens = stepper.run(number, work)
+            except NumericsError as error:
+                raise NumericsError(f"step {number + 1}: {error}") from error
             now = time.monotonic()
             progress = replace(progress, step=number + 1)
             pace = (now - began) / (progress.step - first_step)
@@ -177,6 +177,13 @@ def train(
             if ending and not done:
                 return Outcome(progress, stopped=True)
     return Outcome(progress, stopped=False)
+
+
+def _decides(job: Job, ranks: Ranks) -> dict[str, Any]:
+    """Return all that a run's trajectory follows from: what may not change when it goes on."""
+    told = job.recipe.model_dump()
+    told["run"] = {key: value for key, value in told["run"].items() if not key.endswith("_every")}
+    return {"recipe": told, "ranks": ranks.count, "start": str(job.start), **job.identity}
 
 
 @dataclass(frozen=True)
@@ -248,10 +255,7 @@ class _Stepper:
         gradients = self.optimizer.gradients()
         if not self.sharded:
             ranks.sum(gradients)
-        try:
-            norm = self.optimizer.step(step)
-        except NumericsError as error:
-            raise NumericsError(f"step {step + 1}: {error}") from error
+        norm = self.optimizer.step(step)
         tokens = ranks.total(sum(len(item.input_ids) for item in work.tokens), self.device)
         return loss, norm, tokens
 

@@ -112,3 +112,4 @@ def shard(model: NVEmbed, device: torch.device, dtype: torch.dtype) -> None:
         fully_shard(part, mesh=mesh, mp_policy=policy)
         assert isinstance(part, FSDPModule)
         part.set_gradient_divide_factor(1.0)  # the loss is already the mean over the whole batch
+        part.set_force_sum_reduction_for_comms(True)  # gloo knows no other
