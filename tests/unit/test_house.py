@@ -20,7 +20,7 @@ ROOMS: dict[str, set[str]] = {
     "model": {"errors"},
     "text": {"errors", "recipe", "files"},
     "vectors": {"errors", "files"},
-    "weights": {"errors", "files", "model", "text"},
+    "weights": {"errors", "files", "recipe", "model", "text"},
     "data": {"errors", "files", "recipe", "text", "vectors"},
     "encoder": {"errors", "model", "text", "vectors", "weights"},
     "train": {"errors", "files", "recipe", "model", "text", "data", "weights"},

@@ -5,11 +5,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from time import perf_counter
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
-from nvembed.cli.models import Dtype, Tally, counted, load, prompts
+from nvembed.cli.models import DASH, Dtype, Tally, counted, load, prompts
 from nvembed.cli.screen import say
 from nvembed.corpus.read import Passage, read_stream, read_texts
 from nvembed.corpus.write import output_format, write_jsonl, write_vectors
@@ -18,8 +18,8 @@ from nvembed.errors import InputError
 
 def encode(
     model: str,
-    input: str,
-    out: str,
+    input: Annotated[str, DASH],
+    out: Annotated[str, DASH],
     /,
     *,
     format: Literal["npy", "parquet", "jsonl"] | None = None,

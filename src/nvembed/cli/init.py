@@ -1,22 +1,22 @@
 """``nvembed init``: an untrained NV-Embed from a causal language model."""
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 
+from nvembed.cli.models import Dtype
+from nvembed.cli.screen import say
 from nvembed.errors import InputError, OutputError
 from nvembed.model.config import PoolerConfig, PoolingKind
 from nvembed.weights.base import embedding_tokenizer_files, read_causal_lm, text_settings, untrained
 from nvembed.weights.hub import model_folder
 from nvembed.weights.save import save_checkpoint
 
-Dtype = Literal["float32", "bfloat16", "float16"]
-
 
 def init(
     base: str,
     out: Path,
+    /,
     *,
     pooling: PoolingKind = "latent",
     num_latents: int = 512,
@@ -55,7 +55,8 @@ def init(
     head_dim
         Latent pooling: the size of each head; the backbone's hidden size unless given, as released.
     bos
-        The token before each text; the tokenizer's own unless given, "" for none.
+        The token before each text, "" for none. Unless given it is the tokenizer's own, but <|endoftext|>
+        where that is <|im_start|>, which opens a chat turn and not a text.
     eos
         The token after each text; the tokenizer's own unless given.
     max_length
@@ -81,4 +82,4 @@ def init(
     stored = next(causal_lm.tensors())[1].dtype if dtype is None else getattr(torch, dtype)
     files = embedding_tokenizer_files(causal_lm, settings)
     save_checkpoint(out, config, settings, tensors, tokenizer_files=files, dtype=stored)
-    print(f"{out}: an untrained NV-Embed, {pooling} pooling, {hidden_size} dimensions, from {base}")
+    say(f"{out}: an untrained NV-Embed, {pooling} pooling, {hidden_size} dimensions, from {base}")

@@ -25,7 +25,9 @@ from nvembed.errors import NvembedError
 COMMANDS = {
     "encode": "Embed the texts of a file.",
     "search": "Search a folder of text, or a corpus file, by meaning.",
+    "check": "Check a model: files, tensors, values, tokenizer, memory, licence and known answer.",
     "init": "Make an untrained NV-Embed checkpoint from a causal language model.",
+    "check": "Check a model: files, values, memory, licence, known answer.",
     "demo": "Build a small model, embed a labelled corpus, answer questions and score the answers.",
 }
 
@@ -53,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and leave with its exit code."""
     argv = sys.argv[1:] if argv is None else argv
     signal.signal(signal.SIGTERM, _terminated)
-    warnings.showwarning = _show_warning
+    warnings.showwarning = _show_warning  # type: ignore[assignment]  # takes what it is given
     if unknown := _unknown_command(argv):
         say(f"{unknown}\nsee  nvembed --help", label="error: ", style="bold red")
         sys.exit(2)
@@ -65,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         say(str(error), label="error: ", style="bold red")
         sys.exit(1)
     except KeyboardInterrupt:
-        say("interrupted: nothing was left half-written")
+        say("interrupted")
         sys.exit(130)
     except BrokenPipeError:
         # Whoever read us has gone. Python would complain once more when it flushes on the way out.
@@ -87,7 +89,7 @@ def _show_warning(message: Warning | str, *_where: object) -> None:
 
 
 def _unknown_command(argv: Sequence[str]) -> str | None:
-    """Return what to say about a command that does not exist (cyclopts would import all of them to say it)."""
+    """Return what to say about a command that does not exist (cyclopts would import them all to say it)."""
     name = argv[0] if argv else "-"
     if name.startswith("-") or name in COMMANDS:
         return None

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from cyclopts import Parameter
 
 from nvembed.cli.screen import waiting
 from nvembed.errors import InputError
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from nvembed.encoder import Embeddings, Encoder
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+
+# An argument that may be "-", for standard input or output, which would else be taken for an option.
+DASH = Parameter(allow_leading_hyphen=True)
 
 
 def load(model: str, *, device: str | None = None, dtype: Dtype | None = None) -> "Encoder":

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from rich.table import Table
 from rich.text import Text
 
-from nvembed.cli.models import Dtype, Tally, counted, load, prompts
+from nvembed.cli.models import DASH, Dtype, Tally, counted, load, prompts
 from nvembed.cli.screen import printable, progress, results, say, snippet
 from nvembed.corpus.cache import BLOCK, Settings, cache_folder, cached_vectors
 from nvembed.corpus.folder import read_corpus
@@ -28,7 +28,7 @@ def search(
     corpus: Path,
     /,
     *query: str,
-    queries: str | None = None,
+    queries: Annotated[str | None, DASH] = None,
     top: int = 5,
     instruction: str | None = None,
     task: str | None = None,
@@ -142,7 +142,7 @@ def _print_json(query: Passage, hits: list[Hit]) -> None:
             "id": passage.id,
             "text": passage.text,
         }
-        print(json.dumps(hit, ensure_ascii=False))
+        sys.stdout.buffer.write(f"{json.dumps(hit, ensure_ascii=False)}\n".encode())
 
 
 def _print_table(query: Passage, hits: list[Hit]) -> None:

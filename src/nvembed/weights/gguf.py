@@ -17,7 +17,7 @@ from nvembed.weights.hub_config import backbone_config
 from nvembed.weights.load import StoredTensor
 
 if TYPE_CHECKING:
-    from gguf import GGUFReader
+    from gguf.gguf_reader import GGUFReader, ReaderTensor
 
 # GGUF writes Mistral as "llama" too
 _ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -190,12 +190,12 @@ def _released_name(name: str) -> str:
     return name  # the check of names reports it as unexpected
 
 
-def _dequantised(path: Path, tensor: object) -> np.ndarray:
+def _dequantised(path: Path, tensor: "ReaderTensor") -> np.ndarray:
     import gguf.quants
 
-    kind = tensor.tensor_type  # type: ignore[attr-defined]
+    kind = tensor.tensor_type
     try:
-        return np.asarray(gguf.quants.dequantize(tensor.data, kind))  # type: ignore[attr-defined]
+        return np.asarray(gguf.quants.dequantize(tensor.data, kind))
     except NotImplementedError as error:
         raise WeightsError(
             f"{path} is quantised as {kind.name}, which the gguf package cannot dequantise: use another file"

@@ -8,6 +8,14 @@ from nvembed.weights.load import missing_files
 
 # Never fetched: code and pickles. Everything we read is data.
 WANTED = ["*.json", "*.safetensors", "*.md", "LICENSE*"]
+# Enough to run. Another library's cache may hold no more than this.
+NEEDED = [
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+]
 
 
 def model_folder(path_or_id: str | os.PathLike[str], *, revision: str | None = None) -> Path:
@@ -36,17 +44,16 @@ def _fetch(repo: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
     try:
-        here = Path(snapshot_download(repo, revision=revision, allow_patterns=WANTED, local_files_only=True))
+        here = Path(snapshot_download(repo, revision=revision, allow_patterns=NEEDED, local_files_only=True))
         if not missing_files(here):
             return here
-    except LocalEntryNotFoundError:
+    except (LocalEntryNotFoundError, ValueError):  # not here, or no name the hub could have: said below
         pass
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=WANTED))
@@ -64,8 +71,10 @@ def _fetch(repo: str, revision: str | None) -> Path:
         raise DownloadError(
             f"{repo} has no revision {revision!r}: check the branch, tag or commit"
         ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:
+        # Each version of the hub's client rests on another HTTP library, with exceptions of its own.
+        why = " ".join(f"{type(error).__name__}: {error}".split())
         raise DownloadError(
-            f"{repo} is not complete here and could not be fetched ({type(error).__name__}: {error}); what "
-            "came is kept: try again to resume, or pass the path of a folder that holds it"
+            f"{repo} is not complete here and could not be fetched ({why}); files that came whole are kept: "
+            "try again to resume, or pass the path of a folder that holds it"
         ) from error

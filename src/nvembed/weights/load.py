@@ -19,6 +19,12 @@ from nvembed.weights.model_config import read_config
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+ITEM_BYTES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+}  # bare values of other types are no weights
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -150,7 +156,7 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 def compare_tensors(
     folder: Path, found: dict[str, StoredTensor], expected: dict[str, tuple[int, ...]]
 ) -> None:
-    """Raise WeightsError naming everything missing, unexpected and misshapen."""
+    """Raise WeightsError naming everything missing, unexpected, misshapen and not stored as floats."""
     missing = sorted(expected.keys() - found.keys())
     unexpected = sorted(found.keys() - expected.keys())
     misshapen = [
@@ -158,9 +164,15 @@ def compare_tensors(
         for name in sorted(expected.keys() & found.keys())
         if found[name].shape != expected[name]
     ]
+    no_floats = [
+        f"{name} is {found[name].dtype}, expected {', '.join(ITEM_BYTES)}"
+        for name in sorted(found)
+        if found[name].dtype not in ITEM_BYTES
+    ]
+    kinds = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen, "no floats": no_floats}
     faults = [
         f"{len(names)} {kind}: {'; '.join(names[:8])}{' ...' if len(names) > 8 else ''}"
-        for kind, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
+        for kind, names in kinds.items()
         if names
     ]
     if faults:

