@@ -45,6 +45,7 @@ LIBRARIES: dict[str, set[str]] = {
     "fastapi": {"serve"},
     "uvicorn": {"serve"},
     "mteb": {"evaluate"},
+    "datasets": {"data"},
     "peft": {"train"},
     "sklearn": {"evaluate", "corpus"},
     "transformers": set(),  # the runtime never needs it: tests use it as an oracle

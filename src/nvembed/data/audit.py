@@ -1,7 +1,8 @@
 """Does training contain what is tested on? Equal and nearly equal texts, and whole records that leak.
 
 Two texts *match* when they are equal but for case, punctuation and white space, or when the Jaccard
-similarity of their sets of 5-character shingles is at least ``NEAR``. A training record *leaks* a held-out
+similarity of their sets of 5-character shingles is at least ``NEAR``, for texts of ``NEAR_LENGTH`` characters
+and more: in shorter ones that would be a word, and another meaning. A training record *leaks* a held-out
 record when it has a match for each of that record's texts: both sentences of an STS pair, the one text of a
 classification record, the query of a retrieval set. Passages of a retrieval corpus are no held-out record of
 their own: to train on a passage that is also searched is no leak of what its query asks.
@@ -20,6 +21,7 @@ import numpy as np
 from nvembed.data.example import Example
 
 NEAR = 0.8
+NEAR_LENGTH = 60
 
 Record = tuple[str, ...]
 
@@ -171,12 +173,14 @@ class TextIndex:
         self._texts = list(texts)
         self._bands: dict[bytes, list[int]] = defaultdict(list)
         for number, text in enumerate(texts):
-            for band in _bands(shingles(text)):
+            for band in _bands(shingles(text)) if len(text) >= NEAR_LENGTH else ():
                 self._bands[band].append(number)
 
     def matches(self, text: str) -> tuple[set[int], set[int]]:
         """Return the numbers of the texts that equal ``text``, and of those that are near to it."""
         equal = {self._equal[text]} if text in self._equal else set()
+        if len(text) < NEAR_LENGTH:
+            return equal, set()
         own = shingles(text)
         candidates = {number for band in _bands(own) for number in self._bands.get(band, ())} - equal
         return equal, {n for n in candidates if jaccard(own, shingles(self._texts[n])) >= self._near}

@@ -55,37 +55,30 @@ def prepare(
         DataError: a source that does not fit its recipe, or that gives no example.
     """
     held_out: list[HeldOut] | None = None
-    files = {}
-    for name in names:
+    files = {name: out / f"{name}.jsonl" for name in names}
+    for name, file in files.items():
         source = blend.sets[name]
-        files[name] = out / f"{name}.jsonl"
-        state: dict[str, Any] = {
-            "source": source.model_dump(),
-            "held_out": {key: value.model_dump() for key, value in blend.held_out.items()},
-            "mining": mining.model_dump() if source.mine else None,
-            "teacher": teacher_name if source.mine else None,
-            "seed": blend.seed,
-        }
-        claim(out / f"{name}.settings.json", state)
-        if files[name].exists():
+        claim(out / f"{name}.settings.json", _settings(blend, source, mining, teacher_name))
+        if file.exists():
             say(f"{name}: there already")
             continue
         if held_out is None:
-            sets = blend.held_out.values()
-            held_out = [HeldOut(read_held_out(each, places)) for each in sets]
+            held_out = [HeldOut(read_held_out(each, places)) for each in blend.held_out.values()]
         chosen = out / f"{name}.chosen.jsonl"
         _choose_examples(chosen, source, blend.seed, held_out, places, say)
         if not source.mine:
-            chosen.replace(files[name])
+            chosen.replace(file)
             continue
         examples, work = ExampleFile(chosen), out / f"{name}.work"
         passages = _passages(source, examples, work / "passages.jsonl", places)
+        corpus = Corpus(passages, examples)
+        teach = make_teacher(passages, source, work / "vectors")
         mine_set(
             examples,
-            Corpus(passages, examples),
-            make_teacher(passages, source, work / "vectors"),
+            corpus,
+            teach,
             mining.rule,
-            out=files[name],
+            out=file,
             seed=blend.seed,
             teacher_name=teacher_name,
             say=say,
@@ -95,6 +88,17 @@ def prepare(
         shutil.rmtree(work)
         chosen.unlink()
     return files
+
+
+def _settings(blend: BlendRecipe, source: Source, mining: MiningRecipe, teacher_name: str) -> dict[str, Any]:
+    """Return all that decides what a set's file holds."""
+    return {
+        "source": source.model_dump(),
+        "held_out": {key: value.model_dump() for key, value in blend.held_out.items()},
+        "mining": mining.model_dump() if source.mine else None,
+        "teacher": teacher_name if source.mine else None,
+        "seed": blend.seed,
+    }
 
 
 def choose(examples: Iterable[Example], count: int, *, seed: int) -> list[Example]:

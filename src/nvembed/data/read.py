@@ -46,13 +46,33 @@ def read_passages(source: Source, examples: Iterable[Example], places: Places) -
             yield from (*example.positives, *example.hard_negatives)
 
 
+def read_records(source: Source, places: Places) -> Iterator[tuple[str, ...]]:
+    """Yield the texts by which a training set can leak, a record at a time.
+
+    Every scored pair once, every labelled text, of other forms the query and positives of each example.
+    """
+    if source.form == "scores":
+        for where, row in _main_rows(source, places):
+            yield _text(source, row, "text1", where), _text(source, row, "text2", where)
+    elif source.form in ("label", "example"):
+        yield from ((text,) for text, _ in _labelled(source, places))
+    else:
+        yield from ((example.query, *example.positives) for example in read_source(source, places, seed=0))
+
+
 def read_held_out(held_out: HeldOutSet, places: Places) -> Iterator[tuple[str, ...]]:
     """Yield the records of a held-out set, each as its texts.
 
     Raises:
         DataError: a column that is not there.
     """
-    for where, row in _table(held_out, places)(held_out.config, held_out.split):
+    table = _table(held_out, places)
+    rows = table(held_out.config, held_out.split)
+    if held_out.form == "qrels":
+        judged = {str(row[COLUMNS["query_id"]]) for _, row in rows}
+        queries = table("queries", "queries")
+        rows = ((where, row) for where, row in queries if str(row[COLUMNS["id"]]) in judged)
+    for where, row in rows:
         if lost := [column for column in held_out.columns if column not in row]:
             raise DataError(f"{where}: no column {lost[0]!r}; columns: {', '.join(sorted(row))}")
         values = [row[column] for column in held_out.columns]
@@ -154,9 +174,8 @@ def _scores(source: Source, places: Places) -> Iterator[Example]:
 
 def _label(source: Source, places: Places) -> Iterator[Example]:
     rows = list(_labelled(source, places))
-    texts = source.label_texts or {
-        label: label.replace("_", " ") for label in sorted({name for _, name in rows})
-    }
+    labels = sorted({label for _, label in rows})
+    texts = source.label_texts or {label: label.replace("_", " ") for label in labels}
     yield from by_label(rows, texts, task=source.task)
 
 

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import os
+import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -75,7 +76,8 @@ class JsonlFile:
         except OSError as error:
             raise DataError(f"{self.path}: expected a JSONL file: {error.strerror or error}") from error
         self._starts = np.concatenate([[0], np.cumsum(lengths)])
-        self._handle = self.path.open("rb")
+        self._file = os.open(self.path, os.O_RDONLY)
+        self.close = weakref.finalize(self, os.close, self._file)
 
     def __len__(self) -> int:
         return len(self._starts) - 1
@@ -86,11 +88,8 @@ class JsonlFile:
             raise IndexError(f"{self.path} has {len(self):,} lines, no line {index + 1:,}")
         # pread keeps no position, so that worker processes may share the handle.
         size = int(self._starts[index + 1] - self._starts[index])
-        line = os.pread(self._handle.fileno(), size, int(self._starts[index]))
+        line = os.pread(self._file, size, int(self._starts[index]))
         return parse_object(f"{self.path}:{index + 1}", line)
-
-    def close(self) -> None:
-        self._handle.close()
 
 
 class TextFile:

@@ -94,7 +94,9 @@ class Source(Recipe):
 class HeldOutSet(Recipe):
     """A set that is evaluated on: training records that contain one of its records are left out."""
 
-    columns: tuple[str, ...] = Field(min_length=1)
+    form: Literal["rows", "qrels"] = "rows"
+    """Rows of a table; or the queries that the qrels of ``split`` judge."""
+    columns: tuple[str, ...] = ("text",)
     """The texts that make up a record; of a column of lists, each text is a record."""
     hub: str = ""
     path: str = ""

@@ -1,0 +1,176 @@
+"""``nvembed mine``: training files from a recipe, with mined hard negatives."""
+
+import hashlib
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nvembed.cli.screen import say
+from nvembed.data.mine import Method, Teacher
+from nvembed.data.prepare import MiningRecipe, prepare
+from nvembed.data.rows import Numbered
+from nvembed.data.sources import BlendRecipe, Source
+from nvembed.data.tables import Places
+from nvembed.data.teacher import Encode, VectorBlocks, bm25_teacher, dense_teacher
+from nvembed.errors import InputError, MissingExtraError
+from nvembed.recipe import nearest, read_recipe
+from nvembed.text.bm25 import Bm25
+from nvembed.text.prompt import format_prompt, instruction_for, training_instructions
+
+SENTENCE_TRANSFORMERS = "sentence-transformers:"
+
+
+def mine(
+    recipe: Path,
+    *,
+    out: Path,
+    root: Path = Path(),
+    mirror: Path | None = None,
+    sets: list[str] | None = None,
+    stage: int | None = None,
+    teacher: str | None = None,
+    method: Method | None = None,
+    threshold: float | None = None,
+    negatives: int | None = None,
+    device: str | None = None,
+    max_tokens: int = 512,
+) -> None:
+    """Make training files: read the sets of a recipe, leave out leaks, choose, and mine hard negatives.
+
+    Writes OUT/NAME.jsonl for every set, with a report for the eye (NAME.report.md). A set that is there is
+    left as it is, one that was begun goes on; nothing is overwritten.
+
+    Examples:
+
+        nvembed mine recipes/small --out data/small --root ../shared/data
+
+        nvembed mine recipes/nv_embed_v2 --out data/7b --sets SciFact --sets FiQA2018
+
+        nvembed mine recipes/small --out data/again --root ../shared/data --teacher models/stage1
+
+    Parameters
+    ----------
+    recipe
+        A folder with blend.toml and mining.toml.
+    out
+        The folder for what is made.
+    root
+        The folder below which the blend's local paths lie.
+    mirror
+        A folder with copies of the hub's data sets, as owner/name: nothing is downloaded then.
+    sets
+        Only these sets; given once for each. All of them unless given.
+    stage
+        Only the sets of this stage.
+    teacher
+        bm25, a model of ours (folder or hub id), or sentence-transformers:MODEL (a folder, a hub id, or a
+        folder inside an installed package); the recipe's unless given.
+    method
+        naive, shifted, absolute, margin or percentage; the recipe's unless given.
+    threshold
+        The method's N, T, m or alpha; the recipe's unless given.
+    negatives
+        Hard negatives of a query; the recipe's unless given.
+    device
+        Where the teacher runs; the best there is unless given.
+    max_tokens
+        Texts are cut to this length for the teacher.
+    """
+    blend = read_recipe(recipe / "blend.toml", BlendRecipe)
+    changes = {"method": method, "threshold": threshold, "negatives": negatives}
+    mining = read_recipe(recipe / "mining.toml", MiningRecipe)
+    rule = mining.rule.model_copy(update={key: value for key, value in changes.items() if value is not None})
+    mining = mining.model_copy(update={"rule": rule, "teacher": teacher or mining.teacher})
+    loaded = _Teachers(mining, device=device, max_tokens=max_tokens)
+    prepare(
+        blend,
+        mining,
+        _names(blend, sets, stage),
+        Places(root=root, mirror=mirror),
+        out=out,
+        make_teacher=loaded.make,
+        teacher_name=mining.teacher,
+        say=say,
+    )
+
+
+def _names(blend: BlendRecipe, sets: Sequence[str] | None, stage: int | None) -> list[str]:
+    known = blend.sets if stage is None else blend.of_stage(stage)
+    for name in sets or ():
+        if name not in known:
+            raise InputError(f"the blend has no set {name!r}: {nearest(name, known)}")
+    return list(sets or known)
+
+
+class _Teachers:
+    """Makes the teacher of each set; the model is loaded once, when the first set needs it."""
+
+    def __init__(self, mining: MiningRecipe, *, device: str | None, max_tokens: int) -> None:
+        self._mining, self._device, self._max_tokens = mining, device, max_tokens
+        self._loaded: tuple[Encode, str] | None = None
+
+    def make(self, passages: Numbered[str], source: Source, folder: Path) -> Teacher:
+        """Return the teacher of one set; ``folder`` is where its vectors of the passages go."""
+        depth = min(self._mining.rule.depth, len(passages))
+        if self._mining.teacher == "bm25":
+            return bm25_teacher(Bm25(list(passages)), depth=depth)
+        query_prompt = passage_prompt = ""
+        if self._mining.instruct:
+            query_prompt = format_prompt(training_instructions(source.task)[0])
+            if source.form == "scores":  # pairs of equals: both sides carry the instruction, as in training
+                passage_prompt = format_prompt(instruction_for(source.task, "corpus"))
+        if self._loaded is None:
+            name = self._mining.teacher
+            load = _sentence_transformer if name.startswith(SENTENCE_TRANSFORMERS) else _encoder
+            self._loaded = load(name, self._device, self._max_tokens)
+        encode, fingerprint = self._loaded
+        blocks = VectorBlocks(folder, passages, encode, prompt=passage_prompt, fingerprint=fingerprint)
+        return dense_teacher(encode, query_prompt, blocks, depth=depth)
+
+
+def _encoder(name: str, device: str | None, max_tokens: int) -> tuple[Encode, str]:
+    from nvembed.encoder import Encoder
+
+    model = Encoder.from_pretrained(name, device=device)
+
+    def encode(texts: Sequence[str], prompt: str) -> np.ndarray:
+        return np.asarray(model.encode(list(texts), prompt=prompt, max_length=max_tokens, truncate=True))
+
+    return encode, f"{model.fingerprint}/{max_tokens}"
+
+
+def _sentence_transformer(name: str, device: str | None, max_tokens: int) -> tuple[Encode, str]:
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise MissingExtraError("this teacher needs: pip install sentence-transformers") from error
+    place = _folder(name.removeprefix(SENTENCE_TRANSFORMERS))
+    model: Any = SentenceTransformer(place, device=device)
+    model.max_seq_length = min(max_tokens, model.max_seq_length or max_tokens)
+
+    def encode(texts: Sequence[str], prompt: str) -> np.ndarray:
+        vectors = model.encode(
+            list(texts), prompt=prompt or None, normalize_embeddings=True, show_progress_bar=False
+        )
+        return np.asarray(vectors, dtype=np.float32)
+
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted(Path(place).glob("*.safetensors")):
+        with path.open("rb") as handle:
+            digest.update(hashlib.file_digest(handle, "blake2b").digest())
+    return encode, f"{name}/{digest.hexdigest()}/{model.max_seq_length}"
+
+
+def _folder(name: str) -> str:
+    """Return the folder that ``name`` is, also inside an installed package; else ``name``, a hub id."""
+    if Path(name).is_dir():
+        return name
+    package, _, rest = name.partition("/")
+    spec = find_spec(package) if package.isidentifier() else None
+    for location in (spec.submodule_search_locations or []) if spec else []:
+        if (Path(location) / rest).is_dir():
+            return str(Path(location) / rest)
+    return name

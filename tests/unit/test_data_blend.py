@@ -1,0 +1,249 @@
+"""The stream of batches and their masks, against counts and a slow oracle; the way from a recipe to files."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nvembed.cli.audit import audit
+from nvembed.cli.mine import mine
+from nvembed.data.blend import Blend, draw
+from nvembed.data.collate import collate
+from nvembed.data.example import Example, read_examples, to_row
+from nvembed.data.prepare import choose
+from nvembed.data.rows import write_rows
+from nvembed.errors import DataError, InputError, OutputError
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sets=st.lists(st.tuples(st.integers(1, 20), st.integers(1, 50)), min_size=1, max_size=4),
+    seed=st.integers(0, 99),
+    epoch=st.integers(0, 3),
+)
+def test_draw_counts(sets: list[tuple[int, int]], seed: int, epoch: int) -> None:
+    sizes, samples = [size for size, _ in sets], [count for _, count in sets]
+    order = draw(sizes, samples, seed=seed, epoch=epoch)
+    assert np.array_equal(order, draw(sizes, samples, seed=seed, epoch=epoch))
+    for number, (size, count) in enumerate(sets):
+        rows = Counter(order[order[:, 0] == number, 1].tolist())
+        assert sum(rows.values()) == count
+        assert set(rows) <= set(range(size))
+        times = [rows[row] for row in range(size)]
+        assert max(times) - min(times) <= 1
+        turns = [tuple(turn) for turn in order[order[:, 0] == number, 1:].tolist()]
+        assert len(set(turns)) == len(turns)  # a row that comes again has another turn
+
+
+def test_draw_mixes_the_sets() -> None:
+    order = draw([1000, 1000], [500, 500], seed=0, epoch=0)
+    runs = 1 + int((np.diff(order[:, 0]) != 0).sum())
+    assert 430 < runs < 570
+    assert not np.array_equal(order, draw([1000, 1000], [500, 500], seed=0, epoch=1))
+    with pytest.raises(InputError, match="expected sets of 1 row or more"):
+        draw([0], [1], seed=0, epoch=0)
+
+
+def blend(folder: Path, seed: int = 1) -> Blend:
+    for name, count in (("a", 7), ("b", 3)):
+        rows = (
+            to_row(Example(f"{name}{n}", ("p", "r"), "NQ", positive_ids=("P", "R"))) for n in range(count)
+        )
+        write_rows(folder / f"{name}.jsonl", rows)
+    files = {name: folder / f"{name}.jsonl" for name in "ab"}
+    return Blend(files, {"a": 4, "b": 6}, seed=seed)
+
+
+def test_blend_is_a_function_of_seed_and_step(tmp_path: Path) -> None:
+    stream = blend(tmp_path)
+    assert len(stream) == 10
+    steps = [stream.batch(step, 4) for step in range(10)]
+    resumed = blend(tmp_path)
+    assert resumed.batch(7, 4) == steps[7]  # without having seen the steps before
+    assert resumed.batch(2, 4) == steps[2]
+    assert blend(tmp_path, seed=2).batch(0, 10) != stream.batch(0, 10)
+    everything = [example for batch in steps for example in batch]
+    for epoch in range(4):
+        names = Counter(example.query[0] for example in everything[epoch * 10 : epoch * 10 + 10])
+        assert names == {"a": 4, "b": 6}
+    # b's rows come twice an epoch, each time with another positive first, ids in step
+    firsts = [e.positives[0] for e in everything[:10] if e.query == "b0"]
+    assert sorted(firsts) == ["p", "r"]
+    assert all(e.positive_ids[0] == e.positives[0].upper() for e in everything)
+
+
+def test_blend_without_files(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no file for a, b: prepare the sets first"):
+        Blend({"b": tmp_path / "b.jsonl"}, {"a": 1, "b": 1}, seed=0)
+    (tmp_path / "b.jsonl").touch()
+    with pytest.raises(DataError, match=r"b\.jsonl: expected examples of b, found none"):
+        Blend({"b": tmp_path / "b.jsonl"}, {"b": 1}, seed=0)
+
+
+TEXTS = st.sampled_from(["a", "b", "c", "d", "A "])
+EXAMPLES = st.lists(
+    st.builds(
+        lambda query, positives, wrong, task, ids: Example(
+            query,
+            tuple(positives),
+            task,
+            tuple(
+                text for text in wrong if text.strip().lower() not in {p.strip().lower() for p in positives}
+            ),
+            positive_ids=tuple(f"{p.strip().lower()}{ids}" for p in positives) if ids else (),
+        ),
+        TEXTS,
+        st.lists(TEXTS, min_size=1, max_size=2, unique=True),
+        st.lists(st.sampled_from(["x", "y", "b", "c"]), max_size=3, unique=True),
+        st.sampled_from(["NQ", "STS12"]),
+        st.integers(0, 2),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(examples=EXAMPLES, negatives=st.integers(0, 3), in_batch=st.booleans(), alone=st.booleans())
+def test_mask_against_a_double_loop(
+    examples: list[Example], negatives: int, in_batch: bool, alone: bool
+) -> None:
+    batch = collate(examples, negatives=negatives, in_batch=in_batch, alone=["STS12"] if alone else [])
+
+    def same(a: str, b: str) -> bool:
+        return a.strip().lower() == b.strip().lower()
+
+    columns = []  # (owner, text, id)
+    for row, e in enumerate(examples):
+        assert batch.positive[row] == len(columns)
+        columns.append((row, e.positives[0], e.positive_ids[0] if e.positive_ids else None))
+        columns += [(row, text, None) for text in e.hard_negatives[:negatives]]
+    assert batch.passages == tuple(text for _, text, _ in columns)
+    for row, e in enumerate(examples):
+        for column, (owner, text, name) in enumerate(columns):
+            right = any(
+                any(same(text, positive) for positive in other.positives) or name in other.positive_ids
+                for other in examples
+                if same(other.query, e.query)
+            ) or same(text, e.query)
+            shared = in_batch and not (alone and e.task == "STS12")
+            assert batch.allowed[row, column] == (owner == row or (shared and not right))
+
+
+def test_prompts_of_a_batch() -> None:
+    batch = collate(
+        [Example("q", ("p",), "NQ", ("n",)), Example("s", ("t",), "STS12", both_sides=True)],
+        negatives=7,
+        in_batch=True,
+    )
+    assert [bool(prompt) for prompt in batch.query_prompts] == [True, True]
+    assert [bool(prompt) for prompt in batch.passage_prompts] == [False, False, True]
+    with pytest.raises(InputError, match="expected a batch of one example or more"):
+        collate([], negatives=7, in_batch=True)
+
+
+def test_choose_is_a_draw_that_order_does_not_change() -> None:
+    examples = [Example(f"q{n}", ("p",), "NQ") for n in range(200)]
+    few = choose(examples, 50, seed=1)
+    assert len(set(few)) == 50
+    assert choose(examples[::-1] + examples, 50, seed=1) == few
+    assert set(few) < set(choose(examples, 60, seed=1))
+    assert choose(examples, 50, seed=2) != few
+    assert len(choose(examples, 999, seed=1)) == 200
+    numbers = [int(example.query[1:]) for example in few]
+    assert 70 < np.mean(numbers) < 130
+
+
+RECIPE = """
+seed = 1
+[held_out.test]
+path = "test.jsonl"
+[sets.faq]
+task = "NQ"
+stages = [1]
+samples = 100
+form = "pairs"
+licence = "ours"
+path = "faq.jsonl"
+[sets.mood]
+task = "EmotionClassification"
+stages = [2]
+samples = 100
+form = "example"
+licence = "ours"
+path = "mood.jsonl"
+mine = false
+"""
+MINING = """
+teacher = "bm25"
+instruct = false
+[rule]
+method = "percentage"
+threshold = 0.95
+negatives = 3
+depth = 10
+top_up = true
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "blend.toml").write_text(RECIPE)
+    (tmp_path / "mining.toml").write_text(MINING)
+    faq = [
+        {"query": f"what is number {n}", "positive": f"number {n} is the successor of {n - 1}"}
+        for n in range(20)
+    ]
+    mood = [{"text": f"feeling {n} {mood}", "label": mood} for n in range(5) for mood in ("joy", "anger")]
+    for name, rows in {"faq": faq, "mood": mood, "test": [{"text": "What is number 7?"}]}.items():
+        write_rows(tmp_path / f"{name}.jsonl", rows)
+    return tmp_path
+
+
+def test_mine_command(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = project / "out"
+    mine(project, out=out, root=project)
+    assert "faq: 20 examples, 1 left out as leaks, 19 chosen" in capsys.readouterr().err
+    faq = list(read_examples(out / "faq.jsonl"))
+    assert len(faq) == 19
+    assert all(len(example.hard_negatives) == 3 for example in faq)
+    assert "what is number 7" not in {example.query for example in faq}
+    assert len(list(read_examples(out / "mood.jsonl"))) == 10
+    made = sorted(path.name for path in out.iterdir())
+    assert made == [
+        *("faq.jsonl", "faq.report.json", "faq.report.md", "faq.settings.json"),
+        *("mood.jsonl", "mood.settings.json"),
+    ]
+    stamp = (out / "faq.jsonl").stat().st_mtime_ns
+    mine(project, out=out, root=project)
+    assert "faq: there already" in capsys.readouterr().err
+    assert (out / "faq.jsonl").stat().st_mtime_ns == stamp
+    with pytest.raises(OutputError, match=r"faq\.settings\.json is of a run with another mining"):
+        mine(project, out=out, root=project, negatives=2)
+    with pytest.raises(InputError, match="the blend has no set 'fag': did you mean 'faq'"):
+        mine(project, out=out, root=project, sets=["fag"])
+    mine(project, out=project / "two", root=project, stage=2)
+    assert [path.name for path in (project / "two").glob("*.jsonl")] == ["mood.jsonl"]
+
+
+def test_a_set_that_leaks_whole_is_an_error(project: Path) -> None:
+    write_rows(project / "faq.jsonl", [{"query": "what is number 7", "positive": "p"}])
+    with pytest.raises(DataError, match="faq: 1 examples were read, and none is free of held-out records"):
+        mine(project, out=project / "out", root=project)
+
+
+def test_audit_command(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    audit(project, root=project, out=project / "audit.json")
+    said = capsys.readouterr()
+    assert "faq" in said.out
+    assert "1 pairs of sets share a text; in 1 of them a held-out record is leaked" in said.err
+    (found,) = json.loads((project / "audit.json").read_text())
+    assert (found["records"], found["leaking"], found["leaked_exactly"]) == (20, 1, 1)
+    mine(project, out=project / "out", root=project)
+    capsys.readouterr()
+    audit(project, root=project, prepared=project / "out")
+    assert "0 pairs of sets" in capsys.readouterr().err

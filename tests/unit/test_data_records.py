@@ -1,0 +1,156 @@
+"""Rows and examples: what is read, what is refused and how the message names it; labels as triplets."""
+
+import gzip
+import json
+from collections import Counter
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from nvembed.data.example import Example, ExampleFile, check_example, from_row, prompts, read_examples, to_row
+from nvembed.data.label import by_example, by_label, by_score
+from nvembed.data.rows import JsonlFile, read_rows, text_key
+from nvembed.errors import DataError
+from nvembed.text.prompt import format_prompt, instruction_for, training_instructions
+
+GOOD = {"query": "q", "positives": ["p"], "hard_negatives": ["n"], "task": "NQ"}
+
+
+def write(path: Path, rows: list[object]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_three_kinds_of_file_read_the_same(tmp_path: Path) -> None:
+    rows = [GOOD, {**GOOD, "query": "é\u2028"}]
+    plain = write(tmp_path / "a.jsonl", rows)
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt") as handle:
+        handle.write(plain.read_text())
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    expected = [from_row(row, "") for row in rows]
+    for name in ("a.jsonl", "a.jsonl.gz", "a.parquet"):
+        assert list(read_examples(tmp_path / name)) == expected, name
+    assert list(ExampleFile(plain)) == expected
+
+
+def test_any_line_of_a_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"n": n, "pad": "é" * n} for n in range(50)])
+    lines = JsonlFile(path)
+    assert len(lines) == 50
+    assert [lines[i]["n"] for i in (49, 0, 17, 17)] == [49, 0, 17, 17]
+    with pytest.raises(IndexError, match="has 50 lines, no line 51"):
+        lines[50]
+
+
+def test_row_form_is_lossless() -> None:
+    example = Example("q", ("p", "r"), "NQ", ("n",), True, ("1", "2"), ("3",))
+    assert from_row(json.loads(json.dumps(to_row(example))), "") == example
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"positives": []}, "a.jsonl:2: expected one positive or more, got none"),
+        ({"positives": "p"}, "a.jsonl:2: positives: expected a list of strings, got str 'p'"),
+        ({"query": None}, "a.jsonl:2: query: expected a string, got none"),
+        ({"query": " "}, "a.jsonl:2: query is blank"),
+        ({"positives": ["p", ""]}, "a.jsonl:2: a positive is blank"),
+        ({"hard_negatives": ["x", " P "]}, "a.jsonl:2: a hard negative is a positive too: ' P '"),
+        ({"task": "NQQ"}, "a.jsonl:2: no instruction for task 'NQQ': did you mean 'NQ'"),
+        ({"positive_ids": ["1", "2"]}, "a.jsonl:2: expected no positive_ids or 1, one for each text; got 2"),
+        (
+            {"positive_ids": ["1"], "hard_negative_ids": ["1"]},
+            "a.jsonl:2: a hard negative has the id of a positive",
+        ),
+        ({"both_sides": "yes"}, "a.jsonl:2: both_sides: expected true or false, got str 'yes'"),
+        ({"negatives": []}, "a.jsonl:2: unknown field 'negatives'; known: query, task"),
+    ],
+)
+def test_bad_records_name_file_and_line(tmp_path: Path, change: dict[str, object], said: str) -> None:
+    path = write(tmp_path / "a.jsonl", [GOOD, {**GOOD, **change}])
+    with pytest.raises(DataError) as caught:
+        list(read_examples(path))
+    assert said in str(caught.value).replace(f"{tmp_path}/", "")
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n{"a": \n')
+    with pytest.raises(DataError, match=r"a\.jsonl:2: expected a JSON object"):
+        list(read_rows(tmp_path / "a.jsonl"))
+    (tmp_path / "a.jsonl").write_text("[1]\n")
+    with pytest.raises(DataError, match=r"a\.jsonl:1: expected a JSON object, got list"):
+        list(read_rows(tmp_path / "a.jsonl"))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}\n' * 99)[:-20])
+    with pytest.raises(DataError, match=r"a\.jsonl\.gz"):
+        list(read_rows(tmp_path / "a.jsonl.gz"))
+    (tmp_path / "a.parquet").write_bytes(b"no")
+    with pytest.raises(DataError, match="expected a Parquet file"):
+        list(read_rows(tmp_path / "a.parquet"))
+    (tmp_path / "a.csv").write_text("a\n")
+    with pytest.raises(DataError, match=r"expected a name ending in \.jsonl"):
+        list(read_rows(tmp_path / "a.csv"))
+    with pytest.raises(DataError, match="found none"):
+        list(read_rows(tmp_path / "b.jsonl"))
+
+
+def test_prompts_come_from_the_task() -> None:
+    nq = format_prompt(instruction_for("NQ"))
+    assert prompts(Example("q", ("p",), "NQ")) == (nq, "")
+    sts = format_prompt(instruction_for("STS12"))
+    assert prompts(Example("q", ("p",), "STS12", both_sides=True)) == (sts, sts)
+    assert prompts(Example("q", ("p",), "STS12")) == (sts, "")
+
+
+def test_several_templates_are_all_used_and_fixed_by_the_query() -> None:
+    examples = [Example(f"query {n}", ("p",), "MSMARCO") for n in range(300)]
+    used = Counter(prompts(example)[0] for example in examples)
+    assert set(used) == {format_prompt(text) for text in training_instructions("MSMARCO")}
+    assert min(used.values()) > 60  # 100 each, give or take
+    assert [prompts(e) for e in reversed(examples)] == [prompts(e) for e in examples][::-1]
+
+
+def test_label_texts() -> None:
+    made = list(by_label([("good", "1"), ("bad", "0")], {"0": "negative", "1": "positive"}, task="Imdb"))
+    assert [(e.query, e.positives, e.hard_negatives) for e in made] == [
+        ("good", ("positive",), ("negative",)),
+        ("bad", ("negative",), ("positive",)),
+    ]
+    assert prompts(made[0])[1] == ""
+    with pytest.raises(DataError, match="label '2' has no label text; known: 0, 1"):
+        list(by_label([("x", "2")], {"0": "a", "1": "b"}, task="Imdb"))
+    with pytest.raises(DataError, match="expected two label texts or more"):
+        list(by_label([("x", "0")], {"0": "a"}, task="Imdb"))
+
+
+def test_examples_of_the_class() -> None:
+    rows = [(f"{label} {n}", label) for label in "abc" for n in range(10)] + [("lonely", "d"), ("A 1", "b")]
+    made = list(by_example(rows, task="Emotion", seed=3))
+    label_of = {
+        text_key(text): label for text, label in reversed(rows)
+    }  # of "a 1" and "A 1" the first counts
+    assert [e.query for e in made] == [text for text, _ in rows if text not in ("lonely", "A 1")]
+    for e in made:
+        own = label_of[text_key(e.query)]
+        assert e.positives[0] != e.query
+        assert label_of[text_key(e.positives[0])] == own
+        assert e.positive_ids == (f"Emotion/{own}",)
+        assert len(set(e.hard_negatives)) == 7
+        assert [label_of[text_key(text)] for text in e.hard_negatives] == [
+            i.split("/")[1] for i in e.hard_negative_ids
+        ]
+        assert own not in {label_of[text_key(text)] for text in e.hard_negatives}
+        assert prompts(e)[0] == prompts(e)[1] != ""
+        check_example(e, "")
+    assert list(by_example(rows, task="Emotion", seed=3)) == made
+    assert list(by_example(rows, task="Emotion", seed=4)) != made
+    # the class is drawn first: the class of one text is not drowned by the larger ones
+    assert Counter(i for e in made for i in e.hard_negative_ids)["Emotion/d"] > 10
+    with pytest.raises(DataError, match="expected two classes or more"):
+        list(by_example([("x", "a")], task="Emotion", seed=0))
+
+
+def test_scored_pairs() -> None:
+    made = list(by_score([("a", "b", 4.0), ("c", "d", 3.9), ("e", "E ", 5.0)], task="STS12"))
+    assert [(e.query, e.positives, e.both_sides) for e in made] == [("a", ("b",), True), ("b", ("a",), True)]
