@@ -1,0 +1,126 @@
+"""`nvembed evaluate`: models on tasks, with the published protocol."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from nvembed.cli.subjects import Loading, load_subject
+from nvembed.errors import InputError
+from nvembed.evaluate.run import Progress
+from nvembed.evaluate.run import evaluate as run
+from nvembed.evaluate.settings import protocol
+from nvembed.evaluate.tasks import find_tasks, load_task
+
+
+def evaluate(
+    *models: str,
+    tasks: list[str],
+    out: Path,
+    data: Path | None = None,
+    split: str = "test",
+    max_tokens: int | None = None,
+    instruction: list[str] | None = None,
+    cache: Path | None = None,
+    no_cache: bool = False,
+    drop_unanswerable: bool = False,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> None:
+    """Score models on evaluation tasks; write results that mteb's leaderboard reads, and a record of each.
+
+    Finished tasks are not repeated, and embeddings are kept on disk: an evaluation that was stopped goes on
+    where it was when the same command is given again.
+
+    Parameters
+    ----------
+    models
+        Hub ids or folders (ours, or of sentence-transformers), `bm25` and `random`; `NAME=FOLDER` names one.
+    tasks
+        Folders under --data, several separated by commas, or `all`; without --data, names of MTEB tasks and
+        benchmarks, such as `SciFact` or `MTEB(eng, v1)`.
+    out
+        Folder for the results.
+    data
+        Folder with a folder per task, in the BEIR layout or that of docs/data.md. No network is used.
+    split
+        Which part is evaluated.
+    max_tokens
+        Longest text; 512 as published. Up to 32768.
+    instruction
+        `TASK=INSTRUCTION`, instead of the recipe's.
+    cache
+        Folder for embeddings; OUT/.embeddings by default.
+    no_cache
+        Keep no embeddings.
+    drop_unanswerable
+        Leave out queries without a relevant passage instead of refusing the task.
+    device
+        Where torch runs, such as `cuda`.
+    dtype
+        Precision of the model, such as `bfloat16`.
+    """
+    if not models:
+        raise InputError("no model given; expected hub ids, folders, bm25 or random")
+    names = [name.strip() for chunk in tasks for name in _split(chunk)]
+    said = _instructions(instruction or [])
+    loading = Loading(max_tokens=max_tokens or protocol().max_tokens, device=device, dtype=dtype)
+    keep = None if no_cache else cache or out / ".embeddings"
+    if data is None:
+        from nvembed.evaluate.mteb import find_mteb_tasks, run_mteb
+
+        found = find_mteb_tasks(names)
+        for spec in models:
+            subject = load_subject(spec, loading)
+            done = run_mteb(subject, found, out, cache=keep, instructions=said)
+            _say(subject.name, done, out)
+        return
+    loaded = [
+        load_task(folder, split=split, drop_unanswerable=drop_unanswerable)
+        for folder in find_tasks(data, names)
+    ]
+    for spec in models:
+        subject = load_subject(spec, loading)
+        with _bar() as bar:
+            line = bar.add_task(subject.name, total=None)
+
+            def show(now: Progress, bar: Bar = bar, line: object = line, name: str = subject.name) -> None:
+                bar.update(line, description=f"{name}: {now.task}", completed=now.done, total=now.total)  # type: ignore[arg-type]
+
+            done = run(subject, loaded, out, cache=keep, instructions=said, on_progress=show)
+        _say(subject.name, done, out)
+
+
+def _split(chunk: str) -> list[str]:
+    """Split at commas outside brackets: ``MTEB(eng, v1),SciFact`` is two names."""
+    parts, depth = [""], 0
+    for letter in chunk:
+        depth += (letter == "(") - (letter == ")")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part for part in parts if part.strip()]
+
+
+def _instructions(given: list[str]) -> dict[str, str]:
+    pairs = dict(entry.split("=", 1) for entry in given if "=" in entry)
+    if len(pairs) != len(given):
+        raise InputError(f"--instruction {given}: expected TASK=INSTRUCTION, each task once")
+    return pairs
+
+
+def _bar() -> Bar:
+    return Bar(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
+def _say(name: str, done: list[str], out: Path) -> None:
+    Console().print(f"{name}: {len(done)} tasks evaluated, results in {out}", highlight=False)

@@ -1,0 +1,141 @@
+"""Models by name or folder, made into subjects of an evaluation: functions with a name and a fingerprint."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nvembed.errors import InputError, MissingExtraError
+from nvembed.evaluate.subject import Encoded, Subject, Vectors, bm25, random_encoder
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How models are loaded: device and dtype as torch names them, and the longest text in tokens."""
+
+    max_tokens: int
+    device: str | None = None
+    dtype: str | None = None
+
+
+def load_subject(spec: str, loading: Loading) -> Subject:
+    """Make a subject of ``bm25``, ``random``, a folder, or a hub id; ``NAME=FOLDER`` names it.
+
+    A folder of sentence-transformers (it has ``modules.json``) is loaded by that library, every other one by
+    ours.
+
+    Raises:
+        InputError: the named folder is not there.
+        MissingExtraError: sentence-transformers is needed and not installed.
+    """
+    if spec == "bm25":
+        return bm25()
+    if spec == "random":
+        return random_encoder()
+    name, _, path = spec.rpartition("=")
+    if name and not Path(path).is_dir():
+        raise InputError(f"model {name!r}: {path!r} is no folder; expected NAME=FOLDER")
+    folder = Path(path)
+    foreign = (folder / "modules.json").is_file() and "NVEmbed" not in (folder / "config.json").read_text(
+        "utf-8"
+    )
+    subject = _sentence_transformer(folder, loading) if foreign else _encoder(path, loading)
+    return replace(subject, name=name or (folder.resolve().name if folder.is_dir() else path))
+
+
+def _encoder(path: str, loading: Loading) -> Subject:
+    import torch
+
+    from nvembed.encoder import Encoder
+
+    model = Encoder.from_pretrained(path, device=loading.device, dtype=loading.dtype)
+    weights = list(model.replicas[0].parameters())
+
+    def encode(texts: Sequence[str], prompt: str) -> Encoded:
+        parts = list(model.stream(texts, prompt=prompt, max_length=loading.max_tokens))
+        return Vectors(
+            np.concatenate([part.vectors for part in parts]),
+            np.concatenate([part.num_tokens for part in parts]),
+            np.concatenate([part.truncated for part in parts]),
+        )
+
+    return Subject(
+        name=path,
+        fingerprint=model.fingerprint,
+        encode=encode,
+        instructions=True,
+        precision=model.dtype,
+        max_tokens=loading.max_tokens,
+        size_bytes=sum(weight.nbytes for weight in weights),
+        device=_device_name(torch, weights[0].device),
+        peak_bytes=_peak(torch, weights[0].device),
+    )
+
+
+def _sentence_transformer(folder: Path, loading: Loading) -> Subject:
+    try:
+        import torch
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{folder} is a sentence-transformers model: pip install 'nvembed[eval]' to load it"
+        ) from error
+    options: dict[str, Any] = {"model_kwargs": {"dtype": loading.dtype}} if loading.dtype else {}
+    model = SentenceTransformer(str(folder), device=loading.device, **options)
+    limit = min(model.max_seq_length or loading.max_tokens, loading.max_tokens)
+    model.max_seq_length = limit
+    weights = list(model.parameters())
+
+    def encode(texts: Sequence[str], prompt: str) -> Encoded:
+        whole = [prompt + text for text in texts]
+        lengths = [len(ids) for ids in model.tokenizer(whole, truncation=False, verbose=False)["input_ids"]]
+        vectors = model.encode(
+            list(texts), prompt=prompt or None, normalize_embeddings=True, show_progress_bar=False
+        )
+        tokens = np.array(lengths, dtype=np.int64)
+        return Vectors(np.asarray(vectors, dtype=np.float32), np.minimum(tokens, limit), tokens > limit)
+
+    own = model.prompts or {}
+    return Subject(
+        name=str(folder),
+        fingerprint=_hash_folder(folder),
+        encode=encode,
+        prompts={"query": own.get("query") or "", "corpus": own.get("document") or own.get("passage") or ""},
+        precision=str(weights[0].dtype).removeprefix("torch."),
+        max_tokens=limit,
+        size_bytes=sum(weight.nbytes for weight in weights),
+        device=_device_name(torch, weights[0].device),
+        peak_bytes=_peak(torch, weights[0].device),
+    )
+
+
+def _device_name(torch: Any, device: Any) -> str:
+    return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else str(device.type)
+
+
+def _peak(torch: Any, device: Any) -> Callable[[], int] | None:
+    if device.type != "cuda":
+        return None
+
+    def most_since_last() -> int:
+        peak = int(torch.cuda.max_memory_allocated(device))
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak
+
+    return most_since_last
+
+
+def _hash_folder(folder: Path) -> str:
+    """Hash what decides the vectors: weights, configuration, tokenizer."""
+    digest = hashlib.sha256()
+    for path in sorted(
+        p for p in folder.rglob("*") if p.suffix in (".safetensors", ".bin", ".json", ".txt", ".model")
+    ):
+        digest.update(path.relative_to(folder).as_posix().encode())
+        with path.open("rb") as handle:
+            while block := handle.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()[:32]

@@ -1,0 +1,317 @@
+"""mteb's own tasks and benchmarks, run by mteb's own code: we only hand it vectors.
+
+``as_mteb_task`` goes the other way: it makes an mteb task of a local folder, so that mteb's code can score
+what ours scores. The tests hold the two together with it.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+import numpy as np
+
+from nvembed.errors import InputError, MissingExtraError
+from nvembed.evaluate import record
+from nvembed.evaluate.cache import Embedder
+from nvembed.evaluate.outcome import Embed, Items
+from nvembed.evaluate.run import Meter, metered, timing_of
+from nvembed.evaluate.settings import protocol
+from nvembed.evaluate.subject import Subject
+from nvembed.evaluate.tasks import CATEGORY, Labelled, Pairs, Retrieval, Sets, Task
+from nvembed.recipe import nearest
+from nvembed.text.prompt import format_prompt, instruction_for, known_tasks
+from nvembed.vectors.metric import cosine, paired_cosine, score_run
+
+
+def find_mteb_tasks(names: Sequence[str]) -> list[Any]:
+    """Return mteb's tasks of the given names, or of a benchmark such as ``MTEB(eng, v1)`` or ``BEIR``.
+
+    Raises:
+        InputError: neither a task nor a benchmark; the nearest names are given.
+        MissingExtraError: mteb is not installed.
+    """
+    mteb = _mteb()
+    benchmarks = {benchmark.name: benchmark for benchmark in mteb.get_benchmarks()}
+    known = {task.metadata.name for task in mteb.get_tasks(exclude_superseded=False, exclude_aggregate=False)}
+    found: dict[str, Any] = {}
+    for name in names:
+        if name in benchmarks:
+            found |= {task.metadata.name: task for task in benchmarks[name].tasks}
+        elif name in known:
+            found[name] = mteb.get_task(name)
+        else:
+            raise InputError(f"no task or benchmark {name!r} in mteb: {nearest(name, [*benchmarks, *known])}")
+    return list(found.values())
+
+
+class MtebEncoder:
+    """mteb's encoder protocol over an embed function.
+
+    Args:
+        prompt_for: mteb's task metadata and ``"query"`` or ``"corpus"`` -> the string before each text.
+    """
+
+    def __init__(self, subject: Subject, embed: Embed, prompt_for: Callable[[Any, str], str]) -> None:
+        from mteb.models.model_meta import ModelMeta
+
+        self.embed = embed
+        self.prompt_for = prompt_for
+        named = {"name": record.mteb_name(subject), "revision": subject.fingerprint}
+        self.mteb_model_meta = ModelMeta.create_empty(named)
+
+    def encode(
+        self,
+        inputs: Iterable[dict[str, Any]],
+        *,
+        task_metadata: Any,
+        hf_split: str,  # noqa: ARG002  the protocol's arguments
+        hf_subset: str,  # noqa: ARG002
+        prompt_type: Any = None,
+        batch_size: int = 0,  # noqa: ARG002  the embed function batches by itself
+        show_progress_bar: bool = True,  # noqa: ARG002
+    ) -> np.ndarray:
+        """Embed the texts of mteb's data loader; documents are the corpus side, all else the query side."""
+        texts = [text for batch in inputs for text in batch["text"]]
+        side = "corpus" if prompt_type is not None and prompt_type.value == "document" else "query"
+        return self.embed(texts, self.prompt_for(task_metadata, side))
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
+        import torch
+
+        return torch.from_numpy(cosine(np.atleast_2d(embeddings1), np.atleast_2d(embeddings2)))
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
+        import torch
+
+        return torch.from_numpy(paired_cosine(np.asarray(embeddings1), np.asarray(embeddings2)))
+
+
+def run_mteb(
+    subject: Subject,
+    tasks: Sequence[Any],
+    out: Path,
+    *,
+    cache: Path | None = None,
+    instructions: dict[str, str] | None = None,
+) -> list[str]:
+    """Let mteb evaluate ``subject`` on its own tasks; write results as ``run.evaluate`` does.
+
+    Returns: the names of the tasks that were run now; finished ones are not repeated.
+
+    Raises:
+        InputError: the subject has no vectors.
+    """
+    if subject.encode is None:
+        raise InputError(
+            f"{subject.name} has no vectors; mteb's tasks need them (pass --data for local folders)"
+        )
+    said = instructions or {}
+    folder = record.folder_of(out, subject)
+    ran = []
+    for task in tasks:
+        conditions = _conditions(subject, task.metadata, said)
+        if record.finished(folder, task.metadata.name, conditions):
+            continue
+        record.write_meta(folder, subject)
+        _run_one(subject, task, conditions, folder, cache=cache, instructions=said)
+        ran.append(task.metadata.name)
+    return ran
+
+
+def prompt_for(subject: Subject, metadata: Any, side: str, instructions: dict[str, str]) -> str:
+    """The prompt of an mteb task: the recipe's where it knows the task, else what mteb's metadata states."""
+    if not subject.instructions:
+        return subject.prompts.get(side, "") if metadata.type in ("Retrieval", "Reranking") else ""
+    name = metadata.name
+    if name in instructions:
+        return format_prompt(instructions[name] if side == "query" else "")
+    for spelling in (name, name.removeprefix("Nano"), name.removeprefix("Nano").removesuffix("Retrieval")):
+        if spelling in known_tasks():
+            return format_prompt(instruction_for(spelling, "corpus" if side == "corpus" else "query"))
+    own = metadata.prompt
+    if isinstance(own, dict):
+        own = own.get("document" if side == "corpus" else "query", "")
+    elif side == "corpus":
+        own = ""
+    return format_prompt((own or "").strip())
+
+
+def _conditions(subject: Subject, metadata: Any, instructions: dict[str, str]) -> record.Json:
+    return {
+        "model": subject.name,
+        "fingerprint": subject.fingerprint,
+        "precision": subject.precision,
+        "max_tokens": subject.max_tokens,
+        "task": metadata.name,
+        "mteb_task": metadata.name,
+        "identical_to_mteb": True,
+        "kind": metadata.type,
+        "split": ",".join(metadata.eval_splits),
+        "data_revision": metadata.revision,
+        "prompt": {side: prompt_for(subject, metadata, side, instructions) for side in ("query", "corpus")},
+    }
+
+
+def _run_one(
+    subject: Subject,
+    task: Any,
+    conditions: record.Json,
+    folder: Path,
+    *,
+    cache: Path | None,
+    instructions: dict[str, str],
+) -> None:
+    meter = Meter()
+    record.peak_memory(subject, reset=True)
+    embedder = Embedder(subject, metered(subject, meter), folder=cache, on_texts=lambda _: None)
+    encoder = MtebEncoder(
+        subject,
+        meter.embed_with(embedder),
+        lambda metadata, side: prompt_for(subject, metadata, side, instructions),
+    )
+    try:
+        with TemporaryDirectory() as predictions:
+            ranks = conditions["kind"] in ("Retrieval", "Reranking") and hasattr(task, "k_values")
+            result = _mteb().evaluate(
+                encoder,
+                task,
+                cache=None,
+                co2_tracker=False,
+                show_progress_bar=False,
+                prediction_folder=predictions if ranks else None,
+            )
+            items = _ranking_items(task, Path(predictions), conditions["split"]) if ranks else None
+    finally:
+        embedder.close()
+    content = result.task_results[0].to_dict()
+    content |= {"evaluation_time": None, "date": None, "evaluation_phases": None}
+    record.write(
+        folder,
+        task.metadata.name,
+        result=record.rounded(content, 6),
+        record={
+            "conditions": conditions,
+            "counted": meter.counted(),
+            "environment": record.environment(subject),
+        },
+        items=items,
+        timing=timing_of(subject, meter),
+    )
+
+
+def _ranking_items(task: Any, predictions: Path, split: str) -> Items | None:
+    """Score mteb's own ranking query by query, for the comparison; None if the data were unloaded."""
+    files = list(predictions.glob("*.json"))
+    if len(files) != 1 or not task.data_loaded:
+        return None
+    run = json.loads(files[0].read_text()).get("default", {}).get(split)
+    qrels = task.dataset.get("default", {}).get(split, {}).get("relevant_docs")
+    if not run or not qrels:
+        return None
+    metric = "map@1000" if task.metadata.type == "Reranking" else "ndcg@10"
+    per_query = score_run(run, qrels, protocol().retrieval.cutoffs)[metric]
+    return Items("mean", list(per_query), np.array(list(per_query.values())))
+
+
+def as_mteb_task(task: Task) -> Any:
+    """Make an mteb task of a local one: the same texts and gold, loaded, scored by mteb's own code."""
+    from datasets import Dataset, DatasetDict
+    from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
+
+    data = task.data
+    if isinstance(data, Retrieval):
+        corpus = zip(data.passage_ids, data.passages(), strict=True)
+        listed = {query: list(grades) for query, grades in data.qrels.items()}
+        content: Any = RetrievalSplitData(
+            corpus=Dataset.from_list([{"id": i, "title": "", "text": text} for i, text in corpus]),
+            queries=Dataset.from_list([{"id": i, "text": text} for i, text in data.queries.items()]),
+            relevant_docs=data.qrels,
+            top_ranked=listed if task.kind == "reranking" else None,
+        )
+        dataset: Any = {"default": {task.split: content}}
+    elif isinstance(data, Pairs):
+        named = "labels" if task.kind == "pair_classification" else "score"
+        gold = data.score.astype(int) if named == "labels" else data.score
+        columns = {"sentence1": list(data.text1), "sentence2": list(data.text2), named: gold.tolist()}
+        dataset = DatasetDict({task.split: Dataset.from_dict(columns)})
+    elif isinstance(data, Labelled):
+        test = Dataset.from_dict({"text": list(data.texts), "label": data.labels.tolist()})
+        train = Dataset.from_dict({"text": list(data.train_texts), "label": data.train_labels.tolist()})
+        dataset = DatasetDict({"train": train, task.split: test} if data.train_texts else {"train": test})
+    elif isinstance(data, Sets):
+        columns = {"sentences": [list(s) for s in data.texts], "labels": [y.tolist() for y in data.labels]}
+        dataset = DatasetDict({task.split: Dataset.from_dict(columns)})
+    else:
+        columns = {
+            "human_summaries": [list(s) for s in data.human],
+            "machine_summaries": [list(s) for s in data.machine],
+        }
+        columns |= {"text": ["" for _ in data.human], "relevance": [r.tolist() for r in data.relevance]}
+        dataset = DatasetDict({task.split: Dataset.from_dict(columns)})
+    made = _mteb_class(task)()
+    made.dataset, made.data_loaded = dataset, True
+    return made
+
+
+_MAIN = {
+    "retrieval": "ndcg_at_10",
+    "reranking": "map_at_1000",
+    "sts": "cosine_spearman",
+    "pair_classification": "max_ap",
+    "classification": "accuracy",
+    "clustering": "v_measure",
+    "summarization": "cosine_spearman",
+}
+
+
+def _mteb_class(task: Task) -> Any:
+    from mteb.abstasks.classification import AbsTaskClassification
+    from mteb.abstasks.clustering_legacy import AbsTaskClusteringLegacy
+    from mteb.abstasks.pair_classification import AbsTaskPairClassification
+    from mteb.abstasks.retrieval import AbsTaskRetrieval
+    from mteb.abstasks.sts import AbsTaskSTS
+    from mteb.abstasks.task_metadata import TaskMetadata
+    from mteb.abstasks.text.summarization import AbsTaskSummarization
+
+    base = {
+        "retrieval": AbsTaskRetrieval,
+        "reranking": AbsTaskRetrieval,
+        "sts": AbsTaskSTS,
+        "pair_classification": AbsTaskPairClassification,
+        "classification": AbsTaskClassification,
+        "clustering": AbsTaskClusteringLegacy,
+        "summarization": AbsTaskSummarization,
+    }[task.kind]
+    cross = isinstance(task.data, Labelled) and not task.data.train_texts
+    metadata = TaskMetadata(
+        name=task.name,
+        description="a local folder",
+        reference=None,
+        dataset={"path": "local", "revision": task.revision},
+        type=cast("Any", CATEGORY[task.kind]),
+        category="t2t",
+        modalities=["text"],
+        eval_splits=["train" if cross else task.split],
+        eval_langs=["eng-Latn"],
+        main_score=_MAIN[task.kind],
+    )
+    body: dict[str, Any] = {"metadata": metadata}
+    if task.kind == "classification":
+        rules = protocol().classification
+        body["samples_per_label"] = task.settings.samples_per_label or rules.samples_per_label
+        body["is_cross_validation"] = cross
+    elif task.kind in ("retrieval", "reranking"):
+        body["ignore_identical_ids"] = task.settings.skip_identical_ids
+    elif task.kind == "summarization":
+        body |= {"min_score": 0, "max_score": 1}
+    return type(f"Local{task.name}", (base,), body)
+
+
+def _mteb() -> Any:
+    try:
+        import mteb
+    except ImportError as error:
+        raise MissingExtraError("mteb's tasks need the package mteb: pip install 'nvembed[eval]'") from error
+    return mteb

@@ -1,0 +1,140 @@
+"""Several models side by side: a table, and a chart of quality against speed and memory."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nvembed.errors import MissingExtraError
+from nvembed.evaluate.compare import Difference, category
+from nvembed.evaluate.record import Result
+from nvembed.files import atomic_path
+
+Results = Mapping[str, Mapping[str, Result]]  # model -> task -> result
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model took over all its tasks; None where nothing was measured (BM25, or a full cache)."""
+
+    tokens_per_second: float | None
+    weights_bytes: int | None
+    peak_bytes: int | None
+
+
+def cost(results: Mapping[str, Result]) -> Cost:
+    """Sum up the timing of one model's tasks."""
+    timing = [result.timing for result in results.values()]
+    tokens = sum(t.get("encoded_tokens") or 0 for t in timing)
+    seconds = sum(t.get("encode_seconds") or 0 for t in timing)
+    return Cost(
+        tokens_per_second=tokens / seconds if tokens and seconds else None,
+        weights_bytes=max((t.get("weights_bytes") or 0 for t in timing), default=0) or None,
+        peak_bytes=max((t.get("peak_bytes") or 0 for t in timing), default=0) or None,
+    )
+
+
+def category_means(results: Results) -> dict[str, dict[str, float]]:
+    """Category (and ``all``) -> model -> mean main score over the tasks that every model with vectors has.
+
+    A model that lacks one of a category's tasks has no mean there.
+    """
+    tasks = {task: category(result) for per_task in results.values() for task, result in per_task.items()}
+    means: dict[str, dict[str, float]] = {}
+    for name in [*sorted(set(tasks.values())), "all"]:
+        members = [task for task, of in tasks.items() if name in (of, "all")]
+        means[name] = {
+            model: float(np.mean([per_task[task].main_score for task in members]))
+            for model, per_task in results.items()
+            if all(task in per_task for task in members)
+        }
+    return means
+
+
+def report_markdown(results: Results) -> str:
+    """Scores of every task and category, then speed and memory, as Markdown tables."""
+    models = list(results)
+    tasks = {task: category(result) for per_task in results.values() for task, result in per_task.items()}
+    head = "| task | category | " + " | ".join(models) + " |"
+    lines = [head, "|---|---|" + "---:|" * len(models)]
+    for task, of in sorted(tasks.items(), key=lambda item: (item[1], item[0])):
+        cells = [f"{results[m][task].main_score:.2f}" if task in results[m] else "" for m in models]
+        lines.append(f"| {task} | {of} | " + " | ".join(cells) + " |")
+    for name, row in category_means(results).items():
+        cells = [f"**{row[m]:.2f}**" if m in row else "" for m in models]
+        lines.append(f"| **mean** | {name} | " + " | ".join(cells) + " |")
+    lines += ["", "| model | tokens per second | weights, MiB | peak memory, MiB |", "|---|---:|---:|---:|"]
+    for model in models:
+        spent = cost(results[model])
+        cells = [_shown(spent.tokens_per_second), _mib(spent.weights_bytes), _mib(spent.peak_bytes)]
+        lines.append(f"| {model} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def chart_quality(results: Results, path: Path) -> None:
+    """Draw mean score against tokens per second; the area of a mark is the peak memory.
+
+    Models without a speed (BM25) are level lines; the mean is over the tasks that all models have.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    figure, axes = _figure(8, 5)
+    shared = set.intersection(*(set(per_task) for per_task in results.values()))
+    for model, per_task in results.items():
+        mean = float(np.mean([per_task[task].main_score for task in shared])) if shared else 0.0
+        spent = cost(per_task)
+        if spent.tokens_per_second:
+            area = 20 + (spent.peak_bytes or 0) / 2**20 / 10
+            axes.scatter([spent.tokens_per_second], [mean], s=area, alpha=0.7)
+            axes.annotate(model, (spent.tokens_per_second, mean), xytext=(8, 4), textcoords="offset points")
+        else:
+            axes.axhline(mean, linestyle="--", linewidth=1, color="grey")
+            axes.annotate(model, (0.01, mean), xycoords=("axes fraction", "data"), va="bottom")
+    axes.set_xscale("log")
+    axes.set_xlabel("tokens per second (mark area: peak memory)")
+    axes.set_ylabel(f"mean main score of {len(shared)} tasks")
+    axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def chart_differences(rows: Sequence[Difference], path: Path, *, a: str, b: str) -> None:
+    """Draw the difference of every task with its interval.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    figure, axes = _figure(8, 1.5 + 0.28 * len(rows))
+    for y, row in enumerate(reversed(rows)):
+        axes.plot([row.difference], [y], "o", color="tab:blue")
+        if row.low is not None:
+            axes.plot([row.low, row.high], [y, y], color="tab:blue", linewidth=1.5)
+    axes.set_yticks(range(len(rows)), [f"{row.name} ({row.category})" for row in reversed(rows)], fontsize=8)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_xlabel(f"{b} minus {a}, points, with 95% intervals")
+    axes.grid(axis="x", alpha=0.3)
+    _save(figure, path)
+
+
+def _figure(width: float, height: float) -> tuple[Any, Any]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("charts need matplotlib: pip install 'nvembed[eval]'") from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _save(figure: Any, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=150, metadata={"Software": None} if path.suffix == ".png" else None)
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"
+
+
+def _mib(value: int | None) -> str:
+    return "" if value is None else f"{value / 2**20:,.0f}"

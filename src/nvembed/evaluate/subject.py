@@ -1,0 +1,100 @@
+"""What is evaluated: a name, a fingerprint, and functions. Never a model class.
+
+``encode(texts, prompt)`` embeds; a baseline without vectors has ``lexical(passages, queries, k)`` instead.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from nvembed.text.bm25 import Bm25
+from nvembed.vectors.metric import unit
+from nvembed.vectors.search import Hits
+
+
+class Encoded(Protocol):
+    """What an encode function returns, one row per text."""
+
+    @property
+    def vectors(self) -> np.ndarray: ...  # (texts, dim), unit rows
+
+    @property
+    def num_tokens(self) -> Sequence[int] | np.ndarray: ...  # tokens that were embedded, prompt included
+
+    @property
+    def truncated(self) -> Sequence[bool] | np.ndarray: ...  # whether the text was cut
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """A plain ``Encoded``."""
+
+    vectors: np.ndarray
+    num_tokens: np.ndarray
+    truncated: np.ndarray
+
+
+EncodeFn = Callable[[Sequence[str], str], Encoded]
+LexicalFn = Callable[[Sequence[str], Sequence[str], int], Hits]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model or baseline under evaluation.
+
+    Args:
+        fingerprint: changes whenever the vectors could: part of the cache key and of the results' path.
+        encode: texts and the whole prompt before each -> vectors and counts.
+        lexical: passages, queries, k -> hits; for what ranks without vectors.
+        instructions: whether the task's instruction is put before its texts.
+        prompts: a model's own fixed prompts, ``query`` and ``corpus``, where it takes no instructions; put
+            before the texts of retrieval and reranking.
+        precision: of the computation, as in ``"float32"``; part of the cache key.
+        size_bytes: of the weights in memory.
+        peak_bytes: for a model on an accelerator; without it the process's own peak is read.
+    """
+
+    name: str
+    fingerprint: str
+    encode: EncodeFn | None = None
+    lexical: LexicalFn | None = None
+    instructions: bool = False
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    precision: str = "float32"
+    max_tokens: int | None = None
+    size_bytes: int = 0
+    device: str = "cpu"
+    peak_bytes: Callable[[], int] | None = None  # most device memory used since it was last asked
+
+
+def plain(encode: Callable[[Sequence[str], str], np.ndarray]) -> EncodeFn:
+    """Make an ``EncodeFn`` of a function that returns bare vectors; its texts count 0 tokens, none cut."""
+
+    def counted(texts: Sequence[str], prompt: str) -> Encoded:
+        n = len(texts)
+        return Vectors(encode(texts, prompt), np.zeros(n, np.int64), np.zeros(n, bool))
+
+    return counted
+
+
+def bm25() -> Subject:
+    """The lexical baseline."""
+    return Subject(
+        name="bm25",
+        fingerprint="lucene-english",
+        lexical=lambda passages, queries, k: Bm25(passages).top_k(queries, k),
+    )
+
+
+def random_encoder(*, dim: int = 384, seed: int = 0) -> Subject:
+    """A baseline that knows nothing: every text has a random direction, the same text the same one."""
+
+    def encode(texts: Sequence[str], prompt: str) -> np.ndarray:
+        rows = [
+            np.random.default_rng([seed, *(prompt + text).encode()]).standard_normal(dim) for text in texts
+        ]
+        return unit(np.array(rows, dtype=np.float32).reshape(-1, dim))
+
+    return Subject(name="random", fingerprint=f"seed-{seed}-dim-{dim}", encode=plain(encode))

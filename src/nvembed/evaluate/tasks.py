@@ -1,0 +1,317 @@
+"""Evaluation tasks in local folders: found, read, and checked before anything is embedded.
+
+A task is a folder. What lies in it says what it is:
+
+    corpus.jsonl queries.jsonl qrels/test.tsv    retrieval (BEIR layout); reranking, where each query is
+                                                 scored on the passages that its qrels list
+    test.jsonl of {"text1", "text2", "score"}    STS; pair classification if every score is 0 or 1
+    train.jsonl, test.jsonl of {"text", "label"} classification; without a train or validation file
+                                                 cross-validation, or clustering (see below)
+    test.jsonl of {"sentences", "labels"}        clustering of several sets, as MTEB English v1 has them
+    test.jsonl of {"text", "human_summaries",    summarisation
+      "machine_summaries", "relevance"}
+
+``.jsonl`` may be ``.jsonl.gz``. Where a layout means two things, the parent folder's name decides
+(``pair_rerank`` or ``reranking``; ``clustering``), or a file ``task.toml`` in it: ``kind = "reranking"``.
+"""
+
+import hashlib
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+import numpy as np
+
+from nvembed.errors import DataError, InputError
+from nvembed.evaluate import read
+from nvembed.evaluate.settings import TaskSettings, protocol
+from nvembed.recipe import nearest
+
+Kind = Literal[
+    "retrieval", "reranking", "sts", "pair_classification", "classification", "clustering", "summarization"
+]
+CATEGORY: dict[Kind, str] = {
+    "retrieval": "Retrieval",
+    "reranking": "Reranking",
+    "sts": "STS",
+    "pair_classification": "PairClassification",
+    "classification": "Classification",
+    "clustering": "Clustering",
+    "summarization": "Summarization",
+}
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """A corpus that is read block by block, the judged queries, and their grades."""
+
+    passage_ids: Sequence[str]
+    passages: Callable[[], Iterator[str]]  # the texts, in the order of passage_ids, read anew at each call
+    queries: dict[str, str]
+    qrels: dict[str, dict[str, int]]
+    dropped: tuple[
+        str, ...
+    ] = ()  # queries left out, as MTEB's reranking leaves out those without both grades
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of texts with a gold score each (0 or 1 for pair classification)."""
+
+    text1: Sequence[str]
+    text2: Sequence[str]
+    score: np.ndarray  # (pairs,) float64
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Texts with a class each; ``train`` is empty where the test texts are cross-validated."""
+
+    texts: Sequence[str]
+    labels: np.ndarray  # (texts,) int64
+    train_texts: Sequence[str]
+    train_labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Sets of texts to cluster, each with its gold classes."""
+
+    texts: Sequence[Sequence[str]]
+    labels: Sequence[np.ndarray]
+
+
+@dataclass(frozen=True)
+class Summaries:
+    """Per source text: human summaries, machine summaries, and a gold score of each machine summary."""
+
+    human: Sequence[Sequence[str]]
+    machine: Sequence[Sequence[str]]
+    relevance: Sequence[np.ndarray]
+
+
+Data = Retrieval | Pairs | Labelled | Sets | Summaries
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task, read and checked. ``revision`` is a hash of the files' bytes."""
+
+    name: str
+    kind: Kind
+    split: str
+    revision: str
+    data: Data
+
+    @property
+    def settings(self) -> TaskSettings:
+        return protocol().of(self.name)
+
+    @property
+    def mteb_name(self) -> str:
+        """The name of the MTEB task in this folder, or the folder's own."""
+        return self.settings.mteb or self.name
+
+
+def find_tasks(root: Path, names: Sequence[str] | None = None) -> list[Path]:
+    """Return the task folders under ``root`` (itself, one or two levels down), in the order of ``names``.
+
+    ``names`` of None, or ``["all"]``, means every one, sorted.
+
+    Raises:
+        InputError: ``root`` is no folder or has no task, or a name is not there (the nearest are named).
+    """
+    if not root.is_dir():
+        raise InputError(f"--data {root} is no folder; expected one with a folder per task")
+    candidates = [root, *root.glob("*"), *root.glob("*/*")]
+    folders = sorted(path for path in candidates if path.is_dir() and _is_task(path))
+    found = {path.resolve().name: path for path in folders}
+    if not found:
+        raise InputError(f"no task under {root}: expected folders with corpus.jsonl or test.jsonl in them")
+    if names is None or list(names) == ["all"]:
+        return [found[name] for name in sorted(found)]
+    for name in names:
+        if name not in found:
+            raise InputError(f"no task {name!r} under {root}: {nearest(name, found)}")
+    return [found[name] for name in dict.fromkeys(names)]
+
+
+def load_task(folder: Path, *, split: str = "test", drop_unanswerable: bool = False) -> Task:
+    """Read and check one task folder.
+
+    Args:
+        split: the file that is evaluated; a set that has only a ``train`` file is cross-validated on it.
+        drop_unanswerable: leave out retrieval queries without a relevant passage instead of refusing them.
+
+    Raises:
+        DataError: the folder's content is malformed; the message says file, line, expected and got.
+    """
+    kind = _kind(folder, split)
+    data: Data
+    if kind in ("retrieval", "reranking"):
+        data, files = _load_retrieval(folder, split, rerank=kind == "reranking", drop=drop_unanswerable)
+    else:
+        path = read.jsonl_path(folder, split) or read.jsonl_path(folder, "train")
+        if path is None:
+            raise DataError(f"{folder}: expected {split}.jsonl or {split}.jsonl.gz, found neither")
+        if kind == "classification":
+            data, files = _load_labelled(folder, path)
+        elif kind == "clustering":
+            data, files = _load_sets(path), [path]
+        elif kind == "summarization":
+            data, files = _load_summaries(path), [path]
+        else:
+            data, files = _load_pairs(path, binary=kind == "pair_classification"), [path]
+    return Task(folder.resolve().name, kind, split, _hash(files), data)
+
+
+def _is_task(folder: Path) -> bool:
+    if (folder / "corpus.jsonl").is_file() or (folder / "corpus.jsonl.gz").is_file():
+        return (folder / "qrels").is_dir()
+    first = read.first_row(folder)
+    return first is not None and not {"query", "positive"} <= first.keys()
+
+
+def _kind(folder: Path, split: str) -> Kind:
+    declared = folder / "task.toml"
+    if declared.is_file():
+        kind = tomllib.loads(declared.read_text(encoding="utf-8")).get("kind")
+        if kind not in CATEGORY:
+            raise DataError(f"{declared}: kind is {kind!r}; {nearest(str(kind), CATEGORY)}")
+        return cast("Kind", kind)
+    parent = folder.resolve().parent.name
+    if read.jsonl_path(folder, "corpus"):
+        return "reranking" if parent in ("pair_rerank", "reranking") else "retrieval"
+    first = read.first_row(folder, split)
+    keys = first.keys() if first else set()
+    if {"text1", "text2", "score"} <= keys:
+        path = read.jsonl_path(folder, split)
+        binary = path is not None and all(row.get("score") in (0, 1) for _, row in read.rows(path))
+        return "pair_classification" if binary else "sts"
+    if {"sentences", "labels"} <= keys:
+        return "clustering"
+    if {"human_summaries", "machine_summaries"} <= keys:
+        return "summarization"
+    if {"text", "label"} <= keys:
+        return "clustering" if parent == "clustering" else "classification"
+    raise DataError(
+        f"{folder}: cannot tell what kind of task this is from the keys {sorted(keys)}: add a task.toml"
+    )
+
+
+def _load_retrieval(folder: Path, split: str, *, rerank: bool, drop: bool) -> tuple[Retrieval, list[Path]]:
+    paths = {name: read.jsonl_path(folder, name) for name in ("corpus", "queries")}
+    for name, path in paths.items():
+        if path is None:
+            raise DataError(f"{folder}: expected {name}.jsonl or {name}.jsonl.gz, found neither")
+    corpus_path, queries_path = paths["corpus"], paths["queries"]
+    assert corpus_path
+    assert queries_path
+    qrels_path = folder / "qrels" / f"{split}.tsv"
+    ids = read.identified(corpus_path, "passage")
+    if not ids:
+        raise DataError(f"{corpus_path}: the corpus is empty; expected at least one passage")
+    queries = read.identified(queries_path, "query", keep_text=True)
+    qrels = read.qrels(qrels_path, queries=queries, passages=ids)
+    lacking = [q for q, grades in qrels.items() if max(grades.values()) < 1]
+    if rerank:  # MTEB: a query counts only if it has both, else every order is equally good
+        lacking += [q for q, grades in qrels.items() if min(grades.values()) > 0]
+    elif lacking and not drop:
+        raise DataError(
+            f"{qrels_path}: {len(lacking)} queries have no relevant passage (first: {lacking[0]!r}): "
+            "expected a grade of 1 or more for each; mend the file, or pass --drop-unanswerable"
+        )
+    kept = {q: grades for q, grades in qrels.items() if q not in set(lacking)}
+    if not kept:
+        raise DataError(f"{qrels_path}: no query is left that has a relevant passage")
+    data = Retrieval(
+        passage_ids=list(ids),
+        passages=lambda: read.passages(corpus_path),
+        queries={q: queries[q] for q in kept},
+        qrels=kept,
+        dropped=tuple(lacking),
+    )
+    return data, [corpus_path, queries_path, qrels_path]
+
+
+def _load_pairs(path: Path, *, binary: bool) -> Pairs:
+    text1, text2, scores = [], [], []
+    for line, row in read.rows(path):
+        text1.append(read.text(path, line, row, "text1"))
+        text2.append(read.text(path, line, row, "text2"))
+        scores.append(read.number(path, line, row, "score"))
+        if binary and scores[-1] not in (0, 1):
+            raise DataError(f"{path}:{line}: score is {scores[-1]}; pair classification expects 0 or 1")
+    if len(set(scores)) < 2:
+        raise DataError(f"{path}: every score is the same ({scores[:1]}); nothing can be correlated with it")
+    return Pairs(text1, text2, np.array(scores, dtype=np.float64))
+
+
+def _load_labelled(folder: Path, path: Path) -> tuple[Labelled, list[Path]]:
+    texts, labels = _texts_and_labels(path)
+    train = next((p for p in (read.jsonl_path(folder, n) for n in ("train", "validation", "dev")) if p), None)
+    if train is None or train == path:
+        return Labelled(texts, _numbered(labels, labels), [], np.empty(0, dtype=np.int64)), [path]
+    train_texts, train_labels = _texts_and_labels(train)
+    unseen = set(map(str, labels)) - set(map(str, train_labels))
+    if unseen == set(map(str, labels)):
+        raise DataError(f"{path}: no label of it is in {train.name}; expected the same classes in both")
+    both = [*train_labels, *labels]
+    data = Labelled(texts, _numbered(labels, both), train_texts, _numbered(train_labels, both))
+    return data, [train, path]
+
+
+def _texts_and_labels(path: Path) -> tuple[list[str], list[str | int]]:
+    texts, labels = [], []
+    for line, row in read.rows(path):
+        texts.append(read.text(path, line, row, "text"))
+        labels.append(read.label(path, line, row))
+    if len(set(labels)) < 2:
+        raise DataError(f"{path}: expected at least two classes, got {len(set(labels))}")
+    return texts, labels
+
+
+def _numbered(labels: Sequence[str | int], all_labels: Sequence[str | int]) -> np.ndarray:
+    """Number the classes in sorted order; numbers stay in the order of numbers."""
+    number = {
+        label: i for i, label in enumerate(sorted(set(all_labels), key=lambda x: (isinstance(x, str), x)))
+    }
+    return np.array([number[label] for label in labels], dtype=np.int64)
+
+
+def _load_sets(path: Path) -> Sets:
+    first = next(read.rows(path), (0, {}))[1]
+    if "sentences" not in first:
+        texts, labels = _texts_and_labels(path)
+        return Sets([texts], [_numbered(labels, labels)])
+    all_texts, all_labels = [], []
+    for line, row in read.rows(path):
+        all_texts.append(read.texts(path, line, row, "sentences"))
+        given = row.get("labels")
+        if not isinstance(given, list) or len(given) != len(all_texts[-1]):
+            raise DataError(f"{path}:{line}: expected one label per sentence in 'labels'")
+        all_labels.append(_numbered(given, given))
+    return Sets(all_texts, all_labels)
+
+
+def _load_summaries(path: Path) -> Summaries:
+    human, machine, relevance = [], [], []
+    for line, row in read.rows(path):
+        human.append(read.texts(path, line, row, "human_summaries"))
+        machine.append(read.texts(path, line, row, "machine_summaries"))
+        gold = row.get("relevance")
+        if not isinstance(gold, list) or len(gold) != len(machine[-1]):
+            raise DataError(f"{path}:{line}: expected one number per machine summary in 'relevance'")
+        relevance.append(np.array([read.number(path, line, {"relevance": g}, "relevance") for g in gold]))
+    return Summaries(human, machine, relevance)
+
+
+def _hash(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as handle:
+            while block := handle.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()[:40]

@@ -1,0 +1,191 @@
+"""Our protocol against mteb's own code on the same data, kind by kind; mteb's tasks through our wrapper."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from eval_folders import encode, make_all, make_labelled, make_retrieval
+
+from nvembed.errors import InputError
+from nvembed.evaluate import mteb as ours
+from nvembed.evaluate.outcome import Outcome, Prompts
+from nvembed.evaluate.protocol import run_task
+from nvembed.evaluate.record import folder_of, read_results
+from nvembed.evaluate.settings import protocol
+from nvembed.evaluate.subject import Subject, bm25, plain
+from nvembed.evaluate.tasks import find_tasks, load_task
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    mteb = pytest.importorskip("mteb")
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
+]
+
+SUBJECT = Subject(name="fake/words", fingerprint="f0", encode=plain(encode))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_all(tmp_path_factory.mktemp("tasks"))
+
+
+def theirs(task: Any, encoder: Any) -> dict[str, Any]:
+    made = ours.as_mteb_task(task)
+    result = mteb.evaluate(encoder, made, cache=None, co2_tracker=False, show_progress_bar=False)
+    return dict(next(iter(result.task_results[0].scores.values()))[0])
+
+
+NAMES = ("news", "answers", "alike", "twins", "topics", "folds", "flat", "sets", "briefs")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_mtebs_own_scores(root: Path, name: str) -> None:
+    """Every score that both report is the same to 1e-5: mteb rounds some to five digits."""
+    task = load_task(find_tasks(root, [name])[0])
+    outcome: Outcome = run_task(task, encode, Prompts())
+    found = theirs(task, ours.MtebEncoder(SUBJECT, encode, lambda metadata, side: ""))
+    assert outcome.scores[outcome.main] == pytest.approx(found["main_score"], abs=1e-5)
+    shared = {k for k, v in outcome.scores.items() if isinstance(v, float) and k in found and "std" not in k}
+    assert len(shared) >= {"retrieval": 30, "reranking": 30, "clustering": 1}.get(task.kind, 4), shared
+    for key in shared - {"ap"}:  # theirs is None where there are more than two classes
+        assert outcome.scores[key] == pytest.approx(found[key], abs=1e-5), key
+
+
+def test_the_scores_mean_something(root: Path) -> None:
+    """The fake encoder is far from chance, so that agreement is no agreement on nothing."""
+    for name, chance in (("alike", 0.0), ("topics", 0.25), ("flat", 0.1), ("twins", 0.5)):
+        outcome = run_task(load_task(find_tasks(root, [name])[0]), encode, Prompts())
+        assert outcome.scores[outcome.main] > chance + 0.2, name
+
+
+def test_skipped_identical_ids(tmp_path: Path) -> None:
+    """ArguAna's queries stand in the corpus under their own ids."""
+    folder = make_retrieval(tmp_path / "arguana")
+    queries = [json.loads(line) for line in (folder / "queries.jsonl").read_text().splitlines()]
+    for i, query in enumerate(queries):
+        query["_id"] = f"d{i}"
+    (folder / "queries.jsonl").write_text("".join(json.dumps(q) + "\n" for q in queries))
+    qrels = folder / "qrels" / "test.tsv"
+    qrels.write_text("query-id\tcorpus-id\tscore\n" + "".join(f"d{i}\td{i + 20}\t1\n" for i in range(15)))
+    task = load_task(folder)
+    assert task.settings.skip_identical_ids
+    outcome = run_task(task, encode, Prompts())
+    found = theirs(task, ours.MtebEncoder(SUBJECT, encode, lambda metadata, side: ""))
+    assert outcome.scores["ndcg_at_10"] == pytest.approx(found["ndcg_at_10"], abs=1e-5)
+
+
+def test_deprecated_summeval(root: Path) -> None:
+    """What MTEB English v1 publishes as SummEval averages coefficients and p-values together."""
+    from mteb._evaluators.text.summarization_evaluator import DeprecatedSummarizationEvaluator
+
+    task = load_task(find_tasks(root, ["briefs"])[0])
+    made = ours.as_mteb_task(task)
+    type(made).evaluator = DeprecatedSummarizationEvaluator
+    encoder = ours.MtebEncoder(SUBJECT, encode, lambda metadata, side: "")
+    result = mteb.evaluate(encoder, made, cache=None, co2_tracker=False, show_progress_bar=False)
+    old = result.task_results[0].scores["test"][0]["cosine_spearman"]
+    outcome = run_task(task, encode, Prompts())
+    assert outcome.scores["cosine_spearman_with_p"] == pytest.approx(old, abs=1e-6)
+    assert outcome.scores["cosine_spearman"] != pytest.approx(old, abs=1e-3)
+
+
+def test_clustering_v2(tmp_path: Path) -> None:
+    """The bootstrapped protocol of MTEB English v2, on texts enough that 4% of them can be clustered."""
+    from mteb.abstasks.clustering import AbsTaskClustering
+
+    from nvembed.evaluate.learn import clustering_v2
+    from nvembed.evaluate.tasks import Sets
+
+    task = load_task(make_labelled(tmp_path / "clustering" / "many", train=False, n=1500))
+    assert isinstance(task.data, Sets)
+    made = ours.as_mteb_task(task)
+    rows = {"sentences": list(task.data.texts[0]), "labels": task.data.labels[0].tolist()}
+    made.dataset = {"test": type(made.dataset["test"]).from_dict(rows)}
+    new = type("V2", (AbsTaskClustering,), {"metadata": made.metadata})()
+    new.dataset, new.data_loaded = made.dataset, True
+    encoder = ours.MtebEncoder(SUBJECT, encode, lambda metadata, side: "")
+    result = mteb.evaluate(encoder, new, cache=None, co2_tracker=False, show_progress_bar=False)
+    found = result.task_results[0].scores["test"][0]["v_measure"]
+    assert clustering_v2(task.data, encode, "").scores["v_measure"] == pytest.approx(found, abs=1e-6)
+
+
+def test_settings_are_mtebs() -> None:
+    from mteb.abstasks.classification import AbsTaskClassification
+    from mteb.abstasks.clustering import AbsTaskClustering
+    from mteb.abstasks.retrieval import AbsTaskRetrieval
+
+    rules = protocol()
+    assert rules.retrieval.cutoffs == AbsTaskRetrieval.k_values
+    assert rules.retrieval.top_k == max(AbsTaskRetrieval.k_values)
+    assert rules.classification.samples_per_label == AbsTaskClassification.samples_per_label
+    assert rules.classification.experiments == AbsTaskClassification.n_experiments
+    assert rules.classification.folds == AbsTaskClassification.n_splits
+    assert rules.classification.max_iterations == AbsTaskClassification.evaluator_model.max_iter
+    assert rules.clustering_v2.fraction == AbsTaskClustering.max_fraction_of_documents_to_embed
+    assert rules.clustering_v2.documents == AbsTaskClustering.max_documents_per_cluster
+    assert rules.clustering_v2.experiments == AbsTaskClustering.n_clusters
+    assert rules.clustering_v2.batch_size == AbsTaskClustering.k_mean_batch_size
+    for name, settings in rules.task.items():
+        if settings.mteb:
+            task = mteb.get_task(settings.mteb)
+            assert getattr(task, "ignore_identical_ids", False) == settings.skip_identical_ids, name
+            per_label = settings.samples_per_label or rules.classification.samples_per_label
+            assert getattr(task, "samples_per_label", per_label) == per_label, name
+
+
+def test_benchmarks_by_name() -> None:
+    sizes = {"MTEB(eng, v1)": 56, "MTEB(eng, v2)": 41, "BEIR": 15, "NanoBEIR": 13, "LongEmbed": 6}
+    for name, size in sizes.items():
+        assert len(ours.find_mteb_tasks([name])) == size, name
+    with pytest.raises(InputError, match=r"no task or benchmark 'SciFcat' in mteb: did you mean .*'SciFact'"):
+        ours.find_mteb_tasks(["SciFcat"])
+
+
+def test_mteb_run_is_recorded_and_resumed(root: Path, tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    def watched(texts: Any, prompt: str) -> np.ndarray:
+        calls.append(prompt)
+        return encode(texts, prompt)
+
+    subject = Subject("fake/words", "f1", encode=plain(watched), instructions=True)
+    made = ours.as_mteb_task(load_task(find_tasks(root, ["news"])[0]))
+    told = {"news": "Find the news"}
+    assert ours.run_mteb(subject, [made], tmp_path, cache=tmp_path / "c", instructions=told) == ["news"]
+    assert set(calls) == {"Instruct: Find the news\nQuery: ", ""}
+    result = read_results(folder_of(tmp_path, subject))["news"]
+    assert result.items is not None
+    assert 100 * result.items.value.mean() == pytest.approx(result.main_score, abs=1e-3)
+    assert result.record["conditions"]["prompt"]["query"] == "Instruct: Find the news\nQuery: "
+    calls.clear()
+    assert ours.run_mteb(subject, [made], tmp_path, cache=tmp_path / "c", instructions=told) == []
+    assert calls == []
+    with pytest.raises(InputError, match="bm25 has no vectors"):
+        ours.run_mteb(bm25(), [made], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("task", "side", "want"),
+    [
+        ("SciFact", "query", "Given a scientific claim, retrieve documents that support or refute the claim"),
+        ("SciFact", "corpus", ""),
+        ("NanoSciFactRetrieval", "query", "Given a scientific claim, retrieve documents that support or refute the claim"),
+        ("QuoraRetrieval", "corpus", "Given a question, retrieve questions that are semantically equivalent to the given question"),
+        ("STS12", "query", "Retrieve semantically similar text"),
+    ],
+)  # fmt: skip
+def test_prompts_of_mteb_tasks(task: str, side: str, want: str) -> None:
+    metadata = mteb.get_task(task).metadata
+    subject = Subject("fake/words", "f2", encode=plain(encode), instructions=True)
+    prompt = ours.prompt_for(subject, metadata, side, {})
+    assert prompt == (f"Instruct: {want}\nQuery: " if want else "")
+    assert ours.prompt_for(SUBJECT, metadata, side, {}) == ""
