@@ -3,6 +3,7 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor
+from training import examples, recipe, tiny
 
 from nvembed.data.collate import collate
 from nvembed.model.nv_embed import NVEmbed
@@ -10,7 +11,6 @@ from nvembed.train.adapt import adapt, checkpoint_activations, frozen_layers, tr
 from nvembed.train.grad_cache import backward, embed, seeded
 from nvembed.train.loss import info_nce, loss_and_gradient
 from nvembed.train.step_batch import MicroBatch, StepBatch, micro_batches, step_batch, tokenise
-from training import examples, recipe, tiny
 
 CPU = torch.device("cpu")
 

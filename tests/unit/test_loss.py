@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from training import examples
 
 from conftest import unit_rows
 from nvembed.data.collate import collate
 from nvembed.errors import NumericsError
 from nvembed.train.loss import info_nce, loss_and_gradient
 from nvembed.train.step_batch import step_batch
-from training import examples
 
 
 def double_loop(q: Tensor, p: Tensor, positive: Tensor, allowed: Tensor, temperature: float) -> list[float]:
@@ -115,7 +115,9 @@ def test_more_ranks_than_queries_leave_one_without_texts() -> None:
 def test_a_vector_that_is_not_finite_is_refused() -> None:
     vectors = torch.from_numpy(unit_rows(3, 4))
     vectors[2, 1] = float("nan")
-    with pytest.raises(NumericsError, match=r"loss is nan; 1 of 3 vectors are not finite.*lower the learning"):
+    with pytest.raises(
+        NumericsError, match=r"loss is nan; 1 of 3 vectors are not finite.*lower the learning"
+    ):
         loss_and_gradient(
             vectors,
             query_rows=torch.tensor([0]),

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_train_loop import log_of
+from training import job
+from two_ranks import SCENARIOS
 
 from nvembed.errors import ConfigError
 from nvembed.train import checkpoint
 from nvembed.train.loop import train
 from nvembed.train.parallel import Ranks, join
-from test_train_loop import log_of
-from training import job
-from two_ranks import SCENARIOS
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +24,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     here = Path(__file__).parent
     paths = [str(here), str(here.parent), *filter(None, sys.path)]
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        + [str(here / "two_ranks.py"), str(out)],
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+            *(str(here / "two_ranks.py"), str(out)),
+        ],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from training import examples, job, recipe
 
 from nvembed.data.example import Example
 from nvembed.errors import ConfigError, NumericsError, OutputError
@@ -17,7 +18,6 @@ from nvembed.train import checkpoint
 from nvembed.train.adapt import trained
 from nvembed.train.loop import Encode, Job, Outcome, train
 from nvembed.train.watch import Step
-from training import examples, job, recipe
 
 
 def log_of(folder: Path) -> list[dict[str, float]]:
@@ -62,7 +62,9 @@ def killed_at(step: int) -> object:
     ],
     ids=["unsaved", "saved", "bfloat16", "full", "frozen"],
 )
-def test_a_killed_run_goes_on_exactly(tmp_path: Path, changes: dict[str, dict[str, object]], step: int) -> None:
+def test_a_killed_run_goes_on_exactly(
+    tmp_path: Path, changes: dict[str, dict[str, object]], step: int
+) -> None:
     settings = recipe(**changes)
 
     def fresh(folder: Path) -> Job:
@@ -139,14 +141,18 @@ def test_every_lora_parameter_has_a_gradient_after_the_first_step(tmp_path: Path
 def test_stage_2_starts_from_the_adapter_of_stage_1_with_a_new_optimizer(tmp_path: Path) -> None:
     train(job(tmp_path / "one", recipe()))
     first = checkpoint.adapter_values(tmp_path / "one" / "last")
-    slow = recipe(optimizer={"steps": 1, "warmup_steps": 0, "learning_rate": 1e-12, "pooler_learning_rate": 1e-12})
+    slow = recipe(
+        optimizer={"steps": 1, "warmup_steps": 0, "learning_rate": 1e-12, "pooler_learning_rate": 1e-12}
+    )
     train(job(tmp_path / "two", slow, start=tmp_path / "one" / "last"))
     second = checkpoint.adapter_values(tmp_path / "two" / "last")
     assert first.keys() == second.keys()
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, atol=1e-6, rtol=0)
     other = recipe(adapter={"targets": ["q_proj"]})
-    with pytest.raises(ConfigError, match=r"saved state is of another adapter: 24 tensors differ.*new folder"):
+    with pytest.raises(
+        ConfigError, match=r"saved state is of another adapter: 24 tensors differ.*new folder"
+    ):
         train(job(tmp_path / "three", other, start=tmp_path / "one" / "last"))
 
 
@@ -170,7 +176,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(tmp_path: Path
             with torch.no_grad():
                 made.model.embedding_model.norm.weight.fill_(float("nan"))
 
-    with pytest.raises(NumericsError, match="step 4: the loss is nan; .* the last saved state is untouched"):
+    with pytest.raises(NumericsError, match=r"step 4: the loss is nan; .* the last saved state is untouched"):
         train(made, report=poison)
     assert (tmp_path / "last").resolve().name == "step-00000002"
     assert all(torch.isfinite(value).all() for value in checkpoint.adapter_values(tmp_path / "last").values())

@@ -60,7 +60,20 @@ def tiny() -> tuple[NVEmbed, TextTokenizer]:
     return model, TextTokenizer(checkpoint.tokenizer_files()["tokenizer.json"], checkpoint.text)
 
 
-WORDS = "judo mask token river green seven technician michigan throw radio paper glass".split()
+WORDS = [
+    "judo",
+    "mask",
+    "token",
+    "river",
+    "green",
+    "seven",
+    "technician",
+    "michigan",
+    "throw",
+    "radio",
+    "paper",
+    "glass",
+]
 
 
 def examples(step: int, size: int) -> Sequence[Example]:

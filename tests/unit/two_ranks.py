@@ -6,11 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from training import job, recipe
+
 from nvembed.data.example import Example
 from nvembed.train.loop import Job, train
 from nvembed.train.parallel import join
 from nvembed.train.recipe import StageRecipe
-from training import job, recipe
 
 # Adam divides by the gradient's size: without a large epsilon, rounding in a vanishing gradient would show.
 SMOOTH = {"steps": 4, "epsilon": 0.01}
@@ -30,7 +31,7 @@ SCENARIOS: dict[str, tuple[StageRecipe, bool]] = {  # name -> recipe, sharded
 }
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for a kill, without ending the processes."""
 
 
@@ -39,7 +40,7 @@ def killed(made: Job) -> Job:
 
     def examples(step: int, size: int) -> Sequence[Example]:
         if step == 3:
-            raise Killed
+            raise KilledError
         return made.examples(step, size)
 
     return replace(made, examples=examples)
@@ -55,7 +56,7 @@ def main(folder: Path) -> None:
         chosen, sharded = SCENARIOS[name]
         try:
             train(killed(job(folder / f"{name}_resumed", chosen)), ranks=ranks, sharded=sharded)
-        except Killed:
+        except KilledError:
             train(job(folder / f"{name}_resumed", chosen), ranks=ranks, sharded=sharded)
         else:
             raise AssertionError("expected the run to be killed")

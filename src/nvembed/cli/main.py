@@ -28,6 +28,8 @@ COMMANDS = {
     "check": "Check a model: files, tensors, values, tokenizer, memory, licence and known answer.",
     "init": "Make an untrained NV-Embed checkpoint from a causal language model.",
     "check": "Check a model: files, values, memory, licence, known answer.",
+    "train": "Train one stage from a recipe; the same command goes on where it was stopped.",
+    "merge": "Merge a trained adapter into its checkpoint.",
     "demo": "Build a small model, embed a labelled corpus, answer questions and score the answers.",
 }
 

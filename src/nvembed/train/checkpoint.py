@@ -13,7 +13,6 @@ to know about them.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -203,7 +202,7 @@ def _point(link: Path, target: Path) -> None:
     temporary = link.with_name(f".{link.name}.link")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target.name)
-    os.replace(temporary, link)
+    temporary.replace(link)
 
 
 def _write_tensors(path: Path, values: Mapping[str, Tensor]) -> None:

@@ -1,7 +1,7 @@
 """Gradient cache: the exact gradient of a large batch, with the activations of one micro-batch in memory.
 
 Two passes (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup"). The
-first embeds every text without keeping activations; the loss of all vectors gives the gradient of each vector.
+first embeds every text without keeping activations; the loss of all vectors gives the gradient of each.
 The second embeds each micro-batch again and carries its vectors' gradients back into the weights. As the loss
 sees the texts only through their vectors, the sum is the gradient of plain backpropagation.
 
@@ -21,7 +21,7 @@ Embed = Callable[[MicroBatch], Tensor]
 
 
 def embed(model: NVEmbed, batch: MicroBatch, *, frozen_layers: int = 0) -> Tensor:
-    """Return a micro-batch's unit vectors. The first ``frozen_layers`` layers run once in a micro-batch's life."""
+    """Return a micro-batch's unit vectors; its first ``frozen_layers`` layers run once for both passes."""
     if not frozen_layers:
         vectors: Tensor = model(batch.packed)
         return vectors
@@ -46,8 +46,8 @@ def backward(
     """Add the gradient of a whole batch to the parameters.
 
     Args:
-        embed: gives a micro-batch's vectors; it may draw from torch's random state (dropout): both passes find
-            it seeded the same, from ``seed`` and the micro-batch's number.
+        embed: gives a micro-batch's vectors; it may draw from torch's random state (dropout): both passes
+            find it seeded the same, from ``seed`` and the micro-batch's number.
         work: the micro-batches, at least one; their ``rows`` together are 0 to U - 1. One without rows is run
             for its company alone: ranks that shard a model must call it equally often.
         gradient_of: all vectors, (U, D) -> the gradient of the loss with respect to them, (U, D).

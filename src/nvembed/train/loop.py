@@ -267,7 +267,7 @@ def _spare(tokens: list[Tokens], device: torch.device) -> MicroBatch:
 
 @torch.no_grad()
 def encode(job: Job, texts: Sequence[str], prompt: str, *, max_tokens: int) -> np.ndarray:
-    """Return the unit vectors (n, D) float32 of texts, with the model as it is in training, without dropout."""
+    """Return the unit vectors (n, D) float32 of texts, with the model as it is, without dropout."""
     model = job.model
     vectors = np.empty((len(texts), model.config.backbone.hidden_size), dtype=np.float32)
     tokens = tokenise([(prompt, text) for text in texts], job.tokenizer, job.recipe.model.max_tokens)

@@ -61,8 +61,8 @@ def loss_and_gradient(
         if not torch.isfinite(loss):
             bad = int((~torch.isfinite(vectors_UD)).any(1).sum())
             raise NumericsError(
-                f"the loss is {loss.item()}; {bad} of {len(vectors_UD)} vectors are not finite: the last saved "
-                "state is untouched; lower the learning rate, or use float32"
+                f"the loss is {loss.item()}; {bad} of {len(vectors_UD)} vectors are not finite: the last "
+                "saved state is untouched; lower the learning rate, or use float32"
             )
         (gradient,) = torch.autograd.grad(loss, leaf)
     return loss.item(), gradient

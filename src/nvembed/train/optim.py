@@ -90,7 +90,7 @@ class Optimizer:
         return size
 
     def state(self) -> dict[str, Tensor]:
-        """Return what resuming needs: masters and moments by name (``master.NAME``, ``exp_avg.NAME``, ...)."""
+        """Return what resuming needs: masters and moments (``master.NAME``, ``exp_avg.NAME``, ...)."""
         found: dict[str, Tensor] = {}
         for name, parameter, master in zip(self.names, self.parameters, self.masters, strict=True):
             if parameter is not master:

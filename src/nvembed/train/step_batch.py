@@ -47,8 +47,8 @@ def step_batch(batch: Batch, *, ranks: int, gather: bool, device: torch.device) 
     """Share a collated batch out: whole queries with their passages, as evenly as their number allows.
 
     A text that occurs several times in a share (a label, a common negative) is embedded once: it has one
-    vector, whose gradient is the sum over its uses. Every rank computes the whole plan from the same examples,
-    so that only vectors are exchanged. A rank may be left without any text.
+    vector, whose gradient is the sum over its uses. Every rank computes the whole plan from the same
+    examples, so that only vectors are exchanged. A rank may be left without any text.
     """
     owner_C = np.searchsorted(batch.positive, np.arange(len(batch.passages)), side="right") - 1
     bounds = [len(batch.queries) * rank // ranks for rank in range(ranks + 1)]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -31,17 +32,18 @@ class Adapter:
     pairs: dict[str, tuple[Tensor, Tensor]]  # released weight name -> A (r, in), B (out, r)
     replaced: dict[str, Tensor]  # released name -> value: the pooler; after full fine-tuning the backbone too
 
-    def merged(self, name: str, weight: Tensor) -> Tensor:
-        """Return ``W + (alpha / r) B A``, or the value that replaces it, in the weight's dtype.
+    def merged(self, name: str, weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Return ``W + (alpha / r) B A``, or the value that replaces it, in ``dtype`` or else the weight's.
 
         The sum is taken in float32 at least, and rounded once.
         """
+        dtype = dtype or weight.dtype
         if name in self.replaced:
-            return self.replaced[name].to(weight.dtype)
+            return self.replaced[name].to(dtype)
         if name not in self.pairs:
-            return weight
+            return weight.to(dtype)
         a, b = (part.float() for part in self.pairs[name])
-        return (weight.float() + self.scale * (b @ a)).to(weight.dtype)
+        return (weight.float() + self.scale * (b @ a)).to(dtype)
 
 
 def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
@@ -69,8 +71,12 @@ def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
     return Adapter(scale, pairs, replaced)
 
 
-def merged_tensors(checkpoint: Checkpoint, adapter: Adapter) -> Iterator[tuple[str, Tensor]]:
-    """Yield a checkpoint's tensors with an adapter merged into them, one at a time, in their stored dtype.
+def merged_tensors(
+    checkpoint: Checkpoint, adapter: Adapter, *, dtype: torch.dtype | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield a checkpoint's tensors with an adapter merged into them, one at a time.
+
+    They are in ``dtype``, or else in the dtype that each is stored in.
 
     Raises:
         WeightsError: the adapter is of another base: a name or shape that does not fit.
@@ -83,7 +89,7 @@ def merged_tensors(checkpoint: Checkpoint, adapter: Adapter) -> Iterator[tuple[s
     for name, value in adapter.replaced.items():
         _fits(name, tuple(value.shape), checkpoint)
     for name, stored in checkpoint.tensors.items():
-        yield name, adapter.merged(name, read_tensor(stored, name))
+        yield name, adapter.merged(name, read_tensor(stored, name), dtype)
 
 
 def _fits(name: str, shape: tuple[int, ...], checkpoint: Checkpoint) -> None:
