@@ -50,6 +50,7 @@ def train(
             --start runs/stage1/best
 
         torchrun --nproc-per-node 8 --no-python nvembed train recipes/nv_embed_v2/stage1.toml \\
+            --model untrained --data data/7b --out runs/7b --sharded
             --model untrained --data data/7b --out runs/7b-stage1 --sharded
 
     Parameters
