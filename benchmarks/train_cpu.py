@@ -4,8 +4,8 @@
 
 MODEL is a checkpoint (`nvembed init`). Texts are of mixed lengths, as in training: log-normal, median 32
 tokens, at most 128. A step is a whole one: both passes, loss, optimizer. Speeds are real tokens (no padding)
-per second of CPU time of one thread times the threads, which other work on the machine disturbs least, and per
-wall second.
+per second of CPU time of one thread times the threads, which other work on the machine disturbs least, and
+per wall second.
 """
 
 import argparse

@@ -39,8 +39,8 @@ def train(
     """Train one stage. The same command, given again, goes on where it was stopped or killed.
 
     OUT gets log.jsonl (every step), and step-N folders, the last and the best of them kept: each is an
-    adapter in peft's format with the pooler beside it, which `nvembed merge` turns into a checkpoint. Ctrl-C and
-    SIGTERM save first. On several GPUs, start it with torchrun.
+    adapter in peft's format with the pooler beside it, which `nvembed merge` turns into a checkpoint.
+    Ctrl-C and SIGTERM save first. On several GPUs, start it with torchrun.
 
     Examples:
 

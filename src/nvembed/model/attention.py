@@ -75,7 +75,7 @@ def _attention_sdpa(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segme
     group = q_NHE.shape[1] // k_NKE.shape[1]
     if group > 1:  # repeating the heads is faster on CPU than SDPA's own enable_gqa
         k_NKE, v_NKE = k_NKE.repeat_interleave(group, 1), v_NKE.repeat_interleave(group, 1)
-    # On CPU the backward pass of torch's fused kernel is slow in half precision: 24 against 4 ms (docs/log.md).
+    # On CPU the fused kernel's backward pass is slow in half precision: 24 against 4 ms (docs/log.md).
     half = q_NHE.dtype in (torch.bfloat16, torch.float16)
     by_products = half and q_NHE.requires_grad and q_NHE.device.type == "cpu"
     runs = [(len(list(run)), length) for length, run in groupby(segments.lengths)]
