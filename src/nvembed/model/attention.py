@@ -80,7 +80,8 @@ def _attention_sdpa(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segme
     by_products = half and q_NHE.requires_grad and q_NHE.device.type == "cpu"
     runs = [(len(list(run)), length) for length, run in groupby(segments.lengths)]
     # Split, not sliced: the gradient of a slice is as large as what it was cut from.
-    splits = (x.split([count * length for count, length in runs]) for x in (q_NHE, k_NKE, v_NKE))
+    sizes = [count * length for count, length in runs]
+    splits = (torch.split(x, sizes) for x in (q_NHE, k_NKE, v_NKE))
     parts = []
     for (count, length), *run in zip(runs, *splits, strict=True):
         q, k, v = (x.view(count, length, *x.shape[1:]).transpose(1, 2) for x in run)
@@ -92,7 +93,8 @@ def _attention_sdpa(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segme
 def _products(q_RHTE: Tensor, k_RHTE: Tensor, v_RHTE: Tensor) -> Tensor:
     """Attention as two matrix products, which keep the weights (T x T) for the backward pass."""
     scores = q_RHTE.contiguous() @ k_RHTE.contiguous().transpose(-1, -2)
-    return (scores * q_RHTE.shape[-1] ** -0.5).softmax(-1) @ v_RHTE.contiguous()
+    weights: Tensor = (scores * q_RHTE.shape[-1] ** -0.5).softmax(-1)
+    return weights @ v_RHTE.contiguous()
 
 
 def attention_oracle(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segments) -> Tensor:

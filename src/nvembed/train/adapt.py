@@ -5,16 +5,21 @@ The trained tensors have names on disk that other tools know: ``adapter_names``.
 
 from collections.abc import Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nvembed.errors import ConfigError, MissingExtraError
+from nvembed.model.decoder import Decoder
 from nvembed.model.nv_embed import NVEmbed
 from nvembed.recipe import nearest
 from nvembed.train.recipe import AdapterSection
 from nvembed.weights.adapter import BACKBONE_PREFIX, PEFT_PREFIX
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 
 def adapt(model: NVEmbed, settings: AdapterSection, *, seed: int) -> None:
@@ -54,7 +59,7 @@ def frozen_layers(model: NVEmbed, settings: AdapterSection) -> int:
     return len(model.embedding_model.layers) if settings.kind == "none" else settings.frozen_layers
 
 
-def lora_config(settings: AdapterSection, num_layers: int, base: str | None = None) -> "LoraConfig":  # noqa: F821
+def lora_config(settings: AdapterSection, num_layers: int, base: str | None = None) -> "LoraConfig":
     """Return peft's config of an adapter; ``base`` is where the backbone can be found."""
     try:
         from peft import LoraConfig
@@ -73,14 +78,14 @@ def lora_config(settings: AdapterSection, num_layers: int, base: str | None = No
     )
 
 
-def _add_lora(decoder: nn.Module, settings: AdapterSection, seed: int) -> None:
+def _add_lora(decoder: Decoder, settings: AdapterSection, seed: int) -> None:
     linears = sorted({name.split(".")[-1] for name, m in decoder.named_modules() if isinstance(m, nn.Linear)})
     for target in settings.targets:
         if target not in linears:
             raise ConfigError(
                 f"adapter target {target!r} is no layer of the backbone: {nearest(target, linears)}"
             )
-    config = lora_config(settings, len(decoder.layers))  # type: ignore[arg-type]
+    config = lora_config(settings, len(decoder.layers))
     from peft import inject_adapter_in_model
 
     device = next(decoder.parameters()).device
@@ -120,7 +125,7 @@ def _quantise(decoder: nn.Module) -> None:
 def checkpoint_activations(model: NVEmbed) -> None:
     """Keep only each layer's input for the backward pass, and compute the layer again there."""
     for layer in model.embedding_model.layers:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)  # type: ignore[method-assign]
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -104,10 +104,10 @@ def load(
     if sharded != (path / SHARDED_OPTIMIZER).is_dir():
         raise ConfigError(f"{path} was saved {'un' if sharded else ''}sharded: resume it as it was started")
     if sharded:
-        import torch.distributed.checkpoint as distributed
+        from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
 
         state = optimizer.empty_state()
-        distributed.load(state, checkpoint_id=path / SHARDED_OPTIMIZER)
+        load_sharded(state, checkpoint_id=path / SHARDED_OPTIMIZER)
     else:
         state = _read_tensors(path / OPTIMIZER, device)
     optimizer.load_state(state)
@@ -173,7 +173,7 @@ def _write(
         if names:
             _write_tensors(work / file, {name: values[name] for name in names})
     if files[ADAPTER_TENSORS]:
-        lora_config(adapter, num_layers, base).save_pretrained(work)
+        lora_config(adapter, num_layers, base).save_pretrained(str(work))
 
 
 def _num_layers(model: nn.Module) -> int:
@@ -188,12 +188,12 @@ def _whole(value: Tensor) -> Tensor:
 
 
 def _save_sharded(parts: Path, optimizer: Optimizer, ranks: Ranks) -> None:
-    import torch.distributed.checkpoint as distributed
+    from torch.distributed.checkpoint.state_dict_saver import save as save_sharded
 
     if ranks.first:
         shutil.rmtree(parts, ignore_errors=True)
     ranks.wait()
-    distributed.save(optimizer.state(), checkpoint_id=parts)
+    save_sharded(optimizer.state(), checkpoint_id=parts)
     ranks.wait()
 
 

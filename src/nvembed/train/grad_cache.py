@@ -73,7 +73,7 @@ def backward(
         if vectors_or_none is None:
             with seeded(seed, number, batch), torch.enable_grad():
                 vectors_or_none = embed(batch)[: len(batch.rows)]
-        vectors_or_none.backward(gradient[batch.rows])
+        torch.autograd.backward(vectors_or_none, gradient[batch.rows])
         batch.states = None
         done()
 

@@ -51,7 +51,7 @@ class Ranks:
             if index + 1 == len(tensors) or sum(part.numel() for part in bucket) >= BUCKET:
                 flat = torch.cat([part.flatten() for part in bucket])
                 dist.all_reduce(flat)
-                for part, value in zip(bucket, flat.split([p.numel() for p in bucket]), strict=True):
+                for part, value in zip(bucket, torch.split(flat, [p.numel() for p in bucket]), strict=True):
                     part.copy_(value.view_as(part))
                 bucket = []
 

@@ -68,7 +68,7 @@ class AdapterSection(Recipe):
 
     kind: Literal["lora", "qlora", "full", "none"]
     rank: PositiveInt = 16
-    alpha: PositiveFloat = 32.0
+    alpha: PositiveInt = 32
     dropout: float = Field(default=0.0, ge=0, lt=1)
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     frozen_layers: NonNegativeInt = 0

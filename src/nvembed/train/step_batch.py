@@ -54,7 +54,9 @@ def step_batch(batch: Batch, *, ranks: int, gather: bool, device: torch.device) 
     bounds = [len(batch.queries) * rank // ranks for rank in range(ranks + 1)]
     query_rank = np.searchsorted(bounds, np.arange(len(batch.queries)), side="right") - 1
     texts: list[tuple[str, str]] = []
-    shares, query_rows, passage_rows = [], [], []
+    shares: list[range] = []
+    query_rows: list[int] = []
+    passage_rows: list[int] = []
     for rank in range(ranks):
         rows: dict[tuple[str, str], int] = {}
         start = len(texts)
