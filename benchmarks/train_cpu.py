@@ -58,7 +58,7 @@ class Variant:
 
 
 VARIANTS = {
-    "padded loop, float32, LoRA with dropout": Variant("float32", dropout=0.1, padded=True),
+    "padded loop, float32, LoRA": Variant("float32", padded=True),
     "padded loop, bfloat16, LoRA": Variant(padded=True),
     "packed, float32, LoRA with dropout": Variant("float32", dropout=0.1),
     "packed, float32, LoRA": Variant("float32"),
