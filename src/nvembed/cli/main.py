@@ -32,6 +32,8 @@ COMMANDS = {
     "contamination": "Count evaluation texts that stand in training files, exactly or nearly.",
     "mine": "Make training files: choose examples, leave out leaks, mine hard negatives.",
     "audit": "Compare the training sets of a recipe with its held-out sets, text by text.",
+    "train": "Train one stage from a recipe; the same command goes on where it was stopped.",
+    "merge": "Merge a trained adapter into its checkpoint.",
     "demo": "Build a small model, embed a labelled corpus, answer questions and score the answers.",
 }
 
