@@ -45,7 +45,7 @@ LIBRARIES: dict[str, set[str]] = {
     "fastapi": {"serve"},
     "uvicorn": {"serve"},
     "mteb": {"evaluate"},
-    "datasets": {"data"},
+    "datasets": {"data", "evaluate"},
     "peft": {"train"},
     "sklearn": {"evaluate", "corpus"},
     "scipy": {"evaluate"},

@@ -22,6 +22,12 @@ def compare(
 ) -> None:
     """Compare models: every task side by side, with paired tests over queries.
 
+    Examples:
+
+        nvembed compare results/local__small results/local__bm25 --out comparison
+
+        nvembed compare results/nvidia__NV-Embed-v2 --published nv-embed-v2
+
     Parameters
     ----------
     results

@@ -25,6 +25,12 @@ def contamination(
 ) -> None:
     """Count evaluation texts that stand in training files, exactly or nearly.
 
+    Examples:
+
+        nvembed contamination train.jsonl more.jsonl.gz --data my-tasks
+
+        nvembed contamination train.jsonl --data ../shared/data/sts --tasks sts12,stsb --out report
+
     Parameters
     ----------
     training

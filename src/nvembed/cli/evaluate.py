@@ -23,7 +23,7 @@ def evaluate(
     max_tokens: int | None = None,
     instruction: list[str] | None = None,
     cache: Path | None = None,
-    no_cache: bool = False,
+    keep_embeddings: bool = True,
     drop_unanswerable: bool = False,
     device: str | None = None,
     dtype: str | None = None,
@@ -32,6 +32,14 @@ def evaluate(
 
     Finished tasks are not repeated, and embeddings are kept on disk: an evaluation that was stopped goes on
     where it was when the same command is given again.
+
+    Examples:
+
+        nvembed evaluate MODEL --tasks scifact --data ../shared/data/retrieval --out results
+
+        nvembed evaluate MODEL bm25 minilm=path/to/all-MiniLM-L6-v2 --tasks all --data my-tasks --out results
+
+        nvembed evaluate nvidia/NV-Embed-v2 --tasks "MTEB(eng, v1)" --out results --device cuda
 
     Parameters
     ----------
@@ -53,8 +61,8 @@ def evaluate(
         `TASK=INSTRUCTION`, instead of the recipe's.
     cache
         Folder for embeddings; OUT/.embeddings by default.
-    no_cache
-        Keep no embeddings.
+    keep_embeddings
+        Keep embeddings on disk; --no-keep-embeddings computes them anew every time.
     drop_unanswerable
         Leave out queries without a relevant passage instead of refusing the task.
     device
@@ -67,7 +75,7 @@ def evaluate(
     names = [name.strip() for chunk in tasks for name in _split(chunk)]
     said = _instructions(instruction or [])
     loading = Loading(max_tokens=max_tokens or protocol().max_tokens, device=device, dtype=dtype)
-    keep = None if no_cache else cache or out / ".embeddings"
+    keep = (cache or out / ".embeddings") if keep_embeddings else None
     if data is None:
         from nvembed.evaluate.mteb import find_mteb_tasks, run_mteb
 

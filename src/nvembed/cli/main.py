@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from types import FrameType
 from typing import NoReturn
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 from rich.text import Text
 
 from nvembed import __version__
@@ -32,6 +32,8 @@ COMMANDS = {
     "contamination": "Count evaluation texts that stand in training files, exactly or nearly.",
     "mine": "Make training files: choose examples, leave out leaks, mine hard negatives.",
     "audit": "Compare the training sets of a recipe with its held-out sets, text by text.",
+    "train": "Train one stage from a recipe; the same command goes on where it was stopped.",
+    "merge": "Merge a trained adapter into its checkpoint.",
     "demo": "Build a small model, embed a labelled corpus, answer questions and score the answers.",
 }
 
@@ -48,6 +50,7 @@ def app_for(argv: Sequence[str]) -> App:
         error_formatter=_usage_error,
         suppress_keyboard_interrupt=False,
         result_action="return_value",
+        default_parameter=Parameter(negative_iterable=()),  # no --empty-tasks
     )
     for name, summary in COMMANDS.items():
         path = f"nvembed.cli.{name}:{name}"

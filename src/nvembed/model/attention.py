@@ -1,15 +1,16 @@
 """Bidirectional attention over packed texts: one signature, three ways to compute it.
 
-Shapes: B texts, N packed tokens, T tokens of one text, H heads, K key-value heads, E head size.
+Shapes: B texts, N packed tokens, T tokens of one text, H heads, K key-value heads, E head size, R texts of
+one run.
 Every token attends to every token of its own text and to no other: no causal mask, no sliding window.
 
 - ``attention_oracle``: float64, one text and one head at a time; what the others are tested against.
 - ``_attention_sdpa``: torch's fused kernel per run of equally long texts (CPU; CUDA in float32).
+- ``_products``: two matrix products per run (CPU, half precision, where a gradient is wanted).
 - ``_attention_varlen``: ``torch.nn.attention.varlen.varlen_attn``, FlashAttention over all texts at once
-  (CUDA, half precision). Memory is linear in the length in all but the oracle.
+  (CUDA, half precision). Memory is linear in the length in all but the oracle and the products.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -74,21 +75,26 @@ def _attention_sdpa(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segme
     group = q_NHE.shape[1] // k_NKE.shape[1]
     if group > 1:  # repeating the heads is faster on CPU than SDPA's own enable_gqa
         k_NKE, v_NKE = k_NKE.repeat_interleave(group, 1), v_NKE.repeat_interleave(group, 1)
+    # On CPU the fused kernel's backward pass is slow in half precision: 24 against 4 ms (docs/log.md).
+    half = q_NHE.dtype in (torch.bfloat16, torch.float16)
+    by_products = half and q_NHE.requires_grad and q_NHE.device.type == "cpu"
+    runs = [(len(list(run)), length) for length, run in groupby(segments.lengths)]
+    # Split, not sliced: the gradient of a slice is as large as what it was cut from.
+    sizes = [count * length for count, length in runs]
+    splits = (torch.split(x, sizes) for x in (q_NHE, k_NKE, v_NKE))
     parts = []
-    for start, count, length in _equal_runs(segments.lengths):
-        run = slice(start, start + count * length)
-        q, k, v = (x[run].view(count, length, *x.shape[1:]).transpose(1, 2) for x in (q_NHE, k_NKE, v_NKE))
-        parts.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1))
+    for (count, length), *run in zip(runs, *splits, strict=True):
+        q, k, v = (x.view(count, length, *x.shape[1:]).transpose(1, 2) for x in run)
+        out = _products(q, k, v) if by_products else F.scaled_dot_product_attention(q, k, v)
+        parts.append(out.transpose(1, 2).flatten(0, 1))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _equal_runs(lengths: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
-    """Yield (first token, number of texts, length) of each run of equally long neighbours."""
-    start = 0
-    for length, run in groupby(lengths):
-        count = len(list(run))
-        yield start, count, length
-        start += count * length
+def _products(q_RHTE: Tensor, k_RHTE: Tensor, v_RHTE: Tensor) -> Tensor:
+    """Attention as two matrix products, which keep the weights (T x T) for the backward pass."""
+    scores = q_RHTE.contiguous() @ k_RHTE.contiguous().transpose(-1, -2)
+    weights: Tensor = (scores * q_RHTE.shape[-1] ** -0.5).softmax(-1)
+    return weights @ v_RHTE.contiguous()
 
 
 def attention_oracle(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segments) -> Tensor:

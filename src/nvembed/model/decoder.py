@@ -121,10 +121,14 @@ class Decoder(nn.Module):
     def forward(self, input_ids_N: Tensor, segments: Segments) -> Tensor:
         """Return the last hidden states, (N, D) in the weights' dtype; angles are computed in float32."""
         x_ND: Tensor = self.embed_tokens(input_ids_N)
+        out: Tensor = self.norm(self.run(x_ND, segments, range(len(self.layers))))
+        return out
+
+    def run(self, x_ND: Tensor, segments: Segments, layers: range) -> Tensor:
+        """Return what these layers make of ``x_ND``, without the final norm."""
         frequencies = rope_frequencies(self.config, x_ND.device)
         angles = segments.positions().float()[:, None, None] * frequencies
         cos, sin = (torch.cat((half, half), -1).to(x_ND.dtype) for half in (angles.cos(), angles.sin()))
-        for layer in self.layers:
-            x_ND = layer(x_ND, cos, sin, segments)
-        out: Tensor = self.norm(x_ND)
-        return out
+        for number in layers:
+            x_ND = self.layers[number](x_ND, cos, sin, segments)
+        return x_ND

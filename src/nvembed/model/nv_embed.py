@@ -46,7 +46,10 @@ class NVEmbed(nn.Module):
 
         Tokens that are not pooled do not go through the pooler.
         """
-        x_ND: Tensor = self.embedding_model(batch.input_ids, batch.segments)
+        return self.pool(self.embedding_model(batch.input_ids, batch.segments), batch)
+
+    def pool(self, x_ND: Tensor, batch: PackedBatch) -> Tensor:
+        """Return the unit vectors (B, D) float32 of the backbone's last hidden states."""
         if self.self_attention_model is not None:
             x_ND = self.self_attention_model(x_ND, batch.segments)
         x_PD = x_ND if len(batch.pool_index) == len(x_ND) else x_ND[batch.pool_index]

@@ -1,0 +1,249 @@
+"""``nvembed train``: one stage of training, from a recipe."""
+
+import sys
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nvembed.cli.screen import messages, say
+from nvembed.errors import ConfigError, InputError
+from nvembed.recipe import nearest, read_recipe
+
+if TYPE_CHECKING:
+    from nvembed.data.blend import Blend
+    from nvembed.evaluate.tasks import Task
+    from nvembed.train.loop import Encode, Job, Outcome
+    from nvembed.train.parallel import Ranks
+    from nvembed.train.recipe import StageRecipe
+    from nvembed.train.watch import Step
+
+
+def train(
+    recipe: Path,
+    *,
+    model: str,
+    data: Path,
+    out: Path,
+    start: Path | None = None,
+    dev: list[Path] | None = None,
+    dev_passages: int = 1000,
+    device: str | None = None,
+    sharded: bool = False,
+    tensorboard: bool = False,
+    set: list[str] | None = None,
+) -> int:
+    """Train one stage. The same command, given again, goes on where it was stopped or killed.
+
+    OUT gets log.jsonl (every step), and step-N folders, the last and the best of them kept: each is an
+    adapter in peft's format with the pooler beside it, which `nvembed merge` turns into a checkpoint.
+    Ctrl-C and SIGTERM save first. On several GPUs, start it with torchrun.
+
+    Examples:
+
+        nvembed train recipes/small/stage1.toml --model base --data data/small --out runs/stage1
+
+        nvembed train recipes/small/stage2.toml --model base --data data/small --out runs/stage2 \\
+            --start runs/stage1/best
+
+        torchrun --nproc-per-node 8 --no-python nvembed train recipes/nv_embed_v2/stage1.toml \\
+            --model untrained --data data/7b --out runs/7b --sharded
+            --model untrained --data data/7b --out runs/7b-stage1 --sharded
+
+    Parameters
+    ----------
+    recipe
+        A stage's TOML file; its blend lies beside it.
+    model
+        The checkpoint that is trained: a folder, or a hub id. `nvembed init` makes one.
+    data
+        The folder with the training files that `nvembed mine` made.
+    out
+        The run's folder.
+    start
+        A state of an earlier stage (such as runs/stage1/best) whose adapter and pooler are trained further.
+    dev
+        Folders of evaluation tasks; their mean score is followed and decides which state is the best. Given
+        once for each.
+    dev_passages
+        A larger corpus of a retrieval task in --dev is cut to this many passages: all that are judged, and
+        others at random.
+    device
+        cpu or cuda; the best there is unless given.
+    sharded
+        Spread the weights over the GPUs (FSDP2) instead of holding all of them on each.
+    tensorboard
+        Write events for TensorBoard into OUT/tensorboard as well.
+    set
+        Change one value of the recipe, as section.key=value. Given once for each.
+    """
+    from nvembed.train.loop import train as run
+    from nvembed.train.parallel import join
+    from nvembed.train.recipe import StageRecipe
+
+    stage = _changed(read_recipe(recipe, StageRecipe), set or [])
+    ranks, chosen = join(_device(device))
+    if sharded and ranks.count == 1:
+        raise InputError("--sharded needs several processes: start it with torchrun")
+    blend = _blend(stage, recipe, data, check=ranks.first and not (out / "log.jsonl").exists())
+    try:
+        job = _job(stage, model, blend, chosen, sharded)
+        tasks = {path.resolve().name: _task(path, dev_passages) for path in dev or []}
+        identity = {**job.identity, "dev": sorted(tasks), "dev_passages": dev_passages}
+        evaluate = _evaluation(tasks) if tasks else None
+        job = replace(job, folder=out, start=start, evaluate=evaluate, identity=identity)
+        outcome = run(job, ranks=ranks, sharded=sharded, report=_reporter(stage), tensorboard=tensorboard)
+    finally:
+        blend.close()
+        ranks.stop()
+    return _end(outcome, out, ranks)
+
+
+def _end(outcome: "Outcome", out: Path, ranks: "Ranks") -> int:
+    progress = outcome.progress
+    if ranks.first and outcome.stopped:
+        say(f"stopped after step {progress.step:,}, saved: the same command goes on from there")
+    elif ranks.first:
+        best = (
+            ""
+            if progress.best_score is None
+            else (f"; best: step {progress.best_step:,}, score {progress.best_score:.4f}")
+        )
+        print(f"{out / 'last'}: {progress.step:,} steps{best}")
+    return 130 if outcome.stopped else 0
+
+
+def _changed(stage: "StageRecipe", changes: list[str]) -> "StageRecipe":
+    """Return the recipe with ``section.key=value`` changes; values are TOML, or plain words."""
+    from pydantic import ValidationError
+
+    told = stage.model_dump(mode="json")
+    for change in changes:
+        path, _, text = change.partition("=")
+        section, _, key = path.strip().partition(".")
+        if not text or not isinstance(told.get(section), dict):
+            raise InputError(f"--set {change!r}: expected section.key=value, such as loss.temperature=0.05")
+        known = type(getattr(stage, section)).model_fields
+        if key not in known:
+            raise ConfigError(f"--set {change!r}: no key {key!r} in [{section}]; {nearest(key, known)}")
+        try:
+            told[section][key] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            told[section][key] = text.strip()
+    try:
+        return type(stage).model_validate(told, strict=False)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors()]
+        raise ConfigError("--set: " + "; ".join(faults)) from error
+
+
+def _device(device: str | None) -> str:
+    import torch
+
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _blend(stage: "StageRecipe", recipe: Path, data: Path, *, check: bool) -> "Blend":
+    """Open the stage's training files; ``check`` reads every record first, so that no fault waits inside."""
+    from nvembed.data.blend import Blend
+    from nvembed.data.example import read_examples
+    from nvembed.data.sources import BlendRecipe
+
+    sets = read_recipe(recipe.parent / stage.blend, BlendRecipe).of_stage(stage.stage)
+    for task in stage.batch.alone:
+        tasks = {source.task for source in sets.values()}
+        if task not in tasks:
+            raise ConfigError(f"{recipe}: batch.alone names task {task!r}: {nearest(task, tasks)}")
+    files = {name: data / f"{name}.jsonl" for name in sets}
+    samples = {name: source.samples for name, source in sets.items()}
+    blend = Blend(files, samples, seed=stage.run.seed)
+    if check:
+        counts = {name: sum(1 for _ in read_examples(files[name])) for name in sets}
+        say(f"{len(sets)} sets, {sum(counts.values()):,} examples; {len(blend):,} a pass")
+    return blend
+
+
+def _job(stage: "StageRecipe", model: str, blend: "Blend", device: Any, sharded: bool) -> "Job":
+    import torch
+
+    from nvembed.text.tokenize import TextTokenizer
+    from nvembed.train.loop import Job
+    from nvembed.weights.hub import model_folder
+    from nvembed.weights.load import fingerprint, load_model, open_checkpoint
+
+    checkpoint = open_checkpoint(model_folder(model))
+    config, told = checkpoint.config, stage.model
+    found = {"pooling": config.pooling, "max_tokens": min(told.max_tokens, checkpoint.text.max_length)}
+    if config.pooling == "latent":
+        found |= {"num_latents": config.pooler.num_latents, "head_dim": config.pooler.head_dim}
+    if config.pooling in ("latent", "self"):
+        found["num_heads"] = config.pooler.num_heads
+    for key, value in found.items():
+        if getattr(told, key) != value:
+            raise ConfigError(
+                f"the recipe's model.{key} is {getattr(told, key)!r}, that of {model} is {value!r}: make the "
+                "checkpoint with `nvembed init` as the recipe says, or change the recipe"
+            )
+    dtype = torch.float32 if sharded else getattr(torch, stage.run.dtype)
+    return Job(
+        model=load_model(checkpoint, device=device, dtype=dtype, fold=False),
+        tokenizer=TextTokenizer(checkpoint.tokenizer_files()["tokenizer.json"], checkpoint.text),
+        recipe=stage,
+        examples=blend.batch,
+        folder=Path(),
+        identity={"base": fingerprint(checkpoint), "sets": list(blend.names), "examples": len(blend)},
+        base=model,
+    )
+
+
+def _task(path: Path, passages: int) -> "Task":
+    """Read a development task; of a large corpus, keep what is judged and fill up at random."""
+    from nvembed.evaluate.tasks import Retrieval, load_task
+
+    task = load_task(path)
+    data = task.data
+    if not isinstance(data, Retrieval) or len(data.passage_ids) <= passages:
+        return task
+    judged = {passage for grades in data.qrels.values() for passage in grades}
+    others = [name for name in data.passage_ids if name not in judged]
+    room = max(0, passages - len(judged))
+    chosen = np.random.default_rng(0).choice(len(others), size=min(room, len(others)), replace=False)
+    kept = judged | {others[index] for index in chosen}
+    texts = [t for name, t in zip(data.passage_ids, data.passages(), strict=True) if name in kept]
+    ids = [name for name in data.passage_ids if name in kept]
+    return replace(task, data=replace(data, passage_ids=ids, passages=lambda: iter(texts)))
+
+
+def _evaluation(tasks: Mapping[str, "Task"]) -> Callable[["Encode"], dict[str, float]]:
+    """Return a function from ``encode`` to the main score of every task."""
+    from nvembed.evaluate.protocol import run_task
+    from nvembed.evaluate.run import prompts_of
+    from nvembed.evaluate.subject import Subject
+
+    subject = Subject("training", fingerprint="training", instructions=True)
+    prompts = {name: prompts_of(subject, task, {}) for name, task in tasks.items()}
+
+    def evaluate(encode: "Encode") -> dict[str, float]:
+        outcomes = {name: run_task(task, encode, prompts[name]) for name, task in tasks.items()}
+        scores = {name: float(outcome.scores[outcome.main]) for name, outcome in outcomes.items()}
+        say("development: " + ", ".join(f"{name} {score:.4f}" for name, score in scores.items()))
+        return scores
+
+    return evaluate
+
+
+def _reporter(stage: "StageRecipe") -> Callable[["Step"], None]:
+    """Return what shows a step: one line that is rewritten on a terminal, a line each log_every elsewhere."""
+    steps, every = stage.optimizer.steps, stage.run.log_every
+    live = sys.stderr.isatty()
+
+    def report(step: "Step") -> None:
+        if live:
+            messages().print(step.line(steps), end="\r")
+        elif step.step % every == 0 or step.step == steps:
+            say(step.line(steps))
+
+    return report

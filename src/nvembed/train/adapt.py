@@ -1,0 +1,175 @@
+"""What of a model is trained: LoRA through peft, all of it, or the pooler alone.
+
+The trained tensors have names on disk that other tools know: ``adapter_names``.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from nvembed.errors import ConfigError, MissingExtraError
+from nvembed.model.decoder import Decoder
+from nvembed.model.nv_embed import NVEmbed
+from nvembed.recipe import nearest
+from nvembed.train.recipe import AdapterSection
+from nvembed.weights.adapter import BACKBONE_PREFIX, PEFT_PREFIX
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+
+def adapt(model: NVEmbed, settings: AdapterSection, *, seed: int) -> None:
+    """Freeze what is not trained, and put adapters where ``settings`` say; the pooler is always trained.
+
+    ``seed`` decides the adapters' first values: A uniform, B zero, so that nothing changes at first.
+
+    Raises:
+        MissingExtraError: LoRA without peft, or QLoRA without bitsandbytes.
+        ConfigError: a target that the backbone does not have, or no layer left to train.
+    """
+    decoder = model.embedding_model
+    count = len(decoder.layers)
+    if settings.kind != "none" and settings.frozen_layers >= count:
+        raise ConfigError(
+            f"frozen_layers is {settings.frozen_layers}: expected less than {count}, the backbone's layers; "
+            "adapter kind 'none' trains the pooler alone"
+        )
+    model.requires_grad_(True)
+    decoder.requires_grad_(settings.kind == "full")
+    if settings.kind == "full" and settings.frozen_layers:
+        decoder.embed_tokens.requires_grad_(False)
+        for layer in decoder.layers[: settings.frozen_layers]:
+            layer.requires_grad_(False)
+    if settings.kind in ("lora", "qlora"):
+        if settings.kind == "qlora":
+            _quantise(decoder)
+        _add_lora(decoder, settings, seed)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(
+            f"nothing to train: adapter kind 'none', and {model.config.pooling!r} pooling has no weights"
+        )
+
+
+def frozen_layers(model: NVEmbed, settings: AdapterSection) -> int:
+    """Return how many layers run without gradient, once a step: all of them where only the pooler trains."""
+    return len(model.embedding_model.layers) if settings.kind == "none" else settings.frozen_layers
+
+
+def lora_config(settings: AdapterSection, num_layers: int, base: str | None = None) -> "LoraConfig":
+    """Return peft's config of an adapter; ``base`` is where the backbone can be found."""
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise MissingExtraError("LoRA needs peft: pip install 'nvembed[train]'") from error
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=list(settings.targets),
+        layers_to_transform=list(range(settings.frozen_layers, num_layers)),
+        layers_pattern="layers",
+        bias="none",
+        task_type="FEATURE_EXTRACTION",
+        base_model_name_or_path=base,
+    )
+
+
+def _add_lora(decoder: Decoder, settings: AdapterSection, seed: int) -> None:
+    linears = sorted({name.split(".")[-1] for name, m in decoder.named_modules() if isinstance(m, nn.Linear)})
+    for target in settings.targets:
+        if target not in linears:
+            raise ConfigError(
+                f"adapter target {target!r} is no layer of the backbone: {nearest(target, linears)}"
+            )
+    config = lora_config(settings, len(decoder.layers))
+    from peft import inject_adapter_in_model
+
+    device = next(decoder.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, decoder)
+
+
+def _quantise(decoder: nn.Module) -> None:
+    """Replace the linear layers of the backbone's blocks by 4-bit ones (NF4, double quantisation), in place.
+
+    Paper: none; Dettmers et al. 2023. The weights turn into 4 bits when the model moves to its device.
+    """
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise MissingExtraError("QLoRA needs bitsandbytes: pip install bitsandbytes") from error
+    for parent in list(decoder.modules()):
+        for name, linear in list(parent.named_children()):
+            if type(linear) is not nn.Linear:
+                continue
+            packed = bitsandbytes.nn.Linear4bit(
+                linear.in_features,
+                linear.out_features,
+                bias=linear.bias is not None,
+                compute_dtype=linear.weight.dtype,
+                compress_statistics=True,
+                quant_type="nf4",
+            )
+            packed.weight = bitsandbytes.nn.Params4bit(
+                linear.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True
+            )
+            packed.bias = linear.bias
+            setattr(parent, name, packed.to(linear.weight.device))
+
+
+def checkpoint_activations(model: NVEmbed) -> None:
+    """Keep only each layer's input for the backward pass, and compute the layer again there."""
+    for layer in model.embedding_model.layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that are trained, by their names in the module."""
+    return {name: value for name, value in model.named_parameters() if value.requires_grad}
+
+
+def stored_name(name: str) -> str:
+    """Return a trained parameter's name on disk: peft's for an adapter, the released one for the rest.
+
+    >>> stored_name("embedding_model.layers.0.mlp.up_proj.lora_A.default.weight")
+    'base_model.model.layers.0.mlp.up_proj.lora_A.weight'
+    """
+    if ".lora_" in name:
+        return PEFT_PREFIX + name.removeprefix(BACKBONE_PREFIX).replace(".default.", ".")
+    return name.replace(".base_layer.", ".")
+
+
+def pooler_names(names: Sequence[str]) -> list[str]:
+    return [name for name in names if not name.startswith((BACKBONE_PREFIX, PEFT_PREFIX))]
+
+
+def set_trained(model: nn.Module, values: dict[str, Tensor]) -> None:
+    """Put stored tensors into a model's trained parameters.
+
+    Raises:
+        ConfigError: other names than the model's: the state is of another recipe or base.
+    """
+    own = {stored_name(name): value for name, value in trained(model).items()}
+    if own.keys() != values.keys():
+        odd = sorted(own.keys() ^ values.keys())
+        raise ConfigError(
+            f"the saved state is of another adapter: {len(odd)} tensors differ, the first is {odd[0]}; start "
+            "from a state of the same adapter section, or in a new folder"
+        )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(_like(parameter, values[name]))
+
+
+def _like(parameter: Tensor, value: Tensor) -> Tensor:
+    """Return ``value`` spread over the ranks as ``parameter`` is."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(parameter, DTensor):
+        return value
+    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)

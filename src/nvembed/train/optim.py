@@ -1,0 +1,130 @@
+"""AdamW with float32 master weights, its schedule, and the norm of the gradient."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from nvembed.errors import NumericsError
+from nvembed.train.recipe import OptimizerSection
+from nvembed.weights.adapter import BACKBONE_PREFIX
+
+
+def learning_rate(step: int, peak: float, settings: OptimizerSection) -> float:
+    """Return the rate of one step, counted from 0: up over the warm-up, then down in a line to 0.
+
+    The first step has ``peak / warmup_steps``, the last one a single step's share of the way down.
+    Paper: Table 11 (50 steps of warm-up), appendix C (linear decay).
+    """
+    if step < settings.warmup_steps:
+        return peak * (step + 1) / settings.warmup_steps
+    return peak * (settings.steps - step) / (settings.steps - settings.warmup_steps)
+
+
+class Optimizer:
+    """AdamW over a model's trained parameters.
+
+    Parameters in half precision get a float32 copy (the master) that is updated and rounded back: their own
+    steps would be lost in rounding. Gradients of all micro-batches are summed in the master's dtype.
+    Matrices decay, vectors (norms, biases) do not.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], settings: OptimizerSection) -> None:
+        self.settings = settings
+        self.names = list(parameters)
+        self.parameters = list(parameters.values())
+        self.masters = [_master(value, settings.master_weights) for value in self.parameters]
+        groups = []
+        for pooler in (False, True):
+            for matrix in (False, True):
+                chosen = [
+                    master
+                    for name, master in zip(self.names, self.masters, strict=True)
+                    if (not name.startswith(BACKBONE_PREFIX)) is pooler and (master.ndim > 1) is matrix
+                ]
+                decay = settings.weight_decay if matrix else 0.0
+                if chosen:
+                    groups.append({"params": chosen, "weight_decay": decay, "pooler": pooler})
+        self._adam = torch.optim.AdamW(groups, betas=settings.betas, eps=settings.epsilon)
+
+    def collect(self) -> None:
+        """Move the parameters' gradients into the masters'."""
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            if parameter is master or parameter.grad is None:
+                continue
+            if master.grad is None:
+                master.grad = parameter.grad.to(master.dtype)
+            else:
+                master.grad += parameter.grad
+            parameter.grad = None
+
+    def gradients(self) -> list[Tensor]:
+        """Return the summed gradient of every parameter; zeros where none came."""
+        for master in self.masters:
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
+        return [master.grad for master in self.masters if master.grad is not None]
+
+    def step(self, number: int) -> float:
+        """Update the parameters and forget the gradients; return the norm they had before clipping.
+
+        Raises:
+            NumericsError: the norm is not finite; nothing was updated.
+        """
+        norm = nn.utils.clip_grad_norm_(self.masters, self.settings.max_grad_norm)
+        size = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        if not size < float("inf"):
+            raise NumericsError(
+                f"the gradient's norm is {size}: the last saved state is untouched; lower the learning rate, "
+                "or use float32"
+            )
+        for group in self._adam.param_groups:
+            peak = self.settings.pooler_learning_rate if group["pooler"] else self.settings.learning_rate
+            group["lr"] = learning_rate(number, peak, self.settings)
+        self._adam.step()
+        self._adam.zero_grad()
+        with torch.no_grad():
+            for parameter, master in zip(self.parameters, self.masters, strict=True):
+                if parameter is not master:
+                    parameter.copy_(master)
+        return size
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what resuming needs: masters and moments (``master.NAME``, ``exp_avg.NAME``, ...)."""
+        found: dict[str, Tensor] = {}
+        for name, parameter, master in zip(self.names, self.parameters, self.masters, strict=True):
+            if parameter is not master:
+                found[f"master.{name}"] = master.detach()
+            for key, value in self._adam.state[master].items():
+                found[f"{key}.{name}"] = value
+        return found
+
+    def empty_state(self) -> dict[str, Tensor]:
+        """Return tensors of the names and shapes of ``state``, to be read into."""
+        found: dict[str, Tensor] = {}
+        for name, parameter, master in zip(self.names, self.parameters, self.masters, strict=True):
+            if parameter is not master:
+                found[f"master.{name}"] = torch.zeros_like(master)
+            found[f"step.{name}"] = torch.tensor(0.0)
+            found[f"exp_avg.{name}"] = torch.zeros_like(master)
+            found[f"exp_avg_sq.{name}"] = torch.zeros_like(master)
+        return found
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what ``state`` returned, of the same parameters."""
+        for name, parameter, master in zip(self.names, self.parameters, self.masters, strict=True):
+            if parameter is not master:
+                with torch.no_grad():
+                    master.copy_(state[f"master.{name}"])
+                    parameter.copy_(master)
+            self._adam.state[master] = {
+                key: state[f"{key}.{name}"].clone().to("cpu" if key == "step" else master.device)
+                for key in ("step", "exp_avg", "exp_avg_sq")
+                if f"{key}.{name}" in state
+            }
+
+
+def _master(parameter: nn.Parameter, wanted: bool) -> nn.Parameter:
+    if not wanted or parameter.dtype in (torch.float32, torch.float64):
+        return parameter
+    return nn.Parameter(parameter.detach().float().clone())

@@ -1,0 +1,97 @@
+"""What a training stage is told: ``recipes/*/stage1.toml`` and ``stage2.toml`` as a validated record."""
+
+from typing import Literal, Self
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from nvembed.model.config import PoolingKind
+from nvembed.recipe import Recipe
+
+
+class ModelSection(Recipe):
+    """Which model is trained; checked against the checkpoint that is given, where there is one."""
+
+    base: str
+    bidirectional: Literal[True]
+    pooling: PoolingKind
+    num_latents: PositiveInt
+    num_heads: PositiveInt
+    head_dim: PositiveInt
+    max_tokens: int = Field(ge=3)
+
+
+class BatchSection(Recipe):
+    """One step's texts. ``micro_batch_tokens`` and ``graph_tokens`` bound memory and change no result."""
+
+    global_batch: PositiveInt
+    hard_negatives: NonNegativeInt
+    in_batch_negatives: bool
+    alone: tuple[str, ...] = ()
+    """Tasks whose queries see no passages of other queries even where others do."""
+    gather: bool = True
+    """Whether the passages of all ranks are negatives, or only those of a query's own rank."""
+    micro_batch_tokens: PositiveInt
+    graph_tokens: NonNegativeInt = 0
+    """Tokens whose activations are kept from the first pass, and so need no second one."""
+
+
+class LossSection(Recipe):
+    temperature: PositiveFloat
+
+
+class OptimizerSection(Recipe):
+    """AdamW: the paper's "Adam, weight decay 0.03". The rate rises over ``warmup_steps``, then falls to 0."""
+
+    steps: PositiveInt
+    learning_rate: PositiveFloat
+    pooler_learning_rate: PositiveFloat
+    warmup_steps: NonNegativeInt
+    schedule: Literal["linear"]
+    weight_decay: NonNegativeFloat
+    betas: tuple[float, float]
+    epsilon: PositiveFloat
+    max_grad_norm: PositiveFloat
+    master_weights: bool = True
+    """Keep a float32 copy of what is trained in bfloat16: exact small updates for 4 more bytes a weight."""
+
+    @model_validator(mode="after")
+    def _orderly(self) -> Self:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError("betas from 0 up to, but not including, 1")
+        if self.warmup_steps >= self.steps:
+            raise ValueError("fewer warmup_steps than steps")
+        return self
+
+
+class AdapterSection(Recipe):
+    """What of the backbone is trained. The pooler always is."""
+
+    kind: Literal["lora", "qlora", "full", "none"]
+    rank: PositiveInt = 16
+    alpha: PositiveInt = 32
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    frozen_layers: NonNegativeInt = 0
+    """The first layers, which stay as they are: they run once a step, without gradient."""
+
+
+class RunSection(Recipe):
+    dtype: Literal["float32", "bfloat16"]
+    activation_checkpointing: bool = False
+    seed: NonNegativeInt
+    log_every: PositiveInt = 1
+    evaluate_every: PositiveInt
+    save_every: PositiveInt
+
+
+class StageRecipe(Recipe):
+    """One training stage."""
+
+    stage: Literal[1, 2]
+    blend: str
+    model: ModelSection
+    batch: BatchSection
+    loss: LossSection
+    optimizer: OptimizerSection
+    adapter: AdapterSection
+    run: RunSection

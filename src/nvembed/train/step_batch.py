@@ -1,0 +1,114 @@
+"""One step's batch on its way into the model: distinct texts, each rank's share, packed micro-batches.
+
+Shapes: Q queries, C passages, U distinct texts, D hidden size.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nvembed.data.collate import Batch
+from nvembed.model.attention import Segments
+from nvembed.model.nv_embed import PackedBatch
+from nvembed.text.pack import batches
+from nvembed.text.tokenize import TextTokenizer, Tokens
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """The whole step, the same on every rank; each rank embeds the texts of its own share."""
+
+    texts: tuple[tuple[str, str], ...]  # U (prompt, text), a rank's share after another's
+    shares: tuple[range, ...]  # of each rank, which of the U texts
+    query_rows: Tensor  # (Q,) int64 into the U texts
+    passage_rows: Tensor  # (C,) int64
+    positive: Tensor  # (Q,) int64 into the C passages
+    allowed: Tensor  # (Q, C) bool
+
+
+@dataclass
+class MicroBatch:
+    """Some texts of a share, packed. ``states`` is what frozen layers made of them, once it is known."""
+
+    packed: PackedBatch
+    rows: Tensor  # int64, which of the share's texts
+    states: Tensor | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.packed.input_ids)
+
+
+def step_batch(batch: Batch, *, ranks: int, gather: bool, device: torch.device) -> StepBatch:
+    """Share a collated batch out: whole queries with their passages, as evenly as their number allows.
+
+    A text that occurs several times in a share (a label, a common negative) is embedded once: it has one
+    vector, whose gradient is the sum over its uses. Every rank computes the whole plan from the same
+    examples, so that only vectors are exchanged. A rank may be left without any text.
+    """
+    owner_C = np.searchsorted(batch.positive, np.arange(len(batch.passages)), side="right") - 1
+    bounds = [len(batch.queries) * rank // ranks for rank in range(ranks + 1)]
+    query_rank = np.searchsorted(bounds, np.arange(len(batch.queries)), side="right") - 1
+    texts: list[tuple[str, str]] = []
+    shares: list[range] = []
+    query_rows: list[int] = []
+    passage_rows: list[int] = []
+    for rank in range(ranks):
+        rows: dict[tuple[str, str], int] = {}
+        start = len(texts)
+        for own, prompts, values, found in (
+            (query_rank == rank, batch.query_prompts, batch.queries, query_rows),
+            (query_rank[owner_C] == rank, batch.passage_prompts, batch.passages, passage_rows),
+        ):
+            for index in np.flatnonzero(own):
+                pair = prompts[index], values[index]
+                found.append(rows.setdefault(pair, start + len(rows)))
+        texts += rows
+        shares.append(range(start, len(texts)))
+    allowed = batch.allowed
+    if not gather:
+        allowed = allowed & (query_rank[:, None] == query_rank[owner_C][None, :])
+    return StepBatch(
+        texts=tuple(texts),
+        shares=tuple(shares),
+        query_rows=torch.tensor(query_rows, device=device),
+        passage_rows=torch.tensor(passage_rows, device=device),
+        positive=torch.from_numpy(batch.positive).to(device),
+        allowed=torch.from_numpy(allowed).to(device),
+    )
+
+
+def tokenise(texts: Sequence[tuple[str, str]], tokenizer: TextTokenizer, max_tokens: int) -> list[Tokens]:
+    """Tokenise (prompt, text) pairs; a text longer than ``max_tokens`` is cut.
+
+    Raises:
+        InputError: a prompt that leaves nothing to pool.
+    """
+    by_prompt: dict[str, list[int]] = defaultdict(list)
+    for row, (prompt, _) in enumerate(texts):
+        by_prompt[prompt].append(row)
+    found: dict[int, Tokens] = {}
+    for prompt, rows in by_prompt.items():
+        tokens = tokenizer([texts[row][1] for row in rows], prompt=prompt, max_length=max_tokens)
+        found |= dict(zip(rows, tokens, strict=True))
+    return [found[row] for row in range(len(texts))]
+
+
+def micro_batches(tokens: Sequence[Tokens], max_tokens: int, device: torch.device) -> list[MicroBatch]:
+    """Pack a share's texts, longest first, into micro-batches of at most ``max_tokens`` tokens."""
+    return [
+        MicroBatch(
+            PackedBatch(
+                torch.from_numpy(batch.input_ids).to(device, non_blocking=True),
+                Segments.of(batch.lengths, device),
+                torch.from_numpy(batch.pool_index).to(device, non_blocking=True),
+                batch.pool_lengths,
+            ),
+            torch.from_numpy(batch.rows).to(device),
+        )
+        for batch in batches(tokens, max_tokens)
+    ]

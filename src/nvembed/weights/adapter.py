@@ -1,0 +1,134 @@
+"""Adapters in peft's format, merged into weights without peft.
+
+``adapter_config.json`` and ``adapter_model.safetensors`` against the base decoder, as peft writes and reads
+them; ``pooler.safetensors`` beside them holds the pooler under its released names.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from nvembed.errors import WeightsError
+from nvembed.weights.load import Checkpoint, read_json, read_tensor
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_TENSORS = "adapter_model.safetensors"
+POOLER_TENSORS = "pooler.safetensors"
+BACKBONE_TENSORS = "backbone.safetensors"
+PEFT_PREFIX = "base_model.model."  # peft's own, before the names of the model it wraps
+BACKBONE_PREFIX = "embedding_model."
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What training made of a base checkpoint: low-rank pairs to be added, and tensors to be replaced."""
+
+    scale: float  # alpha / rank
+    pairs: dict[str, tuple[Tensor, Tensor]]  # released weight name -> A (r, in), B (out, r)
+    replaced: dict[str, Tensor]  # released name -> value: the pooler; after full fine-tuning the backbone too
+
+    def merged(self, name: str, weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Return ``W + (alpha / r) B A``, or the value that replaces it, in ``dtype`` or else the weight's.
+
+        The sum is taken in float32 at least, and rounded once.
+        """
+        dtype = dtype or weight.dtype
+        if name in self.replaced:
+            return self.replaced[name].to(dtype)
+        if name not in self.pairs:
+            return weight.to(dtype)
+        a, b = (part.float() for part in self.pairs[name])
+        return (weight.float() + self.scale * (b @ a)).to(dtype)
+
+
+def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
+    """Read an adapter's folder, such as a training checkpoint's.
+
+    Raises:
+        WeightsError: nothing to merge in it, a file that cannot be read, or an adapter of another kind than
+            plain LoRA.
+        ConfigError: ``adapter_config.json`` is missing or malformed.
+    """
+    folder = Path(folder)
+    replaced: dict[str, Tensor] = {}
+    for file in (POOLER_TENSORS, BACKBONE_TENSORS):
+        if (folder / file).is_file():
+            replaced |= _tensors(folder / file)
+    pairs: dict[str, tuple[Tensor, Tensor]] = {}
+    scale = 0.0
+    if (folder / ADAPTER_TENSORS).is_file():
+        scale = _scale(folder)
+        pairs = _pairs(folder / ADAPTER_TENSORS)
+    if not pairs and not replaced:
+        raise WeightsError(
+            f"{folder} has no adapter: expected {ADAPTER_TENSORS}, {POOLER_TENSORS} or {BACKBONE_TENSORS}"
+        )
+    return Adapter(scale, pairs, replaced)
+
+
+def merged_tensors(
+    checkpoint: Checkpoint, adapter: Adapter, *, dtype: torch.dtype | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield a checkpoint's tensors with an adapter merged into them, one at a time.
+
+    They are in ``dtype``, or else in the dtype that each is stored in.
+
+    Raises:
+        WeightsError: the adapter is of another base: a name or shape that does not fit.
+    """
+    for name in (*adapter.pairs, *adapter.replaced):
+        if name not in checkpoint.tensors:
+            raise WeightsError(f"the adapter changes {name}, which {checkpoint.folder} does not have")
+    for name, (a, b) in adapter.pairs.items():
+        _fits(name, (b.shape[0], a.shape[1]), checkpoint)
+    for name, value in adapter.replaced.items():
+        _fits(name, tuple(value.shape), checkpoint)
+    for name, stored in checkpoint.tensors.items():
+        yield name, adapter.merged(name, read_tensor(stored, name), dtype)
+
+
+def _fits(name: str, shape: tuple[int, ...], checkpoint: Checkpoint) -> None:
+    expected = checkpoint.tensors[name].shape
+    if shape != expected:
+        raise WeightsError(
+            f"the adapter's {name} is {shape}, that of {checkpoint.folder} is {expected}: use the checkpoint "
+            "that it was trained on"
+        )
+
+
+def _scale(folder: Path) -> float:
+    config = read_json(folder / ADAPTER_CONFIG)
+    if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("use_rslora"):
+        raise WeightsError(f"{folder / ADAPTER_CONFIG}: expected a plain LoRA adapter; others are not merged")
+    if config.get("rank_pattern") or config.get("alpha_pattern"):
+        raise WeightsError(f"{folder / ADAPTER_CONFIG}: expected one rank and alpha for all layers")
+    return float(config["lora_alpha"]) / int(config["r"])
+
+
+def _pairs(path: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    tensors = _tensors(path)
+    pairs = {}
+    for name, a in tensors.items():
+        if not name.endswith(".lora_A.weight"):
+            continue
+        other = name.replace(".lora_A.", ".lora_B.")
+        if not name.startswith(PEFT_PREFIX) or other not in tensors:
+            raise WeightsError(f"{path}: {name} has no {other}, or is not against the base decoder")
+        module = name.removeprefix(PEFT_PREFIX).removesuffix(".lora_A.weight")
+        pairs[f"{BACKBONE_PREFIX}{module}.weight"] = (a, tensors[other])
+    if 2 * len(pairs) != len(tensors):
+        raise WeightsError(f"{path}: expected pairs of lora_A and lora_B, got {len(tensors)} tensors")
+    return pairs
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} is truncated or corrupt ({error}): use an earlier checkpoint") from error
