@@ -1,0 +1,45 @@
+"""The one loader of sentence-transformers models, against a stand-in for that library."""
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nvembed.cli.models import encode_with, load_sentence_transformer
+from nvembed.errors import MissingExtraError
+
+
+class Library:
+    """Takes what sentence-transformers takes, and shows what it was given."""
+
+    def __init__(self, name: str, *, device: str | None, model_kwargs: dict[str, Any] | None) -> None:
+        self.given = (name, device, model_kwargs)
+        self.max_seq_length = {"short": 256, "long": 8192, "endless": None}[name]
+
+    def encode(self, texts: list[str], *, prompt: str | None, **settings: bool) -> np.ndarray:
+        assert settings == {"normalize_embeddings": True, "show_progress_bar": False}
+        return np.array([[len((prompt or "?") + text), 0.0] for text in texts], dtype=np.float64)
+
+
+def test_what_is_loaded_and_how_it_embeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=Library))
+    limits = [
+        load_sentence_transformer(name, max_tokens=512).max_seq_length
+        for name in ("short", "long", "endless")
+    ]
+    assert limits == [256, 512, 512]
+    assert load_sentence_transformer("short", max_tokens=9).given == ("short", None, None)
+    model = load_sentence_transformer("short", max_tokens=9, device="cpu", dtype="bfloat16")
+    assert model.given == ("short", "cpu", {"dtype": "bfloat16"})
+    vectors = encode_with(model, ("a", "bc"), "query: ")
+    assert vectors.dtype == np.float32
+    assert vectors[:, 0].tolist() == [8, 9]
+    assert encode_with(model, ["a"], "")[0, 0] == 2  # no prompt is None there
+
+
+def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(MissingExtraError, match=r"some/model is a .* model: pip install 'nvembed\[eval\]'"):
+        load_sentence_transformer("some/model", max_tokens=9)
