@@ -1,14 +1,19 @@
-"""Files on disk: written whole or not at all, and the data that ships with the package."""
+"""Files on disk: written whole or not at all, read line by line, and the data that ships with the package."""
 
+import codecs
 import errno
+import gzip
+import json
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO, cast
 
-from nvembed.errors import OutputError
+from nvembed.errors import DataError, NvembedError, OutputError
 
 
 @contextmanager
@@ -70,3 +75,70 @@ def data_path(name: str) -> Path:
         if candidate.is_dir():
             return candidate
     raise OutputError(f"the package's own folder {name!r} is missing: reinstall nvembed")
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number from 1, object) of a JSON-lines file, gzipped or not; blank lines are passed over.
+
+    Raises:
+        DataError: the file cannot be read, or a line is no JSON object.
+    """
+    with open_binary(path) as stream:
+        for number, line in text_lines(stream, str(path)):
+            if line.strip():
+                yield number, json_object(f"{path}:{number}", line)
+
+
+def json_object(where: str, line: str | bytes) -> dict[str, Any]:
+    """Parse one JSON object; ``where`` is how an error names the line.
+
+    Raises:
+        DataError: the line is no JSON object.
+    """
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        raise DataError(f"{where}: expected a JSON object, got {line.strip()[:60]!r} ({reason})") from error
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: expected a JSON object, got {type(row).__name__}")
+    return row
+
+
+@contextmanager
+def open_binary(path: Path) -> Iterator[BinaryIO]:
+    """Open a file, unzipped if its name ends in .gz; what goes wrong while reading it is a DataError."""
+    try:
+        with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as stream:
+            yield cast(BinaryIO, stream)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: not a whole gzip file ({error}): fetch it again") from error
+    except NvembedError:
+        raise
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def text_lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
+    """Yield (line number from 1, line with its line end) of UTF-8 text, a byte order mark taken off.
+
+    Raises:
+        DataError: bytes that are not UTF-8, or a NUL.
+    """
+    for number, raw in enumerate(stream, start=1):
+        if number == 1:
+            if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                raise DataError(
+                    f"{name}: UTF-16 text; expected UTF-8: convert it with  iconv -f utf-16 -t utf-8"
+                )
+            raw = raw.removeprefix(codecs.BOM_UTF8)
+        try:
+            line = raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{name}:{number}: not UTF-8 (byte 0x{raw[error.start]:02x} at position {error.start + 1}): "
+                "convert the file first, for example with  iconv -f latin1 -t utf-8"
+            ) from error
+        if "\0" in line:
+            raise DataError(f"{name}:{number}: a NUL character, which no text has: is this a text file?")
+        yield number, line

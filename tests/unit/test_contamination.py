@@ -1,6 +1,5 @@
 """Exact and near duplicates, against brute force."""
 
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -8,47 +7,14 @@ import pytest
 from eval_folders import make_labelled, make_pairs, make_retrieval, sentence, write_jsonl
 
 from nvembed.errors import DataError
-from nvembed.evaluate.contamination import (
-    bands,
-    contamination,
-    jaccard,
-    normalise,
-    shingles,
-    training_texts,
-)
+from nvembed.evaluate.contamination import contamination, training_texts
 from nvembed.evaluate.tasks import Labelled, Pairs, Retrieval, load_task
+from nvembed.text.near import normalise
 
 
 def slow_jaccard(a: str, b: str) -> float:
     x, y = ({t[i : i + 5] for i in range(len(t) - 4)} for t in (a, b))
     return len(x & y) / len(x | y)
-
-
-def test_normalise() -> None:
-    assert normalise("  The CAT's\tmat_9 — ﬁne!") == "the cat s mat 9 fine"
-
-
-def test_jaccard_is_that_of_the_strings() -> None:
-    rng = np.random.default_rng(0)
-    texts = [sentence(rng, i % 3) for i in range(30)]
-    for a, b in pairwise(texts):
-        assert jaccard(shingles(a), shingles(b)) == pytest.approx(slow_jaccard(a, b), abs=1e-12)
-    assert jaccard(shingles("ab"), shingles("ab")) == 1.0
-    assert jaccard(shingles("ab"), shingles("ac")) == 0.0
-
-
-def test_bands_meet_as_often_as_promised() -> None:
-    """Sets of similarity s agree in one hash with probability s: estimate it over many pairs."""
-    rng = np.random.default_rng(1)
-    agreed, expected = [], []
-    for _ in range(200):
-        shared = rng.integers(0, 2**63, 60, dtype=np.uint64)
-        a, b = (
-            np.unique(np.concatenate([shared, rng.integers(0, 2**63, 20, dtype=np.uint64)])) for _ in "ab"
-        )
-        agreed.append(bool(set(bands(a)) & set(bands(b))))
-        expected.append(1 - (1 - jaccard(a, b) ** 4) ** 16)
-    assert np.mean(agreed) == pytest.approx(np.mean(expected), abs=0.08)
 
 
 def test_texts_against_brute_force(tmp_path: Path) -> None:
@@ -58,7 +24,7 @@ def test_texts_against_brute_force(tmp_path: Path) -> None:
     training = [[sentence(rng, i)] for i in range(40)]
     training += [[text.upper() + "!"] for text in task.data.texts[:4]]
     training += [[text + " and so"] for text in task.data.texts[4:9]]
-    found = contamination(task, training, threshold=0.7)
+    found = contamination(task, training, threshold=0.7, shortest=0)
     known = [normalise(text) for (text,) in training]
     exact = sum(normalise(text) in known for text in task.data.texts)
     either = sum(any(slow_jaccard(normalise(t), k) >= 0.7 for k in known) for t in task.data.texts)
@@ -67,6 +33,9 @@ def test_texts_against_brute_force(tmp_path: Path) -> None:
     assert found.exact + found.near == either
     assert found.near >= 5
     assert all(similarity >= 0.7 for _, _, similarity in found.examples)
+    assert max(len(normalise(text)) for text in task.data.texts) < 60
+    short = contamination(task, training, threshold=0.7)
+    assert (short.exact, short.near) == (exact, 0)  # short texts match only exactly
 
 
 def test_pairs_count_as_pairs_in_either_order(tmp_path: Path) -> None:

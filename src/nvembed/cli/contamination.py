@@ -8,10 +8,11 @@ from rich.console import Console
 from rich.progress import track
 
 from nvembed.errors import InputError
-from nvembed.evaluate.contamination import THRESHOLD, contamination_markdown, training_texts
 from nvembed.evaluate.contamination import contamination as contamination_of
+from nvembed.evaluate.contamination import contamination_markdown, training_texts
 from nvembed.evaluate.tasks import find_tasks, load_task
 from nvembed.files import atomic_path
+from nvembed.text.near import NEAR
 
 
 def contamination(
@@ -19,7 +20,7 @@ def contamination(
     data: Path,
     tasks: list[str] | None = None,
     split: str = "test",
-    threshold: float = THRESHOLD,
+    threshold: float = NEAR,
     out: Path | None = None,
 ) -> None:
     """Count evaluation texts that stand in training files, exactly or nearly.
@@ -41,7 +42,8 @@ def contamination(
     split
         Which part of a task is looked for.
     threshold
-        Jaccard similarity of 5-letter shingles from which two texts are near duplicates.
+        Jaccard similarity of 5-character shingles from which two texts of 60 characters and more are near
+        duplicates; shorter ones match only exactly.
     out
         Folder for contamination.md and contamination.json, which names examples.
     """

@@ -2,12 +2,13 @@
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from nvembed.cli.models import encode_with, load_sentence_transformer
 from nvembed.cli.screen import say
 from nvembed.data.mine import Method, Teacher
 from nvembed.data.prepare import MiningRecipe, prepare
@@ -15,7 +16,7 @@ from nvembed.data.rows import Numbered
 from nvembed.data.sources import BlendRecipe, Source
 from nvembed.data.tables import Places
 from nvembed.data.teacher import Encode, VectorBlocks, bm25_teacher, dense_teacher
-from nvembed.errors import InputError, MissingExtraError
+from nvembed.errors import InputError
 from nvembed.recipe import nearest, read_recipe
 from nvembed.text.bm25 import Bm25
 from nvembed.text.prompt import format_prompt, instruction_for, training_instructions
@@ -143,21 +144,9 @@ def _encoder(name: str, device: str | None, max_tokens: int) -> tuple[Encode, st
 
 
 def _sentence_transformer(name: str, device: str | None, max_tokens: int) -> tuple[Encode, str]:
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise MissingExtraError("this teacher needs: pip install sentence-transformers") from error
     place = _folder(name.removeprefix(SENTENCE_TRANSFORMERS))
-    model: Any = SentenceTransformer(place, device=device)
-    model.max_seq_length = min(max_tokens, model.max_seq_length or max_tokens)
-
-    def encode(texts: Sequence[str], prompt: str) -> np.ndarray:
-        vectors = model.encode(
-            list(texts), prompt=prompt or None, normalize_embeddings=True, show_progress_bar=False
-        )
-        return np.asarray(vectors, dtype=np.float32)
-
-    return encode, f"{_fingerprint(name)}/{model.max_seq_length}"
+    model = load_sentence_transformer(place, max_tokens=max_tokens, device=device)
+    return partial(encode_with, model), f"{_fingerprint(name)}/{model.max_seq_length}"
 
 
 def _fingerprint(name: str) -> str:

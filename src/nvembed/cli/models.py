@@ -1,14 +1,14 @@
 """Models for commands: the one place where a command loads one, and how it embeds with it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from cyclopts import Parameter
 
 from nvembed.cli.screen import waiting
-from nvembed.errors import InputError
+from nvembed.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
     from nvembed.encoder import Embeddings, Encoder
@@ -26,6 +26,33 @@ def load(model: str, *, device: str | None = None, dtype: Dtype | None = None) -
         from nvembed.encoder import Encoder  # torch takes seconds to import
 
         return Encoder.from_pretrained(model, device=devices, dtype=dtype)
+
+
+def load_sentence_transformer(
+    model: str, *, max_tokens: int, device: str | None = None, dtype: str | None = None
+) -> Any:
+    """Load a folder or hub id with sentence-transformers; ``max_seq_length`` becomes ``max_tokens`` at most.
+
+    Raises:
+        MissingExtraError: sentence-transformers is not installed.
+    """
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{model} is a sentence-transformers model: pip install 'nvembed[eval]' to load it"
+        ) from error
+    loaded = SentenceTransformer(model, device=device, model_kwargs={"dtype": dtype} if dtype else None)
+    loaded.max_seq_length = min(loaded.max_seq_length or max_tokens, max_tokens)
+    return loaded
+
+
+def encode_with(sentence_transformer: Any, texts: Sequence[str], prompt: str) -> np.ndarray:
+    """Return float32 (n, d) unit rows of a model that ``load_sentence_transformer`` loaded."""
+    vectors = sentence_transformer.encode(
+        list(texts), prompt=prompt or None, normalize_embeddings=True, show_progress_bar=False
+    )
+    return np.asarray(vectors, dtype=np.float32)
 
 
 def prompts(

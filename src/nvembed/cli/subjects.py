@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from nvembed.errors import InputError, MissingExtraError
+from nvembed.cli.models import encode_with, load_sentence_transformer
+from nvembed.errors import InputError
 from nvembed.evaluate.subject import Encoded, Subject, Vectors, bm25, random_encoder
 
 
@@ -76,27 +77,19 @@ def _encoder(path: str, loading: Loading) -> Subject:
 
 
 def _sentence_transformer(folder: Path, loading: Loading) -> Subject:
-    try:
-        import torch
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{folder} is a sentence-transformers model: pip install 'nvembed[eval]' to load it"
-        ) from error
-    options: dict[str, Any] = {"model_kwargs": {"dtype": loading.dtype}} if loading.dtype else {}
-    model = SentenceTransformer(str(folder), device=loading.device, **options)
-    limit = min(model.max_seq_length or loading.max_tokens, loading.max_tokens)
-    model.max_seq_length = limit
+    import torch
+
+    model = load_sentence_transformer(
+        str(folder), max_tokens=loading.max_tokens, device=loading.device, dtype=loading.dtype
+    )
+    limit = model.max_seq_length
     weights = list(model.parameters())
 
     def encode(texts: Sequence[str], prompt: str) -> Encoded:
         whole = [prompt + text for text in texts]
         lengths = [len(ids) for ids in model.tokenizer(whole, truncation=False, verbose=False)["input_ids"]]
-        vectors = model.encode(
-            list(texts), prompt=prompt or None, normalize_embeddings=True, show_progress_bar=False
-        )
         tokens = np.array(lengths, dtype=np.int64)
-        return Vectors(np.asarray(vectors, dtype=np.float32), np.minimum(tokens, limit), tokens > limit)
+        return Vectors(encode_with(model, texts, prompt), np.minimum(tokens, limit), tokens > limit)
 
     own = model.prompts or {}
     return Subject(

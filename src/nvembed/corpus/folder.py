@@ -9,8 +9,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from nvembed.corpus.read import Passage, open_binary, read_texts, text_lines
+from nvembed.corpus.read import Passage, read_texts
 from nvembed.errors import DataError
+from nvembed.files import open_binary, text_lines
 
 TEXT_SUFFIXES = (".md", ".markdown", ".txt", ".text", ".rst")
 BEIR_NAMES = ("corpus.jsonl", "corpus.jsonl.gz")

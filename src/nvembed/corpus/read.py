@@ -11,18 +11,15 @@ All but Parquet may be gzipped (``.jsonl.gz``) or come from a binary stream. A t
 gets its row number, counted from 0, which is its row in the vectors' file. Folders are in ``folder.py``.
 """
 
-import codecs
 import csv
-import gzip
 import json
-import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
-from nvembed.errors import DataError, InputError, MissingExtraError, NvembedError
+from nvembed.errors import DataError, InputError, MissingExtraError
+from nvembed.files import open_binary, text_lines
 
 FORMATS = ("txt", "jsonl", "csv", "tsv", "parquet")
 ID_FIELDS = ("_id", "id")
@@ -114,45 +111,6 @@ def _checked(located: Iterator[tuple[str, Passage]], name: str, unique: bool) ->
         yield passage
     if empty:
         raise DataError(f"{name}: no text in it; expected at least one")
-
-
-@contextmanager
-def open_binary(path: Path) -> Iterator[BinaryIO]:
-    """Open a file, unzipped if its name ends in .gz; what goes wrong while reading it is a DataError."""
-    try:
-        with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as stream:
-            yield cast(BinaryIO, stream)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}: not a whole gzip file ({error}): fetch it again") from error
-    except NvembedError:
-        raise
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def text_lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, line with its line end) of UTF-8 text, a byte order mark taken off.
-
-    Raises:
-        DataError: bytes that are not UTF-8, or a NUL.
-    """
-    for number, raw in enumerate(stream, start=1):
-        if number == 1:
-            if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                raise DataError(
-                    f"{name}: UTF-16 text; expected UTF-8: convert it with  iconv -f utf-16 -t utf-8"
-                )
-            raw = raw.removeprefix(codecs.BOM_UTF8)
-        try:
-            line = raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{name}:{number}: not UTF-8 (byte 0x{raw[error.start]:02x} at position {error.start + 1}): "
-                "convert the file first, for example with  iconv -f latin1 -t utf-8"
-            ) from error
-        if "\0" in line:
-            raise DataError(f"{name}:{number}: a NUL character, which no text has: is this a text file?")
-        yield number, line
 
 
 def _file(path: Path, kind: str, field: str | None) -> Iterator[tuple[str, Passage]]:

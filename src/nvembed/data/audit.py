@@ -1,11 +1,9 @@
 """Does training contain what is tested on? Equal and nearly equal texts, and whole records that leak.
 
-Two texts *match* when they are equal but for case, punctuation and white space, or when the Jaccard
-similarity of their sets of 5-character shingles is at least ``NEAR``, for texts of ``NEAR_LENGTH`` characters
-and more: in shorter ones that would be a word, and another meaning. A training record *leaks* a held-out
-record when it has a match for each of that record's texts: both sentences of an STS pair, the one text of a
-classification record, the query of a retrieval set. Passages of a retrieval corpus are no held-out record of
-their own: to train on a passage that is also searched is no leak of what its query asks.
+Two texts *match* when they are equal or near, as ``text/near.py`` has it. A training record *leaks* a
+held-out record when it has a match for each of that record's texts: both sentences of an STS pair, the one
+text of a classification record, the query of a retrieval set. Passages of a retrieval corpus are no held-out
+record of their own: to train on a passage that is also searched is no leak of what its query asks.
 
 Paper: section 4.2 filters Emotion and AmazonCounterfactual by BM25 similarity to the test sets, with no
 threshold given, and clustering sets by equality. Differs: near duplicates replace the BM25 score, whose scale
@@ -15,14 +13,9 @@ depends on the corpus.
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-
-import numpy as np
 
 from nvembed.data.example import Example
-
-NEAR = 0.8
-NEAR_LENGTH = 60
+from nvembed.text.near import NEAR, NearIndex, normalise
 
 Record = tuple[str, ...]
 
@@ -55,7 +48,7 @@ class HeldOut:
         numbers: dict[str, int] = {}
         # Every record as the set of its texts' numbers, and for each text the records it stands in. A text
         # without a letter or digit says nothing: it matches no other.
-        plains = [[text for text in map(plain, record) if text] for record in self.records]
+        plains = [[text for text in map(normalise, record) if text] for record in self.records]
         self._texts_of = [
             frozenset(numbers.setdefault(text, len(numbers)) for text in each) for each in plains
         ]
@@ -63,7 +56,7 @@ class HeldOut:
         for index, texts in enumerate(self._texts_of):
             for number in texts:
                 self._records_of[number].append(index)
-        self._index = TextIndex(list(numbers), near=near)
+        self._index = NearIndex(numbers, near=near)
 
     def leaks(self, record: Record) -> tuple[list[int], list[int]]:
         """Return the numbers of the held-out records that ``record`` leaks, and of those it leaks exactly."""
@@ -75,9 +68,9 @@ class HeldOut:
         equal: set[int] = set()
         near: set[int] = set()
         for text in record:
-            found_equal, found_near = self._index.matches(plain(text))
+            found_equal, found_near = self._index.matches(normalise(text))
             equal |= found_equal
-            near |= found_near
+            near |= found_near.keys()
         return equal, near - equal
 
     def _covered(self, matched: set[int]) -> list[int]:
@@ -148,71 +141,10 @@ class Runs:
         return any(run in self._runs for run in self._runs_of(text))
 
     def _runs_of(self, text: str) -> Iterator[int]:
-        parts = plain(text).split()
+        parts = normalise(text).split()
         return (hash(tuple(parts[i : i + self._words])) for i in range(len(parts) - self._words + 1))
 
 
 def record_of(example: Example) -> Record:
     """The texts by which an example can leak: the query and its positives."""
     return (example.query, *example.positives)
-
-
-@lru_cache(maxsize=1024)  # one text is held against many held-out sets in turn
-def plain(text: str) -> str:
-    """Return the letters and digits of ``text`` in lower case, words parted by one space."""
-    return " ".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
-
-
-class TextIndex:
-    """Finds the texts of a list that equal, or nearly equal, a given one.
-
-    Near duplicates come from MinHash signatures in bands (a pair of similarity ``s`` shares a band with
-    probability ``1 - (1 - s**4)**12``: 0.998 at 0.8), and each candidate's similarity is then computed.
-    """
-
-    def __init__(self, texts: Sequence[str], *, near: float = NEAR) -> None:
-        self._near = near
-        self._equal: dict[str, int] = {text: number for number, text in enumerate(texts)}
-        self._texts = list(texts)
-        self._bands: dict[bytes, list[int]] = defaultdict(list)
-        for number, text in enumerate(texts):
-            for band in _fingerprint(text)[1] if len(text) >= NEAR_LENGTH else ():
-                self._bands[band].append(number)
-
-    def matches(self, text: str) -> tuple[set[int], set[int]]:
-        """Return the numbers of the texts that equal ``text``, and of those that are near to it."""
-        equal = {self._equal[text]} if text in self._equal else set()
-        if len(text) < NEAR_LENGTH:
-            return equal, set()
-        own, bands = _fingerprint(text)
-        candidates = {number for band in bands for number in self._bands.get(band, ())} - equal
-        return equal, {n for n in candidates if jaccard(own, shingles(self._texts[n])) >= self._near}
-
-
-SHINGLE = 5
-_ROWS, _BANDS = 4, 12
-_MIX = np.random.default_rng(0).integers(1, 2**63, size=(2, _ROWS * _BANDS), dtype=np.uint64)
-_POWERS = np.uint64(1_099_511_628_211) ** np.arange(SHINGLE, dtype=np.uint64)
-
-
-def shingles(text: str) -> np.ndarray:
-    """Return the distinct hashes (uint64, sorted) of the runs of 5 bytes; a shorter text has one."""
-    data = np.frombuffer(text.encode().ljust(SHINGLE), dtype=np.uint8).astype(np.uint64)
-    runs = np.lib.stride_tricks.sliding_window_view(data, SHINGLE)
-    return np.unique(runs @ _POWERS)
-
-
-def jaccard(a: np.ndarray, b: np.ndarray) -> float:
-    """Return ``|A and B| / |A or B|`` of two sorted sets."""
-    shared = len(np.intersect1d(a, b, assume_unique=True))
-    return shared / (len(a) + len(b) - shared)
-
-
-@lru_cache(maxsize=1024)
-def _fingerprint(text: str) -> tuple[np.ndarray, list[bytes]]:
-    """Return the shingles of ``text``, and its MinHash signature as one key for each band."""
-    own = shingles(text)
-    # multiply-shift hashing: the high half of a * x + b, modulo 2**64
-    hashed = (own[:, None] * (_MIX[0] | np.uint64(1)) + _MIX[1]) >> np.uint64(32)
-    signature = hashed.min(axis=0).astype(np.uint32).reshape(_BANDS, _ROWS)
-    return own, [bytes([band]) + row.tobytes() for band, row in enumerate(signature)]

@@ -1,6 +1,5 @@
 """Rows of local files: JSONL (plain or gzip) and Parquet one at a time, and any line of a JSONL file."""
 
-import gzip
 import hashlib
 import json
 import os
@@ -12,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from nvembed.errors import DataError, MissingExtraError
+from nvembed.files import json_lines, json_object
 
 Row = dict[str, Any]
 T_co = TypeVar("T_co", covariant=True)
@@ -38,7 +38,7 @@ def read_rows(path: str | os.PathLike[str]) -> Iterator[tuple[str, Row]]:
     if not path.is_file():
         raise DataError(f"{path}: expected a .jsonl, .jsonl.gz or .parquet file, found none")
     if path.name.endswith((".jsonl", ".jsonl.gz")):
-        yield from _json_lines(path)
+        yield from ((f"{path}:{number}", row) for number, row in json_lines(path))
     elif path.suffix == ".parquet":
         yield from _parquet(path)
     else:
@@ -48,21 +48,6 @@ def read_rows(path: str | os.PathLike[str]) -> Iterator[tuple[str, Row]]:
 def text_key(text: str) -> bytes:
     """Return 16 bytes that two texts share when they differ in case and white space at most."""
     return hashlib.blake2b(" ".join(text.lower().split()).encode(), digest_size=16).digest()
-
-
-def parse_object(where: str, line: str | bytes) -> Row:
-    """Parse one JSON object; ``where`` is how an error names the line.
-
-    Raises:
-        DataError: the line is no JSON object.
-    """
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{where}: expected a JSON object: {error}") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: expected a JSON object, got {type(row).__name__}")
-    return row
 
 
 class JsonlFile:
@@ -89,7 +74,7 @@ class JsonlFile:
         # pread keeps no position, so that worker processes may share the handle.
         size = int(self._starts[index + 1] - self._starts[index])
         line = os.pread(self._file, size, int(self._starts[index]))
-        return parse_object(f"{self.path}:{index + 1}", line)
+        return json_object(f"{self.path}:{index + 1}", line)
 
 
 class TextFile:
@@ -119,22 +104,6 @@ def write_rows(path: Path, rows: Iterable[Row]) -> int:
             handle.write(json.dumps(row, ensure_ascii=False) + "\n")
             count += 1
     return count
-
-
-def _json_lines(path: Path) -> Iterator[tuple[str, Row]]:
-    number = 0
-    try:
-        with (
-            gzip.open(path, "rt", encoding="utf-8")
-            if path.suffix == ".gz"
-            else path.open(encoding="utf-8") as lines
-        ):
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    where = f"{path}:{number}"
-                    yield where, parse_object(where, line)
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}:{number + 1}: expected UTF-8 text: {error}") from error
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Row]]:

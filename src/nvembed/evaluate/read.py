@@ -1,6 +1,5 @@
 """Lines of evaluation files, checked one by one: errors say file, line, expected and got."""
 
-import gzip
 import json
 import math
 from collections.abc import Collection, Iterator
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nvembed.errors import DataError
+from nvembed.files import json_lines
 
 Row = dict[str, Any]
 
@@ -23,33 +23,12 @@ def rows(path: Path) -> Iterator[tuple[int, Row]]:
     Raises:
         DataError: the file cannot be read, a line is no JSON object, or no line is there at all.
     """
-    count = 0
-    try:
-        with (
-            gzip.open(path, "rt", encoding="utf-8")
-            if path.suffix == ".gz"
-            else path.open(encoding="utf-8") as file
-        ):
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    count += 1
-                    yield number, _object(path, number, line)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-    if not count:
+    empty = True
+    for numbered in json_lines(path):
+        empty = False
+        yield numbered
+    if empty:
         raise DataError(f"{path}: the file is empty; expected one JSON object per line")
-
-
-def _object(path: Path, number: int, line: str) -> Row:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}:{number}: expected a JSON object, got {line.strip()[:60]!r} ({error.msg})"
-        ) from error
-    if not isinstance(row, dict):
-        raise DataError(f"{path}:{number}: expected a JSON object, got {type(row).__name__}")
-    return row
 
 
 def first_row(folder: Path, split: str = "test") -> Row | None:
@@ -96,19 +75,14 @@ def identified(path: Path, what: str, *, keep_text: bool = False) -> dict[str, s
     """
     found: dict[str, str] = {}
     lines: dict[str, int] = {}
-    try:
-        for line, row in rows(path):
-            key = text(path, line, row, "_id")
-            if key in found:
-                raise DataError(
-                    f"{path}:{line}: {what} id {key!r} stands on line {lines[key]} already; ids are unique"
-                )
-            found[key] = text(path, line, row, "text") if keep_text else ""
-            lines[key] = line
-    except DataError as error:
-        if "the file is empty" in str(error):
-            return {}
-        raise
+    for line, row in json_lines(path):
+        key = text(path, line, row, "_id")
+        if key in found:
+            raise DataError(
+                f"{path}:{line}: {what} id {key!r} stands on line {lines[key]} already; ids are unique"
+            )
+        found[key] = text(path, line, row, "text") if keep_text else ""
+        lines[key] = line
     return found
 
 
