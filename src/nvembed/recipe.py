@@ -11,9 +11,9 @@ import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from nvembed.errors import ConfigError
@@ -58,80 +58,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
         return "did you mean " + " or ".join(repr(lowered[word]) for word in close) + "?"
     shown = ", ".join(known[:12]) + (f", ... ({len(known)} in all)" if len(known) > 12 else "")
     return f"known: {shown}"
-
-
-class ModelSettings(Recipe):
-    """What is trained: a causal language model, made into an encoder."""
-
-    base: str
-    bidirectional: bool
-    pooling: Literal["latent", "mean", "eos", "self"]
-    num_latents: int = Field(default=512, gt=0)
-    num_heads: int = Field(default=8, gt=0)
-    head_dim: int = Field(default=4096, gt=0)
-    num_layers: int | None = Field(default=None, gt=0)
-    """The first layers of the base that are used; all of them unless given."""
-    max_tokens: int = Field(gt=0)
-
-
-class BatchSettings(Recipe):
-    """What a step sees."""
-
-    global_batch: int = Field(gt=0)
-    hard_negatives: int = Field(ge=0)
-    in_batch_negatives: bool
-    alone: tuple[str, ...] = ()
-    """Tasks without in-batch negatives even so."""
-    gather: bool = True
-    """In-batch negatives come from all ranks."""
-    micro_batch_tokens: int = Field(gt=0)
-
-
-class LossSettings(Recipe):
-    temperature: float = Field(gt=0)
-
-
-class OptimizerSettings(Recipe):
-    steps: int = Field(gt=0)
-    learning_rate: float = Field(gt=0)
-    pooler_learning_rate: float = Field(gt=0)
-    warmup_steps: int = Field(ge=0)
-    schedule: Literal["linear", "constant", "cosine"]
-    weight_decay: float = Field(ge=0)
-    betas: tuple[float, float]
-    epsilon: float = Field(gt=0)
-    max_grad_norm: float = Field(gt=0)
-
-
-class AdapterSettings(Recipe):
-    kind: Literal["lora", "full"]
-    rank: int = Field(default=16, gt=0)
-    alpha: int = Field(default=32, gt=0)
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    targets: tuple[str, ...] = ()
-
-
-class RunSettings(Recipe):
-    dtype: Literal["float32", "bfloat16"]
-    activation_checkpointing: bool
-    seed: int
-    log_every: int = Field(gt=0)
-    evaluate_every: int = Field(gt=0)
-    save_every: int = Field(gt=0)
-
-
-class Stage(Recipe):
-    """``stage1.toml``, ``stage2.toml``: one training stage."""
-
-    stage: int = Field(gt=0)
-    blend: str
-    """The blend's file, beside this one."""
-    model: ModelSettings
-    batch: BatchSettings
-    loss: LossSettings
-    optimizer: OptimizerSettings
-    adapter: AdapterSettings
-    run: RunSettings
 
 
 def _read_text(path: Path) -> str:

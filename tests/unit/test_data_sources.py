@@ -14,7 +14,8 @@ from nvembed.data.sources import BlendRecipe, HeldOutSet, Source
 from nvembed.data.tables import Places
 from nvembed.errors import ConfigError, DataError
 from nvembed.files import data_path
-from nvembed.recipe import Stage, read_recipe
+from nvembed.recipe import read_recipe
+from nvembed.train.recipe import StageRecipe
 
 RECIPES = data_path("recipes")
 BLEND = read_recipe(RECIPES / "nv_embed_v2" / "blend.toml", BlendRecipe)
@@ -205,7 +206,7 @@ def test_recipes_of_both_models_fit_together(model: str) -> None:
     blend = read_recipe(RECIPES / model / "blend.toml", BlendRecipe)
     read_recipe(RECIPES / model / "mining.toml", MiningRecipe)
     for number in (1, 2):
-        stage = read_recipe(RECIPES / model / f"stage{number}.toml", Stage)
+        stage = read_recipe(RECIPES / model / f"stage{number}.toml", StageRecipe)
         assert stage.stage == number
         assert blend.of_stage(number)
         assert stage.batch.in_batch_negatives == (number == 1)

@@ -6,7 +6,9 @@ from nvembed.cli.models import Dtype
 
 
 def merge(model: str, adapter: Path, out: Path, *, dtype: Dtype | None = None) -> None:
-    """Merge a trained adapter into its checkpoint: one folder in the released layout, like any other.
+    """Merge a trained adapter into its checkpoint.
+
+    The result is one folder in the released layout, like any other.
 
     Examples:
 

@@ -36,7 +36,7 @@ def train(
     tensorboard: bool = False,
     set: list[str] | None = None,
 ) -> int:
-    """Train one stage. The same command, given again, goes on where it was stopped or killed.
+    """Train one stage from a recipe; the same command goes on where it was stopped.
 
     OUT gets log.jsonl (every step), and step-N folders, the last and the best of them kept: each is an
     adapter in peft's format with the pooler beside it, which `nvembed merge` turns into a checkpoint.
@@ -50,7 +50,6 @@ def train(
             --start runs/stage1/best
 
         torchrun --nproc-per-node 8 --no-python nvembed train recipes/nv_embed_v2/stage1.toml \\
-            --model untrained --data data/7b --out runs/7b --sharded
             --model untrained --data data/7b --out runs/7b-stage1 --sharded
 
     Parameters
