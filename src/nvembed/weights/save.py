@@ -61,7 +61,9 @@ def _write_shards(
     dtypes: set[torch.dtype] = set()
 
     def flush() -> None:
-        save_file(pending, work / f"part-{len(shards)}", metadata={"format": "pt"})
+        part = work / f"part-{len(shards)}"
+        save_file(pending, part, metadata={"format": "pt"})
+        part.chmod(0o644)  # the library keeps it to its owner; a server may run as another user
         shards.append(list(pending))
         pending.clear()
 
