@@ -72,9 +72,8 @@ def demo(*, model: str | None = None, show: int = 3) -> None:
     """
     data = read_labelled(data_path("demo") / "xquad_en")
     encoder = load(model or str(small_model(cache_home())))
-    say(
-        f"embedding {len(data.passages):,} passages and {len(data.queries):,} questions; two minutes on two cores"
-    )
+    texts = f"{len(data.passages):,} passages and {len(data.queries):,} questions"
+    say(f"embedding {texts}: about two minutes on two cores with the small model")
     tally = Tally()
     start = perf_counter()
     with progress("embedding") as update:
