@@ -1,6 +1,5 @@
 """Tables of rows: a local file, a local folder in BEIR layout, or a data set of the hub."""
 
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,11 +81,3 @@ def _hub_table(hub: str, revision: str, mirror: Path | None) -> Table:
             yield f"{hub}:{number}", row
 
     return table
-
-
-def local_root(start: str | os.PathLike[str]) -> Path | None:
-    """Return the folder ``shared/data`` beside ``start`` or one of its parents, if there is one."""
-    for parent in Path(start).resolve().parents:
-        if (parent / "shared" / "data").is_dir():
-            return parent / "shared" / "data"
-    return None
