@@ -25,6 +25,7 @@ from nvembed.errors import NvembedError
 COMMANDS = {
     "encode": "Embed the texts of a file.",
     "search": "Search a folder of text, or a corpus file, by meaning.",
+    "serve": "Serve a model: the embedding APIs of OpenAI, NVIDIA NIM, Cohere and TEI.",
     "init": "Make an untrained NV-Embed checkpoint from a causal language model.",
     "check": "Check a model: files, tensors, values, tokenizer, memory, licence and known answer.",
     "evaluate": "Score models on evaluation tasks; results in mteb's format, resumed by task.",
