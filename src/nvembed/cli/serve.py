@@ -120,6 +120,7 @@ def loaded(settings: Settings) -> "Model":
         dim=encoder.dim,
         max_length=encoder.max_length,
         dtype=encoder.dtype,
+        pooling=encoder.replicas[0].config.pooling,
         fingerprint=encoder.fingerprint,
         tokenise=tokenizer,
         text_of=tokenizer.text_of if settings.vocabulary == "model" else _tiktoken(settings.vocabulary),

@@ -8,10 +8,11 @@ from fastapi import APIRouter, Request, Response
 
 from nvembed import __version__
 from nvembed.serve import answers, protocol
-from nvembed.serve.engine import Answer, Asked
+from nvembed.serve.engine import Answer, Asked, Engine
 from nvembed.serve.refusal import RefusedError
 from nvembed.serve.state import State, Ticket
 from nvembed.serve.wire import as_kind, shortened, to_json
+from nvembed.text.tokenize import Piece
 
 Suffix = Literal["query", "passage"]
 
@@ -157,44 +158,41 @@ def tei_routes(state: State) -> APIRouter:
             protocol.as_list(body.inputs), "inputs"
         )
         found = await engine.pieces(asked)
-        return json_response(
-            [
-                [
-                    {
-                        "id": piece.id,
-                        "text": piece.text,
-                        "special": piece.special,
-                        "start": piece.start,
-                        "stop": piece.end,
-                        "pooled": piece.pooled,
-                    }
-                    for piece in pieces
-                    if body.add_special_tokens or not piece.special
-                ]
-                for pieces in found
-            ]
-        )
+        special = body.add_special_tokens
+        return json_response([[_token(p) for p in pieces if special or not p.special] for pieces in found])
 
     @router.get("/info", responses=answers.TEI_INFO)
     async def info() -> Response:
         """Say what is served."""
-        engine = state.serving()
-        model, settings = engine.model, state.settings
-        return json_response(
-            {
-                "model_id": state.names[0],
-                "model_sha": model.fingerprint,
-                "model_dtype": model.dtype,
-                "model_type": {"embedding": {"pooling": "latent-attention"}},
-                "dim": model.dim,
-                "max_concurrent_requests": settings.max_connections,
-                "max_input_length": engine.max_length,
-                "max_batch_tokens": max(device.batch_tokens for device in model.devices),
-                "max_client_batch_size": settings.max_items,
-                "auto_truncate": False,
-                "tokenization_workers": settings.tokenise_threads + 1,
-                "version": __version__,
-            }
-        )
+        return json_response(_info(state, state.serving()))
 
     return router
+
+
+def _token(piece: Piece) -> dict[str, Any]:
+    return {
+        "id": piece.id,
+        "text": piece.text,
+        "special": piece.special,
+        "start": piece.start,
+        "stop": piece.end,
+        "pooled": piece.pooled,
+    }
+
+
+def _info(state: State, engine: Engine) -> dict[str, Any]:
+    model, settings = engine.model, state.settings
+    return {
+        "model_id": state.names[0],
+        "model_sha": model.fingerprint,
+        "model_dtype": model.dtype,
+        "model_type": {"embedding": {"pooling": model.pooling}},
+        "dim": model.dim,
+        "max_concurrent_requests": settings.max_connections,
+        "max_input_length": engine.max_length,
+        "max_batch_tokens": max(device.batch_tokens for device in model.devices),
+        "max_client_batch_size": settings.max_items,
+        "auto_truncate": False,
+        "tokenization_workers": settings.tokenise_threads + 1,
+        "version": __version__,
+    }

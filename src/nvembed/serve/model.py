@@ -44,6 +44,7 @@ class Model:
     dim: int
     max_length: int  # tokens read of one text
     dtype: str
+    pooling: str
     fingerprint: str  # names what the model computes
     tokenise: Tokenise
     text_of: Callable[[Sequence[int]], str]  # token ids to the text they stand for; raises InputError
