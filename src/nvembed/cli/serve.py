@@ -55,10 +55,10 @@ def serve(
         chosen = chosen.model_copy(update={"model": model})
     chosen.check()
     try:
-        from nvembed.serve.run import serve as serve_forever
+        from nvembed.serve.run import Server
     except ImportError as error:
         raise MissingExtraError(f"pip install 'nvembed[serve]' to serve ({error.name} is missing)") from error
-    serve_forever(chosen, lambda: loaded(chosen))
+    Server(chosen, lambda: loaded(chosen)).serve_forever()
 
 
 def merged(flags: Settings | None, file: Path | None, environment: Mapping[str, str]) -> Settings:

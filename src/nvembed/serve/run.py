@@ -22,37 +22,6 @@ from nvembed.serve.watch import Log, UvicornLog, Watch
 HEAD_BYTES = 65_536
 
 
-def serve(settings: Settings, load: Callable[[], Model]) -> None:
-    """Serve until SIGTERM or Ctrl-C, then finish the requests at work.
-
-    The port is open and the health routes answer while ``load`` runs, on a thread of its own.
-
-    Raises:
-        InputError: an option that cannot be used, such as a port that is taken.
-        Whatever ``load`` raises.
-    """
-    settings.check()
-    watch = Watch(Log(settings.log_format))
-    state = State(settings, watch)
-    app = create_app(state)
-    _raise_file_limit(settings.max_connections)
-    with _listen(settings) as listener:
-        handler = UvicornLog(watch.log)
-        logger = logging.getLogger("uvicorn.error")
-        logger.addHandler(handler)
-        logger.setLevel(logging.WARNING)
-        try:
-            server = _Server(_config(settings, app), state, load)
-            server.say_where(listener)
-            server.run(sockets=[listener])
-        finally:
-            logger.removeHandler(handler)
-            if state.engine is not None:
-                state.engine.close()
-    if server.failure is not None:
-        raise server.failure
-
-
 def _listen(settings: Settings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
@@ -132,26 +101,69 @@ class _Protocol(HttpToolsProtocol):
             self._timer = None
 
 
-class _Server(uvicorn.Server):
-    """Uvicorn's server, which loads the model first, and drains before it ends."""
+class Server(uvicorn.Server):
+    """Opens the port, loads the model while the health routes answer already, serves, and drains.
 
-    def __init__(self, config: uvicorn.Config, state: State, load: Callable[[], Model]) -> None:
-        super().__init__(config)
-        self.state = state
+    SIGTERM or Ctrl-C, or ``stop``, let the requests at work finish; a second signal ends at once.
+    """
+
+    def __init__(self, settings: Settings, load: Callable[[], Model]) -> None:
+        """Open the port; ``load`` is called once the server runs, on a thread of its own.
+
+        Raises:
+            InputError: an option that cannot be used, such as a port that is taken.
+        """
+        settings.check()
+        _raise_file_limit(settings.max_connections)
+        self.state = State(settings, Watch(Log(settings.log_format)))
         self.load = load
         self.failure: BaseException | None = None
+        app = create_app(self.state)
+        self.listener = _listen(settings)
+        host, port = self.listener.getsockname()[:2]
+        scheme = "https" if settings.tls_cert else "http"
+        self.url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+        super().__init__(_config(settings, app))
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def say_where(self, listener: socket.socket) -> None:
-        settings = self.state.settings
-        host, port = listener.getsockname()[:2]
-        scheme = "https" if settings.tls_cert else "http"
-        shown = f"[{host}]" if ":" in host else host
-        self.state.watch.log.write("info", "listening", {"url": f"{scheme}://{shown}:{port}"})
-        if settings.exposed:
-            what = "others can connect and no API key is set: pass --api-key-file, or --host 127.0.0.1"
-            self.state.watch.log.write("warning", what, {"host": host})
+    def serve_forever(self) -> None:
+        """Serve until told to stop.
+
+        Raises:
+            Whatever ``load`` raises, or the warm-up.
+        """
+        log = self.state.watch.log
+        log.write("info", "listening", {"url": self.url})
+        if self.state.settings.exposed:
+            log.write("warning", "others can connect and no API key is set: pass --api-key-file")
+        handler = UvicornLog(log)
+        logger = logging.getLogger("uvicorn.error")
+        logger.addHandler(handler)
+        logger.setLevel(logging.WARNING)
+        try:
+            with self.listener:
+                self.run(sockets=[self.listener])
+        finally:
+            logger.removeHandler(handler)
+            if self.state.engine is not None:
+                self.state.engine.close()
+        if self.failure is not None:
+            raise self.failure
+
+    def stop(self) -> None:
+        """Drain and end, from any thread."""
+        if self._loop is None:
+            self.should_exit = True
+        else:
+            self._loop.call_soon_threadsafe(self._begin_drain)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """Take a signal: the first one drains, the second one ends at once."""
+        if self.state.phase == "draining":
+            self.should_exit = self.force_exit = True
+        else:
+            self.stop()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -177,13 +189,10 @@ class _Server(uvicorn.Server):
             fields = {"model": state.names[0], "dim": model.dim, "dtype": model.dtype}
             state.watch.log.write("info", "ready", {**fields, "devices": [d.name for d in model.devices]})
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """The first signal drains, the second one ends at once."""
-        if self.state.phase == "draining" or self._loop is None:
-            self.should_exit = self.force_exit = True
-            return
-        self.state.phase = "draining"
-        self._loop.call_soon_threadsafe(lambda: self._start(self._drain()))
+    def _begin_drain(self) -> None:
+        if self.state.phase != "draining":
+            self.state.phase = "draining"
+            self._start(self._drain())
 
     async def _drain(self) -> None:
         state = self.state
