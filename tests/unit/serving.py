@@ -53,6 +53,7 @@ class Fake:
     step_s: float = 0.0
     memory_tokens: int = 10**9
     broken: bool = False
+    touchy: bool = True  # raises for texts with "!", gives NaN for those with "?"
     hold: threading.Event | None = None  # nothing is computed before it is set
 
     def __call__(self, tokens: Sequence[Tokens], *, pause: Callable[[], None]) -> np.ndarray:
@@ -66,11 +67,11 @@ class Fake:
             pause()
         while hold is not None and not hold.wait(0.01):
             pause()
-        if self.broken or any(ord("!") in item.input_ids for item in tokens):
+        if self.broken or any(self.touchy and ord("!") in item.input_ids for item in tokens):
             raise RuntimeError("secret text")
         vectors = np.stack([vector(item.input_ids) for item in tokens])
         for row, item in enumerate(tokens):
-            if ord("?") in item.input_ids:
+            if self.touchy and ord("?") in item.input_ids:
                 vectors[row] = np.nan
         return vectors
 
@@ -95,7 +96,7 @@ def fake_model(*devices: Fake, batch_tokens: int = 64) -> Model:
 
 
 @contextmanager
-def served(model: Model | Callable[[], Model], **settings: Any) -> Iterator[Server]:
+def served(model: Model | Callable[[], Model], /, **settings: Any) -> Iterator[Server]:
     """Run a server in a thread; yields it once it is ready."""
     load = model if callable(model) else lambda: model
     server = Server(Settings(**{"model": "fake", "port": 0, **settings}), load)

@@ -1,6 +1,7 @@
 """The server over real sockets: each API's forms, limits, keys, errors; and what misbehaves."""
 
 import base64
+import gzip
 import json
 import socket
 import ssl
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -456,6 +458,41 @@ class TestOperator:
             url = f"https://localhost:{urlsplit(server.url).port}/health/ready"
             with urlopen(url, context=context) as response:
                 assert json.load(response) == {"status": "ready"}
+
+
+class TestTracing:
+    def test_spans_of_requests(self) -> None:
+        pytest.importorskip("opentelemetry.sdk", reason="the extra 'otel' is not installed")
+        from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+        received: list[bytes] = []
+
+        class Collector(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                assert self.path == "/v1/traces"
+                body = self.rfile.read(int(self.headers["content-length"]))
+                zipped = self.headers.get("content-encoding") == "gzip"
+                received.append(gzip.decompress(body) if zipped else body)
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None: ...
+
+        parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+        with HTTPServer(("127.0.0.1", 0), Collector) as collector:
+            threading.Thread(target=collector.serve_forever, daemon=True).start()
+            with served(fake_model(), otlp_endpoint=f"http://127.0.0.1:{collector.server_port}") as server:
+                openai(server, {"input": ["SECRET", "b"]}, Traceparent=parent)
+            collector.shutdown()
+        sent = ExportTraceServiceRequest.FromString(received[0])
+        (span,) = sent.resource_spans[0].scope_spans[0].spans
+        assert span.name == "POST /v1/embeddings"
+        assert span.trace_id.hex() == "0af7651916cd43dd8448eb211c80319c"
+        assert span.parent_span_id.hex() == "b7ad6b7169203331"
+        values = {item.key: item.value.int_value for item in span.attributes}
+        assert (values["nvembed.texts"], values["nvembed.tokens"]) == (2, 7)
+        assert values["http.response.status_code"] == 200
+        assert b"SECRET" not in received[0]
 
 
 def until(condition: Any, seconds: float = 10.0) -> None:

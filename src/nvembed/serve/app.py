@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp
 
 from nvembed import __version__
@@ -14,9 +14,10 @@ from nvembed.serve.guard import Guard
 from nvembed.serve.refusal import RefusedError, envelope
 from nvembed.serve.state import State
 from nvembed.serve.stats import stats
+from nvembed.serve.trace import Tracing
 
 
-def create_app(state: State) -> ASGIApp:
+def create_app(state: State, tracing: Tracing | None = None) -> ASGIApp:
     """Return the ASGI application of one server."""
     app = FastAPI(title="nvembed", version=__version__, docs_url=None, redoc_url=None)
     for router in (openai_routes(state), cohere_routes(state), tei_routes(state), operator_routes(state)):
@@ -24,7 +25,7 @@ def create_app(state: State) -> ASGIApp:
     app.add_exception_handler(RefusedError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
-    return Guard(app, state)
+    return Guard(app, state, tracing)
 
 
 def operator_routes(state: State) -> APIRouter:
@@ -42,11 +43,11 @@ def operator_routes(state: State) -> APIRouter:
         """200 where requests are taken: not while loading, draining or failing."""
         return JSONResponse({"status": state.status}, 200 if state.ready else 503)
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Prometheus' text format."""
         stats(state)  # brings the gauges up to date
-        return Response(state.watch.metrics(), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(state.watch.metrics(), media_type="text/plain; version=0.0.4")
 
     @router.get("/stats")
     async def stats_now() -> Response:

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nvembed.serve.refusal import RefusedError, envelope
 from nvembed.serve.state import State, Ticket
+from nvembed.serve.trace import Tracing
 
 PUBLIC = ("/health", "/health/live", "/health/ready")
 BODIES_AT_ONCE = 8  # bodies of the largest size that may be held in memory together
@@ -22,11 +23,12 @@ _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 class Guard:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, state: State) -> None:
+    def __init__(self, app: ASGIApp, state: State, tracing: Tracing | None) -> None:
         self.app = app
         self.state = state
         self.settings = state.settings
         self.keys = state.settings.keys()
+        self.tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -68,7 +70,7 @@ class Guard:
         finally:
             self.state.at_work -= 1
             self.state.body_bytes -= held
-            self._log(scope, ticket, status)
+            self._log(scope, ticket, status, headers)
 
     def _allowed_s(self, headers: Mapping[str, str]) -> float:
         """Return the request's time: the server's limit, or less where the client says so."""
@@ -122,7 +124,7 @@ class Guard:
             what = f"the body had not arrived after {limit_s:g} s (body_timeout_s): send it faster"
             raise RefusedError(408, "body_timeout", what) from error
 
-    def _log(self, scope: Scope, ticket: Ticket, status: int) -> None:
+    def _log(self, scope: Scope, ticket: Ticket, status: int, headers: Mapping[str, str]) -> None:
         seconds = monotonic() - ticket.started
         route = getattr(scope.get("route"), "path", "other")
         watch = self.state.watch
@@ -132,6 +134,8 @@ class Guard:
             watch.refused.labels(ticket.code).inc()
         if route in PUBLIC or route in ("/metrics", "/stats"):
             return
+        if self.tracing is not None:
+            self.tracing.record(scope["method"], route, status, ticket, headers)
         fields = {
             "id": ticket.id,
             "method": scope["method"],

@@ -17,6 +17,7 @@ from nvembed.serve.model import Model
 from nvembed.serve.refusal import RefusedError
 from nvembed.serve.settings import Settings
 from nvembed.serve.state import State
+from nvembed.serve.trace import Tracing
 from nvembed.serve.watch import Log, UvicornLog, Watch
 
 HEAD_BYTES = 65_536
@@ -118,7 +119,8 @@ class Server(uvicorn.Server):
         self.state = State(settings, Watch(Log(settings.log_format)))
         self.load = load
         self.failure: BaseException | None = None
-        app = create_app(self.state)
+        self.tracing = Tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None
+        app = create_app(self.state, self.tracing)
         self.listener = _listen(settings)
         host, port = self.listener.getsockname()[:2]
         scheme = "https" if settings.tls_cert else "http"
@@ -148,6 +150,8 @@ class Server(uvicorn.Server):
             logger.removeHandler(handler)
             if self.state.engine is not None:
                 self.state.engine.close()
+            if self.tracing is not None:
+                self.tracing.close()
         if self.failure is not None:
             raise self.failure
 
