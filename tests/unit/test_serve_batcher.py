@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from serving import Fake, tokenise, vector
 
-from nvembed.serve.batcher import Batcher, Job
+from nvembed.serve.batcher import Batcher
+from nvembed.serve.jobs import Job
 from nvembed.serve.model import Device
 from nvembed.serve.refusal import RefusedError
 from nvembed.serve.watch import Log, Watch
@@ -88,7 +89,19 @@ def test_requests_share_batches_within_the_budget(room: Room) -> None:
     device.hold.set()
     for job in [first, *jobs]:
         job.future.result(5)
-    assert device.batches[1:] == [[20, 10, 20], [10, 20, 10], [20, 10]]
+    assert device.batches[1:] == [[20, 10, 20], [10, 20, 10, 10], [20]]
+
+
+def test_a_batch_is_the_oldest_text_and_those_most_like_it(room: Room) -> None:
+    device = held()
+    batcher = room(device, batch_tokens=40)
+    first = submit(batcher, "x")
+    until(lambda: len(device.batches) == 1)
+    job = submit(batcher, *("a" * size for size in (9, 30, 3, 10, 29, 8, 2, 11)))
+    device.hold.set()
+    first.future.result(5)
+    job.future.result(5)
+    assert device.batches[1:] == [[9, 10, 8, 2, 11], [30, 3], [29]]
 
 
 def test_a_query_is_computed_within_a_bulk_batch(room: Room) -> None:

@@ -12,57 +12,19 @@ not fit on its device, it is split, and the device's budget is lowered for good.
 import threading
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from enum import IntEnum
 from time import monotonic
 
 import numpy as np
 
+from nvembed.serve.jobs import Item, Job, Lane, expired
 from nvembed.serve.model import Device
 from nvembed.serve.refusal import RefusedError
 from nvembed.serve.watch import Watch
 from nvembed.text.tokenize import Tokens
 
 FLOOR_TOKENS = 256  # no batch is made smaller than this for the sake of latency
+NEAR_BATCHES = 8  # a batch is chosen among the oldest texts that would fill so many
 PROBE_EVERY_S = 5.0
-
-
-class Lane(IntEnum):
-    QUERY = 0
-    BULK = 1
-    LONG = 2
-
-
-@dataclass(eq=False)
-class Job:
-    """One request's texts on their way. ``future`` gives (n, d) float32, or raises RefusedError."""
-
-    tokens: Sequence[Tokens]
-    deadline: float  # on the monotonic clock
-    future: "Future[np.ndarray]" = field(default_factory=Future)
-    vectors: np.ndarray | None = None
-    left: int = 0  # texts without a vector
-    waiting_tokens: int = 0  # of texts that no batch has taken yet
-    submitted: float = field(default_factory=monotonic)
-    started: float | None = None
-
-    @property
-    def over(self) -> bool:
-        return self.future.done()
-
-
-@dataclass(frozen=True)
-class Item:
-    """One text of a job."""
-
-    job: Job
-    row: int
-    lane: Lane
-
-    @property
-    def size(self) -> int:
-        return len(self.job.tokens[self.row].input_ids)
 
 
 class _Worker:
@@ -86,14 +48,19 @@ class _Run:
     def __init__(self, lane: Lane) -> None:
         self.lane = lane
         self.start = self.last = monotonic()
-        self.longest = 0.0
+        self.gaps: list[float] = []
         self.others = 0.0
         self.crowded = False  # something more urgent did not fit beside it
 
     def tick(self) -> None:
         now = monotonic()
-        self.longest = max(self.longest, now - self.last)
+        self.gaps.append(now - self.last)
         self.last = now
+
+    @property
+    def typical_gap(self) -> float:
+        """The time between pauses that one in ten exceeds: the machine's hiccups do not count."""
+        return sorted(self.gaps)[int(0.9 * (len(self.gaps) - 1))]
 
 
 class _Abandoned(BaseException):
@@ -229,23 +196,31 @@ class Batcher:
                 self._test(worker)
 
     def _take(self, lane: Lane, worker: _Worker) -> list[Item]:
-        """Take a lane's oldest texts, at most a batch; drop what nobody waits for. Needs the lock."""
+        """Take a batch: a lane's oldest text, and of the next ones those most like it in length.
+
+        Needs the lock. Texts that nobody waits for are dropped.
+        """
         queue = self._lanes[lane]
-        items: list[Item] = []
-        tokens = 0
-        now = monotonic()
-        while queue:
-            item = queue[0]
+        near: list[Item] = []
+        tokens, now = 0, monotonic()
+        while queue and tokens < NEAR_BATCHES * worker.budget:
+            item = queue.popleft()
             if not item.job.over and item.job.deadline <= now:
                 self._end(item.job, expired())
-            if item.job.over:
-                queue.popleft()
-                continue
-            if items and tokens + item.size > worker.budget:
-                break
-            queue.popleft()
-            items.append(item)
-            tokens += item.size
+            if not item.job.over:
+                near.append(item)
+                tokens += item.size
+        # On CPU, equally long texts share one call of the attention kernel. The oldest text stays the first.
+        order = sorted(range(len(near)), key=lambda number: abs(near[number].size - near[0].size))
+        chosen: set[int] = set()
+        tokens = 0
+        for number in order:
+            if not chosen or tokens + near[number].size <= worker.budget:
+                tokens += near[number].size
+                chosen.add(number)
+        queue.extendleft(item for number, item in reversed(list(enumerate(near))) if number not in chosen)
+        items = [near[number] for number in sorted(chosen)]
+        for item in items:
             self._held_tokens -= item.size
             item.job.waiting_tokens -= item.size
             if item.job.started is None:
@@ -335,7 +310,7 @@ class Batcher:
         """Say what a batch took, and set the budget by how far apart its pauses were."""
         self.watch.computed(run.lane.name.lower(), tokens, run.last - run.start - run.others)
         if run.lane is Lane.BULK and tokens >= FLOOR_TOKENS:
-            fitting = int(tokens * self.pause_s / max(run.longest, 1e-6))
+            fitting = int(tokens * self.pause_s / max(run.typical_gap, 1e-6))
             target = max(FLOOR_TOKENS, min(worker.limit, fitting))
             worker.paced = (
                 int(0.7 * worker.paced + 0.3 * target)
@@ -383,9 +358,3 @@ class Batcher:
         except BaseException as error:
             self.watch.failed(type(error).__name__, error)
             self.failing = True
-
-
-def expired() -> RefusedError:
-    return RefusedError(
-        504, "deadline", "the request was not done in time, and is dropped: try again, or send less"
-    )

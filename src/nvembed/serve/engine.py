@@ -10,7 +10,8 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from nvembed.errors import InputError
-from nvembed.serve.batcher import Batcher, expired
+from nvembed.serve.batcher import Batcher
+from nvembed.serve.jobs import expired
 from nvembed.serve.model import Model
 from nvembed.serve.refusal import RefusedError
 from nvembed.serve.settings import Settings

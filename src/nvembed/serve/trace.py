@@ -38,7 +38,7 @@ class Tracing:
     def record(
         self, method: str, route: str, status: int, ticket: Ticket, headers: Mapping[str, str]
     ) -> None:
-        """Record a request that has ended, as a child of the caller's span where ``traceparent`` names one."""
+        """Record a request that has ended, below the caller's span where ``traceparent`` names one."""
         from opentelemetry.trace import SpanKind, StatusCode
 
         end = time.time_ns()
