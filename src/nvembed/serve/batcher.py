@@ -113,6 +113,8 @@ class Batcher:
     def reserve(self, tokens: int) -> None:
         """Take room in the queue for texts that are still to be tokenised; ``release`` gives it back.
 
+        An empty queue takes a request of any size.
+
         Raises:
             RefusedError: 429, the queue is full.
         """

@@ -166,10 +166,6 @@ class Engine:
     ) -> list[Tokens]:
         """Tokenise on a thread, with room in the queue reserved meanwhile."""
         reserved = size // BYTES_PER_TOKEN + len(asked.texts)
-        if reserved > self.batcher.max_queue_tokens:
-            limit = self.batcher.max_queue_tokens
-            message = f"{asked.param} is about {reserved:,} tokens and max_queue_tokens is {limit:,}"
-            raise RefusedError(413, "too_many_tokens", f"{message}: send it in parts", param=asked.param)
         self.batcher.reserve(reserved)
         try:
             pool = self._small if size <= SMALL_BYTES else self._large
