@@ -1,4 +1,4 @@
-"""Small codes of unit vectors, and exact rescoring: a scan of codes finds candidates, float16 rows score them.
+"""Small codes of unit vectors, and exact rescoring: a scan finds candidates, float16 rows score them.
 
 Shapes: Q queries, N rows, C candidates of one query, D numbers of a vector, W 64-bit words of D bits.
 
@@ -24,7 +24,7 @@ INT8_ROWS, BINARY_ROWS = 64, 2048
 
 @dataclass(frozen=True)
 class Int8:
-    """Rows of 8-bit numbers. ``codes``: int8 (N, D); ``scales``: float32 (N,). Row i is ``codes[i] * scales[i]``."""
+    """Rows ``codes[i] * scales[i]``. ``codes``: int8 (N, D); ``scales``: float32 (N,)."""
 
     codes: np.ndarray
     scales: np.ndarray
@@ -102,7 +102,7 @@ def rescore(query_D: np.ndarray, rows_CD: np.ndarray, ids_C: np.ndarray, k: int)
 
     Args:
         rows_CD: the candidates' own vectors, float16 or float32.
-        ids_C: their row numbers, rising: equal scores come by lower number.
+        ids_C: their row numbers, in the order in which equal scores come.
 
     Returns: scores ``(1, k)`` and ids ``(1, k)``, as ``top_k`` returns them.
     """
@@ -121,6 +121,4 @@ def _rows(x_ND: np.ndarray) -> np.ndarray:
 
 def _same_width(query: int, rows: int) -> None:
     if query != rows:
-        raise InputError(
-            f"queries have {query} dimensions, the codes {rows}: embed both with the same model and truncate_dim"
-        )
+        raise InputError(f"queries have {query} dimensions, the codes {rows}: embed both with the same model")

@@ -1,0 +1,244 @@
+"""An index of embedded corpora: built, kept up to date, opened.
+
+An index is a folder with ``index.json``, which says where the passages are kept and which model embeds
+queries for them; LanceDB's table lies beside it. A new index gets a table of its own, and ``index.json`` is
+replaced when that is finished: killed before, the old index is as it was, and what was begun is removed by
+the next build.
+"""
+
+import json
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Literal
+
+from nvembed.corpus.embedded import Embedded
+from nvembed.corpus.lance import KINDS, LanceStore
+from nvembed.corpus.store import Store
+from nvembed.corpus.where import Kind, kinds_of
+from nvembed.errors import DataError, InputError
+from nvembed.files import atomic_path
+
+FORMAT = 1
+RECORD = "index.json"
+BEGUN = "begun.json"  # the record of an index that is being built
+FOLDER = "index"  # of an index inside the embedded corpus it was made from
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What ``index.json`` says.
+
+    ``server``: a URL without a password, empty for LanceDB. ``name``: the table or collection. ``model``,
+    ``fingerprint``: what embedded the passages. ``query_prompt``: what stands before a query unless the user
+    says otherwise. ``fields``: what can be filtered on.
+    """
+
+    store: Literal["lance", "qdrant", "postgres"]
+    server: str
+    name: str
+    kind: str
+    model: str
+    fingerprint: str
+    passage_prompt: str
+    query_prompt: str
+    max_length: int
+    dim: int
+    fields: dict[str, Kind] = field(default_factory=dict)
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class Index:
+    """An open index."""
+
+    folder: Path
+    record: Record
+    store: Store
+
+
+def is_index(path: str | Path) -> bool:
+    """Whether ``path`` is an index, or an embedded corpus with an index in it."""
+    return any((Path(path) / name / RECORD).is_file() for name in ("", FOLDER))
+
+
+def open_index(path: str | Path, *, password: str | None = None) -> Index:
+    """Open an index: its own folder, or the embedded corpus it lies in.
+
+    Args:
+        password: of the server where there is one: PostgreSQL's password, Qdrant's API key.
+
+    Raises:
+        DataError: no index there, or one that cannot be read.
+        MissingExtraError: what its store needs is not installed.
+    """
+    path = Path(path)
+    folder = path if (path / RECORD).is_file() else path / FOLDER
+    if not (folder / RECORD).is_file():
+        raise DataError(f"{path} is no index ({RECORD} is missing): make one with  nvembed index {path}")
+    record = _read(folder / RECORD)
+    return Index(folder, record, _store(folder, record, password))
+
+
+def build(
+    source: Embedded,
+    folder: Path,
+    *,
+    kind: str = "auto",
+    server: str = "",
+    query_prompt: str = "",
+    password: str | None = None,
+    progress: Progress | None = None,
+) -> Index:
+    """Index an embedded corpus; an index that is there already is replaced when the new one is finished.
+
+    Args:
+        kind: one of ``lance.KINDS``; for a server ``auto`` or ``exact``.
+        server: ``""`` for LanceDB in ``folder``; ``http(s)://...`` for Qdrant, ``postgresql://...``.
+        progress: called with (passages done, of how many).
+
+    Raises:
+        InputError: a kind or a server that is not known.
+        OutputError: the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    record = Record(
+        store=_store_of(server, kind),
+        server=server,
+        name=f"nvembed_{secrets.token_hex(4)}",
+        kind=kind,
+        model=source.model,
+        fingerprint=source.fingerprint,
+        passage_prompt=source.prompt,
+        query_prompt=query_prompt,
+        max_length=source.max_length,
+        dim=source.dim,
+        fields=kinds_of(source.metadata()),
+    )
+    _forget(folder / BEGUN, folder, password)
+    _write(folder / BEGUN, record)
+    store = _store(folder, record, password)
+    for done, batch in _batches(source, progress):
+        store.put(batch, record.fields, fresh=True)
+        done()
+    store.finish()
+    former = folder / RECORD
+    old = _read(former) if former.is_file() else None
+    _write(former, record)
+    (folder / BEGUN).unlink()
+    if old is not None:
+        _store(folder, old, password).drop()
+    return Index(folder, record, store)
+
+
+def add(index: Index, source: Embedded, *, progress: Progress | None = None) -> Index:
+    """Add the documents of another embedded corpus; those that are there already are replaced, whole.
+
+    Each shard is one change: killed and run again, the result is the same.
+
+    Raises:
+        InputError: another model, prompt or size of vector.
+    """
+    record = index.record
+    for what, here, there in (
+        ("model fingerprint", record.fingerprint, source.fingerprint),
+        ("prompt", record.passage_prompt, source.prompt),
+        ("vector size", record.dim, source.dim),
+    ):
+        if here != there:
+            raise InputError(
+                f"the {what} of the index is {here!r}, that of {source.folder} {there!r}: vectors can be compared "
+                "only where both are the same; embed it with the index's model and prompt"
+            )
+    record = replace(record, fields=kinds_of(source.metadata(), record.fields))
+    _write(index.folder / RECORD, record)
+    for done, batch in _batches(source, progress):
+        index.store.put(batch, record.fields, fresh=False)
+        done()
+    index.store.finish()
+    return replace(index, record=record)
+
+
+def delete(index: Index, documents: Sequence[str]) -> None:
+    """Remove documents.
+
+    Raises:
+        InputError: one of them is not in the index; then nothing is removed.
+    """
+    missing = sorted(set(documents) - index.store.known(documents))
+    if missing:
+        raise InputError(
+            f"no document {missing[0]!r} in the index ({len(missing)} of {len(documents)} unknown)"
+        )
+    index.store.delete(documents)
+    index.store.finish()
+
+
+def _batches(source: Embedded, progress: Progress | None) -> Iterator[tuple[Callable[[], None], object]]:
+    rows = 0
+    for batch in source.shards():
+        rows += batch.num_rows
+
+        def done(rows: int = rows) -> None:
+            if progress is not None:
+                progress(rows, source.passages)
+
+        yield done, batch
+
+
+def _store_of(server: str, kind: str) -> Literal["lance", "qdrant", "postgres"]:
+    known = KINDS if not server else ("auto", "exact")
+    if kind not in known:
+        raise InputError(f"unknown kind of index {kind!r}; expected one of {', '.join(known)}")
+    if not server:
+        return "lance"
+    scheme = server.partition("://")[0]
+    if scheme in ("http", "https"):
+        return "qdrant"
+    if scheme in ("postgresql", "postgres"):
+        return "postgres"
+    raise InputError(
+        f"unknown server {server!r}; expected http://HOST:PORT (Qdrant) or postgresql://HOST/DATABASE"
+    )
+
+
+def _store(folder: Path, record: Record, password: str | None) -> Store:
+    if record.store == "lance":
+        return LanceStore(folder, record.name, record.kind)
+    if record.store == "qdrant":
+        from nvembed.corpus.qdrant import QdrantStore
+
+        return QdrantStore(record.server, record.name, record.kind, api_key=password)
+    from nvembed.corpus.postgres import PostgresStore
+
+    return PostgresStore(record.server, record.name, record.kind, password=password)
+
+
+def _forget(begun: Path, folder: Path, password: str | None) -> None:
+    """Remove what a build that was killed has left."""
+    if begun.is_file():
+        _store(folder, _read(begun), password).drop()
+        begun.unlink()
+
+
+def _read(path: Path) -> Record:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values.get("format") != FORMAT:
+            raise DataError(
+                f"{path} has format {values.get('format')!r}; expected {FORMAT}: build the index again"
+            )
+        return Record(**values)
+    except (OSError, ValueError, TypeError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} cannot be read ({error}): build the index again") from error
+
+
+def _write(path: Path, record: Record) -> None:
+    with atomic_path(path) as temporary:
+        text = json.dumps(asdict(record), indent=1, ensure_ascii=False)
+        temporary.write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,63 @@
+"""What a store of passages must do, whoever keeps them: LanceDB, Qdrant or PostgreSQL.
+
+D numbers of a vector. A store finds candidates; ``retrieve`` scores them exactly, from their own vectors.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from nvembed.corpus.where import Condition, Kind
+
+# Below this many passages every vector is compared: an index would save milliseconds and lose recall.
+EXACT_ROWS = 20_000
+
+
+class Row(NamedTuple):
+    """A stored passage; see docs/corpus-format.md."""
+
+    id: str
+    document: str
+    start: int
+    end: int
+    text: str
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Near:
+    """Candidates for the nearest passages, in no order. ``vectors``: float16 or float32 (rows, D)."""
+
+    rows: list[Row]
+    vectors: np.ndarray
+
+
+class Store(Protocol):
+    """One index's passages. Every change is whole or not at all per call; all of them can be repeated."""
+
+    def nearest(self, vector_D: np.ndarray, count: int, where: Sequence[Condition]) -> Near:
+        """Return at least the ``count`` nearest passages that match, or all there are."""
+
+    def matching(self, query: str, count: int, where: Sequence[Condition]) -> list[Row]:
+        """Return up to ``count`` passages with words of the query that match, best first."""
+
+    def put(self, batch: pa.RecordBatch, fields: dict[str, Kind], *, fresh: bool) -> None:
+        """Add whole documents; one that is there already is replaced, all of it (``fresh``: none is)."""
+
+    def delete(self, documents: Sequence[str]) -> None:
+        """Remove documents; one that is not there is passed over."""
+
+    def known(self, documents: Sequence[str]) -> set[str]:
+        """Return which of these documents are there."""
+
+    def finish(self) -> None:
+        """Bring the indexes up to date with what was put and deleted."""
+
+    def count(self) -> tuple[int, int]:
+        """Return how many documents and passages there are."""
+
+    def drop(self) -> None:
+        """Remove everything this store keeps."""
