@@ -9,11 +9,14 @@ the next build.
 import json
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from nvembed.corpus.embedded import Embedded
+import numpy as np
+import pyarrow as pa
+
+from nvembed.corpus.embedded import EmbeddedCorpus, vectors_of
 from nvembed.corpus.lance import KINDS, LanceStore
 from nvembed.corpus.store import Store
 from nvembed.corpus.where import Kind, kinds_of
@@ -84,7 +87,7 @@ def open_index(path: str | Path, *, password: str | None = None) -> Index:
 
 
 def build(
-    source: Embedded,
+    source: EmbeddedCorpus,
     folder: Path,
     *,
     kind: str = "auto",
@@ -104,26 +107,25 @@ def build(
         InputError: a kind or a server that is not known.
         OutputError: the folder cannot be written.
     """
+    settings = source.manifest["settings"]
     folder.mkdir(parents=True, exist_ok=True)
     record = Record(
         store=_store_of(server, kind),
         server=server,
         name=f"nvembed_{secrets.token_hex(4)}",
         kind=kind,
-        model=source.model,
-        fingerprint=source.fingerprint,
-        passage_prompt=source.prompt,
+        model=source.manifest["model"],
+        fingerprint=settings["fingerprint"],
+        passage_prompt=settings["prompt"],
         query_prompt=query_prompt,
-        max_length=source.max_length,
+        max_length=settings["max_length"],
         dim=source.dim,
-        fields=kinds_of(source.metadata()),
+        fields=kinds_of(_metadata(source)),
     )
     _forget(folder / BEGUN, folder, password)
     _write(folder / BEGUN, record)
     store = _store(folder, record, password)
-    for done, batch in _batches(source, progress):
-        store.put(batch, record.fields, fresh=True)
-        done()
+    _put(store, source, record.fields, fresh=True, progress=progress)
     store.finish()
     former = folder / RECORD
     old = _read(former) if former.is_file() else None
@@ -134,7 +136,7 @@ def build(
     return Index(folder, record, store)
 
 
-def add(index: Index, source: Embedded, *, progress: Progress | None = None) -> Index:
+def add(index: Index, source: EmbeddedCorpus, *, progress: Progress | None = None) -> Index:
     """Add the documents of another embedded corpus; those that are there already are replaced, whole.
 
     Each shard is one change: killed and run again, the result is the same.
@@ -142,22 +144,20 @@ def add(index: Index, source: Embedded, *, progress: Progress | None = None) -> 
     Raises:
         InputError: another model, prompt or size of vector.
     """
-    record = index.record
+    record, settings = index.record, source.manifest["settings"]
     for what, here, there in (
-        ("model fingerprint", record.fingerprint, source.fingerprint),
-        ("prompt", record.passage_prompt, source.prompt),
+        ("model fingerprint", record.fingerprint, settings["fingerprint"]),
+        ("prompt", record.passage_prompt, settings["prompt"]),
         ("vector size", record.dim, source.dim),
     ):
         if here != there:
             raise InputError(
-                f"the {what} of the index is {here!r}, that of {source.folder} {there!r}: vectors can be compared "
-                "only where both are the same; embed it with the index's model and prompt"
+                f"the {what} of the index is {here!r}, that of {source.folder} {there!r}: vectors can be "
+                "compared only where both are the same; embed it with the index's model and prompt"
             )
-    record = replace(record, fields=kinds_of(source.metadata(), record.fields))
+    record = replace(record, fields=kinds_of(_metadata(source), record.fields))
     _write(index.folder / RECORD, record)
-    for done, batch in _batches(source, progress):
-        index.store.put(batch, record.fields, fresh=False)
-        done()
+    _put(index.store, source, record.fields, fresh=False, progress=progress)
     index.store.finish()
     return replace(index, record=record)
 
@@ -177,16 +177,35 @@ def delete(index: Index, documents: Sequence[str]) -> None:
     index.store.finish()
 
 
-def _batches(source: Embedded, progress: Progress | None) -> Iterator[tuple[Callable[[], None], object]]:
-    rows = 0
-    for batch in source.shards():
-        rows += batch.num_rows
+def _put(
+    store: Store,
+    source: EmbeddedCorpus,
+    fields: dict[str, Kind],
+    *,
+    fresh: bool,
+    progress: Progress | None,
+) -> None:
+    """Put one shard after the other, which hold whole documents, with vectors in half precision."""
+    batches = source.batches()
+    done = 0
+    for shard in source.manifest["shards"]:
+        parts: list[pa.RecordBatch] = []
+        while sum(part.num_rows for part in parts) < shard["rows"]:
+            parts.append(next(batches))
+        batch = pa.Table.from_batches(parts).combine_chunks().to_batches()[0]
+        flat = pa.array(vectors_of(batch).astype(np.float16, copy=False).reshape(-1))
+        vectors = pa.FixedSizeListArray.from_arrays(flat, source.dim)
+        store.put(
+            batch.set_column(batch.schema.names.index("vector"), "vector", vectors), fields, fresh=fresh
+        )
+        done += batch.num_rows
+        if progress is not None:
+            progress(done, source.rows)
 
-        def done(rows: int = rows) -> None:
-            if progress is not None:
-                progress(rows, source.passages)
 
-        yield done, batch
+def _metadata(source: EmbeddedCorpus) -> Iterator[str]:
+    for batch in source.batches(["metadata"]):
+        yield from batch["metadata"].to_pylist()
 
 
 def _store_of(server: str, kind: str) -> Literal["lance", "qdrant", "postgres"]:
@@ -209,9 +228,9 @@ def _store(folder: Path, record: Record, password: str | None) -> Store:
     if record.store == "lance":
         return LanceStore(folder, record.name, record.kind)
     if record.store == "qdrant":
-        from nvembed.corpus.qdrant import QdrantStore
+        from nvembed.corpus.qdrant import QdrantStore, connect
 
-        return QdrantStore(record.server, record.name, record.kind, api_key=password)
+        return QdrantStore(connect(record.server, password), record.name, record.kind)
     from nvembed.corpus.postgres import PostgresStore
 
     return PostgresStore(record.server, record.name, record.kind, password=password)

@@ -1,8 +1,8 @@
-"""An index in a PostgreSQL server with pgvector (0.7 or later).  D numbers of a vector.
+"""An index in a PostgreSQL server with pgvector (0.8 or later).  D numbers of a vector.
 
 Vectors are kept in half precision. Above ``EXACT_ROWS`` passages HNSW finds candidates: of half-precision
-vectors up to pgvector's limit of 4,000 dimensions, of their signs (one bit per dimension, up to 64,000) beyond
-it. Words are found by PostgreSQL's own full-text search; its ranking knows no inverse document frequency.
+vectors up to pgvector's limit of 4,000 dimensions, of their signs (one bit each) beyond it. Words are found
+by PostgreSQL's own full-text search, whose ranking knows no inverse document frequency.
 """
 
 from collections.abc import Sequence
@@ -20,6 +20,7 @@ HALF_DIMENSIONS = 4_000  # that an HNSW index takes
 # Candidates for each hit that is asked for. ef_search, at most 1,000, bounds how many an index returns.
 OVERSAMPLE = {"exact": 2, "half": 4, "binary": 20}
 EF_SEARCH = 1_000
+_COLUMNS = "id, document, start_, end_, text, metadata"
 
 
 class PostgresStore:
@@ -49,7 +50,7 @@ class PostgresStore:
             raise InputError(
                 f"{server}: {str(error).strip()}; expected a PostgreSQL server that has the extension pgvector"
             ) from error
-        self._pgvector.register_vector(self._connection)
+        self._pgvector.psycopg.register_vector(self._connection)
 
     def put(self, batch: pa.RecordBatch, _fields: dict[str, Kind], *, fresh: bool) -> None:
         dim = batch.schema.field("vector").type.list_size
@@ -60,7 +61,7 @@ class PostgresStore:
                 self._create(cursor, dim)
             else:
                 self._delete(cursor, list(set(columns[1])))
-            copy = "COPY {} (id, document, start_, end_, text, metadata, vector) FROM STDIN WITH (FORMAT BINARY)"
+            copy = f"COPY {{}} ({_COLUMNS}, vector) FROM STDIN WITH (FORMAT BINARY)"
             with cursor.copy(self._format(copy)) as rows:
                 rows.set_types(["text", "text", "int8", "int8", "text", "jsonb", "halfvec"])
                 jsonb = self._psycopg.types.json.Jsonb
@@ -89,7 +90,9 @@ class PostgresStore:
                     else f"(binary_quantize(vector)::bit({dim})) bit_hamming_ops"
                 )
                 self._connection.execute(
-                    self._format(f"CREATE INDEX IF NOT EXISTS {{1}} ON {{0}} USING hnsw ({over})", self._index)
+                    self._format(
+                        f"CREATE INDEX IF NOT EXISTS {{1}} ON {{0}} USING hnsw ({over})", self._index
+                    )
                 )
             self._connection.execute(self._format("ANALYZE {}"))
 
@@ -101,9 +104,11 @@ class PostgresStore:
         if kind == "binary":
             order = f"binary_quantize(vector)::bit({dim}) <~> binary_quantize(%s)::bit({dim})"
         condition, values = self._condition(where)
-        query = self._psycopg.sql.SQL("SELECT {columns}, vector FROM {table} WHERE {where} ORDER BY {order} LIMIT %s")
+        query = self._psycopg.sql.SQL(
+            "SELECT {columns}, vector FROM {table} WHERE {where} ORDER BY {order} LIMIT %s"
+        )
         query = query.format(
-            columns=_COLUMNS(self._psycopg),
+            columns=self._psycopg.sql.SQL(_COLUMNS),
             table=self._table,
             where=condition,
             order=self._psycopg.sql.SQL(order),
@@ -119,7 +124,7 @@ class PostgresStore:
             "WITH q AS (SELECT replace(plainto_tsquery('english', %s)::text, ' & ', ' | ')::tsquery AS q) "
             "SELECT {columns} FROM {table}, q WHERE words @@ q AND {where} "
             "ORDER BY ts_rank_cd(words, q, 1) DESC, id LIMIT %s"
-        ).format(columns=_COLUMNS(self._psycopg), table=self._table, where=condition)
+        ).format(columns=self._psycopg.sql.SQL(_COLUMNS), table=self._table, where=condition)
         return [Row(*row) for row in self._rows(sql, [query, *values, count])]
 
     def count(self) -> tuple[int, int]:
@@ -133,8 +138,8 @@ class PostgresStore:
     def _create(self, cursor: Any, dim: int) -> None:
         cursor.execute(
             self._format(
-                "CREATE TABLE IF NOT EXISTS {} (id text PRIMARY KEY, document text NOT NULL, start_ bigint NOT NULL, "
-                "end_ bigint NOT NULL, text text NOT NULL, metadata jsonb NOT NULL, "
+                "CREATE TABLE IF NOT EXISTS {} (id text PRIMARY KEY, document text NOT NULL, "
+                "start_ bigint NOT NULL, end_ bigint NOT NULL, text text NOT NULL, metadata jsonb NOT NULL, "
                 f"vector halfvec({dim}) NOT NULL, "
                 "words tsvector GENERATED ALWAYS AS (to_tsvector('english', text)) STORED)"
             )
@@ -152,11 +157,13 @@ class PostgresStore:
         for condition in where:
             operator = sql.SQL("<>" if condition.op == "!=" else condition.op)
             if condition.field in OWN_FIELDS:
-                parts.append(sql.SQL('{} {} %s COLLATE "C"').format(sql.Identifier(condition.field), operator))
+                parts.append(
+                    sql.SQL('{} {} %s COLLATE "C"').format(sql.Identifier(condition.field), operator)
+                )
                 values.append(condition.value)
                 continue
             kind, cast = _JSON[type(condition.value)]
-            side = f"(CASE WHEN jsonb_typeof(metadata->%s) = '{kind}' THEN (metadata->>%s)::{cast} END)"
+            side = f"(CASE WHEN jsonb_typeof(metadata->%s) IN ({kind}) THEN (metadata->>%s)::{cast} END)"
             right = '%s COLLATE "C"' if cast == "text" else f"%s::{cast}"
             parts.append(sql.SQL(side + " {} " + right).format(operator))
             values += [condition.field, condition.field, condition.value]
@@ -171,7 +178,9 @@ class PostgresStore:
         query = "SELECT atttypmod FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attname = 'vector'"
         rows = self._rows(query, [self._table.as_string(self._connection)])
         if not rows:
-            raise DataError(f"the server has no table {self._name!r}: build the index again with  nvembed index")
+            raise DataError(
+                f"the server has no table {self._name!r}: build the index again with  nvembed index"
+            )
         return int(rows[0][0])
 
     def _rows(self, query: Any, values: list[Any], *, ef_search: int | None = None) -> list[Any]:
@@ -186,11 +195,13 @@ class PostgresStore:
         return self._psycopg.sql.SQL(text).format(self._table, *names)
 
 
-_JSON = {int: ("number", "numeric"), float: ("number", "numeric"), bool: ("boolean", "boolean"), str: ("string", "text")}
-
-
-def _COLUMNS(psycopg: Any) -> Any:
-    return psycopg.sql.SQL("id, document, start_, end_, text, metadata")
+# Type of a condition's value -> JSON types it is compared with, and as what.
+_JSON = {
+    int: ("'number'", "numeric"),
+    float: ("'number'", "numeric"),
+    bool: ("'boolean'", "boolean"),
+    str: ("'string', 'number', 'boolean'", "text"),
+}
 
 
 @contextmanager
@@ -210,7 +221,6 @@ def _libraries() -> tuple[Any, Any]:
         import psycopg.types.json
     except ImportError as error:
         raise MissingExtraError(
-            f"PostgreSQL needs the package {error.name}: install the extra with  pip install 'nvembed[postgres]'"
+            f"PostgreSQL needs the package {error.name}: install it with  pip install 'nvembed[postgres]'"
         ) from error
-    pgvector.register_vector = pgvector.psycopg.register_vector
     return psycopg, pgvector

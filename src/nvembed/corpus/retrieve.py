@@ -12,7 +12,7 @@ import numpy as np
 from nvembed.corpus.store import Row, Store
 from nvembed.corpus.where import Condition
 from nvembed.errors import InputError
-from nvembed.text.mark import Marker, Span, sentences
+from nvembed.text.mark import Span, sentences, word_spans
 from nvembed.vectors.codec import rescore
 
 Mode = Literal["hybrid", "vector", "text"]
@@ -92,8 +92,8 @@ def fused(ranks: Any) -> float:
 
 def mark_words(hits: Sequence[Hit], query: str) -> list[Hit]:
     """Return the hits with the query's words marked."""
-    marker = Marker(query)
-    return [replace(hit, marks=tuple(marker.spans(hit.text))) for hit in hits]
+    found = word_spans(query, [hit.text for hit in hits])
+    return [replace(hit, marks=tuple(spans)) for hit, spans in zip(hits, found, strict=True)]
 
 
 def mark_sentences(
