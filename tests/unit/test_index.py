@@ -37,6 +37,7 @@ def options(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if request.param == "qdrant":
         client = pytest.importorskip("qdrant_client", reason="the extra 'qdrant' is not installed")
         local = client.QdrantClient(":memory:")  # the real client with the server's logic in Python
+        monkeypatch.setattr(local, "close", lambda: None)  # one client for every store of a test
         monkeypatch.setattr("nvembed.corpus.qdrant.connect", lambda *_: local)
         return {"server": QDRANT}
     return {"kind": request.param}
@@ -45,11 +46,16 @@ def options(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture
 def index(tmp_path: Path, options: dict[str, str]) -> Iterator[Index]:
     made = build(open_embedded(write_embedded(tmp_path / "out")), tmp_path / "out" / "index", **options)  # type: ignore[arg-type]
-    yield made
-    made.store.drop()
+    with made:
+        yield made
+        made.store.drop()
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local Qdrant")
+# Qdrant's local mode says what it does not do
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local Qdrant"),
+    pytest.mark.filterwarnings("ignore:Local mode performs exact"),
+]
 
 
 def search(index: Index, query: str, **options: Any) -> list[Hit]:
@@ -162,14 +168,16 @@ def test_another_model_is_refused(index: Index, tmp_path: Path) -> None:
 
 def test_build_again_replaces(index: Index, tmp_path: Path, options: dict[str, str]) -> None:
     source = open_embedded(write_embedded(tmp_path / "second", {"one": (["Only one."], {})}))
-    again = build(source, index.folder, **options)  # type: ignore[arg-type]
-    assert again.store.count() == (1, 1)
-    assert again.record.name != index.record.name
-    assert open_index(index.folder).record == again.record
-    assert open_index(index.folder.parent).store.count() == (1, 1)
-    with pytest.raises(DataError):
-        index.store.nearest(embed(["x"])[0], 1, ())
-    again.store.drop()
+    with build(source, index.folder, **options) as again:  # type: ignore[arg-type]
+        assert again.store.count() == (1, 1)
+        assert again.record.name != index.record.name
+        for path in (index.folder, index.folder.parent):
+            with open_index(path) as opened:
+                assert opened.record == again.record
+                assert opened.store.count() == (1, 1)
+        with pytest.raises(DataError, match="if the index was built again since, open it again"):
+            index.store.nearest(embed(["x"])[0], 1, ())
+        again.store.drop()
 
 
 def test_a_killed_build_leaves_the_old_index(
@@ -180,15 +188,16 @@ def test_a_killed_build_leaves_the_old_index(
         patch.setattr(type(index.store), "finish", lambda _self: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             build(source, index.folder, **options)  # type: ignore[arg-type]
-    assert open_index(index.folder).record == index.record
-    assert open_index(index.folder).store.count() == (4, 6)
+    with open_index(index.folder) as opened:
+        assert opened.record == index.record
+        assert opened.store.count() == (4, 6)
     begun = json.loads((index.folder / indexes.BEGUN).read_text())["name"]
-    again = build(source, index.folder, **options)  # type: ignore[arg-type]
-    assert not (index.folder / indexes.BEGUN).exists()
-    if index.record.store == "lance":
-        assert [path.name for path in index.folder.glob("*.lance")] == [f"{again.record.name}.lance"]
-    assert begun not in {again.record.name, index.record.name}
-    again.store.drop()
+    with build(source, index.folder, **options) as again:  # type: ignore[arg-type]
+        assert not (index.folder / indexes.BEGUN).exists()
+        assert begun not in {again.record.name, index.record.name}
+        if index.record.store == "lance":
+            assert [path.name for path in index.folder.glob("*.lance")] == [f"{again.record.name}.lance"]
+        again.store.drop()
 
 
 def test_is_index(tmp_path: Path) -> None:

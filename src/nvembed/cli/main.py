@@ -24,7 +24,9 @@ from nvembed.errors import NvembedError
 # without importing any of them; it is the first line of the command's own help.
 COMMANDS = {
     "encode": "Embed the texts of a file.",
-    "search": "Search a folder of text, or a corpus file, by meaning.",
+    "search": "Search a folder of text, a corpus file, or an index, by meaning.",
+    "index": "Index an embedded corpus for search by meaning and by words.",
+    "ask": "Answer a question from an index, with numbered citations.",
     "init": "Make an untrained NV-Embed checkpoint from a causal language model.",
     "check": "Check a model: files, tensors, values, tokenizer, memory, licence and known answer.",
     "evaluate": "Score models on evaluation tasks; results in mteb's format, resumed by task.",

@@ -11,7 +11,8 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
+from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -56,11 +57,17 @@ class Record:
 
 @dataclass(frozen=True)
 class Index:
-    """An open index."""
+    """An open index; in a ``with`` statement it is closed at the end."""
 
     folder: Path
     record: Record
     store: Store
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.store.close()
 
 
 def is_index(path: str | Path) -> bool:
@@ -68,11 +75,11 @@ def is_index(path: str | Path) -> bool:
     return any((Path(path) / name / RECORD).is_file() for name in ("", FOLDER))
 
 
-def open_index(path: str | Path, *, password: str | None = None) -> Index:
+def open_index(path: str | Path, *, api_key: str | None = None) -> Index:
     """Open an index: its own folder, or the embedded corpus it lies in.
 
     Args:
-        password: of the server where there is one: PostgreSQL's password, Qdrant's API key.
+        api_key: of a Qdrant server that asks for one; libpq finds PostgreSQL's password itself.
 
     Raises:
         DataError: no index there, or one that cannot be read.
@@ -83,7 +90,7 @@ def open_index(path: str | Path, *, password: str | None = None) -> Index:
     if not (folder / RECORD).is_file():
         raise DataError(f"{path} is no index ({RECORD} is missing): make one with  nvembed index {path}")
     record = _read(folder / RECORD)
-    return Index(folder, record, _store(folder, record, password))
+    return Index(folder, record, _store(folder, record, api_key))
 
 
 def build(
@@ -93,7 +100,7 @@ def build(
     kind: str = "auto",
     server: str = "",
     query_prompt: str = "",
-    password: str | None = None,
+    api_key: str | None = None,
     progress: Progress | None = None,
 ) -> Index:
     """Index an embedded corpus; an index that is there already is replaced when the new one is finished.
@@ -108,7 +115,6 @@ def build(
         OutputError: the folder cannot be written.
     """
     settings = source.manifest["settings"]
-    folder.mkdir(parents=True, exist_ok=True)
     record = Record(
         store=_store_of(server, kind),
         server=server,
@@ -122,17 +128,21 @@ def build(
         dim=source.dim,
         fields=kinds_of(_metadata(source)),
     )
-    _forget(folder / BEGUN, folder, password)
+    folder.mkdir(parents=True, exist_ok=True)
+    _forget(folder / BEGUN, folder, api_key)
     _write(folder / BEGUN, record)
-    store = _store(folder, record, password)
-    _put(store, source, record.fields, fresh=True, progress=progress)
-    store.finish()
-    former = folder / RECORD
-    old = _read(former) if former.is_file() else None
-    _write(former, record)
-    (folder / BEGUN).unlink()
-    if old is not None:
-        _store(folder, old, password).drop()
+    store = _store(folder, record, api_key)
+    try:
+        _put(store, source, record.fields, fresh=True, progress=progress)
+        store.finish()
+        former = _read(folder / RECORD) if (folder / RECORD).is_file() else None
+        _write(folder / RECORD, record)
+        (folder / BEGUN).unlink()
+        if former is not None:
+            _drop(folder, former, api_key)
+    except BaseException:
+        store.close()
+        raise
     return Index(folder, record, store)
 
 
@@ -214,7 +224,13 @@ def _store_of(server: str, kind: str) -> Literal["lance", "qdrant", "postgres"]:
         raise InputError(f"unknown kind of index {kind!r}; expected one of {', '.join(known)}")
     if not server:
         return "lance"
-    scheme = server.partition("://")[0]
+    address = urlsplit(server)
+    if address.password:
+        raise InputError(
+            f"the server is {address.scheme}://{address.username}:...; a password in it would be written to "
+            f"{RECORD}: put PostgreSQL's into ~/.pgpass or PGPASSWORD, and Qdrant's key into QDRANT_API_KEY"
+        )
+    scheme = address.scheme
     if scheme in ("http", "https"):
         return "qdrant"
     if scheme in ("postgresql", "postgres"):
@@ -224,22 +240,28 @@ def _store_of(server: str, kind: str) -> Literal["lance", "qdrant", "postgres"]:
     )
 
 
-def _store(folder: Path, record: Record, password: str | None) -> Store:
+def _store(folder: Path, record: Record, api_key: str | None) -> Store:
     if record.store == "lance":
         return LanceStore(folder, record.name, record.kind)
     if record.store == "qdrant":
         from nvembed.corpus.qdrant import QdrantStore, connect
 
-        return QdrantStore(connect(record.server, password), record.name, record.kind)
+        return QdrantStore(connect(record.server, api_key), record.name, record.kind)
     from nvembed.corpus.postgres import PostgresStore
 
-    return PostgresStore(record.server, record.name, record.kind, password=password)
+    return PostgresStore(record.server, record.name, record.kind)
 
 
-def _forget(begun: Path, folder: Path, password: str | None) -> None:
+def _drop(folder: Path, record: Record, api_key: str | None) -> None:
+    store = _store(folder, record, api_key)
+    store.drop()
+    store.close()
+
+
+def _forget(begun: Path, folder: Path, api_key: str | None) -> None:
     """Remove what a build that was killed has left."""
     if begun.is_file():
-        _store(folder, _read(begun), password).drop()
+        _drop(folder, _read(begun), api_key)
         begun.unlink()
 
 

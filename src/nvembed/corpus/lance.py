@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from nvembed.corpus.store import EXACT_ROWS, Near, Row
+from nvembed.corpus.store import EXACT_ROWS, Near, Row, errors_of
 from nvembed.corpus.where import OWN_FIELDS, Condition, Kind, field_values
-from nvembed.errors import DataError, MissingExtraError
+from nvembed.errors import MissingExtraError
 from nvembed.vectors.codec import Int8, binary_scores, candidates, int8_scores, to_binary, to_int8
 
 KINDS = ("auto", "exact", "rq", "pq", "hnsw", "int8", "binary")
@@ -29,6 +29,9 @@ _COLUMNS = ["id", "document", "start", "end", "text", "metadata"]
 _ARROW = {"int": pa.int64(), "float": pa.float64(), "bool": pa.bool_(), "string": pa.string()}
 # An older version may be read by a process that is running; nobody's search takes this long.
 _KEEP_VERSIONS = timedelta(minutes=10)
+_ERRORS = (RuntimeError, ValueError, OSError)  # ValueError is also pyarrow's and a missing table's
+_reading = errors_of("LanceDB", _ERRORS)
+_writing = errors_of("LanceDB", _ERRORS, writing=True)
 
 
 class LanceStore:
@@ -51,6 +54,7 @@ class LanceStore:
         self._opened: Any = None
         self._codes: tuple[int, np.ndarray, Any] | None = None  # version, row ids, codes
 
+    @_writing
     def put(self, batch: pa.RecordBatch, fields: dict[str, Kind], *, fresh: bool) -> None:
         rows = self._columns(batch, fields)
         if self._name not in self._database.list_tables(limit=1000).tables:
@@ -68,15 +72,18 @@ class LanceStore:
         merge = table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
         merge.when_not_matched_by_source_delete(gone).execute(rows)  # one commit: never half a document
 
+    @_writing
     def delete(self, documents: Sequence[str]) -> None:
         if documents:
             self._table().delete(f"document IN ({', '.join(map(_quoted, documents))})")
 
+    @_reading
     def known(self, documents: Sequence[str]) -> set[str]:
         column = self._lance.expr.col("document")
         query = self._table().search().select(["document"]).where(column.isin(list(documents)))
         return set(query.limit(None).to_arrow()["document"].to_pylist())
 
+    @_writing
     def finish(self) -> None:
         table, index = self._table(), self._lance.index
         present = {tuple(found.columns): found for found in table.list_indices()}
@@ -95,6 +102,7 @@ class LanceStore:
             table.create_index("vector", config=config())
         table.optimize(cleanup_older_than=_KEEP_VERSIONS)
 
+    @_reading
     def nearest(self, vector_D: np.ndarray, count: int, where: Sequence[Condition]) -> Near:
         table = self._table()
         kind = self._kind_for(table.count_rows())
@@ -110,6 +118,7 @@ class LanceStore:
         query = query.select([*columns, "_distance"]).limit(wanted)
         return _near(_filtered(self._lance, query, where).to_arrow())
 
+    @_reading
     def matching(self, query: str, count: int, where: Sequence[Condition]) -> list[Row]:
         words = self._lance.query.MatchQuery(query, "text")
         search = self._table().search(words, query_type="fts").select([*_COLUMNS, "_score"]).limit(count)
@@ -117,21 +126,21 @@ class LanceStore:
         rows = list(zip(found["_score"].to_pylist(), _rows(found), strict=True))
         return [row for _, row in sorted(rows, key=lambda pair: (-pair[0], pair[1].id))]
 
+    @_reading
     def count(self) -> tuple[int, int]:
         documents = self._table().search().select(["document"]).limit(None).to_arrow()["document"]
         return len(documents.unique()), len(documents)
 
+    @_writing
     def drop(self) -> None:
         self._database.drop_table(self._name, ignore_missing=True)
 
+    def close(self) -> None:
+        """Nothing: LanceDB holds no file open."""
+
     def _table(self) -> Any:
         if self._opened is None:
-            try:
-                self._opened = self._database.open_table(self._name)
-            except ValueError as error:
-                raise DataError(
-                    f"the index has no table {self._name!r}: build it again with  nvembed index"
-                ) from error
+            self._opened = self._database.open_table(self._name)
         return self._opened
 
     def _kind_for(self, rows: int) -> str:

@@ -6,13 +6,13 @@ by PostgreSQL's own full-text search, whose ranking knows no inverse document fr
 """
 
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from nvembed.corpus.store import EXACT_ROWS, Near, Row
+from nvembed.corpus.store import EXACT_ROWS, Near, Row, errors_of
 from nvembed.corpus.where import OWN_FIELDS, Condition, Kind
 from nvembed.errors import DataError, InputError, MissingExtraError
 
@@ -36,19 +36,18 @@ class PostgresStore:
         InputError: the server cannot be reached, or has no pgvector.
     """
 
-    def __init__(self, server: str, name: str, kind: str, *, password: str | None) -> None:
+    def __init__(self, server: str, name: str, kind: str) -> None:
         self._psycopg, self._pgvector = _libraries()
         self._kind = kind
         sql = self._psycopg.sql
         self._table, self._fts = sql.Identifier(name), sql.Identifier(f"{name}_text")
         self._index, self._name = sql.Identifier(f"{name}_vector"), name
-        options = {"password": password} if password else {}
         try:
-            self._connection = self._psycopg.connect(server, autocommit=True, **options)
+            self._connection = self._psycopg.connect(server, autocommit=True)
             self._connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
         except self._psycopg.Error as error:
             raise InputError(
-                f"{server}: {str(error).strip()}; expected a PostgreSQL server that has the extension pgvector"
+                f"{server}: {str(error).strip()}; expected a PostgreSQL server with the extension pgvector"
             ) from error
         self._pgvector.psycopg.register_vector(self._connection)
 
@@ -56,7 +55,7 @@ class PostgresStore:
         dim = batch.schema.field("vector").type.list_size
         vectors = batch["vector"].flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
         columns = [batch[name].to_pylist() for name in ("id", "document", "start", "end", "text", "metadata")]
-        with _errors(self._psycopg), self._connection.transaction(), self._connection.cursor() as cursor:
+        with self._errors(writing=True), self._connection.transaction(), self._connection.cursor() as cursor:
             if fresh:
                 self._create(cursor, dim)
             else:
@@ -70,7 +69,7 @@ class PostgresStore:
                     rows.write_row([*plain, jsonb(loads(metadata)), self._pgvector.HalfVector(vector)])
 
     def delete(self, documents: Sequence[str]) -> None:
-        with _errors(self._psycopg), self._connection.transaction(), self._connection.cursor() as cursor:
+        with self._errors(writing=True), self._connection.transaction(), self._connection.cursor() as cursor:
             self._delete(cursor, list(documents))
 
     def known(self, documents: Sequence[str]) -> set[str]:
@@ -79,7 +78,7 @@ class PostgresStore:
 
     def finish(self) -> None:
         dim = self._dim()
-        with _errors(self._psycopg):
+        with self._errors(writing=True):
             self._connection.execute(
                 self._format("CREATE INDEX IF NOT EXISTS {1} ON {0} USING gin (words)", self._fts)
             )
@@ -132,8 +131,11 @@ class PostgresStore:
         return int(rows[0][0]), int(rows[0][1])
 
     def drop(self) -> None:
-        with _errors(self._psycopg):
+        with self._errors(writing=True):
             self._connection.execute(self._format("DROP TABLE IF EXISTS {}"))
+
+    def close(self) -> None:
+        self._connection.close()
 
     def _create(self, cursor: Any, dim: int) -> None:
         cursor.execute(
@@ -179,12 +181,15 @@ class PostgresStore:
         rows = self._rows(query, [self._table.as_string(self._connection)])
         if not rows:
             raise DataError(
-                f"the server has no table {self._name!r}: build the index again with  nvembed index"
+                f"PostgreSQL has no table {self._name!r}; if the index was built again since, open it again"
             )
         return int(rows[0][0])
 
+    def _errors(self, *, writing: bool = False) -> AbstractContextManager[None]:
+        return errors_of("PostgreSQL", (self._psycopg.Error,), writing=writing)
+
     def _rows(self, query: Any, values: list[Any], *, ef_search: int | None = None) -> list[Any]:
-        with _errors(self._psycopg), self._connection.transaction(), self._connection.cursor() as cursor:
+        with self._errors(), self._connection.transaction(), self._connection.cursor() as cursor:
             if ef_search is not None:
                 cursor.execute("SELECT set_config('hnsw.ef_search', %s, true)", [str(ef_search)])
                 # a filter may leave too few of the candidates: then the index is read on
@@ -202,14 +207,6 @@ _JSON = {
     bool: ("'boolean'", "boolean"),
     str: ("'string', 'number', 'boolean'", "text"),
 }
-
-
-@contextmanager
-def _errors(psycopg: Any) -> Any:
-    try:
-        yield
-    except psycopg.Error as error:
-        raise DataError(f"PostgreSQL said: {str(error).strip()}") from error
 
 
 def _libraries() -> tuple[Any, Any]:

@@ -16,9 +16,9 @@ import numpy as np
 import pyarrow as pa
 
 from nvembed.corpus.lance import column_of
-from nvembed.corpus.store import EXACT_ROWS, Near, Row
+from nvembed.corpus.store import EXACT_ROWS, Near, Row, errors_of
 from nvembed.corpus.where import OWN_FIELDS, Condition, Kind, field_values
-from nvembed.errors import DataError, InputError, MissingExtraError
+from nvembed.errors import InputError, MissingExtraError
 from nvembed.text.mark import Stems
 
 OVERSAMPLE = {"exact": 2, "binary": 10}
@@ -26,6 +26,9 @@ UPSERTED = 256  # points per request: below Qdrant's 32 MB of JSON at 4,096 dime
 K1, B, MEAN_WORDS = 1.2, 0.75, 200.0  # BM25; a server knows no mean length, and it matters little
 _IDS = uuid.UUID("6f6e1f6c-9d0a-4c44-8f0d-0d6a5a1c1f0e")  # namespace of point ids
 _PAYLOAD = ["id", "document", "start", "end", "text", "metadata"]
+# Its client raises ValueError, RuntimeError and two of its own, below Exception alone.
+_reading = errors_of("Qdrant", (Exception,))
+_writing = errors_of("Qdrant", (Exception,), writing=True)
 
 
 class QdrantStore:
@@ -44,6 +47,7 @@ class QdrantStore:
         self._stems = Stems()
         self._indexed: set[str] = set()
 
+    @_writing
     def put(self, batch: pa.RecordBatch, fields: dict[str, Kind], *, fresh: bool) -> None:
         dim = batch.schema.field("vector").type.list_size
         if not self._client.collection_exists(self._name):
@@ -72,10 +76,12 @@ class QdrantStore:
             stale = self._models.Filter(must=[self._any("document", documents)], must_not=[has])
             self._client.delete(self._name, self._models.FilterSelector(filter=stale), wait=True)
 
+    @_writing
     def delete(self, documents: Sequence[str]) -> None:
         gone = self._models.Filter(must=[self._any("document", documents)])
         self._client.delete(self._name, self._models.FilterSelector(filter=gone), wait=True)
 
+    @_reading
     def known(self, documents: Sequence[str]) -> set[str]:
         match = [(name, self._models.Filter(must=[self._any("document", [name])])) for name in documents]
         return {name for name, only in match if self._client.count(self._name, only, exact=True).count}
@@ -83,6 +89,7 @@ class QdrantStore:
     def finish(self) -> None:
         """Nothing: Qdrant indexes in the background."""
 
+    @_reading
     def nearest(self, vector_D: np.ndarray, count: int, where: Sequence[Condition]) -> Near:
         exact = self._exact()
         quantization = self._models.QuantizationSearchParams(ignore=exact, rescore=False)
@@ -95,8 +102,9 @@ class QdrantStore:
             with_vectors=["dense"],
         )
         vectors = np.array([point.vector["dense"] for point in found], np.float32)
-        return Near([_row(point) for point in found], vectors.reshape(len(found), -1))
+        return Near([_row(point) for point in found], vectors.reshape(-1, len(vector_D)))
 
+    @_reading
     def matching(self, query: str, count: int, where: Sequence[Condition]) -> list[Row]:
         stems = sorted({_number(stem) for stem in self._stems(query)})
         if not stems:
@@ -105,6 +113,7 @@ class QdrantStore:
         found = self._query(words, "words", count, where)
         return [_row(point) for point in sorted(found, key=lambda point: (-point.score, point.payload["id"]))]
 
+    @_reading
     def count(self) -> tuple[int, int]:
         documents: set[str] = set()
         offset = None
@@ -116,8 +125,12 @@ class QdrantStore:
             if offset is None:
                 return len(documents), self._client.count(self._name, exact=True).count
 
+    @_writing
     def drop(self) -> None:
         self._client.delete_collection(self._name)
+
+    def close(self) -> None:
+        self._client.close()
 
     def _create(self, dim: int) -> None:
         models = self._models
@@ -145,18 +158,15 @@ class QdrantStore:
         self._indexed |= columns.keys()
 
     def _query(self, query: Any, using: str, count: int, where: Sequence[Condition], **options: Any) -> Any:
-        try:
-            return self._client.query_points(
-                self._name,
-                query=query,
-                using=using,
-                query_filter=self._filter(where),
-                limit=count,
-                with_payload=_PAYLOAD,
-                **options,
-            ).points
-        except ValueError as error:  # qdrant-client's own word for a collection that is not there
-            raise DataError(f"Qdrant said: {error}: build the index again with  nvembed index") from error
+        return self._client.query_points(
+            self._name,
+            query=query,
+            using=using,
+            query_filter=self._filter(where),
+            limit=count,
+            with_payload=_PAYLOAD,
+            **options,
+        ).points
 
     def _filter(self, where: Sequence[Condition]) -> Any:
         models = self._models

@@ -3,7 +3,8 @@
 D numbers of a vector. A store finds candidates; ``retrieve`` scores them exactly, from their own vectors.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from nvembed.corpus.where import Condition, Kind
+from nvembed.errors import DataError, NvembedError, OutputError
 
 # Below this many passages every vector is compared: an index would save milliseconds and lose recall.
 EXACT_ROWS = 20_000
@@ -61,3 +63,22 @@ class Store(Protocol):
 
     def drop(self) -> None:
         """Remove everything this store keeps."""
+
+    def close(self) -> None:
+        """Let go of files and connections."""
+
+
+@contextmanager
+def errors_of(library: str, kinds: tuple[type[Exception], ...], *, writing: bool = False) -> Iterator[None]:
+    """Turn a library's errors into ours: DataError, or OutputError while ``writing``. Also a decorator."""
+    try:
+        yield
+    except NvembedError:
+        raise
+    except kinds as error:
+        said = f"{library} said: {str(error).strip()}"
+        if writing:
+            raise OutputError(
+                f"{said}; the index is as it was before this step: run the command again"
+            ) from error
+        raise DataError(f"{said}; if the index was built again since, open it again") from error

@@ -56,8 +56,8 @@ def _parse(text: str, known: Mapping[str, Kind]) -> Iterable[Condition]:
         found = _CONDITION.match(text, place)
         if found is None:
             raise InputError(
-                f"cannot read the filter {text!r} at {text[place : place + 30]!r}; expected "
-                f'FIELD OP VALUE with {" ".join(OPERATORS)}, joined by and, such as  year >= 2020 and lang = "en"'
+                f"cannot read the filter {text!r} at {text[place : place + 30]!r}; expected FIELD "
+                f'OP VALUE with {" ".join(OPERATORS)}, joined by and: year >= 2020 and lang = "en"'
             )
         field = found["quoted"] or found["field"]
         if field not in known:
