@@ -33,8 +33,8 @@ def ask(
     """Answer a question from an index, with numbered citations.
 
     The best passages go to a chat model, which must cite them by number; numbers of passages that are not
-    there are sent back once, and marked if they come again. Without an endpoint the prompt is printed. The key
-    of the endpoint is read from NVEMBED_CHAT_KEY, or OPENAI_API_KEY.
+    there are sent back once, and marked if they come again. Without an endpoint the prompt is printed.
+    The endpoint's key is read from NVEMBED_CHAT_KEY, or OPENAI_API_KEY.
 
     Examples:
 
@@ -101,9 +101,9 @@ def ask(
             place = f"[{n}] {hit.document}, characters {hit.start:,}-{hit.end:,}"
             console.print(Text(printable(place)))
     if said.absent or not said.cited:
-        fault = f"cited passages that are not there ({', '.join(map(str, said.absent))})"
+        absent = f"passages that are not there ({', '.join(map(str, said.absent))})"
         say(
-            f"the model {fault if said.absent else 'cited no passage'}, asked twice: do not rely on this answer",
+            f"the model cited {absent if said.absent else 'no passage'}, asked twice: do not rely on this",
             label="warning: ",
             style="bold yellow",
         )

@@ -83,7 +83,8 @@ def search(
     task
         A task whose instruction is known, such as NQ.
     json
-        Print JSON lines: query, rank, score, id, text; of an index also document, start, end, marks, metadata.
+        Print JSON lines: query, rank, score, id, text; of an index also document, start, end, marks,
+        metadata.
     field
         The field of the corpus that holds the text; "text", with a "title" before it, unless given.
     cache
@@ -109,13 +110,13 @@ def search(
                 {"--field": field, "--cache": cache, "--max-length": max_length}, "for a folder or a file"
             )
             rest = query if path == corpus or corpus is None else (corpus, *query)
-            asked = [q.text for q in _queries(rest, queries)]
+            texts = [q.text for q in _queries(rest, queries)]
             wanted = Wanted(mode or "hybrid", where, top, mark or "words", instruction, task)
             with opened(Path(path)) as index:
                 search_index(
                     index,
                     None if path == model else model,
-                    asked,
+                    texts,
                     wanted,
                     as_json=json,
                     device=device,

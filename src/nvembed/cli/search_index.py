@@ -55,14 +55,14 @@ def load_for(index: Index, model: str | None, *, device: str | None, dtype: Dtyp
         if model is not None:
             raise
         raise InputError(
-            f"{error}\nthe index was made with the model {index.record.model!r}, named as it was then: give it again, "
-            "as  nvembed search MODEL INDEX QUERY  or  nvembed ask INDEX QUESTION --model MODEL"
+            f"{error}\nthe index names {index.record.model!r} as its model: say where it is now, as  "
+            "nvembed search MODEL INDEX QUERY  or  nvembed ask INDEX QUESTION --model MODEL"
         ) from error
     if encoder.fingerprint != index.record.fingerprint:
         raise InputError(
-            f"{model or index.record.model} has the fingerprint {encoder.fingerprint}, the model of the index "
-            f"({index.record.model}) {index.record.fingerprint}: expected the same model, since vectors of two "
-            "models cannot be compared; embed the corpus again, or give the index's own model"
+            f"{model or index.record.model} has the fingerprint {encoder.fingerprint}; expected that of the "
+            f"index's own model ({index.record.model}), {index.record.fingerprint}: vectors of two models cannot "
+            "be compared; give that model, or embed the corpus again"
         )
     return encoder
 
