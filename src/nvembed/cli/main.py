@@ -24,6 +24,7 @@ from nvembed.errors import NvembedError
 # without importing any of them; it is the first line of the command's own help.
 COMMANDS = {
     "encode": "Embed the texts of a file.",
+    "embed": "Embed a corpus into a folder of Parquet files; the same command goes on where it was stopped.",
     "search": "Search a folder of text, or a corpus file, by meaning.",
     "init": "Make an untrained NV-Embed checkpoint from a causal language model.",
     "check": "Check a model: files, tensors, values, tokenizer, memory, licence and known answer.",
