@@ -112,9 +112,7 @@ def embed(
     if engine == "local" and (workers is not None or ray_address is not None):
         raise InputError("--workers and --ray-address are for --engine ray: add it, or take them away")
     if whole and (chunk_tokens is not None or overlap_tokens is not None):
-        raise InputError(
-            "--whole leaves documents whole: take it away, or --chunk-tokens and --overlap-tokens"
-        )
+        raise InputError("--whole leaves documents whole: take it away, or the sizes of passages")
     if shard_passages < 1:
         raise InputError(f"--shard-passages is {shard_passages}; expected at least 1")
     plan, jobs, sources = _modules()
@@ -186,9 +184,12 @@ def _join(stack: ExitStack, address: str | None) -> Any:
 def _run(job: Any, settings: Any, compute: Any, names: dict[str, str]) -> None:
     was_finished = job.finished
     tally = Tally()
+    begun = False
     start = perf_counter()
 
     def counted(work: Any, shards: list[Any]) -> Iterator[dict[str, Any]]:
+        nonlocal begun
+        begun = True
         for entry in compute(work, shards):
             tally.texts += entry["rows"]
             tally.tokens += entry["tokens"]
@@ -198,8 +199,8 @@ def _run(job: Any, settings: Any, compute: Any, names: dict[str, str]) -> None:
         with long_progress("embedding") as update:
             manifest = job.run(settings, counted, update, names=names)
     except BaseException:
-        if done := job.shards_done():
-            say(f"{done:,} shards are finished and kept: the same command goes on from there")
+        if begun:
+            say(f"{job.shards_done():,} shards are finished and kept: the same command goes on from there")
         raise
     counts = manifest["counts"]
     if was_finished:

@@ -274,8 +274,10 @@ def _locked(out: Path) -> Iterator[None]:
         handle.truncate(0)
         handle.write(f"process {os.getpid()} on {socket.gethostname()}")
         handle.flush()
-        yield
-        handle.truncate(0)
+        try:
+            yield
+        finally:
+            handle.truncate(0)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

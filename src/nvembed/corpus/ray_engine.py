@@ -1,9 +1,10 @@
-"""The same shards on a Ray cluster, with Ray Data: tasks read and cut, one actor per device embeds and writes.
+"""The same shards on a Ray cluster, with Ray Data: tasks read and cut, an actor per device embeds.
 
 A killed task or actor is begun anew by Ray; a shard that was written before is found and not computed again.
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -60,6 +61,7 @@ def ray_cluster(address: str | None = None, *, cpus: int | None = None) -> Itera
         import ray
     except ImportError as error:
         raise MissingExtraError("--engine ray needs: pip install 'nvembed[ray]'") from error
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it reports on itself at every step
     local: dict[str, Any] = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
     try:
         ray.init(logging_level="error", **({"address": address} if address else local))
