@@ -24,6 +24,7 @@ from nvembed.errors import NvembedError
 # without importing any of them; it is the first line of the command's own help.
 COMMANDS = {
     "encode": "Embed the texts of a file.",
+    "embed": "Embed a corpus into a folder of Parquet files; the same command goes on where it was stopped.",
     "search": "Search a folder of text, a corpus file, or an index, by meaning.",
     "index": "Index an embedded corpus for search by meaning and by words.",
     "ask": "Answer a question from an index, with numbered citations.",
