@@ -38,7 +38,7 @@ def chat_with(endpoint: str, model: str, *, key: str | None, timeout_s: float) -
             with error:
                 said = error.read(500).decode(errors="replace").strip()
             raise InputError(
-                f"{url} answered {error.code} {error.reason} ({said}): check --endpoint, --chat-model, the key"
+                f"{url} answered {error.code} {error.reason} ({said}): check --endpoint, --chat-model, key"
             ) from error
         except OSError as error:  # URLError and time-outs among them
             reason = getattr(error, "reason", None) or error

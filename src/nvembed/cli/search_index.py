@@ -61,8 +61,8 @@ def load_for(index: Index, model: str | None, *, device: str | None, dtype: Dtyp
     if encoder.fingerprint != index.record.fingerprint:
         raise InputError(
             f"{model or index.record.model} has the fingerprint {encoder.fingerprint}; expected that of the "
-            f"index's own model ({index.record.model}), {index.record.fingerprint}: vectors of two models cannot "
-            "be compared; give that model, or embed the corpus again"
+            f"index's own model ({index.record.model}), {index.record.fingerprint}: vectors of two models "
+            "cannot be compared; give that model, or embed the corpus again"
         )
     return encoder
 
@@ -82,7 +82,8 @@ def find(
 
     def embed(texts: list[str], prompt: str) -> np.ndarray:
         assert encoder is not None
-        return encoder.encode(texts, prompt=prompt, max_length=index.record.max_length)
+        parts = encoder.stream(texts, prompt=prompt, max_length=index.record.max_length)
+        return np.concatenate([part.vectors for part in parts])
 
     vectors = None if encoder is None else embed(list(queries), prompt)
     for i, query in enumerate(queries):

@@ -75,8 +75,8 @@ def answer(question: str, hits: Sequence[Hit], chat: Chat) -> Answer:
         fault = f"cites {_listed(absent)}, and there is no such passage" if absent else "cites no passage"
         told = (
             f"Your answer {fault}. The passages are numbered 1 to {len(hits)}. Answer the question again, "
-            "with the number of a passage in square brackets after each statement, or say that the passages do "
-            "not answer it."
+            "with the number of a passage in square brackets after each statement, or say that the passages "
+            "do not answer it."
         )
         again = [*messages, {"role": "assistant", "content": text}, {"role": "user", "content": told}]
         text = chat(again)
