@@ -1,4 +1,4 @@
-"""embed, index, search and ask on the command line, with the parity checkpoint and a stand-in chat endpoint."""
+"""embed, index, search and ask on the command line: the parity checkpoint, a stand-in chat endpoint."""
 
 import json
 import subprocess

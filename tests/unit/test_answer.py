@@ -1,4 +1,4 @@
-"""Grounded answers: the prompt holds passages as data, citations are checked, an endpoint's faults are said."""
+"""Grounded answers: passages are data, citations are checked, an endpoint's faults are said."""
 
 import json
 
@@ -16,10 +16,6 @@ def hit(text: str, document: str = "a.md") -> Hit:
 
 
 HITS = [hit("Judo throws are allowed."), hit("Leg locks are not.", "b.md")]
-
-
-def asked(*replies: str) -> tuple[list[list[Message]], list[str]]:
-    return [], list(replies)
 
 
 def test_a_good_answer_is_left_alone() -> None:
@@ -58,10 +54,7 @@ def test_what_stays_absent_is_marked() -> None:
 
 
 def test_citations() -> None:
-    assert citations("[2][1] and [2; 3]", 2) == ((2,), (3,)) or citations("[2] [1] and [2; 3]", 2) == (
-        (2, 1),
-        (3,),
-    )
+    assert citations("[2] [1][2] and [2; 3]", 2) == ((2, 1), (3,))
     assert citations("x[1] and [text] and [1.5] and [12345678901234567890]", 3) == (
         (),
         (12345678901234567890,),

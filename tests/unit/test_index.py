@@ -12,7 +12,8 @@ from servers import postgres
 
 from nvembed.corpus import index as indexes
 from nvembed.corpus.embedded import open_embedded
-from nvembed.corpus.index import Index, add, build, delete, is_index, open_index
+from nvembed.corpus.index import Index, add, build, delete, open_index
+from nvembed.corpus.record import is_index
 from nvembed.corpus.retrieve import Hit, retrieve
 from nvembed.corpus.where import parse_where
 from nvembed.errors import DataError, InputError

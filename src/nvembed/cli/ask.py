@@ -9,8 +9,9 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.text import Text
 
-from nvembed.cli.models import Dtype
+from nvembed.cli.models import Dtype, needs_extra
 from nvembed.cli.screen import printable, results, say, waiting
+from nvembed.corpus.retrieve import Hit, Mode
 from nvembed.errors import InputError
 
 
@@ -22,7 +23,7 @@ def ask(
     endpoint: str | None = None,
     chat_model: str | None = None,
     top: int = 5,
-    mode: str = "hybrid",
+    mode: Mode = "hybrid",
     where: tuple[str, ...] = (),
     model: str | None = None,
     json: Annotated[bool, Parameter(negative=())] = False,
@@ -69,19 +70,18 @@ def ask(
     dtype
         What to compute in; bfloat16 on CUDA and float32 on CPU unless given.
     """
-    from nvembed.cli.chat import chat_with
-    from nvembed.cli.search_index import Wanted, find, load_for, opened
-    from nvembed.corpus.answer import answer, grounded_prompt
+    with needs_extra("index"):
+        from nvembed.cli.chat import chat_with
+        from nvembed.cli.search_index import Wanted, find, load_for, opened
+        from nvembed.corpus.answer import answer, grounded_prompt
 
     if (endpoint is None) != (chat_model is None):
         raise InputError("expected --endpoint and --chat-model together, or neither to print the prompt")
-    if mode not in ("hybrid", "vector", "text"):
-        raise InputError(f"--mode is {mode!r}; expected hybrid, vector or text")
     key = os.environ.get("NVEMBED_CHAT_KEY") or os.environ.get("OPENAI_API_KEY")
     chat = chat_with(endpoint, chat_model, key=key, timeout_s=timeout) if endpoint and chat_model else None
     with opened(index) as found:
         encoder = None if mode == "text" else load_for(found, model, device=device, dtype=dtype)
-        (hits,) = find(found, encoder, [question], Wanted(mode=mode, where=where, top=top))  # type: ignore[arg-type]
+        (hits,) = find(found, encoder, [question], Wanted(mode=mode, where=where, top=top))
     if chat is None:
         messages = grounded_prompt(question, hits)
         text = "\n\n".join(message["content"] for message in messages)
@@ -95,7 +95,8 @@ def ask(
         _write(json_lines.dumps(record, ensure_ascii=False))
     else:
         console = results()
-        console.print(Text(printable(said.text)), "")
+        console.print(Text(printable(said.text)))
+        console.print()
         for n in said.cited:
             hit = hits[n - 1]
             place = f"[{n}] {hit.document}, characters {hit.start:,}-{hit.end:,}"
@@ -109,10 +110,7 @@ def ask(
         )
 
 
-def _passage(hit: object) -> dict[str, object]:
-    from nvembed.corpus.retrieve import Hit
-
-    assert isinstance(hit, Hit)
+def _passage(hit: Hit) -> dict[str, object]:
     return {"id": hit.id, "document": hit.document, "start": hit.start, "end": hit.end, "text": hit.text}
 
 

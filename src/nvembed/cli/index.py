@@ -3,10 +3,15 @@
 import os
 from pathlib import Path
 from time import perf_counter
+from typing import TYPE_CHECKING
 
-from nvembed.cli.models import prompts
+from nvembed.cli.models import needs_extra, prompts
 from nvembed.cli.screen import progress, say
+from nvembed.corpus.record import FOLDER
 from nvembed.errors import InputError
+
+if TYPE_CHECKING:
+    from nvembed.corpus.index import Index
 
 
 def index(
@@ -56,10 +61,11 @@ def index(
         A task whose instruction is known; NQ ("Given a question, retrieve passages that answer the question")
         unless given. A corpus that was embedded with a prompt has its queries read behind the same.
     """
-    from nvembed.corpus.embedded import open_embedded
-    from nvembed.corpus.index import FOLDER, build, open_index
-    from nvembed.corpus.index import add as put
-    from nvembed.corpus.index import delete as remove
+    with needs_extra("index"):
+        from nvembed.corpus.embedded import open_embedded
+        from nvembed.corpus.index import add as put
+        from nvembed.corpus.index import build, open_index
+        from nvembed.corpus.index import delete as remove
 
     key = os.environ.get("QDRANT_API_KEY")
     start = perf_counter()
@@ -94,10 +100,7 @@ def index(
         _report(made, start)
 
 
-def _report(opened: "object", start: float) -> None:
-    from nvembed.corpus.index import Index
-
-    assert isinstance(opened, Index)
+def _report(opened: "Index", start: float) -> None:
     documents, passages = opened.store.count()
     fields = ", ".join(opened.record.fields) or "none"
     say(

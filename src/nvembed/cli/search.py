@@ -13,14 +13,13 @@ from cyclopts import Parameter
 from rich.table import Table
 from rich.text import Text
 
-from nvembed.cli.models import DASH, Dtype, Tally, counted, load, prompts
+from nvembed.cli.models import DASH, Dtype, Tally, counted, load, needs_extra, prompts
 from nvembed.cli.screen import printable, progress, results, say, snippet
-from nvembed.cli.search_index import Mark, Wanted, opened, search_index
 from nvembed.corpus.cache import BLOCK, Settings, cache_folder, cached_vectors
 from nvembed.corpus.folder import read_corpus
-from nvembed.corpus.index import is_index
 from nvembed.corpus.read import Passage, read_stream, read_texts
-from nvembed.corpus.retrieve import Mode
+from nvembed.corpus.record import is_index
+from nvembed.corpus.retrieve import Mark, Mode
 from nvembed.errors import InputError
 from nvembed.vectors.search import top_k
 
@@ -111,6 +110,8 @@ def search(
             )
             rest = query if path == corpus or corpus is None else (corpus, *query)
             texts = [q.text for q in _queries(rest, queries)]
+            with needs_extra("index"):
+                from nvembed.cli.search_index import Wanted, opened, search_index
             wanted = Wanted(mode or "hybrid", where, top, mark or "words", instruction, task)
             with opened(Path(path)) as index:
                 search_index(

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.table import Table
@@ -15,15 +15,13 @@ from rich.text import Text
 from nvembed.cli.models import Dtype, load
 from nvembed.cli.screen import printable, results
 from nvembed.corpus.index import Index, open_index
-from nvembed.corpus.retrieve import Hit, Mode, mark_sentences, mark_words, retrieve
+from nvembed.corpus.retrieve import Hit, Mark, Mode, mark_sentences, mark_words, retrieve
 from nvembed.corpus.where import parse_where
 from nvembed.errors import InputError, NvembedError
 from nvembed.text.prompt import format_prompt, instruction_for
 
 if TYPE_CHECKING:
     from nvembed.encoder import Encoder
-
-Mark = Literal["words", "sentence", "none"]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ RULES = (
     "like [2]. Use only numbers of passages that are there. Where the passages do not answer the question, "
     "say so."
 )
-_CITATION = re.compile(r"(?<![\w\]])\[(\d+(?:\s*[,;]\s*\d+)*)\]")
+_CITATION = re.compile(r"(?<!\w)\[(\d+(?:\s*[,;]\s*\d+)*)\]")
 ABSENT = "[no such passage]"
 
 

@@ -6,12 +6,11 @@ replaced when that is finished: killed before, the old index is as it was, and w
 the next build.
 """
 
-import json
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -19,40 +18,14 @@ import pyarrow as pa
 
 from nvembed.corpus.embedded import EmbeddedCorpus, vectors_of
 from nvembed.corpus.lance import KINDS, LanceStore
+from nvembed.corpus.record import FOLDER, RECORD, Record, StoreName, read_record, write_record
 from nvembed.corpus.store import Store
 from nvembed.corpus.where import Kind, kinds_of
 from nvembed.errors import DataError, InputError
-from nvembed.files import atomic_path
 
-FORMAT = 1
-RECORD = "index.json"
 BEGUN = "begun.json"  # the record of an index that is being built
-FOLDER = "index"  # of an index inside the embedded corpus it was made from
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Record:
-    """What ``index.json`` says.
-
-    ``server``: a URL without a password, empty for LanceDB. ``name``: the table or collection. ``model``,
-    ``fingerprint``: what embedded the passages. ``query_prompt``: what stands before a query unless the user
-    says otherwise. ``fields``: what can be filtered on.
-    """
-
-    store: Literal["lance", "qdrant", "postgres"]
-    server: str
-    name: str
-    kind: str
-    model: str
-    fingerprint: str
-    passage_prompt: str
-    query_prompt: str
-    max_length: int
-    dim: int
-    fields: dict[str, Kind] = field(default_factory=dict)
-    format: int = FORMAT
 
 
 @dataclass(frozen=True)
@@ -70,11 +43,6 @@ class Index:
         self.store.close()
 
 
-def is_index(path: str | Path) -> bool:
-    """Whether ``path`` is an index, or an embedded corpus with an index in it."""
-    return any((Path(path) / name / RECORD).is_file() for name in ("", FOLDER))
-
-
 def open_index(path: str | Path, *, api_key: str | None = None) -> Index:
     """Open an index: its own folder, or the embedded corpus it lies in.
 
@@ -89,7 +57,7 @@ def open_index(path: str | Path, *, api_key: str | None = None) -> Index:
     folder = path if (path / RECORD).is_file() else path / FOLDER
     if not (folder / RECORD).is_file():
         raise DataError(f"{path} is no index ({RECORD} is missing): make one with  nvembed index {path}")
-    record = _read(folder / RECORD)
+    record = read_record(folder / RECORD)
     return Index(folder, record, _store(folder, record, api_key))
 
 
@@ -130,13 +98,13 @@ def build(
     )
     folder.mkdir(parents=True, exist_ok=True)
     _forget(folder / BEGUN, folder, api_key)
-    _write(folder / BEGUN, record)
+    write_record(folder / BEGUN, record)
     store = _store(folder, record, api_key)
     try:
         _put(store, source, record.fields, fresh=True, progress=progress)
         store.finish()
-        former = _read(folder / RECORD) if (folder / RECORD).is_file() else None
-        _write(folder / RECORD, record)
+        former = read_record(folder / RECORD) if (folder / RECORD).is_file() else None
+        write_record(folder / RECORD, record)
         (folder / BEGUN).unlink()
         if former is not None:
             _drop(folder, former, api_key)
@@ -166,7 +134,7 @@ def add(index: Index, source: EmbeddedCorpus, *, progress: Progress | None = Non
                 "compared only where both are the same; embed it with the index's model and prompt"
             )
     record = replace(record, fields=kinds_of(_metadata(source), record.fields))
-    _write(index.folder / RECORD, record)
+    write_record(index.folder / RECORD, record)
     _put(index.store, source, record.fields, fresh=False, progress=progress)
     index.store.finish()
     return replace(index, record=record)
@@ -218,7 +186,7 @@ def _metadata(source: EmbeddedCorpus) -> Iterator[str]:
         yield from batch["metadata"].to_pylist()
 
 
-def _store_of(server: str, kind: str) -> Literal["lance", "qdrant", "postgres"]:
+def _store_of(server: str, kind: str) -> StoreName:
     known = KINDS if not server else ("auto", "exact")
     if kind not in known:
         raise InputError(f"unknown kind of index {kind!r}; expected one of {', '.join(known)}")
@@ -261,25 +229,5 @@ def _drop(folder: Path, record: Record, api_key: str | None) -> None:
 def _forget(begun: Path, folder: Path, api_key: str | None) -> None:
     """Remove what a build that was killed has left."""
     if begun.is_file():
-        _drop(folder, _read(begun), api_key)
+        _drop(folder, read_record(begun), api_key)
         begun.unlink()
-
-
-def _read(path: Path) -> Record:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if values.get("format") != FORMAT:
-            raise DataError(
-                f"{path} has format {values.get('format')!r}; expected {FORMAT}: build the index again"
-            )
-        return Record(**values)
-    except (OSError, ValueError, TypeError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path} cannot be read ({error}): build the index again") from error
-
-
-def _write(path: Path, record: Record) -> None:
-    with atomic_path(path) as temporary:
-        text = json.dumps(asdict(record), indent=1, ensure_ascii=False)
-        temporary.write_text(text + "\n", encoding="utf-8")

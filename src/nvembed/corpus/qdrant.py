@@ -157,7 +157,16 @@ class QdrantStore:
             self._client.create_payload_index(self._name, name, field_schema=kinds[columns[name]])
         self._indexed |= columns.keys()
 
-    def _query(self, query: Any, using: str, count: int, where: Sequence[Condition], **options: Any) -> Any:
+    def _query(
+        self,
+        query: Any,
+        using: str,
+        count: int,
+        where: Sequence[Condition],
+        *,
+        search_params: Any = None,
+        with_vectors: bool | list[str] = False,
+    ) -> Any:
         return self._client.query_points(
             self._name,
             query=query,
@@ -165,7 +174,8 @@ class QdrantStore:
             query_filter=self._filter(where),
             limit=count,
             with_payload=_PAYLOAD,
-            **options,
+            search_params=search_params,
+            with_vectors=with_vectors,
         ).points
 
     def _filter(self, where: Sequence[Condition]) -> Any:

@@ -16,6 +16,7 @@ from nvembed.text.mark import Span, sentences, word_spans
 from nvembed.vectors.codec import rescore
 
 Mode = Literal["hybrid", "vector", "text"]
+Mark = Literal["words", "sentence", "none"]
 # Reciprocal rank fusion: Cormack et al. (2009) fixed 60, and nobody's tuning has moved it far since.
 RRF_K = 60
 # How deep each list is read for fusion, at least.

@@ -6,13 +6,15 @@ D numbers of a vector. A store finds candidates; ``retrieve`` scores them exactl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
-import pyarrow as pa
 
 from nvembed.corpus.where import Condition, Kind
 from nvembed.errors import DataError, NvembedError, OutputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # Below this many passages every vector is compared: an index would save milliseconds and lose recall.
 EXACT_ROWS = 20_000
@@ -46,7 +48,7 @@ class Store(Protocol):
     def matching(self, query: str, count: int, where: Sequence[Condition]) -> list[Row]:
         """Return up to ``count`` passages with words of the query that match, best first."""
 
-    def put(self, batch: pa.RecordBatch, fields: dict[str, Kind], *, fresh: bool) -> None:
+    def put(self, batch: "pa.RecordBatch", fields: dict[str, Kind], *, fresh: bool) -> None:
         """Add whole documents; one that is there already is replaced, all of it (``fresh``: none is)."""
 
     def delete(self, documents: Sequence[str]) -> None:
