@@ -20,7 +20,7 @@ from nvembed.corpus.embedded import EmbeddedCorpus, vectors_of
 from nvembed.corpus.lance import KINDS, LanceStore
 from nvembed.corpus.record import FOLDER, RECORD, Record, StoreName, read_record, write_record
 from nvembed.corpus.store import Store
-from nvembed.corpus.where import Kind, kinds_of
+from nvembed.corpus.where import kinds_of
 from nvembed.errors import DataError, InputError
 
 BEGUN = "begun.json"  # the record of an index that is being built
@@ -101,7 +101,7 @@ def build(
     write_record(folder / BEGUN, record)
     store = _store(folder, record, api_key)
     try:
-        _put(store, source, record.fields, fresh=True, progress=progress)
+        store.fill(_shards(source, progress), record.fields)
         store.finish()
         former = read_record(folder / RECORD) if (folder / RECORD).is_file() else None
         write_record(folder / RECORD, record)
@@ -135,7 +135,8 @@ def add(index: Index, source: EmbeddedCorpus, *, progress: Progress | None = Non
             )
     record = replace(record, fields=kinds_of(_metadata(source), record.fields))
     write_record(index.folder / RECORD, record)
-    _put(index.store, source, record.fields, fresh=False, progress=progress)
+    for batch in _shards(source, progress):
+        index.store.put(batch, record.fields)
     index.store.finish()
     return replace(index, record=record)
 
@@ -155,15 +156,8 @@ def delete(index: Index, documents: Sequence[str]) -> None:
     index.store.finish()
 
 
-def _put(
-    store: Store,
-    source: EmbeddedCorpus,
-    fields: dict[str, Kind],
-    *,
-    fresh: bool,
-    progress: Progress | None,
-) -> None:
-    """Put one shard after the other, which hold whole documents, with vectors in half precision."""
+def _shards(source: EmbeddedCorpus, progress: Progress | None) -> Iterator[pa.RecordBatch]:
+    """Yield one batch of each shard, which holds whole documents, with vectors in half precision."""
     batches = source.batches()
     done = 0
     for shard in source.manifest["shards"]:
@@ -173,9 +167,7 @@ def _put(
         batch = pa.Table.from_batches(parts).combine_chunks().to_batches()[0]
         flat = pa.array(vectors_of(batch).astype(np.float16, copy=False).reshape(-1))
         vectors = pa.FixedSizeListArray.from_arrays(flat, source.dim)
-        store.put(
-            batch.set_column(batch.schema.names.index("vector"), "vector", vectors), fields, fresh=fresh
-        )
+        yield batch.set_column(batch.schema.names.index("vector"), "vector", vectors)
         done += batch.num_rows
         if progress is not None:
             progress(done, source.rows)

@@ -7,9 +7,10 @@ commits it at the end, so that a killed job leaves the version before it.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from functools import reduce
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +56,17 @@ class LanceStore:
         self._codes: tuple[int, np.ndarray, Any] | None = None  # version, row ids, codes
 
     @_writing
-    def put(self, batch: pa.RecordBatch, fields: dict[str, Kind], *, fresh: bool) -> None:
+    def fill(self, batches: Iterator[pa.RecordBatch], fields: dict[str, Kind]) -> None:
+        first = self._columns(next(batches), fields)
+        rest = (self._columns(batch, fields) for batch in batches)
+        parts = (part for table in chain([first], rest) for part in table.to_batches())
+        reader = pa.RecordBatchReader.from_batches(first.schema, parts)
+        self._opened = self._database.create_table(self._name, data=reader)
+
+    @_writing
+    def put(self, batch: pa.RecordBatch, fields: dict[str, Kind]) -> None:
         rows = self._columns(batch, fields)
-        if self._name not in self._database.list_tables(limit=1000).tables:
-            self._opened = self._database.create_table(self._name, data=rows)
-            return
         table = self._table()
-        if fresh:
-            table.add(rows)
-            return
         have = set(table.schema.names)
         new = [rows.schema.field(name) for name in rows.schema.names if name not in have]
         if new:

@@ -5,7 +5,8 @@ vectors up to pgvector's limit of 4,000 dimensions, of their signs (one bit each
 by PostgreSQL's own full-text search, whose ranking knows no inverse document frequency.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -51,22 +52,28 @@ class PostgresStore:
             ) from error
         self._pgvector.psycopg.register_vector(self._connection)
 
-    def put(self, batch: pa.RecordBatch, _fields: dict[str, Kind], *, fresh: bool) -> None:
+    def fill(self, batches: Iterator[pa.RecordBatch], _fields: dict[str, Kind]) -> None:
+        with self._errors(writing=True), self._connection.transaction(), self._connection.cursor() as cursor:
+            for i, batch in enumerate(batches):
+                if i == 0:
+                    self._create(cursor, batch.schema.field("vector").type.list_size)
+                self._copy(cursor, batch)
+
+    def put(self, batch: pa.RecordBatch, _fields: dict[str, Kind]) -> None:
+        with self._errors(writing=True), self._connection.transaction(), self._connection.cursor() as cursor:
+            self._delete(cursor, batch["document"].unique().to_pylist())
+            self._copy(cursor, batch)
+
+    def _copy(self, cursor: Any, batch: pa.RecordBatch) -> None:
         dim = batch.schema.field("vector").type.list_size
         vectors = batch["vector"].flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
         columns = [batch[name].to_pylist() for name in ("id", "document", "start", "end", "text", "metadata")]
-        with self._errors(writing=True), self._connection.transaction(), self._connection.cursor() as cursor:
-            if fresh:
-                self._create(cursor, dim)
-            else:
-                self._delete(cursor, list(set(columns[1])))
-            copy = f"COPY {{}} ({_COLUMNS}, vector) FROM STDIN WITH (FORMAT BINARY)"
-            with cursor.copy(self._format(copy)) as rows:
-                rows.set_types(["text", "text", "int8", "int8", "text", "jsonb", "halfvec"])
-                jsonb = self._psycopg.types.json.Jsonb
-                loads = self._psycopg.types.json.json.loads
-                for *plain, metadata, vector in zip(*columns, vectors, strict=True):
-                    rows.write_row([*plain, jsonb(loads(metadata)), self._pgvector.HalfVector(vector)])
+        copy = f"COPY {{}} ({_COLUMNS}, vector) FROM STDIN WITH (FORMAT BINARY)"
+        with cursor.copy(self._format(copy)) as rows:
+            rows.set_types(["text", "text", "int8", "int8", "text", "jsonb", "halfvec"])
+            jsonb = self._psycopg.types.json.Jsonb
+            for *plain, metadata, vector in zip(*columns, vectors, strict=True):
+                rows.write_row([*plain, jsonb(json.loads(metadata)), self._pgvector.HalfVector(vector)])
 
     def delete(self, documents: Sequence[str]) -> None:
         with self._errors(writing=True), self._connection.transaction(), self._connection.cursor() as cursor:

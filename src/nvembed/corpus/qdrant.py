@@ -9,7 +9,7 @@ import json
 import uuid
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,10 +48,24 @@ class QdrantStore:
         self._indexed: set[str] = set()
 
     @_writing
-    def put(self, batch: pa.RecordBatch, fields: dict[str, Kind], *, fresh: bool) -> None:
+    def fill(self, batches: Iterator[pa.RecordBatch], fields: dict[str, Kind]) -> None:
+        for i, batch in enumerate(batches):
+            if i == 0:
+                self._create(batch.schema.field("vector").type.list_size)
+            self._upsert(batch, fields)
+
+    @_writing
+    def put(self, batch: pa.RecordBatch, fields: dict[str, Kind]) -> None:
+        points = self._upsert(batch, fields)
+        # what the replaced documents had beside; nothing is lost if we are killed before
+        has = self._models.HasIdCondition(has_id=points)
+        documents = batch["document"].unique().to_pylist()
+        stale = self._models.Filter(must=[self._any("document", documents)], must_not=[has])
+        self._client.delete(self._name, self._models.FilterSelector(filter=stale), wait=True)
+
+    def _upsert(self, batch: pa.RecordBatch, fields: dict[str, Kind]) -> list[Any]:
+        """Write points and return their ids."""
         dim = batch.schema.field("vector").type.list_size
-        if not self._client.collection_exists(self._name):
-            self._create(dim)
         self._index({"document": "string", **{column_of(name): kind for name, kind in fields.items()}})
         vectors = batch["vector"].flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
         rows = batch.select(_PAYLOAD).to_pylist()
@@ -70,11 +84,7 @@ class QdrantStore:
             )
         for i in range(0, len(points), UPSERTED):
             self._client.upsert(self._name, points[i : i + UPSERTED], wait=True)
-        if not fresh:  # what the replaced documents had beside; nothing is lost if we are killed in between
-            has = self._models.HasIdCondition(has_id=[point.id for point in points])
-            documents = sorted({row["document"] for row in rows})
-            stale = self._models.Filter(must=[self._any("document", documents)], must_not=[has])
-            self._client.delete(self._name, self._models.FilterSelector(filter=stale), wait=True)
+        return [point.id for point in points]
 
     @_writing
     def delete(self, documents: Sequence[str]) -> None:

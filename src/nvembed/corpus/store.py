@@ -40,7 +40,10 @@ class Near:
 
 
 class Store(Protocol):
-    """One index's passages. Every change is whole or not at all per call; all of them can be repeated."""
+    """One index's passages. ``put`` and ``delete`` are whole or not at all, and may be repeated."""
+
+    def fill(self, batches: Iterator["pa.RecordBatch"], fields: dict[str, Kind]) -> None:
+        """Make the table from all the documents of a corpus; there is none before."""
 
     def nearest(self, vector_D: np.ndarray, count: int, where: Sequence[Condition]) -> Near:
         """Return at least the ``count`` nearest passages that match, or all there are."""
@@ -48,8 +51,8 @@ class Store(Protocol):
     def matching(self, query: str, count: int, where: Sequence[Condition]) -> list[Row]:
         """Return up to ``count`` passages with words of the query that match, best first."""
 
-    def put(self, batch: "pa.RecordBatch", fields: dict[str, Kind], *, fresh: bool) -> None:
-        """Add whole documents; one that is there already is replaced, all of it (``fresh``: none is)."""
+    def put(self, batch: "pa.RecordBatch", fields: dict[str, Kind]) -> None:
+        """Add whole documents; one that is there already is replaced, all of it."""
 
     def delete(self, documents: Sequence[str]) -> None:
         """Remove documents; one that is not there is passed over."""
