@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from memory import phase
+from memory import hardware, phase
 from nvembed.vectors import codec
 from nvembed.vectors.search import top_k
 
@@ -61,7 +61,7 @@ class Data:
 
 
 class Clusters:
-    """A mixture of topics of unequal size in a latent space of falling variance, turned into 4,096 dimensions.
+    """Topics of unequal size in a latent space of falling variance, turned into 4,096 dimensions.
 
     So lie the vectors of an embedding model: in clusters, and in far fewer dimensions than they have numbers.
     In white noise of 4,096 dimensions all are equally far, and there is nothing to find.
@@ -100,7 +100,7 @@ def find_nearest(data: Data) -> None:
 
 @dataclass(frozen=True)
 class Built:
-    """``search`` by setting, the bytes a vector takes besides its float16 row, and how many queries to time."""
+    """``search`` by setting; the bytes a vector takes besides its float16 row; how many queries to time."""
 
     search: dict[str, Search]
     bytes_per_vector: float
@@ -178,16 +178,15 @@ def lance(kind: str, probes: tuple[int, ...]) -> Callable[[Data], Built]:
 
 
 def faiss_kind(factory: str, probes: tuple[int, ...]) -> Callable[[Data], Built]:
-    """An index of faiss's factory, trained on 40 vectors per list and at most 50,000."""
+    """An index of faiss's factory, trained on 40 vectors per list, 10,000 to 20,000."""
 
     def build(data: Data) -> Built:
         import faiss
 
         lists = max(16, data.rows // 4_000)
         index = faiss.index_factory(DIM, factory.format(lists=lists), faiss.METRIC_INNER_PRODUCT)
-        sample = np.sort(
-            np.random.default_rng(0).choice(data.rows, min(data.rows, 40 * lists, 50_000), False)
-        )
+        count = min(data.rows, max(10_000, 40 * lists), 20_000)
+        sample = np.sort(np.random.default_rng(0).choice(data.rows, count, replace=False))
         index.train(data.vectors[sample].astype(np.float32))
         for block in data.blocks():
             index.add(block.astype(np.float32))
@@ -331,9 +330,9 @@ def markdown(results: dict[str, Any], command: str) -> str:
         ", ".join(f"{name} {value}" for name, value in results["machine"].items()),
         "",
         f"Synthetic vectors (seed fixed): {max(8, rows // 2_000)} topics of unequal size, {LATENT} latent "
-        f"dimensions of falling variance, isotropic noise. {QUERIES} queries of the same topics, one at a time; "
-        "recall@10 against exact search. All but float16 find candidates (int8 20, others 100) that are scored "
-        "exactly from float16 rows; these take 8,192 bytes per vector more. Memory: the process's own "
+        f"dimensions of falling variance, isotropic noise. {QUERIES} queries of the same topics, one at a "
+        "time; recall@10 against exact search. All but float16 find candidates (int8 20, others 100), "
+        "scored exactly from float16 rows, which take 8,192 bytes per vector more. Memory: the process's own "
         "(anonymous) at its peak while building; mapped files not counted.",
         "",
         "| kind | setting | recall@10 | p50 ms | p95 ms | queries | bytes per vector | build s | build GiB |",
