@@ -20,8 +20,8 @@ from nvembed.errors import InputError
 
 UNIT = Path(__file__).parents[1] / "unit"
 
-# Each worker notes itself in a folder and each text that begins a shard in a file; the first worker to have
-# begun its second shard is killed in the midst of it.
+# Each worker notes itself and the text that begins a shard; when both have begun one, the latter is killed in
+# the midst of it. Then a job fails, on the same cluster.
 SCRIPT = """
 import os, signal, sys, threading, time
 from functools import partial
@@ -31,49 +31,46 @@ from nvembed.corpus.job import open_job
 from nvembed.corpus.plan import Reading
 from nvembed.corpus.ray_engine import ray_cluster, ray_engine
 from nvembed.corpus.sources import list_files
+from nvembed.errors import NumericsError
 
-corpus, out, notes = map(Path, sys.argv[1:4])
+corpus, out, failed, notes = map(Path, sys.argv[1:])
 
-def build(notes):
-    from corpora import encode
-    import os, time
+def build():
     def noting(texts):
-        with open(notes / "shards", "a") as file:
-            file.write(f"{os.getpid()} {texts[0]}\\\\n")
+        with notes.open("a") as file:
+            file.write(f"{os.getpid()} {texts[0]!r}\\n")
         time.sleep(0.3)
-        if "FAIL" in os.environ:
-            from nvembed.errors import NumericsError
-            raise NumericsError("the vector of text 0 is not finite")
         return encode(texts)
     return noting
 
+def build_failing():
+    def failing(texts):
+        raise NumericsError("the vector of text 0 is not finite")
+    return failing
+
 def kill():
     while True:
-        lines = (notes / "shards").read_text().splitlines() if (notes / "shards").exists() else []
-        workers = [line.split()[0] for line in lines]
+        workers = [line.split()[0] for line in notes.read_text().splitlines()]
         if len(set(workers)) == 2:
             print("killed", workers[-1], flush=True)
             os.kill(int(workers[-1]), signal.SIGKILL)
             return
         time.sleep(0.01)
 
-with ray_cluster(cpus=3) as cluster, open_job(out, list_files(str(corpus)), Reading(shard_passages=4), print) as job:
+def run(out, cluster, build):
+    with open_job(out, list_files(str(corpus)), Reading(shard_passages=4), lambda *_: None) as job:
+        engine = ray_engine(cluster, cluster.workers(None), lambda: word_offsets, build)
+        job.run(settings(), engine, lambda *_: None, names={"corpus": "c", "model": "m"})
+
+with ray_cluster(cpus=3) as cluster:
+    print("workers", cluster.workers(None))
     threading.Thread(target=kill, daemon=True).start()
-    engine = ray_engine(cluster, cluster.workers(None), lambda: word_offsets, partial(build, notes))
-    job.run(settings(), engine, lambda *_: None, names={"corpus": "c", "model": "m"})
-print("workers", cluster.workers(None))
+    run(out, cluster, build)
+    try:
+        run(failed, cluster, build_failing)
+    except NumericsError as error:
+        print("failed:", error)
 """
-
-
-def ray_run(corpus: Path, out: Path, notes: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    notes.mkdir()
-    return subprocess.run(
-        [sys.executable, "-c", SCRIPT, corpus, out, notes],
-        capture_output=True,
-        text=True,
-        timeout=180,
-        env={**os.environ, "PYTHONPATH": f"{UNIT}:{os.environ.get('PYTHONPATH', '')}", **more},
-    )
 
 
 def test_a_worker_is_killed_and_the_bytes_are_the_same(tmp_path: Path) -> None:
@@ -81,25 +78,28 @@ def test_a_worker_is_killed_and_the_bytes_are_the_same(tmp_path: Path) -> None:
     with open_job(tmp_path / "local", list_files(str(corpus)), Reading(shard_passages=4), print) as job:
         engine = local_engine(word_offsets, encode)
         job.run(settings(), engine, lambda *_: None, names={"corpus": "c", "model": "m"})
-    done = ray_run(corpus, tmp_path / "ray", tmp_path / "notes")
+    notes = tmp_path / "notes"
+    notes.touch()
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, corpus, tmp_path / "ray", tmp_path / "failed", notes],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "PYTHONPATH": f"{UNIT}:{os.environ.get('PYTHONPATH', '')}"},
+    )
     assert done.returncode == 0, done.stderr
     assert "workers 2" in done.stdout
     assert content(tmp_path / "ray") == content(tmp_path / "local")
     killed = done.stdout.split("killed ")[1].split()[0]
-    begun = [line.split(maxsplit=1) for line in (tmp_path / "notes" / "shards").read_text().splitlines()]
-    workers = {worker for worker, _ in begun}
-    assert killed in workers
-    assert len(workers) == 3, "another worker took the place of the one that was killed"
+    begun = [line.split(maxsplit=1) for line in notes.read_text().splitlines()]
+    assert killed in {worker for worker, _ in begun}
+    assert len({worker for worker, _ in begun}) == 3, "another worker took the place of the killed one"
     texts = [text for _, text in begun]
     twice = {text for text in texts if texts.count(text) > 1}
-    assert twice == {text for worker, text in begun if worker == killed and texts.count(text) > 1}
-    assert len(twice) <= 1, "only the shard in which the worker was killed was begun again"
-
-
-def test_an_error_of_a_worker_is_told_as_it_is(tmp_path: Path) -> None:
-    (tmp_path / "corpus.txt").write_text("one\n")
-    done = ray_run(tmp_path / "corpus.txt", tmp_path / "ray", tmp_path / "notes", FAIL="1")
-    assert done.stderr.rstrip().endswith("nvembed.errors.NumericsError: the vector of text 0 is not finite")
+    assert twice <= {text for worker, text in begun if worker == killed}
+    assert len(twice) == 1, "the shard in which the worker was killed was begun again, and no other"
+    assert "failed: the vector of text 0 is not finite" in done.stdout
+    assert not list((tmp_path / "failed").rglob("*.parquet"))
 
 
 def test_workers_leave_a_cpu_to_read() -> None:

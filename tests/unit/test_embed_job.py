@@ -195,6 +195,9 @@ def test_a_damaged_or_foreign_shard_is_computed_again(corpus: Path, tmp_path: Pa
     interrupted(corpus, out)
     first = out / "shards" / "00000.parquet"
     first.write_bytes(first.read_bytes()[:-9])
+    leftover = out / "shards" / ".00002.parquet.a_b0c1d2" / "00002.parquet"
+    leftover.parent.mkdir()
+    leftover.write_bytes(b"PAR1")
     run(corpus, tmp_path / "other", using=settings(fingerprint="e" * 32))
     (out / "shards" / "00001.parquet").write_bytes(
         (tmp_path / "other" / "shards" / "00001.parquet").read_bytes()
@@ -221,6 +224,10 @@ def test_one_job_at_a_time(corpus: Path, tmp_path: Path) -> None:
 def test_a_folder_with_something_else(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"corpus holds .*, which is of no such job: expected a new folder"):
         run(corpus, corpus)
+    (tmp_path / "home" / ".git").mkdir(parents=True)
+    with pytest.raises(OutputError, match=r"home holds \.git, which is of no such job"):
+        run(corpus, tmp_path / "home")
+    assert (tmp_path / "home" / ".git").is_dir()
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"cannot write to .*file: File exists"):
         run(corpus, tmp_path / "file")
