@@ -55,9 +55,8 @@ def lance_hybrid(store: LanceStore, text: str, vector: np.ndarray, count: int) -
     from lancedb.query import MatchQuery
     from lancedb.rerankers import RRFReranker
 
-    # its ranks begin at 0, ours at 1
     query = store._table().search(query_type="hybrid").vector(vector).text(MatchQuery(text, "text"))
-    query = query.distance_type("cosine").rerank(RRFReranker(K=RRF_K + 1)).limit(FUSED_DEPTH)
+    query = query.distance_type("cosine").rerank(RRFReranker(K=RRF_K)).limit(FUSED_DEPTH)
     return query.to_arrow()["id"].to_pylist()[:count]
 
 

@@ -17,13 +17,14 @@ import numpy as np
 import pyarrow as pa
 
 from nvembed.corpus.embedded import EmbeddedCorpus, vectors_of
+from nvembed.corpus.job import locked
 from nvembed.corpus.lance import KINDS, LanceStore
 from nvembed.corpus.record import FOLDER, RECORD, Record, StoreName, read_record, write_record
 from nvembed.corpus.store import Store
 from nvembed.corpus.where import kinds_of
 from nvembed.errors import DataError, InputError
 
-BEGUN = "begun.json"  # the record of an index that is being built
+BEGUN, FORMER = "begun.json", "former.json"  # records of the index being built, and of the one it replaces
 
 Progress = Callable[[int, int], None]
 
@@ -96,21 +97,20 @@ def build(
         dim=source.dim,
         fields=kinds_of(_metadata(source)),
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    _forget(folder / BEGUN, folder, api_key)
-    write_record(folder / BEGUN, record)
-    store = _store(folder, record, api_key)
-    try:
-        store.fill(_shards(source, progress), record.fields)
-        store.finish()
-        former = read_record(folder / RECORD) if (folder / RECORD).is_file() else None
-        write_record(folder / RECORD, record)
-        (folder / BEGUN).unlink()
-        if former is not None:
-            _drop(folder, former, api_key)
-    except BaseException:
-        store.close()
-        raise
+    with locked(folder):
+        _forget(folder, api_key)
+        if (folder / RECORD).is_file():
+            write_record(folder / FORMER, read_record(folder / RECORD))
+        write_record(folder / BEGUN, record)
+        store = _store(folder, record, api_key)
+        try:
+            store.fill(_shards(source, progress), record.fields)
+            store.finish()
+            write_record(folder / RECORD, record)
+            _forget(folder, api_key)
+        except BaseException:
+            store.close()
+            raise
     return Index(folder, record, store)
 
 
@@ -134,10 +134,11 @@ def add(index: Index, source: EmbeddedCorpus, *, progress: Progress | None = Non
                 "compared only where both are the same; embed it with the index's model and prompt"
             )
     record = replace(record, fields=kinds_of(_metadata(source), record.fields))
-    write_record(index.folder / RECORD, record)
-    for batch in _shards(source, progress):
-        index.store.put(batch, record.fields)
-    index.store.finish()
+    with locked(index.folder):
+        write_record(index.folder / RECORD, record)
+        for batch in _shards(source, progress):
+            index.store.put(batch, record.fields)
+        index.store.finish()
     return replace(index, record=record)
 
 
@@ -152,8 +153,9 @@ def delete(index: Index, documents: Sequence[str]) -> None:
         raise InputError(
             f"no document {missing[0]!r} in the index ({len(missing)} of {len(documents)} unknown)"
         )
-    index.store.delete(documents)
-    index.store.finish()
+    with locked(index.folder):
+        index.store.delete(documents)
+        index.store.finish()
 
 
 def _shards(source: EmbeddedCorpus, progress: Progress | None) -> Iterator[pa.RecordBatch]:
@@ -212,14 +214,14 @@ def _store(folder: Path, record: Record, api_key: str | None) -> Store:
     return PostgresStore(record.server, record.name, record.kind)
 
 
-def _drop(folder: Path, record: Record, api_key: str | None) -> None:
-    store = _store(folder, record, api_key)
-    store.drop()
-    store.close()
-
-
-def _forget(begun: Path, folder: Path, api_key: str | None) -> None:
-    """Remove what a build that was killed has left."""
-    if begun.is_file():
-        _drop(folder, read_record(begun), api_key)
-        begun.unlink()
+def _forget(folder: Path, api_key: str | None) -> None:
+    """Remove what is not the current index: the one it replaced, or what a build that was killed has left."""
+    current = read_record(folder / RECORD).name if (folder / RECORD).is_file() else None
+    for path in (folder / FORMER, folder / BEGUN):
+        if path.is_file():
+            record = read_record(path)
+            if record.name != current:
+                store = _store(folder, record, api_key)
+                store.drop()
+                store.close()
+            path.unlink()
