@@ -81,6 +81,18 @@ def test_modes_filters_and_marks(out: Path, capfd: pytest.CaptureFixture[str]) -
     assert "xyzzy: nothing found" in capfd.readouterr().out
 
 
+def test_a_folder_that_looks_like_one_is_none(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A site's own index.json makes no index of a folder of text; what is not yet indexed is said so."""
+    for place in (tmp_path / "notes", tmp_path / "notes" / "index"):
+        place.mkdir()
+        (place / "index.json").write_text("{}")
+    (tmp_path / "notes" / "a.md").write_text("Judo throws.")
+    run("search", TINY_A, tmp_path / "notes", "judo", "--json")
+    assert json.loads(capfd.readouterr().out)["id"] == "a.md:1"
+    with pytest.raises(InputError, match="is embedded, and not yet indexed: run  nvembed index"):
+        run("search", write_embedded(tmp_path / "out"), "judo")
+
+
 def test_text_mode_needs_no_model(tmp_path: Path) -> None:
     run("index", write_embedded(tmp_path / "out", model="no/such model"))
     code = "import sys; from nvembed.cli.main import main; main(sys.argv[1:])"

@@ -18,7 +18,7 @@ from nvembed.cli.screen import printable, progress, results, say, snippet
 from nvembed.corpus.cache import BLOCK, Settings, cache_folder, cached_vectors
 from nvembed.corpus.folder import read_corpus
 from nvembed.corpus.read import Passage, read_stream, read_texts
-from nvembed.corpus.record import is_index
+from nvembed.corpus.record import is_embedded, is_index
 from nvembed.corpus.retrieve import Mark, Mode
 from nvembed.errors import InputError
 from nvembed.vectors.search import top_k
@@ -124,6 +124,8 @@ def search(
                     dtype=dtype,
                 )
             return
+        if path is not None and is_embedded(path):
+            raise InputError(f"{path} is embedded, and not yet indexed: run  nvembed index {path}")
     _refuse({"--mode": mode, "--where": where or None, "--mark": mark}, "for an index")
     if corpus is None:
         raise InputError(

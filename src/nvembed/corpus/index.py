@@ -1,7 +1,7 @@
 """An index of embedded corpora: built, kept up to date, opened.
 
-An index is a folder with ``index.json``, which says where the passages are kept and which model embeds
-queries for them; LanceDB's table lies beside it. A new index gets a table of its own, and ``index.json`` is
+An index is a folder with ``nvembed-index.json``: where the passages are kept, and which model embeds
+queries for them; LanceDB's table lies beside it. A new index gets a table of its own, and the record is
 replaced when that is finished: killed before, the old index is as it was, and what was begun is removed by
 the next build.
 """
@@ -117,7 +117,8 @@ def build(
 def add(index: Index, source: EmbeddedCorpus, *, progress: Progress | None = None) -> Index:
     """Add the documents of another embedded corpus; those that are there already are replaced, whole.
 
-    Each shard is one change: killed and run again, the result is the same.
+    Each shard is one change: killed and run again, the result is the same. A field of the metadata keeps its
+    type; a new value of another type cannot be filtered on.
 
     Raises:
         InputError: another model, prompt or size of vector.

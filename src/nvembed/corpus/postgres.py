@@ -89,7 +89,7 @@ class PostgresStore:
             self._connection.execute(
                 self._format("CREATE INDEX IF NOT EXISTS {1} ON {0} USING gin (words)", self._fts)
             )
-            if self._kind_for() != "exact":
+            if self._kind != "exact" and self.count()[1] >= EXACT_ROWS:
                 over = (
                     "vector halfvec_cosine_ops"
                     if dim <= HALF_DIMENSIONS
@@ -103,7 +103,8 @@ class PostgresStore:
             self._connection.execute(self._format("ANALYZE {}"))
 
     def nearest(self, vector_D: np.ndarray, count: int, where: Sequence[Condition]) -> Near:
-        dim, kind = self._dim(), self._kind_for()
+        dim = self._dim()
+        kind = "exact" if not self._indexed() else "half" if dim <= HALF_DIMENSIONS else "binary"
         wanted = count * OVERSAMPLE[kind]
         given = self._pgvector.HalfVector(vector_D)
         order = "vector <=> %s"
@@ -178,10 +179,9 @@ class PostgresStore:
             values += [condition.field, condition.field, condition.value]
         return sql.SQL(" AND ").join(parts), values
 
-    def _kind_for(self) -> str:
-        if self._kind == "exact" or self.count()[1] < EXACT_ROWS:
-            return "exact"
-        return "half" if self._dim() <= HALF_DIMENSIONS else "binary"
+    def _indexed(self) -> bool:
+        rows = self._rows("SELECT to_regclass(%s) IS NOT NULL", [self._index.as_string(self._connection)])
+        return bool(rows[0][0])
 
     def _dim(self) -> int:
         query = "SELECT atttypmod FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attname = 'vector'"

@@ -103,12 +103,13 @@ class QdrantStore:
     def nearest(self, vector_D: np.ndarray, count: int, where: Sequence[Condition]) -> Near:
         exact = self._exact()
         quantization = self._models.QuantizationSearchParams(ignore=exact, rescore=False)
+        wanted = count * OVERSAMPLE["exact" if exact else "binary"]
         found = self._query(
             vector_D.tolist(),
             "dense",
-            count * OVERSAMPLE["exact" if exact else "binary"],
+            wanted,
             where,
-            search_params=self._models.SearchParams(exact=exact, quantization=quantization),
+            search_params=self._models.SearchParams(exact=exact, hnsw_ef=wanted, quantization=quantization),
             with_vectors=["dense"],
         )
         vectors = np.array([point.vector["dense"] for point in found], np.float32)

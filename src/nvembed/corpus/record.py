@@ -1,4 +1,4 @@
-"""``index.json``: where the passages of an index are kept, and what embedded them."""
+"""``nvembed-index.json``: where the passages of an index are kept, and what embedded them."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -10,7 +10,7 @@ from nvembed.errors import DataError
 from nvembed.files import atomic_path
 
 FORMAT = 1
-RECORD = "index.json"
+RECORD = "nvembed-index.json"  # a name that no corpus has by chance
 FOLDER = "index"  # of an index inside the embedded corpus it was made from
 
 StoreName = Literal["lance", "qdrant", "postgres"]
@@ -18,7 +18,7 @@ StoreName = Literal["lance", "qdrant", "postgres"]
 
 @dataclass(frozen=True)
 class Record:
-    """What ``index.json`` says.
+    """What ``nvembed-index.json`` says.
 
     ``server``: a URL without a password, empty for LanceDB. ``name``: the table or collection. ``model``,
     ``fingerprint``: what embedded the passages. ``query_prompt``: what stands before a query unless the user
@@ -42,6 +42,11 @@ class Record:
 def is_index(path: str | Path) -> bool:
     """Whether ``path`` is an index, or an embedded corpus with an index in it."""
     return any((Path(path) / name / RECORD).is_file() for name in ("", FOLDER))
+
+
+def is_embedded(path: str | Path) -> bool:
+    """Whether ``path`` is what ``nvembed embed`` writes, finished or not."""
+    return (Path(path) / "shards").is_dir() and (Path(path) / "files.jsonl").is_file()
 
 
 def read_record(path: Path) -> Record:
