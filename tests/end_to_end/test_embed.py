@@ -44,7 +44,8 @@ class Encoder:
         time.sleep(0.1)
         yield from encode(texts)
 
-embedding.describe = lambda model, **_: embedding.Facts("f" * 32, DIM, 52, "float32", 2048, 2, word_offsets)
+facts = embedding.Facts("f" * 32, DIM, 52, "float32", 2048, 2, lambda: word_offsets)
+embedding.describe = lambda model, **_: facts
 embedding.load = lambda name, **_: Encoder(name)
 from nvembed.cli.main import main
 main()
@@ -164,7 +165,7 @@ def test_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "another storage" in run(
         corpus, out, *always, "--on-error", "skip", "--overlap-tokens", "0", "--storage", "float32", code=1
     )
-    facts = Facts("f" * 32, DIM, 52, "float32", 2048, 2, word_offsets)
+    facts = Facts("f" * 32, DIM, 52, "float32", 2048, 2, lambda: word_offsets)
     monkeypatch.setattr("nvembed.cli.embed.describe", lambda model, **_: facts)
     for options, message in [
         (["--whole", "--chunk-tokens", "9"], "--whole leaves documents whole"),

@@ -147,11 +147,11 @@ def embed(
             where, device, settings.dtype, passage_prompt, settings.max_length, settings.batch_tokens
         )
         if cluster is None:
-            compute = jobs.local_engine(facts.offsets, loading.encode())
+            compute = jobs.local_engine(facts.build_offsets(), loading.encode())
         else:
             from nvembed.corpus.ray_engine import ray_engine
 
-            compute = ray_engine(cluster, count, loading.offsets, loading.encode)
+            compute = ray_engine(cluster, count, facts.build_offsets, loading.encode)
         _run(job, settings, compute, {"corpus": corpus, "model": model})
 
 
