@@ -26,14 +26,19 @@ PREFIX = "embedding_model."
 class CausalLM:
     """A backbone that was found somewhere.
 
-    ``tensors()`` starts a fresh pass over (name, tensor): names relative to the backbone
-    (``layers.0.self_attn.q_proj.weight``), one tensor in memory at a time, in the dtype it is stored in
-    (float32 where it comes from GGUF).
+    Names are relative to the backbone (``layers.0.self_attn.q_proj.weight``). ``read(name, rows)`` reads one
+    tensor, or its first rows, in the dtype it is stored in (float32 where it comes from GGUF).
     """
 
     config: BackboneConfig
-    tensors: Callable[[], Iterator[tuple[str, Tensor]]]
+    stored: dict[str, StoredTensor]
+    read: Callable[[str, int | None], Tensor]
     tokenizer_files: dict[str, bytes]
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every name and tensor, one in memory at a time."""
+        for name in self.stored:
+            yield name, self.read(name, None)
 
 
 def read_folder(folder: Path) -> CausalLM:
@@ -59,14 +64,15 @@ def read_folder(folder: Path) -> CausalLM:
         name = full_name.removeprefix("model.")
         if not name.startswith("lm_head.") and not name.endswith("rotary_emb.inv_freq"):
             found[name] = (full_name, stored)
-    check_backbone(folder, {name: stored for name, (_, stored) in found.items()}, config)
+    backbone = {name: stored for name, (_, stored) in found.items()}
+    check_backbone(folder, backbone, config)
 
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        for name, (full_name, stored) in found.items():
-            yield name, read_tensor(stored, full_name)
+    def read(name: str, rows: int | None) -> Tensor:
+        full_name, stored = found[name]
+        return read_tensor(stored, full_name, rows)
 
     present = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
-    return CausalLM(config, tensors, {name: (folder / name).read_bytes() for name in present})
+    return CausalLM(config, backbone, read, {name: (folder / name).read_bytes() for name in present})
 
 
 def check_backbone(source: Path, found: dict[str, StoredTensor], config: BackboneConfig) -> None:
