@@ -97,8 +97,14 @@ def _open(path: Path) -> "GGUFReader":
         import gguf
     except ImportError as error:
         raise MissingExtraError("reading GGUF needs an extra: pip install 'nvembed[gguf]'") from error
+
+    class Reader(gguf.GGUFReader):
+        def __setattr__(self, name: str, value: object) -> None:
+            # Slicing a memory map costs twice the whole parsing; a plain view of it, next to nothing.
+            super().__setattr__(name, value.view(np.ndarray) if isinstance(value, np.memmap) else value)
+
     try:
-        return gguf.GGUFReader(path)
+        return Reader(path)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, IndexError, OverflowError, TypeError) as error:
