@@ -343,7 +343,7 @@ def test_what_cannot_be_exported(tmp_path: Path, package: Path) -> None:
         attempt(base=str(tmp_path / "other.gguf"))
     with pytest.raises(WeightsError, match=r"has no embed_tokens.weight of shape \(320, 64\), as .*base has"):
         attempt(base=str(TINY_A))
-    with pytest.raises(MissingExtraError, match=r"package no-such-lm, which is not installed"):
+    with pytest.raises(WeightsError, match=r"no-such-lm is no folder, no hub id and no installed package"):
         attempt(base="no-such-lm")
     attempt()
     with pytest.raises(OutputError, match="small exists already"):

@@ -1,8 +1,9 @@
-"""Bidirectional attention over packed texts: one signature, three ways to compute it.
+"""Attention over packed texts: one signature, three ways to compute it.
 
 Shapes: B texts, N packed tokens, T tokens of one text, H heads, K key-value heads, E head size, R texts of
 one run.
-Every token attends to every token of its own text and to no other: no causal mask, no sliding window.
+Every token attends to every token of its own text and to no other, without a sliding window; ``causal``, for
+the paper's ablation alone, takes away the tokens behind it.
 
 - ``attention_oracle``: float64, one text and one head at a time; what the others are tested against.
 - ``_attention_sdpa``: torch's fused kernel per run of equally long texts (CPU; CUDA in float32).
@@ -41,17 +42,21 @@ class Segments:
         return index - torch.repeat_interleave(starts, lengths, output_size=total)
 
 
-def attention(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segments) -> Tensor:
+def attention(
+    q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segments, *, causal: bool = False
+) -> Tensor:
     """Return ``softmax(q k^T / sqrt(E)) v`` within each text, (N, H, E) in the inputs' dtype.
 
     Head ``h`` reads key-value head ``h // (H / K)``. Softmax is accumulated in float32 by the kernels.
     """
     if q_NHE.is_cuda and q_NHE.dtype in (torch.float16, torch.bfloat16):
-        return _attention_varlen(q_NHE, k_NKE, v_NKE, segments)
-    return _attention_sdpa(q_NHE, k_NKE, v_NKE, segments)
+        return _attention_varlen(q_NHE, k_NKE, v_NKE, segments, causal)
+    return _attention_sdpa(q_NHE, k_NKE, v_NKE, segments, causal)
 
 
-def _attention_varlen(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segments) -> Tensor:
+def _attention_varlen(
+    q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segments, causal: bool
+) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     longest = max(segments.lengths)
@@ -64,13 +69,14 @@ def _attention_varlen(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Seg
         offsets,
         longest,
         longest,
+        window_size=(-1, 0) if causal else (-1, -1),
         enable_gqa=q_NHE.shape[1] != k_NKE.shape[1],
     )
     assert isinstance(out, Tensor)
     return out
 
 
-def _attention_sdpa(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segments) -> Tensor:
+def _attention_sdpa(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segments, causal: bool) -> Tensor:
     """Equally long neighbours share one call: sorted batches keep the number of calls small."""
     group = q_NHE.shape[1] // k_NKE.shape[1]
     if group > 1:  # repeating the heads is faster on CPU than SDPA's own enable_gqa
@@ -85,19 +91,29 @@ def _attention_sdpa(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segme
     parts = []
     for (count, length), *run in zip(runs, *splits, strict=True):
         q, k, v = (x.view(count, length, *x.shape[1:]).transpose(1, 2) for x in run)
-        out = _products(q, k, v) if by_products else F.scaled_dot_product_attention(q, k, v)
+        attend = _products if by_products else F.scaled_dot_product_attention
+        out = attend(q, k, v, is_causal=causal)
         parts.append(out.transpose(1, 2).flatten(0, 1))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _products(q_RHTE: Tensor, k_RHTE: Tensor, v_RHTE: Tensor) -> Tensor:
+def _products(q_RHTE: Tensor, k_RHTE: Tensor, v_RHTE: Tensor, *, is_causal: bool) -> Tensor:
     """Attention as two matrix products, which keep the weights (T x T) for the backward pass."""
     scores = q_RHTE.contiguous() @ k_RHTE.contiguous().transpose(-1, -2)
+    if is_causal:
+        scores = scores.masked_fill(_behind(scores.shape[-1], scores.device), float("-inf"))
     weights: Tensor = (scores * q_RHTE.shape[-1] ** -0.5).softmax(-1)
     return weights @ v_RHTE.contiguous()
 
 
-def attention_oracle(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segments) -> Tensor:
+def _behind(length: int, device: torch.device) -> Tensor:
+    """(T, T) bool: true where the column's token comes after the row's."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
+
+
+def attention_oracle(
+    q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segments, *, causal: bool = False
+) -> Tensor:
     """The same in float64, one text and one head at a time; returns (N, H, E) float64."""
     out = torch.empty_like(q_NHE, dtype=torch.float64)
     group = q_NHE.shape[1] // k_NKE.shape[1]
@@ -107,7 +123,9 @@ def attention_oracle(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segm
         for head in range(q_NHE.shape[1]):
             q_TE = q_NHE[text, head].double()
             k_TE, v_TE = k_NKE[text, head // group].double(), v_NKE[text, head // group].double()
-            weights_TT = (q_TE @ k_TE.T / q_TE.shape[-1] ** 0.5).softmax(-1)
-            out[text, head] = weights_TT @ v_TE
+            scores_TT = q_TE @ k_TE.T / q_TE.shape[-1] ** 0.5
+            if causal:
+                scores_TT = scores_TT.masked_fill(_behind(length, q_TE.device), float("-inf"))
+            out[text, head] = scores_TT.softmax(-1) @ v_TE
         start += length
     return out

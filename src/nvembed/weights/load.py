@@ -224,6 +224,8 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     """
     digest = hashlib.sha256()
     digest.update(repr((checkpoint.config, checkpoint.text)).encode())
+    if checkpoint.config.backbone.causal:
+        digest.update(b"causal")
     digest.update((checkpoint.folder / "tokenizer.json").read_bytes())
     for name in sorted(checkpoint.tensors):
         stored = checkpoint.tensors[name]
