@@ -143,11 +143,12 @@ def _encoder(name: str, device: str | None, max_tokens: int) -> tuple[Encode, st
     from nvembed.encoder import Encoder
 
     model = Encoder.from_pretrained(name, device=device)
+    limit = min(max_tokens, model.max_length)
 
     def encode(texts: Sequence[str], prompt: str) -> np.ndarray:
-        return np.asarray(model.encode(list(texts), prompt=prompt, max_length=max_tokens, truncate=True))
+        return np.asarray(model.encode(list(texts), prompt=prompt, max_length=limit, truncate=True))
 
-    return encode, f"{model.fingerprint}/{max_tokens}"
+    return encode, f"{model.fingerprint}/{limit}"
 
 
 def _sentence_transformer(name: str, device: str | None, max_tokens: int) -> tuple[Encode, str]:

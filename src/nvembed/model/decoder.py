@@ -1,4 +1,4 @@
-"""The decoder, by default without its causal mask: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+"""The decoder: RMSNorm, rotary positions, grouped-query attention (bidirectional unless told), SwiGLU.
 
 Shapes: N packed tokens, D hidden size, H heads, K key-value heads, E head size.
 Module names are the released checkpoint's own, so that a state dict needs no translation.
