@@ -35,7 +35,7 @@ COMMANDS = {
     "train": "Train one stage from a recipe; the same command goes on where it was stopped.",
     "merge": "Merge a trained adapter into its checkpoint.",
     "export": "Write a trained model without its backbone: adapter, pooler, and where to find the rest.",
-    "demo": "Build a small model, embed a labelled corpus, answer questions and score the answers.",
+    "demo": "Embed a labelled corpus with a small model, answer questions and score the answers.",
 }
 
 
