@@ -36,6 +36,7 @@ def mine(
     method: Method | None = None,
     threshold: float | None = None,
     negatives: int | None = None,
+    instruct: bool | None = None,
     device: str | None = None,
     max_tokens: int = 512,
 ) -> None:
@@ -50,7 +51,7 @@ def mine(
 
         nvembed mine recipes/nv_embed_v2 --out data/7b --sets SciFact --sets FiQA2018
 
-        nvembed mine recipes/small --out data/again --root ../shared/data --teacher models/stage1
+        nvembed mine recipes/small --out data/again --root ../shared/data --teacher models/stage1 --instruct
 
     Parameters
     ----------
@@ -75,6 +76,9 @@ def mine(
         The method's N, T, m or alpha; the recipe's unless given.
     negatives
         Hard negatives of a query; the recipe's unless given.
+    instruct
+        Whether the teacher is given each task's instruction, as a model of ours should be; the recipe's
+        unless given.
     device
         Where the teacher runs; the best there is unless given.
     max_tokens
@@ -84,7 +88,10 @@ def mine(
     changes = {"method": method, "threshold": threshold, "negatives": negatives}
     mining = read_recipe(recipe / "mining.toml", MiningRecipe)
     rule = mining.rule.model_copy(update={key: value for key, value in changes.items() if value is not None})
-    mining = mining.model_copy(update={"rule": rule, "teacher": teacher or mining.teacher})
+    instructed = mining.instruct if instruct is None else instruct
+    mining = mining.model_copy(
+        update={"rule": rule, "teacher": teacher or mining.teacher, "instruct": instructed}
+    )
     loaded = _Teachers(mining, device=device, max_tokens=max_tokens)
     prepare(
         blend,
@@ -136,11 +143,12 @@ def _encoder(name: str, device: str | None, max_tokens: int) -> tuple[Encode, st
     from nvembed.encoder import Encoder
 
     model = Encoder.from_pretrained(name, device=device)
+    limit = min(max_tokens, model.max_length)
 
     def encode(texts: Sequence[str], prompt: str) -> np.ndarray:
-        return np.asarray(model.encode(list(texts), prompt=prompt, max_length=max_tokens, truncate=True))
+        return np.asarray(model.encode(list(texts), prompt=prompt, max_length=limit, truncate=True))
 
-    return encode, f"{model.fingerprint}/{max_tokens}"
+    return encode, f"{model.fingerprint}/{limit}"
 
 
 def _sentence_transformer(name: str, device: str | None, max_tokens: int) -> tuple[Encode, str]:

@@ -1,8 +1,9 @@
-"""Bidirectional attention over packed texts: one signature, three ways to compute it.
+"""Attention over packed texts: one signature, three ways to compute it.
 
 Shapes: B texts, N packed tokens, T tokens of one text, H heads, K key-value heads, E head size, R texts of
 one run.
-Every token attends to every token of its own text and to no other: no causal mask, no sliding window.
+Every token attends to every token of its own text and to no other, without a sliding window; ``causal``, for
+the paper's ablation alone, takes away the tokens behind it.
 
 - ``attention_oracle``: float64, one text and one head at a time; what the others are tested against.
 - ``_attention_sdpa``: torch's fused kernel per run of equally long texts (CPU; CUDA in float32).
@@ -43,21 +44,25 @@ class Segments:
         return index - torch.repeat_interleave(starts, lengths, output_size=total)
 
 
-def attention(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segments) -> Tensor:
+def attention(
+    q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segments, *, causal: bool = False
+) -> Tensor:
     """Return ``softmax(q k^T / sqrt(E)) v`` within each text, (N, H, E) in the inputs' dtype.
 
     Head ``h`` reads key-value head ``h // (H / K)``. Softmax is accumulated in float32 by the kernels.
     """
     half = q_NHE.dtype in (torch.float16, torch.bfloat16)
     if q_NHE.is_cuda and half:
-        return _attention_varlen(q_NHE, k_NKE, v_NKE, segments)
+        return _attention_varlen(q_NHE, k_NKE, v_NKE, segments, causal)
     if half and q_NHE.requires_grad and q_NHE.device.type == "cpu":
-        out: Tensor = _Products.apply(q_NHE, k_NKE, v_NKE, segments)  # type: ignore[no-untyped-call]
+        out: Tensor = _Products.apply(q_NHE, k_NKE, v_NKE, segments, causal)  # type: ignore[no-untyped-call]
         return out
-    return _attention_sdpa(q_NHE, k_NKE, v_NKE, segments)
+    return _attention_sdpa(q_NHE, k_NKE, v_NKE, segments, causal)
 
 
-def _attention_varlen(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segments) -> Tensor:
+def _attention_varlen(
+    q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segments, causal: bool
+) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     longest = max(segments.lengths)
@@ -70,13 +75,14 @@ def _attention_varlen(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Seg
         offsets,
         longest,
         longest,
+        window_size=(-1, 0) if causal else (-1, -1),
         enable_gqa=q_NHE.shape[1] != k_NKE.shape[1],
     )
     assert isinstance(out, Tensor)
     return out
 
 
-def _attention_sdpa(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segments) -> Tensor:
+def _attention_sdpa(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segments, causal: bool) -> Tensor:
     """Equally long neighbours share one call: sorted batches keep the number of calls small."""
     group = q_NHE.shape[1] // k_NKE.shape[1]
     if group > 1:  # repeating the heads is faster on CPU than SDPA's own enable_gqa
@@ -88,7 +94,8 @@ def _attention_sdpa(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segme
     parts = []
     for (count, length), *run in zip(runs, *splits, strict=True):
         q, k, v = (x.view(count, length, *x.shape[1:]).transpose(1, 2) for x in run)
-        parts.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1))
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        parts.append(out.transpose(1, 2).flatten(0, 1))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -114,6 +121,13 @@ class _Padded:
         x = x.view(rows, -1, groups, width, x.shape[-1]).permute(0, 3, 1, 2, 4)
         return x.reshape(rows * width, -1, x.shape[-1]).index_select(0, self.keep)
 
+    def unseen(self, groups: int, causal: bool) -> Tensor | None:
+        """Return what is hidden, broadcasting over (R, K, groups * T, T); None if nothing is."""
+        masks = [] if self.empty is None else [self.empty[:, None, None, :]]
+        if causal:
+            masks.append(_behind(self.shape[1], self.take.device).repeat(groups, 1)[None, None])
+        return None if not masks else masks[0] if len(masks) == 1 else masks[0] | masks[1]
+
     @classmethod
     def of(cls, start: int, lengths: list[int]) -> "_Padded":
         sizes, width = torch.tensor(lengths), max(lengths)
@@ -134,7 +148,9 @@ class _Products(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segments) -> Tensor:
+    def forward(
+        ctx: Any, q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segments, causal: bool
+    ) -> Tensor:
         ctx.scale, ctx.groups = q_NHE.shape[-1] ** -0.5, q_NHE.shape[1] // k_NKE.shape[1]
         ctx.layout, kept = [], []
         out_NHE, start = torch.empty_like(q_NHE, memory_format=torch.contiguous_format), 0
@@ -143,9 +159,9 @@ class _Products(torch.autograd.Function):
             start = layout.tokens.stop
             q, k, v = layout.pad(q_NHE, ctx.groups), layout.pad(k_NKE), layout.pad(v_NKE)
             scores = torch.bmm(q, k.transpose(1, 2)).mul_(ctx.scale)
-            if layout.empty is not None:
+            unseen = layout.unseen(ctx.groups, causal)
+            if unseen is not None:
                 rows, width = layout.shape
-                unseen = layout.empty[:, None, None, :]
                 scores.view(rows, -1, scores.shape[1], width).masked_fill_(unseen, -torch.inf)
             weights = scores.softmax(-1)
             out_NHE[layout.tokens] = layout.unpad(torch.bmm(weights, v), ctx.groups)
@@ -155,7 +171,7 @@ class _Products(torch.autograd.Function):
         return out_NHE
 
     @staticmethod
-    def backward(ctx: Any, gradient_NHE: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient_NHE: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         kept = iter(ctx.saved_tensors)
         parts: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
         for layout in ctx.layout:
@@ -173,10 +189,17 @@ class _Products(torch.autograd.Function):
             parts[1].append(layout.unpad(torch.bmm(by_scores.transpose(1, 2), q)))
             parts[2].append(layout.unpad(torch.bmm(weights.transpose(1, 2), gradient)))
         by_q, by_k, by_v = (torch.cat(part) for part in parts)
-        return by_q, by_k, by_v, None
+        return by_q, by_k, by_v, None, None
 
 
-def attention_oracle(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segments) -> Tensor:
+def _behind(length: int, device: torch.device) -> Tensor:
+    """(T, T) bool: true where the column's token comes after the row's."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
+
+
+def attention_oracle(
+    q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segments, *, causal: bool = False
+) -> Tensor:
     """The same in float64, one text and one head at a time; returns (N, H, E) float64."""
     out = torch.empty_like(q_NHE, dtype=torch.float64)
     group = q_NHE.shape[1] // k_NKE.shape[1]
@@ -186,7 +209,9 @@ def attention_oracle(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segm
         for head in range(q_NHE.shape[1]):
             q_TE = q_NHE[text, head].double()
             k_TE, v_TE = k_NKE[text, head // group].double(), v_NKE[text, head // group].double()
-            weights_TT = (q_TE @ k_TE.T / q_TE.shape[-1] ** 0.5).softmax(-1)
-            out[text, head] = weights_TT @ v_TE
+            scores_TT = q_TE @ k_TE.T / q_TE.shape[-1] ** 0.5
+            if causal:
+                scores_TT = scores_TT.masked_fill(_behind(length, q_TE.device), float("-inf"))
+            out[text, head] = scores_TT.softmax(-1) @ v_TE
         start += length
     return out

@@ -190,7 +190,7 @@ def train(
 
 def _decides(job: Job, ranks: Ranks) -> dict[str, Any]:
     """Return all that a run's trajectory follows from: what may not change when it goes on."""
-    told = job.recipe.model_dump()
+    told = job.recipe.model_dump(exclude_none=True)
     told["run"] = {key: value for key, value in told["run"].items() if not key.endswith("_every")}
     return {"recipe": told, "ranks": ranks.count, "start": str(job.start), **job.identity}
 

@@ -12,7 +12,10 @@ class ModelSection(Recipe):
     """Which model is trained; checked against the checkpoint that is given, where there is one."""
 
     base: str
-    bidirectional: Literal[True]
+    bidirectional: bool
+    """Without the causal mask; with it for the paper's ablation."""
+    num_layers: PositiveInt | None = None
+    """The backbone's first layers, if not all of them."""
     pooling: PoolingKind
     num_latents: PositiveInt
     num_heads: PositiveInt
