@@ -245,7 +245,7 @@ def _study(
     name: str, found: Mapping[tuple[str, int], dict[str, float]], published: Mapping[str, float]
 ) -> Iterator[str]:
     arms = [arm for arm in STUDIES[name] if any(run == arm.run for run, _ in found)]
-    if not arms:
+    if len(arms) < 2:
         return
     means = {
         arm.name: {

@@ -100,7 +100,10 @@ class Words:
 
 
 def test_which_model_is_used_and_what_is_said_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    data: demo.Labelled,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The trained one where it is there, the untrained one where it is not or is asked for."""
     loaded: list[str] = []
@@ -113,6 +116,11 @@ def test_which_model_is_used_and_what_is_said_of_it(
         demo.demo(show=1, **options)  # type: ignore[arg-type]
         return " ".join(capsys.readouterr().out.split())
 
+    passages = data.passages[:20]
+    there = {passage.id for passage in passages}
+    queries = [query for query in data.queries if there & data.qrels[query.id].keys()]
+    few = demo.Labelled(passages, queries, {query.id: data.qrels[query.id] for query in queries})
+    monkeypatch.setattr(demo, "read_labelled", lambda folder: few)
     real = demo.data_path
     monkeypatch.setattr(demo, "load", load)
     monkeypatch.setattr(demo, "small_model", lambda home: home / "untrained")

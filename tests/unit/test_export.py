@@ -20,11 +20,12 @@ from nvembed.cli.main import main
 from nvembed.encoder import Encoder
 from nvembed.errors import ConfigError, InputError, MissingExtraError, OutputError, WeightsError
 from nvembed.train.loop import encode, train
+from nvembed.weights import backbone
 from nvembed.weights.adapter import merged_tensors, read_adapter
 from nvembed.weights.check import check_folder
 from nvembed.weights.export import Exported, export
 from nvembed.weights.hub import missing_files
-from nvembed.weights.load import Checkpoint, open_checkpoint
+from nvembed.weights.load import Checkpoint, load_model, open_checkpoint
 from nvembed.weights.save import save_checkpoint
 
 TEXTS = ["The judge threw 12 people out", "it's the third time " * 3, "x"]
@@ -142,6 +143,33 @@ def test_a_training_run_exported(tmp_path: Path) -> None:
     found = Encoder.from_pretrained(tmp_path / "models" / "small", device="cpu").encode(TEXTS)
     np.testing.assert_allclose(found, encode(made, TEXTS, "", max_tokens=100), atol=2e-6)
     assert train(job(tmp_path / "on", recipe(), start=tmp_path / "models" / "small")).progress.step == 6
+
+
+def test_a_base_on_the_hub(tmp_path: Path, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commit it was exported with is recorded, and asked for again."""
+    commit = "c0ffee" * 6 + "beef"
+    snapshot = tmp_path / "hub" / "snapshots" / commit
+    tiny_lm.folder(snapshot, LM)
+    asked: list[tuple[str, str | None]] = []
+
+    def fetched(name: str, *, revision: str | None = None) -> Path:
+        asked.append((str(name), revision))
+        return snapshot
+
+    monkeypatch.setattr(backbone, "model_folder", fetched)
+    model = untrained(tmp_path / "base", snapshot)
+    export(tmp_path / "small", model, trained(tmp_path / "state", model), base="owner/lm")
+    card = (tmp_path / "small" / "README.md").read_text()
+    assert "base_model: owner/lm\n" in card
+    assert f"comes from hub owner/lm {commit}" in card
+    assert (
+        json.loads((tmp_path / "small" / "adapter_config.json").read_text())["base_model_name_or_path"]
+        == "owner/lm"
+    )
+    opened = open_checkpoint(tmp_path / "small")
+    assert asked == [("owner/lm", None), ("owner/lm", commit)]
+    plain = load_model(opened, device="cpu", dtype=torch.float32, fold=False)
+    assert all(weight.requires_grad for weight in plain.parameters()), "it can be trained further"
 
 
 def test_everything_that_takes_a_model_takes_it(

@@ -161,7 +161,8 @@ def name_base(spec: str, model: Checkpoint, folder: Path, *, same: bool = True) 
     if Path(spec).expanduser().exists():
         base = Base(source="path", name=os.path.relpath(path.resolve(), folder.resolve()), fingerprint="")
     elif "/" in spec:
-        base = Base(source="hub", name=spec, fingerprint="")
+        commit = path.name if path.parent.name == "snapshots" else None  # as the hub's cache lays it out
+        base = Base(source="hub", name=spec, version=commit, fingerprint="")
     else:
         version = distribution(spec).version
         base = Base(source="package", name=spec, file=path.name, version=version, fingerprint="")
