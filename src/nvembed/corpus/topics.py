@@ -68,7 +68,11 @@ def name_terms(
 
     inside = np.flatnonzero(labels >= 0)
     vectorizer = CountVectorizer(
-        stop_words=stop_words, ngram_range=(1, 2), max_features=MAX_TERMS, token_pattern=WORD
+        stop_words=stop_words,
+        ngram_range=(1, 2),
+        max_features=MAX_TERMS,
+        token_pattern=WORD,
+        min_df=2 if len(inside) > 100 else 1,
     )
     try:
         counts = vectorizer.fit_transform(texts[row][:MAX_CHARS] for row in inside.tolist())
