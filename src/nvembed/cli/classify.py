@@ -25,7 +25,7 @@ classify = App(
     name="classify",
     help="""Fit a classifier on labelled texts, predict with one, or classify by label texts alone.
 
-Examples:
+Examples: learn from labelled texts, use what was learnt, go without.
 
     nvembed classify fit train.jsonl --model MODEL --task Banking77Classification --out intents
 

@@ -104,7 +104,7 @@ def _test_truth(train: Examples, test: Examples) -> np.ndarray:
     unknown = sorted(set(test.labels) - set(classes))
     if unknown:
         raise InputError(
-            f"{test.name}: {len(unknown)} labels that {train.name} has no example of (first: {unknown[0]!r}); "
+            f"{test.name}: {train.name} has no example of {len(unknown)} labels (first: {unknown[0]!r}); "
             "expected the same classes"
         )
     if test.source.settings != train.source.settings:
@@ -121,7 +121,7 @@ def _head(train: Examples, validation: CrossValidation, beta: float) -> list[str
     lines = [
         f"# A classifier of {markdown(train.name)}",
         "",
-        f"{len(train.labels):,} examples of {len(counts)} classes, {counts.min():,} to {counts.max():,} of each. "
+        f"{len(train.labels):,} examples of {len(counts)} classes ({counts.min()} to {counts.max()} each). "
         f"Vectors of {train.source.dim:,} numbers, model {settings.fingerprint}, {markdown(prompt)}.",
     ]
     if train.doubled:

@@ -70,9 +70,9 @@ def section(measured: Measured, classes: Sequence[str], title: str, picture: str
 def how(validation: CrossValidation, beta: float) -> list[str]:
     """Return the lines that say how the classifier was made."""
     lines = [
-        f"Logistic regression, C = {validation.c:g}, on unit vectors; probabilities calibrated by a temperature "
-        f"of {1 / beta:.3f}, fitted on held-out scores. The accuracy's interval is Wilson's; those of F1 come "
-        f"from {RESAMPLES:,} bootstrap resamples."
+        f"Logistic regression, C = {validation.c:g}, on unit vectors; probabilities calibrated by a "
+        f"temperature of {1 / beta:.3f}, fitted on held-out scores. The accuracy's interval is Wilson's; "
+        f"those of F1 come from {RESAMPLES:,} bootstrap resamples."
     ]
     if validation.log_losses:
         tried = ", ".join(f"{c:g}: {loss:.4f}" for c, loss in validation.log_losses.items())

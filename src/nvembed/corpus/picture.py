@@ -85,9 +85,9 @@ def draw_confusion(path: Path, counts_KK: np.ndarray, names: Sequence[str], titl
         image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         figure.colorbar(image, ax=axes, shrink=0.6, label="share of the true class")
         if count <= MAX_LABELLED:
-            small = 9 if count <= 40 else 6
-            axes.set_xticks(range(count), [_short(name, 28) for name in names], rotation=90, fontsize=small)
-            axes.set_yticks(range(count), [_short(name, 28) for name in names], fontsize=small)
+            small = 9 if count <= 40 else 8
+            axes.set_xticks(range(count), [_short(name, 48) for name in names], rotation=90, fontsize=small)
+            axes.set_yticks(range(count), [_short(name, 48) for name in names], fontsize=small)
             for text in [*axes.get_xticklabels(), *axes.get_yticklabels()]:
                 text.set_parse_math(False)
         if count <= 40:
