@@ -358,7 +358,9 @@ def _check_top(top: int) -> None:
 
 
 def _made_by(embedded: Path) -> str:
-    return str(json.loads((embedded / "manifest.json").read_text(encoding="utf-8"))["model"])
+    from nvembed.corpus.embedded import open_embedded
+
+    return str(open_embedded(embedded).manifest["model"])
 
 
 def _check_truth(truth: Sequence[str], names: Sequence[str]) -> None:

@@ -167,7 +167,7 @@ def _folds(truth: np.ndarray, folds: int, seed: int) -> np.ndarray:
     try:
         from sklearn.model_selection import StratifiedKFold
     except ImportError as error:
-        raise MissingExtraError("a classifier needs scikit-learn: pip install 'nvembed[corpus]'") from error
+        raise MissingExtraError("a classifier needs scikit-learn: pip install 'nvembed[learn]'") from error
     fold_of = np.empty(len(truth), dtype=np.int64)
     splits = StratifiedKFold(folds, shuffle=True, random_state=seed).split(truth, truth)
     for fold, (_, held_out) in enumerate(splits):

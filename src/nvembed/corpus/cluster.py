@@ -160,5 +160,5 @@ def _sklearn_cluster() -> Any:
     try:
         import sklearn.cluster
     except ImportError as error:
-        raise MissingExtraError("clusters need scikit-learn: pip install 'nvembed[corpus]'") from error
+        raise MissingExtraError("clusters need scikit-learn: pip install 'nvembed[learn]'") from error
     return sklearn.cluster

@@ -37,7 +37,7 @@ def project(vectors_nD: np.ndarray, *, dims: int = 2, spread_out: bool = True, s
             warnings.simplefilter("ignore")
             from umap import UMAP
     except ImportError as error:
-        raise MissingExtraError("maps need umap-learn: pip install 'nvembed[corpus]'") from error
+        raise MissingExtraError("maps need umap-learn: pip install 'nvembed[learn]'") from error
     reduced = vectors_nD
     if min(vectors_nD.shape) > PCA_DIMS:
         solver = "randomized" if max(vectors_nD.shape) > 1000 else "full"

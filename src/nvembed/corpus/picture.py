@@ -143,7 +143,7 @@ def _figure(width: float, height: float) -> Iterator[Any]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingExtraError("pictures need matplotlib: pip install 'nvembed[corpus]'") from error
+        raise MissingExtraError("pictures need matplotlib: pip install 'nvembed[learn]'") from error
     with warnings.catch_warnings():  # a name in a script that matplotlib's font lacks is drawn as boxes
         warnings.filterwarnings("ignore", "Glyph")
         yield Figure(figsize=(width, height), layout="constrained")

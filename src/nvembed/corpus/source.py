@@ -1,11 +1,9 @@
 """A corpus with its vectors, as learners read it: block by block, again and again.  C passages, D numbers."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,8 +11,6 @@ from nvembed.corpus.cache import BLOCK, Settings
 from nvembed.corpus.read import Passage
 from nvembed.errors import DataError, MissingExtraError
 from nvembed.vectors.metric import unit
-
-MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -65,46 +61,33 @@ def from_vectors(read: Callable[[], Iterable[Passage]], vectors_CD: np.ndarray, 
 def is_embedded(folder: str | Path) -> bool:
     """Return whether a folder is what ``nvembed embed`` writes (finished or not)."""
     folder = Path(folder)
-    return (folder / MANIFEST).is_file() or (folder / "shards").is_dir()
+    return any((folder / name).is_file() for name in ("manifest.json", "job.json"))
 
 
 def from_embedded(folder: str | Path) -> Source:
     """Return the source of a folder that ``nvembed embed`` wrote (docs/corpus-format.md).
 
     Raises:
-        DataError: the folder is unfinished, of another format, or its shards are not as the manifest says.
+        DataError: the folder is unfinished, of another format, or a shard is not as it was written.
         MissingExtraError: pyarrow is not installed.
     """
-    folder = Path(folder)
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{folder}: no {MANIFEST}, so embedding it is not finished: run its nvembed embed again"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder / MANIFEST}: cannot be read ({error})") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != 1:
-        got = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-        raise DataError(
-            f"{folder / MANIFEST}: expected format 1, got {got!r}: update nvembed, or embed again"
-        )
-    given, dim = manifest["settings"], int(manifest["dim"])
+        from nvembed.corpus.embedded import open_embedded, vectors_of
+    except ImportError as error:
+        raise MissingExtraError("an embedded corpus needs pyarrow: pip install 'nvembed[search]'") from error
+    corpus = open_embedded(folder)
+    given = corpus.manifest["settings"]
     settings = Settings(given["fingerprint"], given["prompt"], given["max_length"], given["dtype"])
-    shards = [(folder / "shards" / shard["name"], int(shard["rows"])) for shard in manifest["shards"]]
 
     def blocks() -> Iterator[Block]:
         first = 0
-        for path, rows in shards:
-            found = 0
-            for block in _shard(path, dim, first):
-                found += len(block.passages)
-                first += len(block.passages)
-                yield block
-            if found != rows:
-                raise DataError(f"{path}: {found:,} rows; expected {rows:,}, as {MANIFEST} says: embed again")
+        for batch in corpus.batches(["id", "text", "metadata", "vector"], rows=BLOCK):
+            ids, texts, metadata = (batch.column(name).to_pylist() for name in ("id", "text", "metadata"))
+            passages = [Passage(*pair) for pair in zip(ids, texts, strict=True)]
+            yield Block(passages, _unit(vectors_of(batch), first), metadata)
+            first += len(passages)
 
-    return Source(sum(rows for _, rows in shards), dim, settings, blocks)
+    return Source(corpus.rows, corpus.dim, settings, blocks)
 
 
 def sample(source: Source, limit: int, *, seed: int) -> Sample:
@@ -129,27 +112,6 @@ def sample(source: Source, limit: int, *, seed: int) -> Sample:
             f"the corpus has {first:,} passages now; expected {source.rows:,}: it changed, run again"
         )
     return Sample(positions.astype(np.int64), vectors, passages)
-
-
-def _shard(path: Path, dim: int, first: int) -> Iterator[Block]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise MissingExtraError(
-            "an embedded corpus needs the package pyarrow: pip install 'nvembed[corpus]'"
-        ) from error
-    columns = ["id", "text", "metadata", "vector"]
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=BLOCK, columns=columns):
-                ids, texts, metadata = (batch.column(name).to_pylist() for name in columns[:3])
-                flat: Any = batch.column("vector").flatten().to_numpy(zero_copy_only=False)
-                vectors = _unit(flat.reshape(len(ids), dim), first)
-                yield Block([Passage(*pair) for pair in zip(ids, texts, strict=True)], vectors, metadata)
-                first += len(ids)
-    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
-        raise DataError(f"{path}: not a whole shard ({error}): embed again") from error
 
 
 def _unit(vectors_ND: np.ndarray, first: int) -> np.ndarray:

@@ -62,7 +62,7 @@ def name_terms(
         from sklearn.feature_extraction.text import CountVectorizer
     except ImportError as error:
         raise MissingExtraError(
-            "names for clusters need scikit-learn: pip install 'nvembed[corpus]'"
+            "names for clusters need scikit-learn: pip install 'nvembed[learn]'"
         ) from error
     from scipy import sparse
 
