@@ -101,11 +101,11 @@ def _heaviest(row: Any, words: np.ndarray, top: int) -> list[Term]:
     chosen: list[Term] = []
     used: set[str] = set()
     for term in terms:
-        pair = pairs.get(term.text)
-        whole = pair if pair is not None and pair.weight >= PAIR_SHARE * term.weight else term
-        if used.isdisjoint(whole.text.split()):
-            chosen.append(whole)
-            used.update(whole.text.split())
+        pair = pairs.get(term.text, term)
+        for candidate in (pair, term) if pair.weight >= PAIR_SHARE * term.weight else (term,):
+            if used.isdisjoint(candidate.text.split()):
+                chosen.append(candidate)
+                used.update(candidate.text.split())
         if len(chosen) == top:
             break
     return chosen
