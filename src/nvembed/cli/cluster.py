@@ -70,8 +70,8 @@ def cluster(
     stop_words
         english keeps English function words out of the names; none does not.
     sample
-        Fit on so many passages at most; the others are put into the nearest cluster. 100,000 passages, or
-        as many as fill 1 GiB, unless given.
+        Fit on so many passages at most; the others are put into the nearest cluster. 100,000 passages for
+        kmeans and 20,000 for hdbscan unless given, and never more than fill 1 GiB.
     map_points
         Passages on the map at most.
     format
@@ -108,7 +108,7 @@ def cluster(
             raise InputError(f"{name} is {value}; expected at least 1")
     if out.exists():
         raise OutputError(f"{out} exists already: remove it, or write to another path")
-    from nvembed.corpus.cluster_files import SAMPLE_ROWS, Options, cluster_corpus
+    from nvembed.corpus.cluster_files import Options, cluster_corpus
 
     source = open_source(
         corpus, model=model, task=task, instruction=instruction, field=field, cache=cache,
@@ -120,7 +120,7 @@ def cluster(
         min_size=min_size,
         representatives=representatives,
         stop_words=None if stop_words == "none" else stop_words,
-        sample_rows=sample or SAMPLE_ROWS,
+        sample_rows=sample,
         map_rows=map_points,
         format=format,
         seed=seed,

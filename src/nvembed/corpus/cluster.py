@@ -114,7 +114,7 @@ def hdbscan(vectors_nD: np.ndarray, *, min_size: int | None = None, seed: int = 
             f"HDBSCAN found no cluster of {size:,} texts or more: lower --min-size, or use k-means (--k)"
         )
     labels, centers = by_size(vectors_nD, labels)
-    how = f"HDBSCAN, clusters of at least {size:,} texts, on {HDBSCAN_DIMS} dimensions made by UMAP"
+    how = f"HDBSCAN, clusters of at least {size:,} texts, on {HDBSCAN_DIMS} dimensions made by PCA and UMAP"
     return Clustering("hdbscan", labels, centers, how, {})
 
 

@@ -32,20 +32,22 @@ from nvembed.corpus.source import Sample, Source, sample
 from nvembed.corpus.topics import name_of, name_terms
 from nvembed.files import atomic_path
 
-SAMPLE_ROWS = 100_000
+SAMPLE_ROWS = {"kmeans": 100_000, "hdbscan": 20_000}  # UMAP, before HDBSCAN, takes minutes for more
 SAMPLE_BYTES = 2**30  # of float32 vectors in memory
 
 
 @dataclass(frozen=True)
 class Options:
-    """``sample_rows``: clusters are fitted on so many passages; ``map_rows``: so many of these are mapped."""
+    """``sample_rows``: clusters are fitted on so many passages at most, ``SAMPLE_ROWS`` where it is None.
+    ``map_rows``: so many of these are drawn on the map.
+    """
 
     method: Literal["kmeans", "hdbscan"] = "kmeans"
     k: int | None = None
     min_size: int | None = None
     representatives: int = 3
     stop_words: Literal["english"] | None = "english"
-    sample_rows: int = SAMPLE_ROWS
+    sample_rows: int | None = None
     map_rows: int = 10_000
     format: Literal["jsonl", "parquet"] = "jsonl"
     seed: int = 0
@@ -66,7 +68,9 @@ def cluster_corpus(source: Source, out: Path, name: str, options: Options) -> Re
         OutputError: ``out`` exists or cannot be written.
         MissingExtraError: the extra ``corpus`` is not installed.
     """
-    limit = min(options.sample_rows, max(MIN_ROWS, SAMPLE_BYTES // (4 * source.dim)))
+    limit = min(
+        options.sample_rows or SAMPLE_ROWS[options.method], max(MIN_ROWS, SAMPLE_BYTES // (4 * source.dim))
+    )
     drawn = sample(source, limit, seed=options.seed)
     if options.method == "kmeans":
         found = cluster.kmeans(drawn.vectors, k=options.k, seed=options.seed)

@@ -19,7 +19,7 @@ from nvembed.errors import MissingExtraError
 
 MAX_CHARS = 5_000  # of a text: a name needs no more
 WORD = r"(?u)\b[^\W\d][\w+#]+"  # two characters or more, no number; C++ and C# are words
-PAIR_SHARE = 0.5  # a pair of words this heavy against one of them takes its place: "visual studio"
+PAIR_SHARE = 0.75  # a pair of words this heavy against one of them takes its place: "visual studio"
 MAX_TERMS = 50_000  # the most frequent ones
 
 
