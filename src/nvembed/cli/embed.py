@@ -30,7 +30,7 @@ def embed(
     max_length: int | None = None,
     storage: Literal["float16", "float32"] = "float16",
     on_error: Literal["stop", "skip"] = "stop",
-    shard_passages: int = 1024,
+    shard_passages: int = 512,
     config: str | None = None,
     split: str = "train",
     revision: str | None = None,
@@ -88,7 +88,8 @@ def embed(
     on_error
         stop at the first file or record that cannot be read, or skip them and list them in manifest.json.
     shard_passages
-        Passages of about 1,000 characters in one shard: what is lost at most when a job is killed.
+        Passages of about 1,000 characters in one shard: what is lost at most when a job is killed. Choose
+        fewer where a model is slow.
     config
         The configuration of a data set of the hub.
     split
@@ -112,9 +113,7 @@ def embed(
     if engine == "local" and (workers is not None or ray_address is not None):
         raise InputError("--workers and --ray-address are for --engine ray: add it, or take them away")
     if whole and (chunk_tokens is not None or overlap_tokens is not None):
-        raise InputError(
-            "--whole leaves documents whole: take it away, or --chunk-tokens and --overlap-tokens"
-        )
+        raise InputError("--whole leaves documents whole: take it away, or the sizes of passages")
     if shard_passages < 1:
         raise InputError(f"--shard-passages is {shard_passages}; expected at least 1")
     plan, jobs, sources = _modules()
@@ -186,9 +185,12 @@ def _join(stack: ExitStack, address: str | None) -> Any:
 def _run(job: Any, settings: Any, compute: Any, names: dict[str, str]) -> None:
     was_finished = job.finished
     tally = Tally()
+    begun = False
     start = perf_counter()
 
     def counted(work: Any, shards: list[Any]) -> Iterator[dict[str, Any]]:
+        nonlocal begun
+        begun = True
         for entry in compute(work, shards):
             tally.texts += entry["rows"]
             tally.tokens += entry["tokens"]
@@ -198,16 +200,16 @@ def _run(job: Any, settings: Any, compute: Any, names: dict[str, str]) -> None:
         with long_progress("embedding") as update:
             manifest = job.run(settings, counted, update, names=names)
     except BaseException:
-        if done := job.shards_done():
-            say(f"{done:,} shards are finished and kept: the same command goes on from there")
+        if begun and (done := job.shards_done()):
+            say(f"shards finished and kept: {done:,}; the same command goes on from there")
         raise
     counts = manifest["counts"]
     if was_finished:
         say("finished before: nothing was computed")
     else:
         say(tally.message(perf_counter() - start))
-    documents = f"{counts['passages']:,} passages of {counts['documents']:,} documents"
-    say(f"{documents}, {counts['tokens']:,} tokens, {len(manifest['shards']):,} shards -> {job.out}")
+    passages = f"{counts['passages']:,} passages ({counts['tokens']:,} tokens)"
+    say(f"{counts['documents']:,} documents, {passages}, {len(manifest['shards']):,} shards -> {job.out}")
     _warn(manifest)
 
 
@@ -220,7 +222,7 @@ def _warn(manifest: dict[str, Any]) -> None:
         warnings.append(f"{counts['empty']:,} passages are empty: their vectors say nothing")
     if skipped := manifest["skipped"]:
         warnings.append(
-            f"{len(skipped):,} files or records were skipped (manifest.json lists them); "
+            f"files or records skipped: {len(skipped):,} (manifest.json lists them); "
             f"the first: {skipped[0]['reason']}"
         )
     if ignored := manifest["ignored"]:

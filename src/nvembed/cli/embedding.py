@@ -1,4 +1,4 @@
-"""What ``nvembed embed`` takes of a model: what decides its vectors, without its weights; and its functions."""
+"""What ``nvembed embed`` takes of a model: what decides its vectors, and the functions that make them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

@@ -103,10 +103,8 @@ def open_embedded(folder: str | Path) -> EmbeddedCorpus:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         begun = (folder / "job.json").exists()
-        state = (
-            "is unfinished: run its command again" if begun else "has no manifest.json: embed a corpus first"
-        )
-        raise DataError(f"{folder} {state} (nvembed embed CORPUS {folder} --model MODEL)") from error
+        state = "an unfinished job: run its command again" if begun else "no embedded corpus: make one"
+        raise DataError(f"{folder} holds {state} (nvembed embed CORPUS {folder} --model MODEL)") from error
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error}): embed the corpus again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:

@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -183,6 +184,7 @@ class Job:
             entries[entry["name"]] = entry
             done += missing[entry["name"]].characters
             progress(done, total)
+        _remove_leftovers(self.out)  # of workers that were killed
         entries.update({path.name: shard_entry(path) for path in found})
         return [entries[name] for name in sorted(entries)]
 
@@ -202,6 +204,7 @@ def open_job(out: Path, source: Source, reading: Reading, progress: Progress) ->
     """
     with _locked(out):
         _check_content(out)
+        _remove_leftovers(out)
         plan = _read_json(out / "plan.json")
         if plan is not None:
             same_run(out / "plan.json", plan["reading"], asdict(reading))
@@ -237,18 +240,25 @@ def _remove_plan(out: Path) -> None:
 
 _UNFINISHED = ("job.json", "plan.json", "plan.jsonl")
 _CONTENT = {*_UNFINISHED, "manifest.json", "files.jsonl", "shards", ".lock"}
+# What ``atomic_path`` names a folder beside one of our files until that file is whole.
+_LEFTOVER = re.compile(r"\.((job|plan|manifest)\.json|(plan|files)\.jsonl|\d{5,}\.parquet)\.\w{8}")
 
 
 def _check_content(out: Path) -> None:
-    """Refuse a folder that holds something else; remove what a killed process was writing."""
-    for path in [*out.iterdir(), *(out / "shards").glob(".*")]:
-        if path.is_dir() and path.name.startswith("."):
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.parent == out and path.name not in _CONTENT:
+    """Refuse a folder that holds something else than a job leaves."""
+    for path in out.iterdir():
+        if path.name not in _CONTENT and not _LEFTOVER.fullmatch(path.name):
             raise OutputError(
                 f"{out} holds {path.name}, which is of no such job: expected a new folder, or one that "
                 "the same command left"
             )
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Remove what a killed process was writing."""
+    for path in [*out.glob(".*"), *(out / "shards").glob(".*")]:
+        if _LEFTOVER.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager
@@ -274,8 +284,10 @@ def _locked(out: Path) -> Iterator[None]:
         handle.truncate(0)
         handle.write(f"process {os.getpid()} on {socket.gethostname()}")
         handle.flush()
-        yield
-        handle.truncate(0)
+        try:
+            yield
+        finally:
+            handle.truncate(0)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -35,7 +35,7 @@ class Reading:
 
     field: str | None = None
     on_error: OnError = "stop"
-    shard_passages: int = 1024
+    shard_passages: int = 512
 
 
 class Span(NamedTuple):

@@ -1,9 +1,10 @@
-"""The same shards on a Ray cluster, with Ray Data: tasks read and cut, one actor per device embeds and writes.
+"""The same shards on a Ray cluster, with Ray Data: tasks read and cut, an actor per device embeds.
 
 A killed task or actor is begun anew by Ray; a shard that was written before is found and not computed again.
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from nvembed import errors
 from nvembed.corpus.chunk import Offsets
 from nvembed.corpus.job import Engine, Work
 from nvembed.corpus.plan import Shard, Span, Stamped
@@ -89,6 +91,7 @@ def ray_engine(
 
         if not shards:
             return
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # it reports on itself at every step
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
@@ -106,34 +109,32 @@ def ray_engine(
                 num_gpus=1 if cluster.gpus else 0,
             )
         )
-        try:
-            for row in done.iter_rows():
-                yield json.loads(row["entry"])
-        except Exception as error:
-            raise _own(error) or error from None
+        for row in done.iter_rows():
+            if row["error"]:
+                name, message = json.loads(row["error"])
+                raise getattr(errors, name)(message)
+            yield json.loads(row["entry"])
 
     return engine
 
 
-def _own(error: BaseException | None) -> NvembedError | None:
-    """Return the error of this package that a task ended with, out of those that Ray has put around it."""
-    while error is not None and not isinstance(error, NvembedError):
-        error = getattr(error, "cause", None) or error.__cause__
-    return error
+def _told(error: NvembedError) -> str:
+    """Return an error as text: what Ray hands on of an exception is its trace, not itself."""
+    return json.dumps([type(error).__name__, str(error)])
 
 
 def _read(row: dict[str, Any], work: Work, build_offsets: Callable[[], Offsets]) -> dict[str, Any]:
     """Read and cut one shard: its passages travel as an Arrow stream."""
     shard, stamped = _from_row(row)
-    passages = replace(work, stamped=stamped).read(shard, _once(build_offsets))
+    result = {"shard": shard.number, "documents": 0, "passages": b"", "error": ""}
+    try:
+        passages = replace(work, stamped=stamped).read(shard, _once(build_offsets))
+    except NvembedError as error:
+        return {**result, "error": _told(error)}
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, passages.table.schema) as writer:
         writer.write_table(passages.table)
-    return {
-        "shard": shard.number,
-        "documents": passages.documents,
-        "passages": sink.getvalue().to_pybytes(),
-    }
+    return {**result, "documents": passages.documents, "passages": sink.getvalue().to_pybytes()}
 
 
 @cache
@@ -150,9 +151,15 @@ class _Embed:
         self._encode = build_encode()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        if row["error"]:
+            return {"entry": "", "error": row["error"]}
         with pa.ipc.open_stream(row["passages"]) as reader:
             passages = Passages(int(row["documents"]), reader.read_all())
-        return {"entry": json.dumps(self._work.write(int(row["shard"]), passages, self._encode))}
+        try:
+            entry = self._work.write(int(row["shard"]), passages, self._encode)
+        except NvembedError as error:
+            return {"entry": "", "error": _told(error)}
+        return {"entry": json.dumps(entry), "error": ""}
 
 
 def _to_row(shard: Shard, stamped: list[Stamped]) -> dict[str, Any]:
