@@ -45,11 +45,16 @@ LIBRARIES: dict[str, set[str]] = {
     "fastapi": {"serve"},
     "uvicorn": {"serve"},
     "mteb": {"evaluate"},
-    "datasets": {"data", "evaluate"},
+    "datasets": {"data", "evaluate", "corpus"},
+    "inscriptis": {"corpus"},
+    "lxml": {"corpus"},
+    "pypdfium2": {"corpus"},
+    "ray": {"corpus"},
     "peft": {"train"},
     "sklearn": {"evaluate", "corpus"},
-    "scipy": {"evaluate"},
-    "matplotlib": {"evaluate"},
+    "scipy": {"evaluate", "corpus"},
+    "matplotlib": {"evaluate", "corpus"},  # charts of scores; maps and confusion matrices of a corpus
+    "umap": {"corpus"},
     "sentence_transformers": {"cli"},
     "transformers": set(),  # the runtime never needs it: tests use it as an oracle
 }

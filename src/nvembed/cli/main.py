@@ -24,7 +24,10 @@ from nvembed.errors import NvembedError
 # without importing any of them; it is the first line of the command's own help.
 COMMANDS = {
     "encode": "Embed the texts of a file.",
+    "embed": "Embed a corpus into a folder of Parquet files; the same command goes on where it was stopped.",
     "search": "Search a folder of text, or a corpus file, by meaning.",
+    "cluster": "Group a corpus by meaning; name the groups and draw a map of it.",
+    "classify": "Fit a classifier on labelled texts, predict with one, or classify by label texts alone.",
     "init": "Make an untrained NV-Embed checkpoint from a causal language model.",
     "check": "Check a model: files, tensors, values, tokenizer, memory, licence and known answer.",
     "evaluate": "Score models on evaluation tasks; results in mteb's format, resumed by task.",

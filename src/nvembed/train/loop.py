@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nvembed.data.claim import claim
 from nvembed.data.collate import collate
 from nvembed.data.example import Example
 from nvembed.errors import NumericsError
+from nvembed.files import claim
 from nvembed.model.nv_embed import NVEmbed
 from nvembed.text.tokenize import TextTokenizer, Tokens
 from nvembed.train import checkpoint
