@@ -56,8 +56,9 @@ LIBRARIES: dict[str, set[str]] = {
     "ray": {"corpus"},
     "peft": {"train"},
     "sklearn": {"evaluate", "corpus"},
-    "scipy": {"evaluate"},
-    "matplotlib": {"evaluate"},
+    "scipy": {"evaluate", "corpus"},
+    "matplotlib": {"evaluate", "corpus"},  # charts of scores; maps and confusion matrices of a corpus
+    "umap": {"corpus"},
     "sentence_transformers": {"cli"},
     "transformers": set(),  # the runtime never needs it: tests use it as an oracle
 }
