@@ -52,7 +52,9 @@ def encode_with(sentence_transformer: Any, texts: Sequence[str], prompt: str) ->
     vectors = sentence_transformer.encode(
         list(texts), prompt=prompt or None, normalize_embeddings=True, show_progress_bar=False
     )
-    return np.asarray(vectors, dtype=np.float32)
+    vectors = np.asarray(vectors, dtype=np.float32)
+    # It normalises in the model's own precision, which in bfloat16 leaves lengths of 1.003.
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
 def prompts(
