@@ -19,13 +19,15 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 DASH = Parameter(allow_leading_hyphen=True)
 
 
-def load(model: str, *, device: str | None = None, dtype: Dtype | None = None) -> "Encoder":
+def load(
+    model: str, *, device: str | None = None, dtype: Dtype | None = None, revision: str | None = None
+) -> "Encoder":
     """Load a model from a folder or the hub; ``device`` may name several, parted by commas."""
     devices = device.split(",") if device else None
     with waiting(f"loading {model}"):
         from nvembed.encoder import Encoder  # torch takes seconds to import
 
-        return Encoder.from_pretrained(model, device=devices, dtype=dtype)
+        return Encoder.from_pretrained(model, device=devices, dtype=dtype, revision=revision)
 
 
 def load_sentence_transformer(
