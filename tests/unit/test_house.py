@@ -44,6 +44,11 @@ LIBRARIES: dict[str, set[str]] = {
     "rich": {"cli", "encoder"},
     "fastapi": {"serve"},
     "uvicorn": {"serve"},
+    "starlette": {"serve"},
+    "orjson": {"serve"},
+    "prometheus_client": {"serve"},
+    "opentelemetry": {"serve"},
+    "tiktoken": {"cli"},
     "mteb": {"evaluate"},
     "datasets": {"data", "evaluate", "corpus"},
     "inscriptis": {"corpus"},
@@ -52,8 +57,9 @@ LIBRARIES: dict[str, set[str]] = {
     "ray": {"corpus"},
     "peft": {"train"},
     "sklearn": {"evaluate", "corpus"},
-    "scipy": {"evaluate"},
-    "matplotlib": {"evaluate"},
+    "scipy": {"evaluate", "corpus"},
+    "matplotlib": {"evaluate", "corpus"},  # charts of scores; maps and confusion matrices of a corpus
+    "umap": {"corpus"},
     "sentence_transformers": {"cli"},
     "transformers": set(),  # the runtime never needs it: tests use it as an oracle
 }
