@@ -16,11 +16,14 @@ import pytest
 
 pq = pytest.importorskip("pyarrow.parquet", reason="the extra 'corpus' is not installed")
 
-from corpora import content, make_corpus, sentences  # noqa: E402
+from corpora import DIM, content, make_corpus, sentences, word_offsets  # noqa: E402
 
 from conftest import TINY_A  # noqa: E402
+from nvembed.cli.embedding import Facts  # noqa: E402
+from nvembed.cli.main import app_for  # noqa: E402
 from nvembed.corpus.embedded import open_embedded  # noqa: E402
 from nvembed.encoder import Encoder  # noqa: E402
+from nvembed.errors import InputError  # noqa: E402
 
 UNIT = Path(__file__).parents[1] / "unit"
 
@@ -41,7 +44,8 @@ class Encoder:
         time.sleep(0.1)
         yield from encode(texts)
 
-embedding.describe = lambda model, **_: embedding.Facts("f" * 32, DIM, 52, "float32", 2048, 2, word_offsets)
+facts = embedding.Facts("f" * 32, DIM, 52, "float32", 2048, 2, lambda: word_offsets)
+embedding.describe = lambda model, **_: facts
 embedding.load = lambda name, **_: Encoder(name)
 from nvembed.cli.main import main
 main()
@@ -144,7 +148,7 @@ def test_interrupted(tmp_path: Path, sleeping: "subprocess.Popen[str]", number: 
     assert sorted(path.name for path in (tmp_path / "out" / "shards").iterdir()) == ["00000.parquet"]
 
 
-def test_messages(tmp_path: Path) -> None:
+def test_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = make_corpus(tmp_path / "corpus")
     (corpus / "d.pdf").write_bytes(b"%PDF-1.4 broken")
     out = tmp_path / "out"
@@ -161,16 +165,23 @@ def test_messages(tmp_path: Path) -> None:
     assert "another storage" in run(
         corpus, out, *always, "--on-error", "skip", "--overlap-tokens", "0", "--storage", "float32", code=1
     )
+    facts = Facts("f" * 32, DIM, 52, "float32", 2048, 2, lambda: word_offsets)
+    monkeypatch.setattr("nvembed.cli.embed.describe", lambda model, **_: facts)
     for options, message in [
         (["--whole", "--chunk-tokens", "9"], "--whole leaves documents whole"),
         (["--workers", "2"], "--workers and --ray-address are for --engine ray"),
+        (["--engine", "ray", "--device", "cpu"], "--device is for the engine local"),
+        (["--task", "NQ", "--prompt", "p"], "--task and --prompt are both given"),
         (["--split", "test"], "--config, --split and --revision are for data sets: datasets:owner/name"),
         (["--shard-passages", "0"], "--shard-passages is 0; expected at least 1"),
         (["--chunk-tokens", "99"], "--chunk-tokens is 99; expected 1 to 50: what is left of the 52"),
         (["--chunk-tokens", "9", "--overlap-tokens", "9"], "--overlap-tokens is 9; expected 0 to 8"),
     ]:
-        assert message in run(corpus, tmp_path / "new", *always, "--on-error", "skip", *options, code=1)
-    assert "in lies in the corpus" in run(corpus, corpus / "in", *always, code=1)
+        arguments = ["embed", corpus, tmp_path / "new", *always, "--on-error", "skip", *options]
+        with pytest.raises(InputError, match=re.escape(message)):
+            app_for(["embed"])([str(argument) for argument in arguments])
+    with pytest.raises(InputError, match="in lies in the corpus"):
+        app_for(["embed"])(["embed", str(corpus), str(corpus / "in"), "--model", "m"])
 
 
 def test_a_real_model(tmp_path: Path, tiny_encoder: Encoder) -> None:

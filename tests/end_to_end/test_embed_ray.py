@@ -85,7 +85,12 @@ def test_a_worker_is_killed_and_the_bytes_are_the_same(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         timeout=240,
-        env={**os.environ, "PYTHONPATH": f"{UNIT}:{os.environ.get('PYTHONPATH', '')}"},
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{UNIT}:{os.environ.get('PYTHONPATH', '')}",
+            "RAY_raylet_start_wait_time_s": "120",  # on a busy machine
+            "RAY_worker_niceness": "0",  # Ray's workers would wait for all others there
+        },
     )
     assert done.returncode == 0, done.stderr
     assert "workers 2" in done.stdout

@@ -104,7 +104,7 @@ def embed(
     ray_address
         Ray only: the cluster, such as auto; one on this machine unless given.
     device
-        cpu, cuda, cuda:1, or several: cuda:0,cuda:1 (the engine local).
+        cpu, cuda, cuda:1, or several: cuda:0,cuda:1.
     dtype
         What to compute in; bfloat16 on CUDA and float32 on CPU unless given.
     batch_tokens
@@ -112,6 +112,8 @@ def embed(
     """
     if engine == "local" and (workers is not None or ray_address is not None):
         raise InputError("--workers and --ray-address are for --engine ray: add it, or take them away")
+    if engine == "ray" and device is not None:
+        raise InputError("--device is for the engine local: a worker on Ray takes the GPU that it is given")
     if whole and (chunk_tokens is not None or overlap_tokens is not None):
         raise InputError("--whole leaves documents whole: take it away, or the sizes of passages")
     if shard_passages < 1:
@@ -119,13 +121,14 @@ def embed(
     plan, jobs, sources = _modules()
     source = _source(sources, corpus, out, config=config, split=split, revision=revision)
     reading = plan.Reading(field, on_error, shard_passages)
+    passage_prompt = prompts(task=task, prompt=prompt)[0 if task is None else 1]
     with ExitStack() as stack:
         cluster = _join(stack, ray_address) if engine == "ray" else None
-        if cluster is not None and device is None:
+        if cluster is not None:
+            count = cluster.workers(workers)
             device = "cuda" if cluster.gpus else "cpu"
         with long_progress("reading the corpus") as update:
             job = stack.enter_context(jobs.open_job(out, source, reading, update))
-        passage_prompt = prompt if prompt is not None else prompts(task=task)[1]
         facts = describe(model, device=device, dtype=dtype, prompt=passage_prompt, max_length=max_length)
         tokens, overlap = (None, None) if whole else passage_sizes(facts, chunk_tokens, overlap_tokens)
         settings = jobs.Settings(
@@ -139,15 +142,16 @@ def embed(
             chunk_tokens=tokens,
             overlap_tokens=overlap,
         )
+        where = str(Path(model).resolve()) if Path(model).exists() else model
         loading = Model(
-            model, device, settings.dtype, passage_prompt, settings.max_length, settings.batch_tokens
+            where, device, settings.dtype, passage_prompt, settings.max_length, settings.batch_tokens
         )
         if cluster is None:
-            compute = jobs.local_engine(facts.offsets, loading.encode())
+            compute = jobs.local_engine(facts.build_offsets(), loading.encode())
         else:
             from nvembed.corpus.ray_engine import ray_engine
 
-            compute = ray_engine(cluster, cluster.workers(workers), loading.offsets, loading.encode)
+            compute = ray_engine(cluster, count, facts.build_offsets, loading.encode)
         _run(job, settings, compute, {"corpus": corpus, "model": model})
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +12,9 @@ from nvembed.errors import InputError
 
 if TYPE_CHECKING:
     from nvembed.encoder import Embeddings
+    from nvembed.text.tokenize import TextSettings
+
+Offsets = Callable[[Sequence[str]], list[np.ndarray]]
 
 # Tokens computed at a time. Free memory would decide better, but not the same way twice: batches decide the
 # last bits of a vector. 16,384 tokens of a 7B model take 2 GiB of activations.
@@ -32,7 +35,7 @@ class Facts:
     dtype: str
     batch_tokens: int
     fixed_tokens: int  # prompt, BOS and EOS
-    offsets: Callable[[Sequence[str]], list[np.ndarray]]
+    build_offsets: Callable[[], Offsets]  # what it is made of can be sent to another process
 
 
 def describe(
@@ -50,7 +53,8 @@ def describe(
 
     kind = parse_devices(device.split(",") if device else None)[0].type
     checkpoint = open_checkpoint(model_folder(model))
-    tokenizer = TextTokenizer(checkpoint.tokenizer_files()["tokenizer.json"], checkpoint.text)
+    tokenizer_json = checkpoint.tokenizer_files()["tokenizer.json"]
+    tokenizer = TextTokenizer(tokenizer_json, checkpoint.text)
     (one,) = tokenizer(["a"], prompt=prompt, max_length=max_length)
     return Facts(
         fingerprint=fingerprint(checkpoint),
@@ -59,8 +63,15 @@ def describe(
         dtype=dtype or ("bfloat16" if kind == "cuda" else "float32"),
         batch_tokens=BATCH_TOKENS[kind],
         fixed_tokens=one.full_length - 1,
-        offsets=tokenizer.offsets,
+        build_offsets=partial(_offsets, tokenizer_json, checkpoint.text),
     )
+
+
+def _offsets(tokenizer_json: bytes, settings: "TextSettings") -> Offsets:
+    """Return the function that says where tokens are: a process that reads needs neither torch nor model."""
+    from nvembed.text.tokenize import TextTokenizer
+
+    return TextTokenizer(tokenizer_json, settings).offsets
 
 
 def passage_sizes(facts: Facts, chunk_tokens: int | None, overlap_tokens: int | None) -> tuple[int, int]:
@@ -108,10 +119,3 @@ class Model:
             )
 
         return encode
-
-    def offsets(self) -> Callable[[Sequence[str]], list[np.ndarray]]:
-        """Return the function that says where tokens are."""
-        facts = describe(
-            self.name, device="cpu", dtype=self.dtype, prompt=self.prompt, max_length=self.max_length
-        )
-        return facts.offsets

@@ -170,12 +170,12 @@ class Job:
         """Have the missing shards computed; return the entries of all, in order."""
         entries: dict[str, Entry] = {}
         missing: dict[str, Shard] = {}
-        found: list[Path] = []
+        order: list[Path] = []
         total, done = self.plan["counts"]["characters"], 0
         for shard in read_plan(self.out):
             path = shard_path(self.out, shard.number)
+            order.append(path)
             if is_shard(path, work.key):
-                found.append(path)
                 done += shard.characters
             else:
                 missing[path.name] = shard
@@ -185,8 +185,7 @@ class Job:
             done += missing[entry["name"]].characters
             progress(done, total)
         _remove_leftovers(self.out)  # of workers that were killed
-        entries.update({path.name: shard_entry(path) for path in found})
-        return [entries[name] for name in sorted(entries)]
+        return [entries.get(path.name) or shard_entry(path) for path in order]
 
 
 @contextmanager
@@ -195,7 +194,7 @@ def open_job(out: Path, source: Source, reading: Reading, progress: Progress) ->
 
     Args:
         out: a new folder, or one that the same job left unfinished or finished.
-        progress: told (bytes of the corpus read, bytes in all), for checksums and again for the plan.
+        progress: told (bytes of the corpus read, bytes in all): it is read for checksums, then for the plan.
 
     Raises:
         OutputError: another job runs on the folder, or ran on another corpus or read it otherwise; or the
@@ -208,15 +207,18 @@ def open_job(out: Path, source: Source, reading: Reading, progress: Progress) ->
         plan = _read_json(out / "plan.json")
         if plan is not None:
             same_run(out / "plan.json", plan["reading"], asdict(reading))
-        stamped = stamp(source, progress)
-        manifest = _manifest(out)
-        if manifest is not None:
+        if _manifest(out) is not None:
+            plan = {}
             _remove_plan(out)
-        if manifest is not None or plan is not None:
+        passes = 2 if plan is None else 1
+        stamped = stamp(source, lambda done, total: progress(done, passes * total))
+        if plan is None:
+            plan = make_plan(
+                out, source, stamped, reading, lambda done, total: progress(total + done, passes * total)
+            )
+        else:
             check_files(out, stamped)
-        if manifest is None and plan is None:
-            plan = make_plan(out, source, stamped, reading, progress)
-        yield Job(out, stamped, reading, plan or {})
+        yield Job(out, stamped, reading, plan)
 
 
 def _manifest(out: Path) -> dict[str, Any] | None:

@@ -55,7 +55,7 @@ def ray_cluster(address: str | None = None, *, cpus: int | None = None) -> Itera
         address: as ``ray.init`` takes it; None starts one, of ``cpus`` CPUs.
 
     Raises:
-        InputError: there is no cluster at ``address``.
+        InputError: there is no cluster at ``address``, or none could be started.
         MissingExtraError: without the extra ``ray``.
     """
     try:
@@ -65,8 +65,9 @@ def ray_cluster(address: str | None = None, *, cpus: int | None = None) -> Itera
     local: dict[str, Any] = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
     try:
         ray.init(logging_level="error", **({"address": address} if address else local))
-    except (ConnectionError, ValueError) as error:
-        raise InputError(f"no Ray cluster can be joined at {address} ({error})") from error
+    except Exception as error:  # what cannot be started in time is a bare Exception
+        what = f"no Ray cluster can be joined at {address}" if address else "Ray could not be started here"
+        raise InputError(f"{what}: {error}") from error
     try:
         found = ray.cluster_resources()
         yield Cluster(int(found.get("CPU", 0)), int(found.get("GPU", 0)))
@@ -95,7 +96,7 @@ def ray_engine(
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
-        bare = replace(work, stamped=[])  # a shard brings its own files
+        bare = replace(work, out=work.out.resolve(), stamped=[])  # a shard brings its own files
         rows = [_to_row(shard, work.stamped) for shard in shards]
         done = (
             from_items(rows, override_num_blocks=min(len(rows), MAX_BLOCKS))
@@ -165,7 +166,9 @@ class _Embed:
 def _to_row(shard: Shard, stamped: list[Stamped]) -> dict[str, Any]:
     """Return a shard, with those files alone that it needs, as plain values."""
     numbers = list(dict.fromkeys(span.file for span in shard.spans))
-    files = [[str(item.file.path), *item.file[1:], *item[1:]] for item in (stamped[n] for n in numbers)]
+    files = [
+        [str(item.file.path.resolve()), *item.file[1:], *item[1:]] for item in (stamped[n] for n in numbers)
+    ]
     spans = [[numbers.index(span.file), *span.place, span.documents] for span in shard.spans]
     return {"shard": shard.number, "files": json.dumps(files), "spans": json.dumps(spans)}
 
