@@ -330,17 +330,17 @@ class TestOperator:
         device = Fake()
         with served(fake_model(device), max_queue_tokens=1024) as server:
             device.hold = threading.Event()
-            waiting = [
-                threading.Thread(target=openai, args=(server, {"input": ["a" * 400] * 2})) for _ in range(4)
-            ]
-            for thread in waiting:
-                thread.start()
-            until(lambda: server.state.engine.batcher.held_tokens > 1000)
+            waiting = []
+            for held in (400, 1200):  # of each request's two texts the first one's first is taken at once
+                body = {"input": ["a" * 400] * 2}
+                waiting.append(threading.Thread(target=openai, args=(server, body)))
+                waiting[-1].start()
+                until(lambda held=held: server.state.engine.batcher.held_tokens == held)
             got = openai(server, {"input": "one more"})
             assert got.status == 429
             assert int(got.headers["retry-after"]) >= 1
             assert got.json["error"]["type"] == "rate_limit_error"
-            assert ask(server, "/stats").json["queue"]["tokens"] > 1000
+            assert ask(server, "/stats").json["queue"]["tokens"] == 1200
             device.hold.set()
             for thread in waiting:
                 thread.join()
