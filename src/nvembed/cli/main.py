@@ -25,7 +25,9 @@ from nvembed.errors import NvembedError
 COMMANDS = {
     "encode": "Embed the texts of a file.",
     "embed": "Embed a corpus into a folder of Parquet files; the same command goes on where it was stopped.",
-    "search": "Search a folder of text, or a corpus file, by meaning.",
+    "search": "Search a folder of text, a corpus file, or an index, by meaning.",
+    "index": "Index an embedded corpus for search by meaning and by words.",
+    "ask": "Answer a question from an index, with numbered citations.",
     "cluster": "Group a corpus by meaning; name the groups and draw a map of it.",
     "classify": "Fit a classifier on labelled texts, predict with one, or classify by label texts alone.",
     "serve": "Serve a model: the embedding APIs of OpenAI, NVIDIA NIM, Cohere and TEI.",

@@ -21,6 +21,7 @@ from typing import Any
 
 from nvembed.corpus.chunk import Offsets
 from nvembed.corpus.plan import Reading, Shard, Stamped, check_files, make_plan, read_plan, read_shard, stamp
+from nvembed.corpus.record import FOLDER as INDEX
 from nvembed.corpus.shard import (
     FORMAT,
     Encode,
@@ -201,7 +202,7 @@ def open_job(out: Path, source: Source, reading: Reading, progress: Progress) ->
             folder holds something else, or cannot be written.
         DataError: what is wrong with the corpus.
     """
-    with _locked(out):
+    with locked(out):
         _check_content(out)
         _remove_leftovers(out)
         plan = _read_json(out / "plan.json")
@@ -241,7 +242,7 @@ def _remove_plan(out: Path) -> None:
 
 
 _UNFINISHED = ("job.json", "plan.json", "plan.jsonl")
-_CONTENT = {*_UNFINISHED, "manifest.json", "files.jsonl", "shards", ".lock"}
+_CONTENT = {*_UNFINISHED, "manifest.json", "files.jsonl", "shards", ".lock", INDEX}
 # What ``atomic_path`` names a folder beside one of our files until that file is whole.
 _LEFTOVER = re.compile(r"\.((job|plan|manifest)\.json|(plan|files)\.jsonl|\d{5,}\.parquet)\.\w{8}")
 
@@ -264,7 +265,7 @@ def _remove_leftovers(out: Path) -> None:
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
+def locked(out: Path) -> Iterator[None]:
     """Hold the folder's lock, which ends with the process however it ends."""
     lock = out / ".lock"
     try:
