@@ -14,10 +14,9 @@ import numpy as np
 import torch
 
 from nvembed.errors import InputError, NumericsError, OutputError
-from nvembed.model.attention import Segments
-from nvembed.model.device import batch_tokens_for, parse_devices
+from nvembed.model.device import batch_tokens_for, memory_errors, paced, parse_devices
 from nvembed.model.nv_embed import NVEmbed, PackedBatch
-from nvembed.text.pack import Batch, batches
+from nvembed.text.pack import Batch, batches, windows
 from nvembed.text.prompt import format_prompt, instruction_for
 from nvembed.text.tokenize import TextTokenizer, Tokens, check_texts
 from nvembed.vectors.metric import cosine
@@ -264,11 +263,11 @@ class Encoder:
                 window, prompt=prompt, max_length=max_length, truncate=truncate, first_row=first_row
             )
 
-        budget = batch_tokens or self._batch_tokens()
+        budget = batch_tokens or min(map(self.batch_tokens, range(len(self.replicas))))
         with ThreadPoolExecutor(1, "tokenise") as ahead, _progress(total, show_progress) as advance:
             first_row = 0
             pending: tuple[list[str], Future[list[Tokens]]] | None = None
-            for window in chain(_windows(texts), [None]):
+            for window in chain(windows(texts, WINDOW_TEXTS, WINDOW_CHARACTERS), [None]):
                 ready, pending = pending, None
                 if window is not None:  # tokenised while the window before it is computed
                     pending = window, ahead.submit(tokenise, window, first_row)
@@ -289,12 +288,7 @@ class Encoder:
         for batch, result in self._run(batches(tokens, budget)):
             vectors[batch.rows] = result.cpu().numpy()
             advance(len(batch.rows))
-        if not np.isfinite(vectors).all():
-            row = int(np.argmin(np.isfinite(vectors).all(1)))
-            raise NumericsError(
-                f"the vector of text {row} (of a window of {len(tokens)}) is not finite in {self.dtype}: "
-                "load with dtype='float32' or 'bfloat16', and check the weights with `nvembed check`"
-            )
+        self._check_finite(vectors)
         if truncate_dim is not None:
             vectors = vectors[:, :truncate_dim]
             vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -304,6 +298,41 @@ class Encoder:
             np.array([item.truncated for item in tokens], dtype=bool),
             np.array([not text or text.isspace() for text in texts], dtype=bool),
         )
+
+    def embed_tokens(
+        self, tokens: Sequence[Tokens], *, replica: int = 0, pause: Callable[[], None] | None = None
+    ) -> np.ndarray:
+        """Return the unit vectors of texts that ``tokenizer`` read, (n, d) float32: one batch, one device.
+
+        Args:
+            replica: the number of the device, of those the encoder was loaded on.
+            pause: called twice in each layer. It may compute something more urgent, with this method too; on
+                CUDA the host stays within one pause of the device.
+
+        Raises:
+            MemoryError: the batch does not fit on the device; nothing is lost but the time.
+            NumericsError: a vector is not finite.
+        """
+        model = self.replicas[replica]
+        count = sum(len(item.input_ids) for item in tokens)
+        [batch] = batches(tokens, count)
+        with memory_errors(f"a batch of {count:,} tokens does not fit on {model.device}"):
+            result = _forward(model, batch, paced(pause, model.device)).cpu().numpy()
+        self._check_finite(result)
+        return np.asarray(result[np.argsort(batch.rows)])
+
+    def batch_tokens(self, replica: int = 0) -> int:
+        """Return how many tokens one batch should have on a device: from its free memory on CUDA."""
+        model = self.replicas[replica]
+        return batch_tokens_for(model.config, model.device, model.dtype)
+
+    def _check_finite(self, vectors: np.ndarray) -> None:
+        if not np.isfinite(vectors).all():
+            row = int(np.argmin(np.isfinite(vectors).all(1)))
+            raise NumericsError(
+                f"the vector of text {row} (of a window of {len(vectors)}) is not finite in {self.dtype}: "
+                "load with dtype='float32' or 'bfloat16', and check the weights with `nvembed check`"
+            )
 
     def _run(self, work: list[Batch]) -> Iterator[tuple[Batch, torch.Tensor]]:
         """Compute batches on the replicas; each takes the next batch as soon as it is free."""
@@ -331,9 +360,6 @@ class Encoder:
         with ThreadPoolExecutor(len(self.replicas), "replica") as pool:
             yield from pool.map(run, work)
 
-    def _batch_tokens(self) -> int:
-        return min(batch_tokens_for(r.config, r.device, r.dtype) for r in self.replicas)
-
     def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Return the cosine of each row of ``a`` (n, d) with each row of ``b`` (m, d): (n, m) float32."""
         return cosine(a, b)
@@ -345,15 +371,11 @@ class Encoder:
 
 
 @torch.inference_mode()
-def _forward(model: NVEmbed, batch: Batch) -> torch.Tensor:
-    device = model.device
-    packed = PackedBatch(
-        torch.from_numpy(batch.input_ids).to(device, non_blocking=True),
-        Segments.of(batch.lengths, device),
-        torch.from_numpy(batch.pool_index).to(device, non_blocking=True),
-        batch.pool_lengths,
+def _forward(model: NVEmbed, batch: Batch, pause: Callable[[], None] = lambda: None) -> torch.Tensor:
+    packed = PackedBatch.of(
+        batch.input_ids, batch.lengths, batch.pool_index, batch.pool_lengths, model.device
     )
-    result: torch.Tensor = model(packed)
+    result: torch.Tensor = model(packed, pause)
     return result
 
 
@@ -361,19 +383,6 @@ def _warn(rows: np.ndarray, what: str) -> None:
     if rows.any():
         count, first = int(rows.sum()), int(rows.argmax())
         warnings.warn(f"{count:,} of {len(rows):,} texts: {what} (the first is text {first})", stacklevel=3)
-
-
-def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
-    window: list[str] = []
-    characters = 0
-    for text in texts:
-        window.append(text)
-        characters += len(text) if isinstance(text, str) else 0
-        if len(window) == WINDOW_TEXTS or characters >= WINDOW_CHARACTERS:
-            yield window
-            window, characters = [], 0
-    if window:
-        yield window
 
 
 @contextmanager

@@ -30,6 +30,7 @@ COMMANDS = {
     "ask": "Answer a question from an index, with numbered citations.",
     "cluster": "Group a corpus by meaning; name the groups and draw a map of it.",
     "classify": "Fit a classifier on labelled texts, predict with one, or classify by label texts alone.",
+    "serve": "Serve a model: the embedding APIs of OpenAI, NVIDIA NIM, Cohere and TEI.",
     "init": "Make an untrained NV-Embed checkpoint from a causal language model.",
     "check": "Check a model: files, tensors, values, tokenizer, memory, licence and known answer.",
     "evaluate": "Score models on evaluation tasks; results in mteb's format, resumed by task.",

@@ -33,13 +33,15 @@ def needs_extra(name: str) -> Iterator[None]:
         ) from error
 
 
-def load(model: str, *, device: str | None = None, dtype: Dtype | None = None) -> "Encoder":
+def load(
+    model: str, *, device: str | None = None, dtype: Dtype | None = None, revision: str | None = None
+) -> "Encoder":
     """Load a model from a folder or the hub; ``device`` may name several, parted by commas."""
     devices = device.split(",") if device else None
     with waiting(f"loading {model}"):
         from nvembed.encoder import Encoder  # torch takes seconds to import
 
-        return Encoder.from_pretrained(model, device=devices, dtype=dtype)
+        return Encoder.from_pretrained(model, device=devices, dtype=dtype, revision=revision)
 
 
 def load_sentence_transformer(
@@ -66,7 +68,9 @@ def encode_with(sentence_transformer: Any, texts: Sequence[str], prompt: str) ->
     vectors = sentence_transformer.encode(
         list(texts), prompt=prompt or None, normalize_embeddings=True, show_progress_bar=False
     )
-    return np.asarray(vectors, dtype=np.float32)
+    vectors = np.asarray(vectors, dtype=np.float32)
+    # It normalises in the model's own precision, which in bfloat16 leaves lengths of 1.003.
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
 def prompts(

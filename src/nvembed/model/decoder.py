@@ -5,6 +5,7 @@ Module names are the released checkpoint's own, so that a state dict needs no tr
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -101,8 +102,16 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = SwiGLU(config)
 
-    def forward(self, x_ND: Tensor, cos_N1E: Tensor, sin_N1E: Tensor, segments: Segments) -> Tensor:
+    def forward(
+        self,
+        x_ND: Tensor,
+        cos_N1E: Tensor,
+        sin_N1E: Tensor,
+        segments: Segments,
+        pause: Callable[[], None] = lambda: None,
+    ) -> Tensor:
         x_ND = x_ND + self.self_attn(self.input_layernorm(x_ND), cos_N1E, sin_N1E, segments)
+        pause()
         out: Tensor = x_ND + self.mlp(self.post_attention_layernorm(x_ND))
         return out
 
@@ -120,17 +129,26 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, input_ids_N: Tensor, segments: Segments) -> Tensor:
-        """Return the last hidden states, (N, D) in the weights' dtype; angles are computed in float32."""
+    def forward(
+        self, input_ids_N: Tensor, segments: Segments, pause: Callable[[], None] = lambda: None
+    ) -> Tensor:
+        """Return the last hidden states, (N, D) in the weights' dtype; angles are computed in float32.
+
+        ``pause`` is called twice in each layer; what it does, a whole other batch perhaps, changes nothing
+        here but the time.
+        """
         x_ND: Tensor = self.embed_tokens(input_ids_N)
-        out: Tensor = self.norm(self.run(x_ND, segments, range(len(self.layers))))
+        out: Tensor = self.norm(self.run(x_ND, segments, range(len(self.layers)), pause))
         return out
 
-    def run(self, x_ND: Tensor, segments: Segments, layers: range) -> Tensor:
+    def run(
+        self, x_ND: Tensor, segments: Segments, layers: range, pause: Callable[[], None] = lambda: None
+    ) -> Tensor:
         """Return what these layers make of ``x_ND``, without the final norm."""
         frequencies = rope_frequencies(self.config, x_ND.device)
         angles = segments.positions().float()[:, None, None] * frequencies
         cos, sin = (torch.cat((half, half), -1).to(x_ND.dtype) for half in (angles.cos(), angles.sin()))
         for number in layers:
-            x_ND = self.layers[number](x_ND, cos, sin, segments)
+            x_ND = self.layers[number](x_ND, cos, sin, segments, pause)
+            pause()
         return x_ND

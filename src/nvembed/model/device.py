@@ -1,6 +1,8 @@
 """Devices: which are asked for, and how many tokens fit on one at a time."""
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -51,3 +53,31 @@ def parse_devices(device: str | Sequence[str] | None) -> list[torch.device]:
         if found.type == "cuda" and (found.index or 0) >= count:
             raise InputError(f"device is {str(found)!r}, but torch sees {count} CUDA devices here")
     return devices
+
+
+@contextmanager
+def memory_errors(message: str) -> Iterator[None]:
+    """Raise torch's several ways of being out of memory as MemoryError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+            raise MemoryError(message) from error
+        raise
+
+
+def paced(pause: Callable[[], None] | None, device: torch.device) -> Callable[[], None]:
+    """Return ``pause``, on CUDA behind a wait for the device: work put in its queue there must run soon."""
+    if pause is None:
+        return lambda: None
+    if device.type != "cuda":
+        return pause
+    behind: deque[torch.cuda.Event] = deque()
+
+    def wait_and_pause() -> None:
+        behind.append(torch.cuda.current_stream(device).record_event())
+        if len(behind) > 1:  # one pause ahead: the device never waits for the host
+            behind.popleft().synchronize()
+        pause()
+
+    return wait_and_pause

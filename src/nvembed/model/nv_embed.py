@@ -3,8 +3,10 @@
 Shapes: N packed tokens, P pooled tokens, B texts, D hidden size.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,6 +27,23 @@ class PackedBatch:
     pool_index: Tensor  # (P,) int64: which tokens are averaged, in order
     pool_lengths: tuple[int, ...]  # pooled tokens of each text, each at least 1
 
+    @classmethod
+    def of(
+        cls,
+        input_ids: np.ndarray,
+        lengths: tuple[int, ...],
+        pool_index: np.ndarray,
+        pool_lengths: tuple[int, ...],
+        device: torch.device,
+    ) -> "PackedBatch":
+        """Send a batch to a device. ``input_ids`` (N,) and ``pool_index`` (P,) are int64."""
+        return cls(
+            torch.from_numpy(input_ids).to(device, non_blocking=True),
+            Segments.of(lengths, device),
+            torch.from_numpy(pool_index).to(device, non_blocking=True),
+            pool_lengths,
+        )
+
 
 class NVEmbed(nn.Module):
     """The whole model. ``fold_pooler`` makes it smaller and faster, and fit for inference only."""
@@ -41,12 +60,12 @@ class NVEmbed(nn.Module):
         elif config.pooling == "self":
             self.self_attention_model = SelfAttentionPooler(size, pooler.num_heads, pooler.ffn_mult)
 
-    def forward(self, batch: PackedBatch) -> Tensor:
+    def forward(self, batch: PackedBatch, pause: Callable[[], None] = lambda: None) -> Tensor:
         """Return unit vectors, (B, D) float32; pooling and norm are computed in float32.
 
-        Tokens that are not pooled do not go through the pooler.
+        Tokens that are not pooled do not go through the pooler. ``pause`` is called within each layer.
         """
-        return self.pool(self.embedding_model(batch.input_ids, batch.segments), batch)
+        return self.pool(self.embedding_model(batch.input_ids, batch.segments, pause), batch)
 
     def pool(self, x_ND: Tensor, batch: PackedBatch) -> Tensor:
         """Return the unit vectors (B, D) float32 of the backbone's last hidden states."""

@@ -3,7 +3,7 @@
 Shapes: N packed tokens, P pooled tokens, B texts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,3 +53,17 @@ def batches(tokens: Sequence[Tokens], max_tokens: int) -> list[Batch]:
         groups[-1].append(row)
         used += length
     return [pack(tokens, group) for group in groups]
+
+
+def windows(texts: Iterable[str], max_texts: int, max_characters: int) -> Iterator[list[str]]:
+    """Yield the texts in lists of at most ``max_texts``; one ends once it has ``max_characters``."""
+    window: list[str] = []
+    characters = 0
+    for text in texts:
+        window.append(text)
+        characters += len(text) if isinstance(text, str) else 0
+        if len(window) == max_texts or characters >= max_characters:
+            yield window
+            window, characters = [], 0
+    if window:
+        yield window

@@ -19,6 +19,9 @@ from tokenizers import Encoding, Tokenizer
 from nvembed.errors import ConfigError, InputError
 
 Mode = Literal["released", "clean"]
+End = Literal["start", "end"]
+
+_FOREIGN = "they may be another tokenizer's (OpenAI's, say): send the text itself"
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,18 @@ class Tokens:
         return self.full_length > len(self.input_ids)
 
 
+@dataclass(frozen=True)
+class Piece:
+    """One token of a text, for people to look at."""
+
+    id: int
+    text: str  # as the vocabulary spells it
+    special: bool
+    start: int  # characters of prompt + text that it covers; start = end where it covers none
+    end: int
+    pooled: bool
+
+
 class TextTokenizer:
     """A tokenizer and a model's settings. ``tokenizer_json`` is the content of ``tokenizer.json``."""
 
@@ -58,6 +73,8 @@ class TextTokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = settings.mode == "clean"
         self.settings = settings
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special = {number for number, token in added.items() if token.special}
 
     @property
     def vocab_size(self) -> int:
@@ -78,6 +95,7 @@ class TextTokenizer:
         prompt: str = "",
         max_length: int | None = None,
         truncate: bool = True,
+        cut: End = "end",
         first_row: int = 0,
     ) -> list[Tokens]:
         """Tokenise texts, each behind ``prompt``.
@@ -86,7 +104,8 @@ class TextTokenizer:
             texts: strings; ``first_row`` is the number by which an error calls the first of them.
             prompt: the whole string put before each text; its tokens are not pooled.
             max_length: in tokens; ``None`` is the model's own.
-            truncate: cut longer texts at their end; ``False`` refuses them.
+            truncate: cut longer texts; ``False`` refuses them.
+            cut: which end of a longer text is cut. BOS and the prompt stay whichever it is.
 
         Raises:
             InputError: not a string, not valid Unicode, too long with ``truncate=False``, or a prompt that
@@ -101,7 +120,7 @@ class TextTokenizer:
             )
         check_texts(texts, first_row)
         encode = self._released if self.settings.mode == "released" else self._clean
-        tokens = encode(texts, prompt, limit)
+        tokens = encode(texts, prompt, limit, cut)
         for row, item in enumerate(tokens, first_row):
             if item.truncated and not truncate:
                 raise InputError(
@@ -115,26 +134,77 @@ class TextTokenizer:
                 )
         return tokens
 
-    def _released(self, texts: Sequence[str], prompt: str, limit: int) -> list[Tokens]:
+    def pieces(self, text: str, *, prompt: str = "") -> list[Piece]:
+        """Return the tokens of one text, uncut, as the model reads them.
+
+        Raises:
+            InputError: as when calling the tokenizer.
+        """
+        [tokens] = self([text], prompt=prompt)
+        released = self.settings.mode == "released"
+        joined = prompt + text + (self.settings.eos_token if released else "")
+        encoding = self._tokenizer.encode(joined, add_special_tokens=released)
+        ids, spans = encoding.ids, encoding.offsets
+        if not released:
+            bos = [] if self.settings.bos_id is None else [self.settings.bos_id]
+            ids = [*bos, *ids, self.settings.eos_id]
+            spans = [*((0, 0) for _ in bos), *spans, (len(joined), len(joined))]
+        return [
+            Piece(
+                token,
+                str(self._tokenizer.id_to_token(token)),
+                token in self._special,
+                *span,
+                row >= tokens.pool_start,
+            )
+            for row, (token, span) in enumerate(zip(ids, spans, strict=True))
+        ]
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """Return the text that has these tokens; one BOS before and one EOS behind them may be there or not.
+
+        Raises:
+            InputError: an id that is not in the vocabulary, or ids that this tokenizer makes of no text, as
+                another tokenizer's are.
+        """
+        for token in ids:
+            if not 0 <= token < 2**32 or self._tokenizer.id_to_token(token) is None:
+                raise InputError(
+                    f"token id {token:,} is not in this model's vocabulary of {self.vocab_size:,}: {_FOREIGN}"
+                )
+        body = list(ids)
+        body = body[1:] if body and body[0] in self._special else body
+        body = body[:-1] if body and body[-1] == self.settings.eos_id else body
+        text = self._tokenizer.decode(body, skip_special_tokens=False)
+        if self._tokenizer.encode(text, add_special_tokens=False).ids != body:
+            raise InputError(
+                f"these {len(body):,} token ids are what this model's tokenizer makes of no text: {_FOREIGN}"
+            )
+        return text
+
+    def _released(self, texts: Sequence[str], prompt: str, limit: int, cut: End) -> list[Tokens]:
         """Released: EOS is text, and the count of the prompt's own tokens is what is masked."""
-        masked = 0
-        if prompt and self.settings.mask_instruction:
-            masked = len(self._tokenizer.encode(prompt, add_special_tokens=False).ids)
+        before = len(self._tokenizer.encode(prompt, add_special_tokens=False).ids) if prompt else 0
+        masked = before if self.settings.mask_instruction else 0
         eos = self.settings.eos_token
         encodings = self._tokenizer.encode_batch_fast([prompt + text + eos for text in texts])
-        return [Tokens(_int32(e.ids[:limit]), masked, len(e.ids)) for e in encodings]
+        # BOS counts among the prompt's tokens (docs/quirks.md); without a prompt it is kept all the same.
+        kept = before or 1
+        return [Tokens(_int32(_cut(e.ids, limit, kept, cut)), masked, len(e.ids)) for e in encodings]
 
-    def _clean(self, texts: Sequence[str], prompt: str, limit: int) -> list[Tokens]:
+    def _clean(self, texts: Sequence[str], prompt: str, limit: int, cut: End) -> list[Tokens]:
         head = [] if self.settings.bos_id is None else [self.settings.bos_id]
         tail = [self.settings.eos_id]
         room = limit - len(head) - len(tail)
         masking = bool(prompt) and self.settings.mask_instruction
-        encode = self._tokenizer.encode_batch if masking else self._tokenizer.encode_batch_fast
+        located = masking or (bool(prompt) and cut == "start")
+        encode = self._tokenizer.encode_batch if located else self._tokenizer.encode_batch_fast
         encodings = encode([prompt + text for text in texts], add_special_tokens=False)
         tokens = []
         for encoding in encodings:
-            start = len(head) + _prompt_tokens(encoding, len(prompt)) if masking else 0
-            ids = _int32([*head, *encoding.ids[:room], *tail])
+            before = _prompt_tokens(encoding, len(prompt)) if located else 0
+            start = len(head) + before if masking else 0
+            ids = _int32([*head, *_cut(encoding.ids, room, before, cut), *tail])
             if len(encoding.ids) > room and start >= len(head) + room:
                 start = len(ids)  # only the EOS is left of this text: nothing to pool
             tokens.append(Tokens(ids, start, len(head) + len(encoding.ids) + len(tail)))
@@ -149,6 +219,13 @@ def _prompt_tokens(encoding: Encoding, prompt_length: int) -> int:
             break
         count += 1
     return count
+
+
+def _cut(ids: list[int], room: int, kept: int, cut: End) -> list[int]:
+    """Return at most ``room`` ids: the first ones, or the ``kept`` first ones and then the last."""
+    if len(ids) <= room or cut == "end" or kept >= room:
+        return ids[:room]
+    return [*ids[:kept], *ids[kept - room :]]
 
 
 def _int32(ids: list[int]) -> np.ndarray:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from nvembed.data.collate import Batch
-from nvembed.model.attention import Segments
 from nvembed.model.nv_embed import PackedBatch
 from nvembed.text.pack import batches
 from nvembed.text.tokenize import TextTokenizer, Tokens
@@ -102,12 +101,7 @@ def micro_batches(tokens: Sequence[Tokens], max_tokens: int, device: torch.devic
     """Pack a share's texts, longest first, into micro-batches of at most ``max_tokens`` tokens."""
     return [
         MicroBatch(
-            PackedBatch(
-                torch.from_numpy(batch.input_ids).to(device, non_blocking=True),
-                Segments.of(batch.lengths, device),
-                torch.from_numpy(batch.pool_index).to(device, non_blocking=True),
-                batch.pool_lengths,
-            ),
+            PackedBatch.of(batch.input_ids, batch.lengths, batch.pool_index, batch.pool_lengths, device),
             torch.from_numpy(batch.rows).to(device),
         )
         for batch in batches(tokens, max_tokens)

@@ -1,0 +1,124 @@
+"""What an operator can set: one schema for flags, environment (``NVEMBED_PORT``) and TOML (``port = 1``)."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from nvembed.errors import InputError
+from nvembed.recipe import Recipe
+
+Positive = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+class Settings(Recipe):
+    """Each field is a flag of ``nvembed serve``; its description is the flag's help."""
+
+    model_config = ConfigDict(strict=False)  # flags and variables come as strings
+
+    model: str = Field("", description="A checkpoint folder, or a hub id.")
+    served_name: tuple[str, ...] = Field((), description="Names that requests may call the model by.")
+    device: str | None = Field(None, description="cpu, cuda, cuda:1, or several: cuda:0,cuda:1.")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="What to compute in; bfloat16 on CUDA and float32 on CPU unless given."
+    )
+    revision: str | None = Field(None, description="A hub branch, tag or commit.")
+
+    host: str = Field("127.0.0.1", description="The address to listen on; 0.0.0.0 is every one of this host.")
+    port: int = Field(8000, ge=0, le=65535, description="The port; 0 takes a free one and says which.")
+    api_key: tuple[str, ...] = Field((), description="Keys that clients must send. Others can see flags.")
+    api_key_file: Path | None = Field(None, description="A file with one key per line.")
+    tls_cert: Path | None = Field(None, description="A PEM certificate chain: serve HTTPS.")
+    tls_key: Path | None = Field(None, description="The PEM private key of --tls-cert.")
+
+    query_instruction: str = Field(
+        "Given a question, retrieve passages that answer the question",
+        description="Instruction of input_type query where a request names neither instruction nor task.",
+    )
+    classification_instruction: str = Field("", description="The same for input_type classification.")
+    clustering_instruction: str = Field("", description="The same for input_type clustering.")
+    vocabulary: str = Field(
+        "model",
+        description="Whose token ids requests send: the model's own, or a tiktoken encoding's (cl100k_base).",
+    )
+
+    max_length: Positive | None = Field(
+        None, description="Tokens read of one text; the model's own limit unless given."
+    )
+    max_items: Positive = Field(2048, description="Texts in one request.")
+    max_body_bytes: Positive = Field(16 * 2**20, description="Bytes of one request.")
+    max_text_bytes: Positive = Field(2 * 2**20, description="Bytes of one text.")
+    max_batch_tokens: Positive | None = Field(
+        None, description="Tokens computed at a time; from the free memory unless given."
+    )
+    max_queue_tokens: Positive | None = Field(
+        None, description="Tokens that may wait, beyond which requests get 429; 64 batches unless given."
+    )
+    max_connections: Positive = Field(4096, description="Open connections, idle ones included.")
+    query_tokens: Positive = Field(
+        1024, description="A request of at most so many tokens may count as a query, which goes before bulk."
+    )
+    pause_ms: Annotated[float, Field(ge=1, le=60_000)] = Field(
+        50.0, description="How long a query should wait for the batch at hand; batches adapt to it."
+    )
+    tokenise_threads: Annotated[int, Field(ge=1, le=64)] = Field(2, description="Threads that tokenise.")
+
+    timeout_s: Seconds = Field(
+        300.0, description="Longest time a request may take; a header X-Timeout-S lowers it."
+    )
+    body_timeout_s: Seconds = Field(30.0, description="Longest time in which a request must have arrived.")
+    idle_timeout_s: Seconds = Field(
+        60.0, description="How long a connection may stay open without a request."
+    )
+    drain_timeout_s: Seconds = Field(60.0, description="Time that requests at work get to finish on SIGTERM.")
+
+    log_format: Literal["json", "text"] = Field("json", description="Form of the log on standard error.")
+    otlp_endpoint: str | None = Field(None, description="Send OpenTelemetry spans to this OTLP/HTTP address.")
+
+    def keys(self) -> tuple[bytes, ...]:
+        """Return every API key; none means that requests need none.
+
+        Raises:
+            InputError: the key file cannot be read, or a key is empty or not printable ASCII.
+        """
+        keys = list(self.api_key)
+        if self.api_key_file is not None:
+            try:
+                lines = self.api_key_file.read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise InputError(f"api_key_file {self.api_key_file} cannot be read: {error}") from error
+            keys += [line.strip() for line in lines if line.strip()]
+            if not keys:
+                raise InputError(f"api_key_file {self.api_key_file} holds no key: expected one per line")
+        for number, key in enumerate(keys):
+            if not key or not key.isascii() or not key.isprintable() or " " in key:
+                raise InputError(f"API key {number} is empty, or not printable ASCII without spaces")
+        return tuple(key.encode() for key in keys)
+
+    def check(self) -> None:
+        """Refuse what no field alone can tell.
+
+        Raises:
+            InputError: no model, half of a TLS pair, or files that are not there.
+        """
+        if not self.model:
+            raise InputError(
+                "no model: expected  nvembed serve MODEL , or model in --config or NVEMBED_MODEL"
+            )
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise InputError("tls_cert and tls_key go together: expected both or neither")
+        for name, path in (("tls_cert", self.tls_cert), ("tls_key", self.tls_key)):
+            if path is not None and not path.is_file():
+                raise InputError(f"{name} {path} is not a file: expected PEM")
+        if self.query_tokens > (self.max_queue_tokens or self.query_tokens):
+            raise InputError(
+                f"query_tokens {self.query_tokens:,} is above max_queue_tokens {self.max_queue_tokens:,}"
+            )
+
+    @property
+    def exposed(self) -> bool:
+        """Whether others than this host can connect without a key."""
+        return self.host not in LOOPBACK and not self.api_key and self.api_key_file is None
