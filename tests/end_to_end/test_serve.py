@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +27,7 @@ from schemathesis.specs.openapi.checks import (
 )
 from serving import Fake, ask, fake_model, served
 
-from conftest import TINY_A
+from conftest import ROOT, TINY_A
 from nvembed.cli.serve import loaded
 from nvembed.encoder import Encoder
 from nvembed.serve.run import Server
@@ -210,12 +209,23 @@ def test_settings_from_flags_environment_and_file_and_an_orderly_end(tmp_path: P
         assert info["max_client_batch_size"] == 5
         assert server.url.startswith("http://127.0.0.1:")
         assert len(embed(server.url).data) == 1
-        start = time.monotonic()
         server.running.send_signal(signal.SIGTERM)
-        assert server.running.wait(10) == 0
-        assert time.monotonic() - start < 5
+        assert server.running.wait(30) == 0
         last = [json.loads(line)["event"] for line in server.running.stderr]
         assert last[-1] == "draining"
+
+
+def test_the_readmes_server_and_client() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").split("## Serve")[1].split("\n## ")[0]
+    start, curl = re.findall(r"^```shell\n(.*?)^```$", readme, re.DOTALL | re.MULTILINE)
+    (code,) = re.findall(r"^```py\n(.*?)^```$", readme, re.DOTALL | re.MULTILINE)
+    assert start == "nvembed serve small --port 8000\n"
+    with process(TINY_A, "--served-name", "small", "--port", "0") as server:
+        here = lambda text: text.replace("http://127.0.0.1:8000", server.url)  # noqa: E731
+        done = subprocess.run(["/bin/sh", "-c", here(curl)], capture_output=True, check=True)
+        assert json.loads(done.stdout)["details"]["prompt"].startswith("Instruct: ")
+        done = subprocess.run([sys.executable, "-c", here(code)], capture_output=True, check=True)
+        assert -1 <= float(done.stdout) <= 1
 
 
 def test_killed_outright_it_leaves_nothing_and_starts_again_on_the_same_port() -> None:

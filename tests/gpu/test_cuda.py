@@ -168,3 +168,17 @@ def test_a_device_that_is_not_here_is_said() -> None:
     count = torch.cuda.device_count()
     with pytest.raises(InputError, match=rf"device is 'cuda:{count}', but torch sees {count} CUDA"):
         Encoder.from_pretrained(TINY_A, device=f"cuda:{count}")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_a_pause_computes_changes_nothing(dtype: str) -> None:
+    """A server computes queries within a batch at work."""
+    encoder = Encoder.from_pretrained(TINY_A, device=DEVICE, dtype=dtype)
+    tokens, others = encoder.tokenizer(TEXTS * 20), encoder.tokenizer(["a query"])
+    alone, expected = encoder.embed_tokens(tokens), encoder.embed_tokens(others)
+    found: list[np.ndarray] = []
+    around = encoder.embed_tokens(tokens, pause=lambda: found.append(encoder.embed_tokens(others)))
+    np.testing.assert_array_equal(around, alone)
+    assert found
+    for vectors in found:
+        np.testing.assert_array_equal(vectors, expected)

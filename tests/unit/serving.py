@@ -5,7 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -56,8 +56,9 @@ class Fake:
     touchy: bool = True  # raises for texts with "!", gives NaN for those with "?"
     hold: threading.Event | None = None  # nothing is computed before it is set
 
-    def __call__(self, tokens: Sequence[Tokens], *, pause: Callable[[], None]) -> np.ndarray:
+    def __call__(self, tokens: Sequence[Tokens], *, pause: Callable[[], None] | None) -> np.ndarray:
         hold = self.hold
+        pause = pause or (lambda: None)
         lengths = [len(item.input_ids) for item in tokens]
         self.batches.append(lengths)
         if sum(lengths) > self.memory_tokens:
@@ -127,14 +128,12 @@ class Got:
 def ask(server: Server, path: str, body: object = None, headers: dict[str, str] | None = None) -> Got:
     """Send one request: GET without a body, else POST of JSON, or of bytes as they are."""
     where = urlsplit(server.url)
-    connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=20)
     data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
     method = "GET" if body is None else "POST"
-    connection.request(method, path, data, {"content-type": "application/json", **(headers or {})})
-    response = connection.getresponse()
-    got = Got(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
-    connection.close()
-    return got
+    with closing(http.client.HTTPConnection(where.hostname or "", where.port, timeout=20)) as connection:
+        connection.request(method, path, data, {"content-type": "application/json", **(headers or {})})
+        response = connection.getresponse()
+        return Got(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
 
 
 def openai(server: Server, body: dict[str, Any], **headers: str) -> Got:

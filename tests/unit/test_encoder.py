@@ -215,3 +215,50 @@ def test_fingerprint_names_the_weights(tiny_encoder: Encoder, tmp_path: Path) ->
     copy = Encoder.from_pretrained(tmp_path / "copy", device="cpu", dtype="bfloat16")
     assert re.fullmatch("[0-9a-f]{32}", tiny_encoder.fingerprint)
     assert copy.fingerprint == tiny_encoder.fingerprint
+
+
+class TestEmbedTokens:
+    def test_one_batch_in_the_callers_order(self, tiny_encoder: Encoder) -> None:
+        tokens = tiny_encoder.tokenizer(PASSAGES)
+        vectors = tiny_encoder.embed_tokens(tokens)
+        np.testing.assert_array_equal(vectors, tiny_encoder.encode(PASSAGES))
+
+    def test_what_a_pause_computes_changes_nothing(self, tiny_encoder: Encoder) -> None:
+        tokens = tiny_encoder.tokenizer(PASSAGES)
+        others = tiny_encoder.tokenizer(["something else", "and longer " * 20])
+        alone, expected = tiny_encoder.embed_tokens(tokens), tiny_encoder.embed_tokens(others)
+        found = []
+        around = tiny_encoder.embed_tokens(
+            tokens, pause=lambda: found.append(tiny_encoder.embed_tokens(others))
+        )
+        np.testing.assert_array_equal(around, alone)
+        assert len(found) == 2 * tiny_encoder.replicas[0].config.backbone.num_layers
+        for vectors in found:
+            np.testing.assert_array_equal(vectors, expected)
+
+    def test_what_a_pause_raises_ends_the_batch(self, tiny_encoder: Encoder) -> None:
+        def give_up() -> None:
+            raise KeyError("nobody waits")
+
+        with pytest.raises(KeyError, match="nobody waits"):
+            tiny_encoder.embed_tokens(tiny_encoder.tokenizer(PASSAGES), pause=give_up)
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            torch.OutOfMemoryError("CUDA out of memory"),
+            RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+        ],
+    )
+    def test_out_of_memory(
+        self, tiny_encoder: Encoder, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+    ) -> None:
+        def full(*_: object) -> None:
+            raise error
+
+        monkeypatch.setattr(encoder_module, "_forward", full)
+        with pytest.raises(MemoryError, match=r"a batch of 3 tokens does not fit on cpu"):
+            tiny_encoder.embed_tokens(tiny_encoder.tokenizer(["token"]))
+        monkeypatch.setattr(encoder_module, "_forward", lambda *_: torch.zeros(2)[5])
+        with pytest.raises(IndexError):
+            tiny_encoder.embed_tokens(tiny_encoder.tokenizer(["token"]))

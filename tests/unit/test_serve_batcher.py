@@ -273,6 +273,17 @@ def test_a_vector_that_is_not_finite_is_never_handed_out(room: Room) -> None:
     submit(batcher, "good").future.result(5)
 
 
+def test_a_device_that_fails_leaves_the_work_to_the_others(room: Room) -> None:
+    broken, sound = Fake(broken=True), Fake()
+    batcher = room(broken, sound)
+    jobs = [submit(batcher, "a" * 60) for _ in range(50)]
+    failed = [job for job in jobs if job.future.exception(5)]
+    assert len(failed) <= 1, "only the batch that showed it"
+    assert not batcher.failing
+    assert len(broken.batches) <= 2
+    submit(batcher, "a").future.result(5)
+
+
 @pytest.mark.parametrize("shape", [(1,), (2, 8), (0, 8)])
 def test_a_wrong_shape_is_a_failure(room: Room, shape: tuple[int, ...]) -> None:
     class Wrong(Fake):

@@ -321,25 +321,26 @@ class TestOperator:
                 got = openai(server, body)
                 assert got.status == 413
                 assert name in got.json["error"]["message"]
-        with served(fake_model(), max_queue_tokens=1024, max_text_bytes=9000) as server:
-            got = openai(server, {"input": "a" * 8000})
-            assert (got.status, got.json["error"]["code"]) == (413, "too_many_tokens")
+
+    def test_an_empty_queue_takes_a_request_of_any_size(self) -> None:
+        with served(fake_model(), max_queue_tokens=1024) as server:
+            assert openai(server, {"input": ["a" * 500] * 20}).status == 200
 
     def test_a_full_queue_is_429_with_retry_after(self) -> None:
         device = Fake()
         with served(fake_model(device), max_queue_tokens=1024) as server:
             device.hold = threading.Event()
-            waiting = [
-                threading.Thread(target=openai, args=(server, {"input": ["a" * 400] * 2})) for _ in range(4)
-            ]
-            for thread in waiting:
-                thread.start()
-            until(lambda: server.state.engine.batcher.held_tokens > 1000)
+            waiting = []
+            for held in (400, 1200):  # of each request's two texts the first one's first is taken at once
+                body = {"input": ["a" * 400] * 2}
+                waiting.append(threading.Thread(target=openai, args=(server, body)))
+                waiting[-1].start()
+                until(lambda held=held: server.state.engine.batcher.held_tokens == held)
             got = openai(server, {"input": "one more"})
             assert got.status == 429
             assert int(got.headers["retry-after"]) >= 1
             assert got.json["error"]["type"] == "rate_limit_error"
-            assert ask(server, "/stats").json["queue"]["tokens"] > 1000
+            assert ask(server, "/stats").json["queue"]["tokens"] == 1200
             device.hold.set()
             for thread in waiting:
                 thread.join()
@@ -433,6 +434,19 @@ class TestOperator:
             assert ask(server, "/health/live").status == 503
             assert ask(server, "/health/ready").json == {"status": "failing"}
             assert openai(server, {"input": "x"}).json["error"]["code"] == "model_failing"
+
+    def test_it_can_be_ended_while_it_loads(self) -> None:
+        never = threading.Event()
+        server = Server(Settings(model="fake", port=0), lambda: never.wait(30) and fake_model())
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        until(lambda: ask(server, "/health/live").status == 200)
+        start = time.monotonic()
+        server.stop()
+        thread.join(10)
+        assert not thread.is_alive()
+        assert time.monotonic() - start < 5
+        never.set()
 
     def test_a_model_that_cannot_be_loaded_ends_the_server(self) -> None:
         def load() -> Any:
@@ -646,9 +660,10 @@ class TestMisbehaviour:
     def test_bodies_in_memory_are_bounded(self) -> None:
         with served(fake_model(), max_body_bytes=10_000) as server:
             slow = [raw(server, post(b'{"input": "' + b"x" * 9000, length=9800)) for _ in range(12)]
-            until(lambda: server.state.at_work >= 8)
-            time.sleep(0.1)
-            assert openai(server, {"input": "x" * 9000}).status in (413, 429, 400)
+            until(lambda: server.state.body_bytes > 70_000)
+            got = openai(server, {"input": "x" * 9000})
+            assert (got.status, got.json["error"]["code"]) == (429, "busy")
+            assert server.state.body_bytes < 90_000
             for connection in slow:
                 connection.close()
             until(lambda: server.state.at_work == 0)

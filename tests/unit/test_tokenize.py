@@ -178,3 +178,59 @@ class TestBadInput:
         item = released(["x" * 1_000_000], max_length=512)[0]
         assert len(item.input_ids) == 512
         assert item.full_length > 60_000
+
+
+@pytest.mark.parametrize("prompt", ["", PROMPT])
+def test_a_cut_at_the_start_keeps_bos_prompt_and_eos(
+    released: TextTokenizer, clean: TextTokenizer, prompt: str
+) -> None:
+    text = " ".join(f"word{number}" for number in range(60))
+    for tokenizer in (released, clean):
+        whole = tokenizer([text], prompt=prompt)[0]
+        cut = tokenizer([text], prompt=prompt, max_length=40, cut="start")[0]
+        head = whole.pool_start if prompt else 1
+        assert len(cut.input_ids) == 40
+        assert cut.truncated
+        assert cut.full_length == len(whole.input_ids)
+        assert cut.pool_start == whole.pool_start
+        np.testing.assert_array_equal(cut.input_ids[:head], whole.input_ids[:head])
+        np.testing.assert_array_equal(cut.input_ids[head:], whole.input_ids[head - 40 :])
+        short = tokenizer(["word"], prompt=prompt, cut="start")[0]
+        np.testing.assert_array_equal(short.input_ids, tokenizer(["word"], prompt=prompt)[0].input_ids)
+
+
+@pytest.mark.parametrize("text", ["hello  12 wörld 🦊\n", " a space first", "x", "日本語", "a\tb\n\nc "])
+def test_ids_back_to_their_text(released: TextTokenizer, clean: TextTokenizer, text: str) -> None:
+    for tokenizer in (released, clean):
+        ids = [int(i) for i in tokenizer([text])[0].input_ids]
+        assert tokenizer.text_of(ids) == text
+        assert tokenizer.text_of(ids[1:-1]) == text
+
+
+def test_ids_of_another_tokenizer_are_refused(released: TextTokenizer, clean: TextTokenizer) -> None:
+    for tokenizer in (released, clean):
+        with pytest.raises(
+            InputError, match=r"these 2 token ids are what this model's tokenizer makes of no"
+        ):
+            tokenizer.text_of([15339, 1917])  # "hello world" in cl100k_base
+        for number in (100_000, -1, 2**40):
+            with pytest.raises(
+                InputError, match=rf"token id {number:,} is not in this model's vocabulary of 3"
+            ):
+                tokenizer.text_of([number])
+
+
+def test_pieces_are_what_the_model_reads(released: TextTokenizer, clean: TextTokenizer) -> None:
+    for tokenizer in (released, clean):
+        tokens = tokenizer(["what is 1 ñ?"], prompt=PROMPT)[0]
+        found = tokenizer.pieces("what is 1 ñ?", prompt=PROMPT)
+        assert [piece.id for piece in found] == tokens.input_ids.tolist()
+        assert [piece.pooled for piece in found].index(True) == tokens.pool_start
+        assert (found[0].text, found[0].special, found[-1].text, found[-1].special) == (
+            "<s>",
+            True,
+            "</s>",
+            True,
+        )
+        joined = PROMPT + "what is 1 ñ?"
+        assert "".join(joined[piece.start : piece.end] for piece in found) == joined

@@ -16,7 +16,7 @@ from time import monotonic
 
 import numpy as np
 
-from nvembed.serve.jobs import Item, Job, Lane, expired
+from nvembed.serve.jobs import Item, Job, Lane, expired, failing
 from nvembed.serve.model import Device
 from nvembed.serve.refusal import RefusedError
 from nvembed.serve.watch import Watch
@@ -36,6 +36,7 @@ class _Worker:
         self.paced = limit  # tokens whose pauses are close enough
         self.turn = Lane.LONG  # the lane that was served last
         self.busy_tokens = 0
+        self.failing = False  # not even the probe can be embedded: no work is taken
 
     @property
     def budget(self) -> int:
@@ -83,7 +84,6 @@ class Batcher:
         self.max_queue_tokens = max_queue_tokens
         self.pause_s = pause_s
         self.watch = watch
-        self.failing = False  # not even the probe can be embedded
         self._probe = probe
         self._lanes: dict[Lane, deque[Item]] = {lane: deque() for lane in Lane}
         self._held_tokens = 0  # of jobs that are not taken by batches, and of texts being tokenised
@@ -102,6 +102,11 @@ class Batcher:
             thread.start()
 
     @property
+    def failing(self) -> bool:
+        """Whether no device can embed anything."""
+        return all(worker.failing for worker in self.workers)
+
+    @property
     def held_tokens(self) -> int:
         """Tokens that wait, those of texts being tokenised included (as estimated)."""
         return self._held_tokens
@@ -112,6 +117,8 @@ class Batcher:
 
     def reserve(self, tokens: int) -> None:
         """Take room in the queue for texts that are still to be tokenised; ``release`` gives it back.
+
+        An empty queue takes a request of any size.
 
         Raises:
             RefusedError: 429, the queue is full.
@@ -177,23 +184,24 @@ class Batcher:
     # What follows runs on the compute threads.
 
     def _work(self, worker: _Worker) -> None:
-        while True:
+        while not self._closing:
             with self._changed:
-                items: list[Item] = []
-                while not self._closing and not items:
-                    for lane in (Lane((worker.turn + step) % len(Lane)) for step in (1, 2, 3)):
-                        if items := self._take(lane, worker):
-                            worker.turn = lane
-                            break
-                    else:
-                        if not self._changed.wait(PROBE_EVERY_S if self.failing else None):
-                            break
-                if self._closing:
-                    return
+                items = [] if worker.failing else self._next(worker)
+                if not items and not self._closing:
+                    self._changed.wait(PROBE_EVERY_S if worker.failing else None)
             if items:
                 self._run(items, worker)
-            elif self.failing:
+            elif worker.failing:
                 self._test(worker)
+
+    def _next(self, worker: _Worker) -> list[Item]:
+        """Take a batch of the next lane in turn that has one."""
+        for step in (1, 2, 3):
+            lane = Lane((worker.turn + step) % len(Lane))
+            if items := self._take(lane, worker):
+                worker.turn = lane
+                return items
+        return []
 
     def _take(self, lane: Lane, worker: _Worker) -> list[Item]:
         """Take a batch: a lane's oldest text, and of the next ones those most like it in length.
@@ -234,12 +242,13 @@ class Batcher:
                     self._lanes[item.lane].appendleft(item)
                     self._held_tokens += item.size
                     item.job.waiting_tokens += item.size
+            self._changed.notify_all()
 
-    def _run(self, items: list[Item], worker: _Worker, outer: _Run | None = None) -> int:
-        """Compute a batch and hand out its vectors; return how many texts got one. Raises nothing."""
+    def _run(self, items: list[Item], worker: _Worker, outer: _Run | None = None) -> None:
+        """Compute a batch and hand out its vectors. Raises nothing."""
         items = [item for item in items if not item.job.over]
         if not items:
-            return 0
+            return
         lane = items[0].lane
         run = _Run(lane)
         tokens = sum(item.size for item in items)
@@ -252,10 +261,10 @@ class Batcher:
             self._serve_more_urgent(run, worker)
             run.last = monotonic()
 
-        done = 0
         try:
             batch = [item.job.tokens[item.row] for item in items]
-            vectors = np.asarray(worker.device.embed(batch, pause=pause), dtype=np.float32)
+            pausing = None if lane is Lane.QUERY else pause  # nothing is more urgent than a query
+            vectors = np.asarray(worker.device.embed(batch, pause=pausing), dtype=np.float32)
             if vectors.ndim != 2 or len(vectors) != len(items):
                 raise ValueError(f"expected {len(items)} vectors, got an array of shape {vectors.shape}")
         except _Abandoned:
@@ -263,14 +272,13 @@ class Batcher:
         except MemoryError:
             self._does_not_fit(items, tokens, worker, outer)
         except BaseException as error:  # a batch may fail in any way; the thread must not
-            done = self._isolate(items, worker, outer, error)
+            self._isolate(items, worker, outer, error)
         else:
             run.tick()
             self._measure(run, tokens, worker)
-            done = self._hand_out(items, vectors)
+            self._hand_out(items, vectors)
         finally:
             worker.busy_tokens -= tokens
-        return done
 
     def _serve_more_urgent(self, run: _Run, worker: _Worker) -> None:
         if run.crowded:
@@ -287,7 +295,7 @@ class Batcher:
                 run.others += monotonic() - start
                 return
 
-    def _hand_out(self, items: Sequence[Item], vectors: np.ndarray) -> int:
+    def _hand_out(self, items: Sequence[Item], vectors: np.ndarray) -> None:
         finite = np.isfinite(vectors).all(axis=1)
         with self._changed:
             for item, vector, good in zip(items, vectors, finite, strict=True):
@@ -302,9 +310,6 @@ class Batcher:
                     self._end(job, RefusedError(500, "not_finite", message))
                 elif job.left == 0 and not job.over:
                     job.future.set_result(job.vectors)
-        if finite.any():
-            self.failing = False
-        return int(finite.sum())
 
     def _measure(self, run: _Run, tokens: int, worker: _Worker) -> None:
         """Say what a batch took, and set the budget by how far apart its pauses were."""
@@ -333,28 +338,25 @@ class Batcher:
             message = f"input {items[0].row} is {tokens:,} tokens, and {where} has no memory for it: cut it"
             self.cancel(items[0].job, RefusedError(413, "out_of_memory", message))
 
-    def _isolate(self, items: list[Item], worker: _Worker, outer: _Run | None, error: BaseException) -> int:
+    def _isolate(self, items: list[Item], worker: _Worker, outer: _Run | None, error: BaseException) -> None:
         """The model raised: halve the batch until the texts that it raises for stand alone."""
         self.watch.failed(type(error).__name__, error)
         self._test(worker)
-        if len(items) > 1 and not self.failing:
+        if len(items) > 1 and not worker.failing:
             middle = len(items) // 2
-            return sum(self._run(half, worker, outer) for half in (items[:middle], items[middle:]))
+            self._run(items[:middle], worker, outer)
+            self._run(items[middle:], worker, outer)
+            return
         for item in items:
-            if self.failing:
-                refusal = RefusedError(
-                    503, "model_failing", "the model fails on every text: the log has more"
-                )
-            else:
-                what = f"the model failed on input {item.row} ({type(error).__name__}): the log has more"
-                refusal = RefusedError(500, "model_failed", what)
-            self.cancel(item.job, refusal)
-        return 0
+            what = f"the model failed on input {item.row} ({type(error).__name__}): the log has more"
+            self.cancel(item.job, failing() if worker.failing else RefusedError(500, "model_failed", what))
+        if self.failing:
+            self.refuse_all(failing())
 
     def _test(self, worker: _Worker) -> None:
         try:
-            vectors = worker.device.embed(self._probe, pause=lambda: None)
-            self.failing = not np.isfinite(vectors).all()
+            vectors = worker.device.embed(self._probe, pause=None)
+            worker.failing = not np.isfinite(vectors).all()
         except BaseException as error:
             self.watch.failed(type(error).__name__, error)
-            self.failing = True
+            worker.failing = True

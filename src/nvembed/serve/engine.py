@@ -11,7 +11,7 @@ import numpy as np
 
 from nvembed.errors import InputError
 from nvembed.serve.batcher import Batcher
-from nvembed.serve.jobs import expired
+from nvembed.serve.jobs import expired, failing
 from nvembed.serve.model import Model
 from nvembed.serve.refusal import RefusedError
 from nvembed.serve.settings import Settings
@@ -76,7 +76,7 @@ class Engine:
         self.max_length = settings.max_length or model.max_length
         probe = model.tokenise(WARM_UP, prompt="", max_length=self.max_length, cut="end")
         for device in model.devices:
-            if not np.isfinite(device.embed(probe, pause=lambda: None)).all():
+            if not np.isfinite(device.embed(probe, pause=None)).all():
                 raise InputError(f"the warm-up's vectors are not finite on {device.name}: run  nvembed check")
         batch = min(device.batch_tokens for device in model.devices)
         self.batcher = Batcher(
@@ -139,7 +139,7 @@ class Engine:
             RefusedError: why there are no vectors.
         """
         if self.batcher.failing:
-            raise RefusedError(503, "model_failing", "the model fails on every text", retry_after_s=5)
+            raise failing()
         prompt = self.prompt(asked)
         size = self._checked_size(asked)
         left = asyncio.ensure_future(gone())
@@ -166,10 +166,6 @@ class Engine:
     ) -> list[Tokens]:
         """Tokenise on a thread, with room in the queue reserved meanwhile."""
         reserved = size // BYTES_PER_TOKEN + len(asked.texts)
-        if reserved > self.batcher.max_queue_tokens:
-            limit = self.batcher.max_queue_tokens
-            message = f"{asked.param} is about {reserved:,} tokens and max_queue_tokens is {limit:,}"
-            raise RefusedError(413, "too_many_tokens", f"{message}: send it in parts", param=asked.param)
         self.batcher.reserve(reserved)
         try:
             pool = self._small if size <= SMALL_BYTES else self._large

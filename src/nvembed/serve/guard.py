@@ -53,12 +53,9 @@ class Guard:
                 await send(message)
 
         self.state.at_work += 1
-        held = 0
         try:
             self._check_key(scope["path"], headers)
-            body = await self._body(scope["method"], headers, receive)
-            held = len(body)
-            self.state.body_bytes += held
+            body = await self._body(scope["method"], headers, receive, ticket)
             await self.app(scope, _replay(body, receive), sending)
         except RefusedError as refusal:
             ticket.code = refusal.code
@@ -70,7 +67,7 @@ class Guard:
                 await respond(scope["path"], RefusedError(500, "internal", what), sending, close=True)
         finally:
             self.state.at_work -= 1
-            self.state.body_bytes -= held
+            self.state.body_bytes -= ticket.body_bytes
             self._log(scope, ticket, status, headers)
 
     def _allowed_s(self, headers: Mapping[str, str]) -> float:
@@ -92,7 +89,7 @@ class Guard:
             what = "the API key is not known" if given else "no API key: expected Authorization: Bearer KEY"
             raise RefusedError(401, "invalid_api_key", what)
 
-    async def _body(self, method: str, headers: Mapping[str, str], receive: Receive) -> bytes:
+    async def _body(self, method: str, headers: Mapping[str, str], receive: Receive, ticket: Ticket) -> bytes:
         """Read the whole body, bounded in bytes and in time.
 
         Raises:
@@ -112,10 +109,13 @@ class Guard:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise RefusedError(499, "gone", "the client closed the connection")
-                    body += message.get("body", b"")
+                    part = message.get("body", b"")
+                    body += part
+                    ticket.body_bytes += len(part)
+                    self.state.body_bytes += len(part)
                     if len(body) > limit:
                         raise RefusedError(413, "body_too_large", too_large)
-                    if self.state.body_bytes + len(body) > BODIES_AT_ONCE * limit:
+                    if self.state.body_bytes > BODIES_AT_ONCE * limit:
                         what = "the requests at work are as large as this server holds: try again"
                         raise RefusedError(429, "busy", what, retry_after_s=1)
                     if not message.get("more_body"):

@@ -49,6 +49,11 @@ class Item:
         return len(self.job.tokens[self.row].input_ids)
 
 
+def failing() -> RefusedError:
+    message = "the model fails on every text: the log has more"
+    return RefusedError(503, "model_failing", message, retry_after_s=5)
+
+
 def expired() -> RefusedError:
     return RefusedError(
         504, "deadline", "the request was not done in time, and is dropped: try again, or send less"

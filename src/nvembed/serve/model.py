@@ -20,11 +20,12 @@ class Tokenise(Protocol):
 class Embed(Protocol):
     """Tokens to vectors (n, d) float32 in one batch on one device.
 
-    ``pause`` may be called at any time in between, often: it computes what is more urgent. Raises MemoryError
-    where the batch does not fit; anything else it raises is held against the batch's texts.
+    ``pause``, where it is given, may be called at any time in between, often: it computes what is more
+    urgent, and what it raises must be let through. Raises MemoryError where the batch does not fit; anything
+    else is held against the batch's texts.
     """
 
-    def __call__(self, tokens: Sequence[Tokens], *, pause: Callable[[], None]) -> np.ndarray: ...
+    def __call__(self, tokens: Sequence[Tokens], *, pause: Callable[[], None] | None) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)

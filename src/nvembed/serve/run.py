@@ -4,7 +4,9 @@ import asyncio
 import logging
 import resource
 import socket
+import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from types import FrameType
 
 import uvicorn
@@ -181,8 +183,21 @@ class Server(uvicorn.Server):
 
     async def _load(self) -> None:
         state = self.state
+        loading: Future[Engine] = Future()
+        loading.set_running_or_notify_cancel()
+
+        def load() -> None:
+            try:
+                loading.set_result(Engine(self.load(), state.settings, state.watch))
+            except BaseException as error:
+                loading.set_exception(error)
+
+        # A thread that nothing waits for: SIGTERM ends the server while it loads.
+        threading.Thread(target=load, name="load", daemon=True).start()
         try:
-            state.engine = await asyncio.to_thread(lambda: Engine(self.load(), state.settings, state.watch))
+            state.engine = await asyncio.wrap_future(loading)
+        except asyncio.CancelledError:
+            raise
         except BaseException as error:
             self.failure = error
             self.should_exit = True

@@ -46,16 +46,16 @@ class Settings(Recipe):
     )
 
     max_length: Positive | None = Field(
-        None, description="Tokens read of one text; the model's own limit if none."
+        None, description="Tokens read of one text; the model's own limit unless given."
     )
     max_items: Positive = Field(2048, description="Texts in one request.")
     max_body_bytes: Positive = Field(16 * 2**20, description="Bytes of one request.")
     max_text_bytes: Positive = Field(2 * 2**20, description="Bytes of one text.")
     max_batch_tokens: Positive | None = Field(
-        None, description="Tokens computed at a time; from free memory if none."
+        None, description="Tokens computed at a time; from the free memory unless given."
     )
     max_queue_tokens: Positive | None = Field(
-        None, description="Tokens that may wait, beyond which requests get 429; 64 batches if none."
+        None, description="Tokens that may wait, beyond which requests get 429; 64 batches unless given."
     )
     max_connections: Positive = Field(4096, description="Open connections, idle ones included.")
     query_tokens: Positive = Field(

@@ -1,6 +1,8 @@
 """What the parts of one server share: its phase, its engine, and what is at work."""
 
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 from nvembed.serve.engine import Engine
@@ -31,11 +33,15 @@ class State:
         failing = self.engine is not None and self.engine.batcher.failing
         return "failing" if failing else self.phase
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """What requests may call the model; the first one is its name."""
-        folder = self.settings.model.rstrip("/").rpartition("/")[2]
-        return self.settings.served_name or tuple(dict.fromkeys((folder, self.settings.model)))
+        model = self.settings.model
+        if self.settings.served_name:
+            return self.settings.served_name
+        if Path(model).is_dir():  # where it lies is nobody's business
+            return (Path(model).resolve().name,)
+        return tuple(dict.fromkeys((model, model.rpartition("/")[2])))
 
     def serving(self) -> Engine:
         """Return the engine.
@@ -57,6 +63,7 @@ class Ticket:
     started: float  # on the monotonic clock, as the next
     deadline: float
     code: str = ""  # of a refusal
+    body_bytes: int = 0
     texts: int = 0
     tokens: int = 0
     cut: int = 0

@@ -40,6 +40,7 @@ def stats(state: State) -> dict[str, Any]:
                 "name": worker.device.name,
                 "batch_budget_tokens": worker.budget,
                 "tokens_at_work": worker.busy_tokens,
+                "failing": worker.failing,
             }
             for worker in batcher.workers
         ],
