@@ -21,7 +21,7 @@ from nvembed.text.prompt import format_prompt, instruction_for
 from nvembed.text.tokenize import TextTokenizer, Tokens, check_texts
 from nvembed.vectors.metric import cosine
 from nvembed.weights.hub import model_folder
-from nvembed.weights.load import Checkpoint, fingerprint, load_model, open_checkpoint, read_tensor
+from nvembed.weights.load import Checkpoint, fingerprint, load_model, open_checkpoint
 from nvembed.weights.save import save_checkpoint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -109,7 +109,7 @@ class Encoder:
             folder,
             source.config,
             source.text,
-            ((name, read_tensor(stored, name)) for name, stored in source.tensors.items()),
+            ((name, source.read(name)) for name in source.tensors),
             tokenizer_files=source.tokenizer_files(),
         )
 

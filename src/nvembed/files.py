@@ -11,9 +11,12 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from nvembed.errors import DataError, NvembedError, OutputError
+
+# No text has a line this long: what has is no text, or lacks its line ends. So memory stays bounded.
+LINE_BYTES = 64 << 20
 
 
 @contextmanager
@@ -119,26 +122,91 @@ def open_binary(path: Path) -> Iterator[BinaryIO]:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
+class Line(NamedTuple):
+    """A line of a text file, or what is wrong with it."""
+
+    number: int  # from 1
+    offset: int  # bytes of the (unzipped) stream that come before it
+    text: str | DataError  # with its line end
+
+
 def text_lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
     """Yield (line number from 1, line with its line end) of UTF-8 text, a byte order mark taken off.
 
     Raises:
-        DataError: bytes that are not UTF-8, or a NUL.
+        DataError: bytes that are not UTF-8, a NUL, or a line of more than ``LINE_BYTES``.
     """
-    for number, raw in enumerate(stream, start=1):
-        if number == 1:
-            if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                raise DataError(
-                    f"{name}: UTF-16 text; expected UTF-8: convert it with  iconv -f utf-16 -t utf-8"
-                )
-            raw = raw.removeprefix(codecs.BOM_UTF8)
-        try:
-            line = raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{name}:{number}: not UTF-8 (byte 0x{raw[error.start]:02x} at position {error.start + 1}): "
-                "convert the file first, for example with  iconv -f latin1 -t utf-8"
-            ) from error
-        if "\0" in line:
-            raise DataError(f"{name}:{number}: a NUL character, which no text has: is this a text file?")
-        yield number, line
+    for line in located_lines(stream, name):
+        if isinstance(line.text, DataError):
+            raise line.text
+        yield line.number, line.text
+
+
+def located_lines(stream: BinaryIO, name: str, *, offset: int = 0, number: int = 1) -> Iterator[Line]:
+    """Yield the lines as ``text_lines`` does; a malformed one comes as its error, and the rest follows.
+
+    Args:
+        offset, number: where the stream stands, if not at its beginning.
+
+    Raises:
+        DataError: the whole file is in UTF-16.
+    """
+    while raw := stream.readline(LINE_BYTES + 1):
+        size = len(raw)
+        if size > LINE_BYTES:  # the rest of such a line is passed over in pieces
+            piece = raw
+            while not piece.endswith(b"\n") and (piece := stream.readline(LINE_BYTES)):
+                size += len(piece)
+            limit = f"a line of {size:,} bytes; expected at most {LINE_BYTES:,}: is this one record per line?"
+            yield Line(number, offset, DataError(f"{name}:{number}: {limit}"))
+        else:
+            yield Line(number, offset, _decoded(raw, name, number))
+        offset += size
+        number += 1
+
+
+def _decoded(raw: bytes, name: str, number: int) -> str | DataError:
+    if number == 1:
+        if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise DataError(f"{name}: UTF-16 text; expected UTF-8: convert it with  iconv -f utf-16 -t utf-8")
+        raw = raw.removeprefix(codecs.BOM_UTF8)
+    try:
+        line = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return DataError(
+            f"{name}:{number}: not UTF-8 (byte 0x{raw[error.start]:02x} at position {error.start + 1}): "
+            "convert the file first, for example with  iconv -f latin1 -t utf-8"
+        )
+    if "\0" in line:
+        return DataError(f"{name}:{number}: a NUL character, which no text has: is this a text file?")
+    return line
+
+
+def claim(marker: Path, state: dict[str, Any]) -> None:
+    """Write ``state`` to ``marker``, or check that it is what stands there: which run a path belongs to.
+
+    Raises:
+        OutputError: ``marker`` is of a run with another state; the message says what differs.
+    """
+    if not marker.exists():
+        with atomic_path(marker) as temporary:
+            temporary.write_text(json.dumps(state, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        return
+    same_run(marker, json.loads(marker.read_text(encoding="utf-8")), json.loads(json.dumps(state)))
+
+
+def same_run(marker: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Raise OutputError that says what differs, unless both are equal."""
+    differs = [name for name in {**found, **expected} if found.get(name) != expected.get(name)]
+    if differs:
+        name = differs[0]
+        there, here = _short(found.get(name)), _short(expected.get(name))
+        raise OutputError(
+            f"{marker} is of a run with another {', '.join(differs)} ({name} there: {there}, here: {here}): "
+            "remove what that run left, or write to another folder"
+        )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 120 else text[:117] + "..."

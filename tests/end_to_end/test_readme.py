@@ -56,11 +56,14 @@ def run(command: str, folder: Path) -> str:
 def test_commands_and_code(newcomer: Path) -> None:
     commands = [line for block in blocks("sh") for line in block.splitlines() if "nvembed " in line]
     names = [re.findall(r"nvembed (\w+)", command)[0] for command in commands]
-    assert names == ["init", "check", "encode", "search"]
+    assert names == ["init", "check", "encode", "search", "embed", "index", "search", "ask"]
     said = [run(command, newcomer) for command in commands]
     assert "pass" in said[1]
     assert np.load(newcomer / "vectors.npy").shape == (2, 576)
     assert "quirks.md" in said[3]
+    assert (newcomer / "embedded" / "manifest.json").is_file()
+    assert "quirks.md#" in said[6]
+    assert said[7].endswith("Question: which tokens are pooled?\n")
 
     (code,) = blocks("python")
     (newcomer / "five_lines.py").write_text(code)

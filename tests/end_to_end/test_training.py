@@ -1,130 +1,81 @@
-"""The whole way of a small recipe on the command line: mine, train both stages, merge, encode."""
+"""The whole way of a small recipe: mine, train, mine again, train again, export, evaluate."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import tiny_lm
+from eval_folders import make_retrieval
+from tiny_recipe import ANIMALS, tiny_recipe
 
-from conftest import TINY_A
-
-STAGE = """
-stage = {stage}
-blend = "blend.toml"
-[model]
-base = "tiny"
-bidirectional = true
-pooling = "latent"
-num_latents = 16
-num_heads = 2
-head_dim = 32
-max_tokens = 48
-[batch]
-global_batch = 4
-hard_negatives = 2
-in_batch_negatives = {in_batch}
-micro_batch_tokens = 128
-[loss]
-temperature = 0.05
-[optimizer]
-steps = 4
-learning_rate = 1e-2
-pooler_learning_rate = 1e-2
-warmup_steps = 1
-schedule = "linear"
-weight_decay = 0.03
-betas = [0.9, 0.999]
-epsilon = 1e-8
-max_grad_norm = 1.0
-[adapter]
-kind = "lora"
-rank = 4
-alpha = 8
-[run]
-dtype = "float32"
-seed = 1
-evaluate_every = 2
-save_every = 2
-"""
-BLEND = """
-seed = 1
-[sets.animals]
-task = "SQuAD"
-stages = [1, 2]
-samples = 12
-form = "pairs"
-licence = "made here"
-path = "pairs.jsonl"
-rows = 12
-"""
-MINING = """
-teacher = "bm25"
-instruct = false
-[rule]
-method = "percentage"
-threshold = 0.95
-negatives = 3
-depth = 8
-sampling = "top"
-top_up = true
-"""
-ANIMALS = [
-    "otter",
-    "heron",
-    "badger",
-    "lynx",
-    "raven",
-    "adder",
-    "salmon",
-    "beetle",
-    "marten",
-    "osprey",
-    "weasel",
-    "curlew",
-]
+from conftest import ROOT
+from nvembed.encoder import Encoder
 
 
-def nvembed(*arguments: object, folder: Path) -> str:
-    command = [sys.executable, "-c", "from nvembed.cli.main import main; main()", *map(str, arguments)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+def test_reproduce_from_beginning_to_end(tmp_path: Path) -> None:
+    """The script: stopped by a folder of another run, then given again."""
+    recipe = tiny_recipe(tmp_path)
+    tiny_lm.folder(tmp_path / "lm", tiny_lm.sizes())
+    make_retrieval(tmp_path / "tasks" / "SQuAD", passages=12, queries=4)
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    (bin_folder / "nvembed").write_text(
+        f'#!/bin/sh\nexec {sys.executable} -c "from nvembed.cli.main import main; main()" "$@"\n'
+    )
+    (bin_folder / "nvembed").chmod(0o755)
+    environment = {
+        **os.environ,
+        "PATH": f"{bin_folder}:{os.environ['PATH']}",
+        "DATA": ".",
+        "BASE": "lm",
+        "DEV": "tasks/SQuAD",
+        "EVAL": "tasks",
+    }
 
+    def run() -> subprocess.CompletedProcess[str]:
+        command = ["bash", str(ROOT / "recipes" / "reproduce.sh"), str(recipe), "work"]
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
 
-def test_mine_train_merge_encode(tmp_path: Path) -> None:
-    recipe = tmp_path / "recipe"
-    recipe.mkdir()
-    (recipe / "blend.toml").write_text(BLEND)
-    (recipe / "mining.toml").write_text(MINING)
-    for stage, in_batch in ((1, "true"), (2, "false")):
-        (recipe / f"stage{stage}.toml").write_text(STAGE.format(stage=stage, in_batch=in_batch))
-    pairs = [
-        {"query": f"where does the {name} live?", "positive": f"The {name} lives by the river and eats fish."}
-        for name in ANIMALS
-    ]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-
-    nvembed("mine", recipe, "--out", "data", folder=tmp_path)
-    mined = [json.loads(line) for line in (tmp_path / "data" / "animals.jsonl").read_text().splitlines()]
-    assert len(mined) == 12
-    assert all(row["hard_negatives"] and row["positives"][0] not in row["hard_negatives"] for row in mined)
-
-    common = ("--model", TINY_A, "--data", "data")
-    nvembed("train", recipe / "stage1.toml", *common, "--out", "runs/1", folder=tmp_path)
-    start = ("--start", "runs/1/last")
-    nvembed("train", recipe / "stage2.toml", *common, "--out", "runs/2", *start, folder=tmp_path)
-    steps = (tmp_path / "runs" / "2" / "log.jsonl").read_text().splitlines()
-    assert sum('"loss"' in step for step in steps) == 4
-    assert "4 steps" in nvembed(
-        "train", recipe / "stage2.toml", *common, "--out", "runs/2", *start, folder=tmp_path
-    ), "a finished run is said to be finished, not trained again"
-    assert (tmp_path / "runs" / "2" / "log.jsonl").read_text().splitlines() == steps
-
-    nvembed("merge", TINY_A, "runs/2/last", "merged", folder=tmp_path)
-    (tmp_path / "texts.txt").write_text("where does the otter live?\n")
-    vectors = {}
-    for name, model in (("before", TINY_A), ("after", "merged")):
-        nvembed("encode", model, "texts.txt", f"{name}.npy", "--dtype", "float32", folder=tmp_path)
-        vectors[name] = np.load(tmp_path / f"{name}.npy")
-    assert np.abs(vectors["after"] - vectors["before"]).max() > 1e-3
+    (tmp_path / "work" / "stage1").mkdir(parents=True)
+    (tmp_path / "work" / "stage1" / "settings.json").write_text("{}")
+    stopped = run()
+    assert stopped.returncode == 1, "a step that fails ends the script"
+    assert "4/7" not in stopped.stderr
+    (tmp_path / "work" / "stage1" / "settings.json").unlink()
+    work = tmp_path / "work"
+    finished = [work / "base" / "model.safetensors", work / "data1" / "animals.jsonl"]
+    kept = [path.stat().st_mtime_ns for path in finished]
+    done = run()
+    assert done.returncode == 0, done.stderr
+    assert [path.stat().st_mtime_ns for path in finished] == kept, "what is finished is not made again"
+    assert sorted(path.name for path in work.iterdir()) == sorted(
+        ["base", "data1", "data2", "model", "results", "stage1", "stage2", "teacher"]
+    )
+    assert (work / "model" / "adapter_model.safetensors").is_file()
+    assert not (work / "model" / "model.safetensors").exists()
+    for name in ("data1", "data2"):
+        mined = [json.loads(line) for line in (work / name / "animals.jsonl").read_text().splitlines()]
+        assert len(mined) == 12
+        assert all(row["hard_negatives"] for row in mined)
+        assert not any(row["positives"][0] in row["hard_negatives"] for row in mined)
+    teachers = [(work / name / "animals.settings.json").read_text() for name in ("data1", "data2")]
+    assert "bm25" in teachers[0]
+    assert "work/teacher" in teachers[1]
+    for stage in ("stage1", "stage2"):
+        log = (work / stage / "log.jsonl").read_text().splitlines()
+        assert (sum('"loss"' in line for line in log), sum('"scores"' in line for line in log)) == (4, 2)
+    texts = [f"where does the {name} live?" for name in ANIMALS]
+    vectors = {
+        name: Encoder.from_pretrained(work / name, device="cpu").encode(texts)
+        for name in ("base", "teacher", "model")
+    }
+    assert np.abs(vectors["teacher"] - vectors["base"]).max() > 1e-3
+    assert np.abs(vectors["model"] - vectors["teacher"]).max() > 1e-3
+    scored = {path.parent.parent.name for path in (work / "results").glob("*/*/SQuAD.json")}
+    assert len(scored) == 4
+    assert {"local__untrained", "local__stage1", "local__stage2"} < scored

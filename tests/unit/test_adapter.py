@@ -13,7 +13,6 @@ from training import job, recipe, tiny
 from conftest import TINY_A
 from nvembed.encoder import Encoder
 from nvembed.errors import ConfigError, MissingExtraError, WeightsError
-from nvembed.train import checkpoint
 from nvembed.train.adapt import adapt
 from nvembed.train.loop import encode, train
 from nvembed.weights.adapter import Adapter, merged_tensors, read_adapter
@@ -78,23 +77,6 @@ def read_adapter_of_pooler(folder: Path, tmp_path: Path) -> Adapter:
     return read_adapter(tmp_path / "pooler")
 
 
-def test_export_writes_an_adapter_without_the_optimizer(tmp_path: Path) -> None:
-    settings = recipe()
-    train(job(tmp_path / "run", settings))
-    values = checkpoint.adapter_values(tmp_path / "run" / "last")
-    checkpoint.export(tmp_path / "out", values, adapter=settings.adapter, base="the/base", num_layers=2)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "pooler.safetensors",
-    ]
-    told = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
-    assert (told["r"], told["lora_alpha"], told["base_model_name_or_path"]) == (4, 8, "the/base")
-    again = checkpoint.adapter_values(tmp_path / "out")
-    assert again.keys() == values.keys()
-    assert all(torch.equal(again[name], value) for name, value in values.items())
-
-
 def test_what_cannot_be_merged_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"has no adapter: expected adapter_model\.safetensors, pooler"):
         read_adapter(tmp_path)
@@ -104,6 +86,10 @@ def test_what_cannot_be_merged_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"has no adapter_config\.json"):
         read_adapter(tmp_path)
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "gone" / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match=r"has adapter_config.json and no adapter_model.safetensors"):
+        read_adapter(tmp_path / "gone")
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
     with pytest.raises(WeightsError, match="expected a plain LoRA adapter"):
         read_adapter(tmp_path)

@@ -15,17 +15,20 @@ def inputs(lengths: tuple[int, ...], dtype: torch.dtype, heads: int = 4, kv_head
     return [x.to(dtype).requires_grad_() for x in (q, k, v)], Segments.of(lengths, torch.device("cpu"))
 
 
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-def test_matches_float64_forward_and_backward(lengths: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_matches_float64_forward_and_backward(
+    lengths: tuple[int, ...], dtype: torch.dtype, causal: bool
+) -> None:
     (q, k, v), segments = inputs(lengths, dtype)
-    out = attention(q, k, v, segments)
+    out = attention(q, k, v, segments, causal=causal)
     assert out.dtype == dtype
     weight = torch.randn_like(out)
     gradients = torch.autograd.grad((out * weight).sum(), (q, k, v))
 
     exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
-    expected = attention_oracle(*exact, segments)
+    expected = attention_oracle(*exact, segments, causal=causal)
     expected_gradients = torch.autograd.grad((expected * weight.double()).sum(), exact)
 
     tolerance = TOLERANCE[dtype]
@@ -50,6 +53,16 @@ def test_every_token_sees_its_own_text_and_no_other() -> None:
         own = slice(0, 3) if changed < 3 else slice(3, 7)
         assert moved[own].all()
         assert moved.sum() == own.stop - own.start
+
+
+def test_a_causal_token_sees_what_came_before_it() -> None:
+    (q, k, v), segments = inputs((3, 4), torch.float32)
+    for changed in range(7):
+        other = v.detach().clone()
+        other[changed] += 1
+        before = attention(q, k, v, segments, causal=True)
+        moved = (attention(q, k, other, segments, causal=True) != before).flatten(1).any(1)
+        assert moved.nonzero().flatten().tolist() == list(range(changed, 3 if changed < 3 else 7))
 
 
 def test_positions_restart_with_each_text() -> None:

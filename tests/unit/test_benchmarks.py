@@ -5,6 +5,7 @@ import math
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,8 +13,10 @@ from conftest import ROOT, TINY_A
 
 sys.path.append(str(ROOT / "benchmarks"))
 
+import curve
 import encode_gpu
 import rehearsal
+from nvembed.errors import DataError, InputError
 from nvembed.model.config import NV_EMBED_V2
 from nvembed.weights.known import known_weights
 from nvembed.weights.load import expected_tensors
@@ -129,3 +132,38 @@ def test_encode_gpu_refuses_the_full_size_on_cpu(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sys, "argv", ["encode_gpu.py", "--device", "cpu"])
     with pytest.raises(SystemExit, match="needs CUDA: pass --device cpu --tiny"):
         encode_gpu.main()
+
+
+def a_log(folder: Path, steps: int, loss: float) -> Path:
+    folder.mkdir()
+    records: list[dict[str, object]] = []
+    for step in range(1, steps + 1):
+        noise = 0.2 * math.sin(step)
+        records.append(
+            {"kind": "step", "step": step, "loss": loss / step**0.3 + noise, "tokens": 1000 + step}
+        )
+        if step % 20 == 0:
+            records.append({"kind": "scores", "step": step, "a": step / 200, "b": 0.5})
+    (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder
+
+
+def test_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib", reason="the extra 'eval' is not installed")
+    one, two = a_log(tmp_path / "stage1", 100, 3.0), a_log(tmp_path / "stage2", 60, 1.0)
+    run = curve.read_run(one)
+    assert run.tokens.tolist()[:2] == [1001, 2003]
+    assert run.scored.tolist() == [20, 40, 60, 80, 100]
+    assert run.scores.tolist() == pytest.approx([30, 35, 40, 45, 50])
+    np.testing.assert_allclose(curve.smoothed(np.array([0.0, 3.0, 6.0])), [1.5, 3.0, 4.5])
+    picture = tmp_path / "curve.png"
+    monkeypatch.setattr("sys.argv", ["curve.py", str(one), str(two), "--out", str(picture)])
+    curve.main()
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "stage1: 100 steps, 105,050 tokens, loss " in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["curve.py", str(one), "--out", str(tmp_path / "curve.txt")])
+    with pytest.raises(InputError, match=r"curve.txt: expected a \.png or \.svg file"):
+        curve.main()
+    (one / "log.jsonl").write_text("")
+    with pytest.raises(DataError, match=r"log\.jsonl holds no step"):
+        curve.read_run(one)

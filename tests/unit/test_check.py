@@ -197,15 +197,15 @@ def test_another_models_tokenizer(folder: Path) -> None:
 
 def test_one_tensor_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alive: list[weakref.ref[torch.Tensor]] = []
-    read = room.read_tensor
+    read = Checkpoint.read
 
-    def watched(stored: StoredTensor, name: str) -> torch.Tensor:
+    def watched(checkpoint: Checkpoint, name: str) -> torch.Tensor:
         assert all(ref() is None for ref in alive), f"another tensor is held while {name} is read"
-        tensor = read(stored, name)
+        tensor = read(checkpoint, name)
         alive.append(weakref.ref(tensor))
         return tensor
 
-    monkeypatch.setattr(room, "read_tensor", watched)
+    monkeypatch.setattr(Checkpoint, "read", watched)
     assert findings(folder)["values"][0] == "pass"
     assert len(alive) == len(expected_tensors(CONFIG))
 

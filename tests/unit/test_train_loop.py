@@ -1,5 +1,6 @@
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -195,6 +196,71 @@ def test_a_full_disk_leaves_the_state_before(tmp_path: Path, monkeypatch: pytest
     train(job(tmp_path / "full", recipe()))
     train(job(tmp_path / "whole", recipe()))
     assert state_of(tmp_path / "full") == state_of(tmp_path / "whole")
+
+
+def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+    """The kernel refuses to let a file grow: the adapter fits, the optimizer's state does not."""
+    train(job(tmp_path / "whole", recipe()))
+    sizes = {name: len(content) for name, content in state_of(tmp_path / "whole").items()}
+    limit = sizes["optimizer.safetensors"] - 1
+    assert limit > max(size for name, size in sizes.items() if name != "optimizer.safetensors")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(OutputError, match=r"could not write .*File too large"):
+            train(job(tmp_path / "full", recipe()))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert sorted(path.name for path in (tmp_path / "full").iterdir()) == ["log.jsonl", "settings.json"]
+    train(job(tmp_path / "full", recipe()))
+    assert log_of(tmp_path / "full") == log_of(tmp_path / "whole")
+    assert state_of(tmp_path / "full") == state_of(tmp_path / "whole")
+
+
+# A process that is killed by itself in the midst of writing the state of step 4.
+KILLED_WHILE_WRITING = """
+import os, signal, sys
+sys.path[:0] = sys.argv[3:]
+from pathlib import Path
+from training import job, recipe
+from nvembed.train import checkpoint
+from nvembed.train.loop import train
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+save_file, point, calls = checkpoint.save_file, checkpoint._point, []
+
+def half(values, path, metadata):
+    save_file(values, path, metadata=metadata)
+    calls.append(path)
+    if len(calls) == 6:  # three files a state
+        os.truncate(path, path.stat().st_size // 2)
+        die()
+
+if sys.argv[2] == "half a file":
+    checkpoint.save_file = half
+else:  # the state is whole, the link still points to the one before
+    checkpoint._point = lambda link, target: die() if target.name.endswith("4") else point(link, target)
+train(job(Path(sys.argv[1]), recipe()))
+"""
+
+
+@pytest.mark.parametrize(("moment", "reached"), [("half a file", 2), ("before the link", 4)])
+def test_sigkill_during_a_checkpoint_write(tmp_path: Path, moment: str, reached: int) -> None:
+    here = Path(__file__).parent
+    command = [sys.executable, "-c", KILLED_WHILE_WRITING, str(tmp_path / "killed"), moment]
+    done = subprocess.run([*command, str(here), str(here.parent), *sys.path], check=False)
+    assert done.returncode == -signal.SIGKILL
+    last = checkpoint.latest(tmp_path / "killed")
+    assert last is not None
+    assert last.name == f"step-{reached:08}"
+    assert bool(list((tmp_path / "killed").glob(".step-*"))) == (moment == "half a file")  # to be tidied
+    train(job(tmp_path / "killed", recipe()))
+    train(job(tmp_path / "whole", recipe()))
+    assert not list((tmp_path / "killed").glob(".step-*"))
+    assert log_of(tmp_path / "killed") == log_of(tmp_path / "whole")
+    assert state_of(tmp_path / "killed") == state_of(tmp_path / "whole")
 
 
 def test_what_a_kill_during_a_write_left_is_removed(tmp_path: Path) -> None:

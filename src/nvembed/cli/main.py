@@ -24,7 +24,12 @@ from nvembed.errors import NvembedError
 # without importing any of them; it is the first line of the command's own help.
 COMMANDS = {
     "encode": "Embed the texts of a file.",
-    "search": "Search a folder of text, or a corpus file, by meaning.",
+    "embed": "Embed a corpus into a folder of Parquet files; the same command goes on where it was stopped.",
+    "search": "Search a folder of text, a corpus file, or an index, by meaning.",
+    "index": "Index an embedded corpus for search by meaning and by words.",
+    "ask": "Answer a question from an index, with numbered citations.",
+    "cluster": "Group a corpus by meaning; name the groups and draw a map of it.",
+    "classify": "Fit a classifier on labelled texts, predict with one, or classify by label texts alone.",
     "serve": "Serve a model: the embedding APIs of OpenAI, NVIDIA NIM, Cohere and TEI.",
     "init": "Make an untrained NV-Embed checkpoint from a causal language model.",
     "check": "Check a model: files, tensors, values, tokenizer, memory, licence and known answer.",
@@ -35,7 +40,8 @@ COMMANDS = {
     "audit": "Compare the training sets of a recipe with its held-out sets, text by text.",
     "train": "Train one stage from a recipe; the same command goes on where it was stopped.",
     "merge": "Merge a trained adapter into its checkpoint.",
-    "demo": "Build a small model, embed a labelled corpus, answer questions and score the answers.",
+    "export": "Write a trained model without its backbone: adapter, pooler, and where to find the rest.",
+    "demo": "Embed a labelled corpus with a small model, answer questions and score the answers.",
 }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nvembed.cli.models import encode_with, load_sentence_transformer
+from nvembed.cli.models import Dtype, encode_with, load_sentence_transformer
 from nvembed.cli.screen import say
 from nvembed.data.mine import Method, Teacher
 from nvembed.data.prepare import MiningRecipe, prepare
@@ -36,7 +36,9 @@ def mine(
     method: Method | None = None,
     threshold: float | None = None,
     negatives: int | None = None,
+    instruct: bool | None = None,
     device: str | None = None,
+    dtype: Dtype | None = None,
     max_tokens: int = 512,
 ) -> None:
     """Make training files: choose examples, leave out leaks, mine hard negatives.
@@ -50,7 +52,7 @@ def mine(
 
         nvembed mine recipes/nv_embed_v2 --out data/7b --sets SciFact --sets FiQA2018
 
-        nvembed mine recipes/small --out data/again --root ../shared/data --teacher models/stage1
+        nvembed mine recipes/small --out data/again --root ../shared/data --teacher models/stage1 --instruct
 
     Parameters
     ----------
@@ -75,8 +77,13 @@ def mine(
         The method's N, T, m or alpha; the recipe's unless given.
     negatives
         Hard negatives of a query; the recipe's unless given.
+    instruct
+        Whether the teacher is given each task's instruction, as a model of ours should be; the recipe's
+        unless given.
     device
         Where the teacher runs; the best there is unless given.
+    dtype
+        What the teacher computes in; bfloat16 on CUDA and float32 on CPU unless given.
     max_tokens
         Texts are cut to this length for the teacher.
     """
@@ -84,8 +91,11 @@ def mine(
     changes = {"method": method, "threshold": threshold, "negatives": negatives}
     mining = read_recipe(recipe / "mining.toml", MiningRecipe)
     rule = mining.rule.model_copy(update={key: value for key, value in changes.items() if value is not None})
-    mining = mining.model_copy(update={"rule": rule, "teacher": teacher or mining.teacher})
-    loaded = _Teachers(mining, device=device, max_tokens=max_tokens)
+    instructed = mining.instruct if instruct is None else instruct
+    mining = mining.model_copy(
+        update={"rule": rule, "teacher": teacher or mining.teacher, "instruct": instructed}
+    )
+    loaded = _Teachers(mining, device=device, dtype=dtype, max_tokens=max_tokens)
     prepare(
         blend,
         mining,
@@ -109,8 +119,10 @@ def _names(blend: BlendRecipe, sets: Sequence[str] | None, stage: int | None) ->
 class _Teachers:
     """Makes the teacher of each set; the model is loaded once, when the first set needs it."""
 
-    def __init__(self, mining: MiningRecipe, *, device: str | None, max_tokens: int) -> None:
-        self._mining, self._device, self._max_tokens = mining, device, max_tokens
+    def __init__(
+        self, mining: MiningRecipe, *, device: str | None, dtype: Dtype | None, max_tokens: int
+    ) -> None:
+        self._mining, self._device, self._dtype, self._max_tokens = mining, device, dtype, max_tokens
         self._loaded: tuple[Encode, str] | None = None
 
     def make(self, passages: Numbered[str], source: Source, folder: Path) -> Teacher:
@@ -126,27 +138,30 @@ class _Teachers:
         if self._loaded is None:
             name = self._mining.teacher
             load = _sentence_transformer if name.startswith(SENTENCE_TRANSFORMERS) else _encoder
-            self._loaded = load(name, self._device, self._max_tokens)
+            self._loaded = load(name, self._device, self._dtype, self._max_tokens)
         encode, fingerprint = self._loaded
         blocks = VectorBlocks(folder, passages, encode, prompt=passage_prompt, fingerprint=fingerprint)
         return dense_teacher(encode, query_prompt, blocks, depth=depth)
 
 
-def _encoder(name: str, device: str | None, max_tokens: int) -> tuple[Encode, str]:
+def _encoder(name: str, device: str | None, dtype: Dtype | None, max_tokens: int) -> tuple[Encode, str]:
     from nvembed.encoder import Encoder
 
-    model = Encoder.from_pretrained(name, device=device)
+    model = Encoder.from_pretrained(name, device=device, dtype=dtype)
+    limit = min(max_tokens, model.max_length)
 
     def encode(texts: Sequence[str], prompt: str) -> np.ndarray:
-        return np.asarray(model.encode(list(texts), prompt=prompt, max_length=max_tokens, truncate=True))
+        return np.asarray(model.encode(list(texts), prompt=prompt, max_length=limit, truncate=True))
 
-    return encode, f"{model.fingerprint}/{max_tokens}"
+    return encode, f"{model.fingerprint}/{limit}/{model.dtype}"
 
 
-def _sentence_transformer(name: str, device: str | None, max_tokens: int) -> tuple[Encode, str]:
+def _sentence_transformer(
+    name: str, device: str | None, dtype: Dtype | None, max_tokens: int
+) -> tuple[Encode, str]:
     place = _folder(name.removeprefix(SENTENCE_TRANSFORMERS))
-    model = load_sentence_transformer(place, max_tokens=max_tokens, device=device)
-    return partial(encode_with, model), f"{_fingerprint(name)}/{model.max_seq_length}"
+    model = load_sentence_transformer(place, max_tokens=max_tokens, device=device, dtype=dtype)
+    return partial(encode_with, model), f"{_fingerprint(name)}/{model.max_seq_length}/{model.dtype}"
 
 
 def _fingerprint(name: str) -> str:

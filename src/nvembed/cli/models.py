@@ -1,6 +1,7 @@
 """Models for commands: the one place where a command loads one, and how it embeds with it."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +18,19 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 # An argument that may be "-", for standard input or output, which would else be taken for an option.
 DASH = Parameter(allow_leading_hyphen=True)
+
+
+@contextmanager
+def needs_extra(name: str) -> Iterator[None]:
+    """Say which extra to install where an import inside fails."""
+    try:
+        yield
+    except MissingExtraError:
+        raise
+    except ImportError as error:
+        raise MissingExtraError(
+            f"this needs the package {error.name}: install the extra with  pip install 'nvembed[{name}]'"
+        ) from error
 
 
 def load(
@@ -54,7 +68,9 @@ def encode_with(sentence_transformer: Any, texts: Sequence[str], prompt: str) ->
     vectors = sentence_transformer.encode(
         list(texts), prompt=prompt or None, normalize_embeddings=True, show_progress_bar=False
     )
-    return np.asarray(vectors, dtype=np.float32)
+    vectors = np.asarray(vectors, dtype=np.float32)
+    # It normalises in the model's own precision, which in bfloat16 leaves lengths of 1.003.
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
 def prompts(

@@ -3,9 +3,17 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 
@@ -48,6 +56,45 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=messages(), transient=True) as bar:
         row = bar.add_task(label, total=None)
         yield lambda done, total: bar.update(row, completed=done, total=total)
+
+
+@contextmanager
+def long_progress(label: str, *, every_s: float = 30.0) -> Iterator[Callable[[int, int], None]]:
+    """Yield ``update(done, total)`` of something that may take hours; the first call says where it begins.
+
+    On a terminal it is a bar with an estimate. Elsewhere it is a line every ``every_s`` seconds.
+    """
+    if sys.stderr.isatty():
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=messages(), transient=True) as bar:
+            row = bar.add_task(label, total=None)
+            yield lambda done, total: bar.update(row, completed=done, total=total)
+        return
+    begin: list[float] = []  # when, and how much had been done
+    told = monotonic()
+
+    def update(done: int, total: int) -> None:
+        nonlocal told
+        now = monotonic()
+        begin[:] = begin or [now, done]
+        if now - told >= every_s and done > begin[1]:
+            told = now
+            left_s = (now - begin[0]) * (total - done) / (done - begin[1])
+            say(f"{label}: {done / total:.1%}, about {duration(left_s)} left")
+
+    yield update
+
+
+def duration(seconds: float) -> str:
+    """Return a time to read: ``45 s``, ``12 min``, ``3 h 20 min``, ``2 d 5 h``."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 90:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
 
 
 @contextmanager

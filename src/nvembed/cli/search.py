@@ -1,8 +1,9 @@
-"""``nvembed search``: the passages of a corpus that are nearest to a question, exactly."""
+"""``nvembed search``: the passages of a folder, a file or an index that are nearest to a question."""
 
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated
@@ -12,11 +13,13 @@ from cyclopts import Parameter
 from rich.table import Table
 from rich.text import Text
 
-from nvembed.cli.models import DASH, Dtype, Tally, counted, load, prompts
+from nvembed.cli.models import DASH, Dtype, Tally, counted, load, needs_extra, prompts
 from nvembed.cli.screen import printable, progress, results, say, snippet
 from nvembed.corpus.cache import BLOCK, Settings, cache_folder, cached_vectors
 from nvembed.corpus.folder import read_corpus
 from nvembed.corpus.read import Passage, read_stream, read_texts
+from nvembed.corpus.record import is_embedded, is_index
+from nvembed.corpus.retrieve import Mark, Mode
 from nvembed.errors import InputError
 from nvembed.vectors.search import top_k
 
@@ -25,7 +28,7 @@ Hit = tuple[float, Passage]
 
 def search(
     model: str,
-    corpus: Path,
+    corpus: str | None = None,
     /,
     *query: str,
     queries: Annotated[str | None, DASH] = None,
@@ -36,18 +39,26 @@ def search(
     field: str | None = None,
     cache: Path | None = None,
     max_length: int | None = None,
+    mode: Mode | None = None,
+    where: tuple[str, ...] = (),
+    mark: Mark | None = None,
     device: str | None = None,
     dtype: Dtype | None = None,
 ) -> None:
-    """Search a folder of text, or a corpus file, by meaning.
+    """Search a folder of text, a corpus file, or an index, by meaning.
 
-    Every passage is compared with every query: the search is exact. The vectors of the corpus are kept in
-    .nvembed beside it, and used again for the same model, prompt and text; after a change only the new
-    texts are embedded.
+    Of a folder or a file every passage is compared with every query: the search is exact. The vectors of the
+    corpus are kept in .nvembed beside it, and used again for the same model, prompt and text; after a change
+    only the new texts are embedded.
+
+    An index, made by "nvembed index", knows its model; it is searched by meaning and by words at once, and
+    can be filtered.
 
     Examples:
 
         nvembed search nvidia/NV-Embed-v2 notes/ "how do I reset the router?"
+
+        nvembed search OUT "how do I reset the router?" --where "year >= 2020" --mode hybrid
 
         nvembed search MODEL corpus.jsonl --queries questions.txt --task NQ --top 3
 
@@ -56,10 +67,10 @@ def search(
     Parameters
     ----------
     model
-        A checkpoint folder, or a hub id.
+        A checkpoint folder, or a hub id. With an index it may be left out.
     corpus
-        A folder of text and Markdown files, a folder with corpus.jsonl (BEIR), or a .jsonl, .csv, .tsv,
-        .parquet or .txt file.
+        A folder of text and Markdown files, a folder with corpus.jsonl (BEIR), a .jsonl, .csv, .tsv, .parquet
+        or .txt file; or an index.
     query
         One or more queries, each in quotes.
     queries
@@ -71,13 +82,20 @@ def search(
     task
         A task whose instruction is known, such as NQ.
     json
-        Print JSON lines: query, rank, score, id, text.
+        Print JSON lines: query, rank, score, id, text; of an index also document, start, end, marks,
+        metadata.
     field
         The field of the corpus that holds the text; "text", with a "title" before it, unless given.
     cache
         The folder to keep the vectors in, in place of .nvembed beside the corpus.
     max_length
         The most tokens to read of one text; the model's own limit unless given.
+    mode
+        Of an index: hybrid (both lists joined by reciprocal rank), vector, or text (needs no model).
+    where
+        Of an index: a filter on metadata, such as "year >= 2020 and lang = en". May be repeated.
+    mark
+        Of an index: what is marked in a passage: the query's words, the nearest sentence, or none.
     device
         cpu, cuda, cuda:1, or several: cuda:0,cuda:1.
     dtype
@@ -85,24 +103,74 @@ def search(
     """
     if top < 1:
         raise InputError(f"--top is {top}; expected at least 1")
+    for path in (model, corpus):
+        if path is not None and is_index(path):
+            _refuse(
+                {"--field": field, "--cache": cache, "--max-length": max_length}, "for a folder or a file"
+            )
+            rest = query if path == corpus or corpus is None else (corpus, *query)
+            texts = [q.text for q in _queries(rest, queries)]
+            with needs_extra("index"):
+                from nvembed.cli.search_index import Wanted, opened, search_index
+            wanted = Wanted(mode or "hybrid", where, top, mark or "words", instruction, task)
+            with opened(Path(path)) as index:
+                search_index(
+                    index,
+                    None if path == model else model,
+                    texts,
+                    wanted,
+                    as_json=json,
+                    device=device,
+                    dtype=dtype,
+                )
+            return
+        if path is not None and is_embedded(path):
+            raise InputError(f"{path} is embedded, and not yet indexed: run  nvembed index {path}")
+    _refuse({"--mode": mode, "--where": where or None, "--mark": mark}, "for an index")
+    if corpus is None:
+        raise InputError(
+            f"expected MODEL CORPUS QUERY, or INDEX QUERY; {model} is no index, and stands alone"
+        )
     asked = list(_queries(query, queries))
-    query_prompt, passage_prompt = prompts(task=task, instruction=instruction)
-    next(read_corpus(corpus, field=field))  # what is wrong with it is said before a model is loaded
-    encoder = load(model, device=device, dtype=dtype)
-    limit = max_length or encoder.max_length
+    options = TextOptions(field, cache, max_length, device, dtype)
+    for q, hits in search_texts(
+        model, Path(corpus), asked, top, prompts(task=task, instruction=instruction), options
+    ):
+        _print_json(q, hits) if json else _print_table(q, hits)
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """How a folder or a file is read and embedded."""
+
+    field: str | None
+    cache: Path | None
+    max_length: int | None
+    device: str | None
+    dtype: Dtype | None
+
+
+def search_texts(
+    model: str, corpus: Path, asked: list[Passage], top: int, both: tuple[str, str], how: TextOptions
+) -> Iterator[tuple[Passage, list[Hit]]]:
+    """Yield the hits of each query in a folder or a file; ``both``: the prompt of queries and of passages."""
+    query_prompt, passage_prompt = both
+    next(read_corpus(corpus, field=how.field))  # what is wrong with it is said before a model is loaded
+    encoder = load(model, device=how.device, dtype=how.dtype)
+    limit = how.max_length or encoder.max_length
     tally = Tally()
 
     def embed(texts: list[str], prompt: str = passage_prompt) -> np.ndarray:
         return np.concatenate(
-            list(counted(encoder.stream(texts, prompt=prompt, max_length=max_length), tally))
+            list(counted(encoder.stream(texts, prompt=prompt, max_length=how.max_length), tally))
         )
 
     settings = Settings(encoder.fingerprint, passage_prompt, limit, encoder.dtype)
     start = perf_counter()
     with progress("embedding the corpus") as update:
         vectors = cached_vectors(
-            cache or cache_folder(corpus),
-            lambda: read_corpus(corpus, field=field),
+            how.cache or cache_folder(corpus),
+            lambda: read_corpus(corpus, field=how.field),
             embed,
             settings,
             progress=update,
@@ -114,10 +182,16 @@ def search(
     if tally.cut:
         message = f"{tally.cut:,} of {tally.texts:,} texts were cut to {limit:,} tokens"
         say(message, label="warning: ", style="bold yellow")
-    found = _passages(corpus, field, {int(row) for row in rows.ravel()})
+    found = _passages(corpus, how.field, {int(row) for row in rows.ravel()})
     for q, its_scores, its_rows in zip(asked, scores, rows, strict=True):
         hits = [(float(s), found[int(r)]) for s, r in zip(its_scores, its_rows, strict=True)]
-        _print_json(q, hits) if json else _print_table(q, hits)
+        yield q, hits
+
+
+def _refuse(given: dict[str, object], meant: str) -> None:
+    names = [name for name, value in given.items() if value is not None]
+    if names:
+        raise InputError(f"{names[0]} is {meant}: leave it out")
 
 
 def _queries(query: tuple[str, ...], file: str | None) -> Iterator[Passage]:

@@ -54,9 +54,10 @@ def _encoder(path: str, loading: Loading) -> Subject:
 
     model = Encoder.from_pretrained(path, device=loading.device, dtype=loading.dtype)
     weights = list(model.replicas[0].parameters())
+    limit = min(loading.max_tokens, model.max_length)
 
     def encode(texts: Sequence[str], prompt: str) -> Encoded:
-        parts = list(model.stream(texts, prompt=prompt, max_length=loading.max_tokens))
+        parts = list(model.stream(texts, prompt=prompt, max_length=limit))
         return Vectors(
             np.concatenate([part.vectors for part in parts]),
             np.concatenate([part.num_tokens for part in parts]),
@@ -69,7 +70,7 @@ def _encoder(path: str, loading: Loading) -> Subject:
         encode=encode,
         instructions=True,
         precision=model.dtype,
-        max_tokens=loading.max_tokens,
+        max_tokens=limit,
         size_bytes=sum(weight.nbytes for weight in weights),
         device=_device_name(torch, weights[0].device),
         peak_bytes=_peak(torch, weights[0].device),

@@ -175,7 +175,13 @@ def _job(stage: "StageRecipe", model: str, blend: "Blend", device: Any, sharded:
 
     checkpoint = open_checkpoint(model_folder(model))
     config, told = checkpoint.config, stage.model
-    found = {"pooling": config.pooling, "max_tokens": min(told.max_tokens, checkpoint.text.max_length)}
+    found = {
+        "pooling": config.pooling,
+        "bidirectional": not config.backbone.causal,
+        "max_tokens": min(told.max_tokens, checkpoint.text.max_length),
+    }
+    if told.num_layers is not None:
+        found["num_layers"] = config.backbone.num_layers
     if config.pooling == "latent":
         found |= {"num_latents": config.pooler.num_latents, "head_dim": config.pooler.head_dim}
     if config.pooling in ("latent", "self"):

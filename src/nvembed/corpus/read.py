@@ -11,15 +11,13 @@ All but Parquet may be gzipped (``.jsonl.gz``) or come from a binary stream. A t
 gets its row number, counted from 0, which is its row in the vectors' file. Folders are in ``folder.py``.
 """
 
-import csv
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from nvembed.errors import DataError, InputError, MissingExtraError
-from nvembed.files import open_binary, text_lines
+from nvembed.corpus.records import Record, file_records, kind_of, no_field, shown, stream_records
+from nvembed.errors import DataError, InputError
 
 FORMATS = ("txt", "jsonl", "csv", "tsv", "parquet")
 ID_FIELDS = ("_id", "id")
@@ -53,8 +51,8 @@ def read_texts(
     path = Path(path)
     kind = format or format_of(path)
     _known(kind)
-    passages = _parquet(path, field) if kind == "parquet" else _file(path, kind, field)
-    return _checked(passages, str(path), unique)
+    records = file_records(path, kind, field=field or "text", others=(*ID_FIELDS, "title"))
+    return _passages(records, str(path), field, unique)
 
 
 def read_stream(
@@ -69,7 +67,7 @@ def read_stream(
     _known(format)
     if format == "parquet":
         raise InputError(f"Parquet cannot be read from {name}: give the file's path")
-    return _checked(_parse(stream, name, format, field), name, False)
+    return _passages(stream_records(stream, name, format), name, field, False)
 
 
 def format_of(path: Path) -> str:
@@ -95,115 +93,37 @@ def _known(kind: str) -> None:
         raise InputError(f"unknown format {kind!r}; expected one of {', '.join(FORMATS)}")
 
 
-def _checked(located: Iterator[tuple[str, Passage]], name: str, unique: bool) -> Iterator[Passage]:
-    """Refuse an input without a text, and (``unique``) an id that stands twice."""
+def _passages(records: Iterator[Record], name: str, field: str | None, unique: bool) -> Iterator[Passage]:
+    """Make passages; refuse an input without a text, and (``unique``) an id that stands twice."""
     seen: dict[str, str] = {}
     empty = True
-    for where, passage in located:
+    for record in records:
+        if isinstance(record.fields, DataError):
+            raise record.fields
+        passage = to_passage(record.fields, record.place.row, field, record.where)
         empty = False
         if unique:
-            first = seen.setdefault(passage.id, where)
-            if first is not where:
-                raise DataError(
-                    f"{where}: the id {passage.id!r} stood before, at {first}: "
-                    "every passage needs an id of its own"
-                )
+            first = seen.setdefault(passage.id, record.where)
+            if first is not record.where:
+                raise id_twice(record.where, passage.id, first)
         yield passage
     if empty:
         raise DataError(f"{name}: no text in it; expected at least one")
 
 
-def _file(path: Path, kind: str, field: str | None) -> Iterator[tuple[str, Passage]]:
-    with open_binary(path) as stream:
-        yield from _parse(stream, str(path), kind, field)
+def id_twice(where: str, id_: str, first: str) -> DataError:
+    """Return the error about an id at ``where`` that stood before, at ``first``."""
+    return DataError(
+        f"{where}: the id {id_!r} stood before, at {first}: every passage needs an id of its own"
+    )
 
 
-def _parse(stream: BinaryIO, name: str, kind: str, field: str | None) -> Iterator[tuple[str, Passage]]:
-    lines = text_lines(stream, name)
-    if kind == "txt":
-        return ((f"{name}:{number}", Passage(str(number - 1), line.rstrip("\r\n"))) for number, line in lines)
-    if kind == "jsonl":
-        return _jsonl(lines, name, field)
-    return _csv(lines, name, "," if kind == "csv" else "\t", field)
+def to_passage(record: Mapping[str, Any], row: int, field: str | None, where: str) -> Passage:
+    """Return the text of a record's fields, with its id or else ``row``.
 
-
-def _jsonl(lines: Iterator[tuple[int, str]], name: str, field: str | None) -> Iterator[tuple[str, Passage]]:
-    row = 0
-    for number, line in lines:
-        if not line.strip():
-            continue
-        where = f"{name}:{number}"
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-            raise DataError(
-                f"{where}: not JSON ({reason}): {_shown(line)}; expected one object per line"
-            ) from error
-        if not isinstance(record, dict):
-            raise DataError(f"{where}: a JSON {_kind(record)}; expected one object per line, like {_EXAMPLE}")
-        yield where, _passage(record, row, field, where)
-        row += 1
-
-
-def _csv(
-    lines: Iterator[tuple[int, str]], name: str, delimiter: str, field: str | None
-) -> Iterator[tuple[str, Passage]]:
-    # csv's own limit of 131,072 characters per field is the process's; a text may be longer.
-    csv.field_size_limit(max(csv.field_size_limit(), 2**31 - 1))
-    reader = csv.reader((line for _, line in lines), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
-    row = 0
-    while True:
-        start = reader.line_num + 1
-        try:
-            values = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise DataError(f"{name}:{start}: not CSV ({error})") from error
-        if header is None:
-            header = values
-        elif values:  # a blank line is no row
-            if len(values) != len(header):
-                raise DataError(
-                    f"{name}:{start}: {len(values)} fields; expected {len(header)}, as the header has: "
-                    "a text with a delimiter or a quote in it must stand in double quotes"
-                )
-            where = f"{name}:{start}"
-            yield where, _passage(dict(zip(header, values, strict=True)), row, field, where)
-            row += 1
-
-
-def _parquet(path: Path, field: str | None) -> Iterator[tuple[str, Passage]]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise MissingExtraError(
-            "Parquet needs the package pyarrow: install the extra with  pip install 'nvembed[search]'"
-        ) from error
-    with open_binary(path) as stream:
-        try:
-            with pq.ParquetFile(stream) as file:
-                names = file.schema_arrow.names
-                wanted = [name for name in (field or "text", *ID_FIELDS, "title") if name in names]
-                if (field or "text") not in names:
-                    raise DataError(_no_field(str(path), field or "text", names))
-                row = 0
-                for batch in file.iter_batches(batch_size=1024, columns=wanted):
-                    for record in batch.to_pylist():
-                        where = f"{path}, row {row}"
-                        yield where, _passage(record, row, field, where)
-                        row += 1
-        except (pa.ArrowException, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: not a whole Parquet file ({error})") from error
-
-
-_EXAMPLE = '{"_id": "1", "text": "..."}'
-
-
-def _passage(record: Mapping[str, Any], row: int, field: str | None, where: str) -> Passage:
+    Raises:
+        DataError: no such field, or one that is no text; ``where`` names the record.
+    """
     text = _string(record, field or "text", where)
     if field is None and record.get("title"):
         text = f"{_string(record, 'title', where)} {text}".strip()
@@ -212,11 +132,11 @@ def _passage(record: Mapping[str, Any], row: int, field: str | None, where: str)
 
 def _string(record: Mapping[str, Any], field: str, where: str) -> str:
     if field not in record:
-        raise DataError(_no_field(where, field, list(record)))
+        raise no_field(where, field, record)
     value = record[field]
     if not isinstance(value, str):
         raise DataError(
-            f"{where}: the field {field!r} is a {_kind(value)} ({_shown(value)}); expected a string"
+            f"{where}: the field {field!r} is a {kind_of(value)} ({shown(value)}); expected a string"
         )
     if "\0" in value:
         raise DataError(f"{where}: the field {field!r} holds a NUL character (\\u0000): take it out")
@@ -238,20 +158,5 @@ def _id(record: Mapping[str, Any], row: int, where: str) -> str:
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
         if value is not None:
-            raise DataError(f"{where}: {name!r} is a {_kind(value)}; expected a string or a whole number")
+            raise DataError(f"{where}: {name!r} is a {kind_of(value)}; expected a string or a whole number")
     return str(row)
-
-
-def _no_field(where: str, field: str, names: list[str]) -> str:
-    has = ", ".join(sorted(repr(name) for name in names)) or "none"
-    return f"{where}: no field {field!r}; the fields here are {has}: choose the one that holds the text"
-
-
-def _kind(value: object) -> str:
-    kinds = {dict: "object", list: "list", str: "string", bool: "truth value", type(None): "null"}
-    return kinds.get(type(value), "number")
-
-
-def _shown(value: object) -> str:
-    text = ascii(value.strip() if isinstance(value, str) else value)
-    return text if len(text) <= 60 else f"{text[:60]}..."

@@ -91,7 +91,7 @@ def _write_blocks(
             if vectors.ndim != 2 or len(vectors) != len(passages) or (write and vectors.shape[1] != dim):
                 expected = f"({len(passages)}, {dim or 'D'})"
                 raise DataError(f"a block of vectors has shape {vectors.shape}; expected {expected}")
-            with _as_output_error(target):
+            with as_output_error(target):
                 if write is None:
                     dim = vectors.shape[1]
                     write = stack.enter_context(_WRITERS[kind](temporary, dim, metadata))
@@ -99,14 +99,14 @@ def _write_blocks(
             rows += len(vectors)
         if write is None:
             raise DataError(f"nothing to write to {target}: there was no text")
-        with _as_output_error(target):
+        with as_output_error(target):
             stack.close()
     return rows
 
 
 @contextmanager
-def _as_output_error(target: Path) -> Iterator[None]:
-    """What goes wrong while writing is an OutputError, whatever the library calls it."""
+def as_output_error(target: Path) -> Iterator[None]:
+    """Make what goes wrong while writing an OutputError, whatever the library calls it."""
     try:
         yield
     except OSError as error:  # numpy's and pyarrow's often come without an errno

@@ -19,9 +19,10 @@ NEGATIVES = 7  # paper: Table 11
 def by_label(
     rows: Iterable[tuple[str, str]], label_texts: Mapping[str, str], *, task: str
 ) -> Iterator[Example]:
-    """Turn (text, label) into examples whose passages are label texts: the right one, against all others.
+    """Turn (text, label) into examples whose passages are label texts: the right one, against others.
 
-    Label texts carry no instruction (ours: they answer the task, they are no further texts to classify).
+    The others stand in random order, at most ``NEGATIVES`` of them: a batch takes the first ones. Label texts
+    carry no instruction (ours: they answer the task, they are no further texts to classify).
 
     Raises:
         DataError: fewer than two label texts, or a label that has none.
@@ -33,7 +34,9 @@ def by_label(
             raise DataError(
                 f"{task}: label {label!r} has no label text; known: {', '.join(sorted(label_texts))}"
             )
-        others = dict.fromkeys(other for other in label_texts.values() if other != label_texts[label])
+        others = list(dict.fromkeys(other for other in label_texts.values() if other != label_texts[label]))
+        order = seeded(0, f"{task}/{text}").permutation(len(others))[:NEGATIVES]
+        others = [others[index] for index in order]
         yield Example(query=text, positives=(label_texts[label],), hard_negatives=tuple(others), task=task)
 
 

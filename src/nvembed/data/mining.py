@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from nvembed.data.claim import claim
 from nvembed.data.example import Example, to_row
 from nvembed.data.label import seeded
 from nvembed.data.mine import Rule, Teacher, check_candidates, check_rule, fill, keep, sample
 from nvembed.data.report import render_report, summarize
 from nvembed.data.rows import Numbered, text_key, write_rows
 from nvembed.errors import DataError, OutputError
-from nvembed.files import atomic_path
+from nvembed.files import atomic_path, claim
 
 CHUNK = 1024  # queries between two points from which a killed run goes on
 

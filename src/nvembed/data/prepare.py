@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from nvembed.data.audit import HeldOut, without_leaks
-from nvembed.data.claim import claim
 from nvembed.data.example import Example, ExampleFile, check_example, to_row
 from nvembed.data.mine import Rule, Teacher
 from nvembed.data.mining import Corpus, mine_set
@@ -16,7 +15,7 @@ from nvembed.data.rows import Numbered, TextFile, text_key, write_rows
 from nvembed.data.sources import BlendRecipe, Source
 from nvembed.data.tables import Places
 from nvembed.errors import DataError
-from nvembed.files import atomic_path
+from nvembed.files import atomic_path, claim
 from nvembed.recipe import Recipe
 
 

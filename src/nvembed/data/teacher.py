@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from nvembed.data.claim import claim
 from nvembed.data.mine import Candidates, Teacher
 from nvembed.data.rows import Numbered
 from nvembed.errors import InputError, NumericsError
-from nvembed.files import atomic_path
+from nvembed.files import atomic_path, claim
 from nvembed.text.bm25 import Bm25
 from nvembed.vectors.search import top_k
 

@@ -1,18 +1,21 @@
-"""Bidirectional attention over packed texts: one signature, three ways to compute it.
+"""Attention over packed texts: one signature, three ways to compute it.
 
 Shapes: B texts, N packed tokens, T tokens of one text, H heads, K key-value heads, E head size, R texts of
 one run.
-Every token attends to every token of its own text and to no other: no causal mask, no sliding window.
+Every token attends to every token of its own text and to no other, without a sliding window; ``causal``, for
+the paper's ablation alone, takes away the tokens behind it.
 
 - ``attention_oracle``: float64, one text and one head at a time; what the others are tested against.
 - ``_attention_sdpa``: torch's fused kernel per run of equally long texts (CPU; CUDA in float32).
-- ``_products``: two matrix products per run (CPU, half precision, where a gradient is wanted).
+- ``_Products``: plain matrix products, forward and backward, over texts padded to like lengths (CPU, half
+  precision, where a gradient is wanted).
 - ``_attention_varlen``: ``torch.nn.attention.varlen.varlen_attn``, FlashAttention over all texts at once
   (CUDA, half precision). Memory is linear in the length in all but the oracle and the products.
 """
 
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,17 +44,25 @@ class Segments:
         return index - torch.repeat_interleave(starts, lengths, output_size=total)
 
 
-def attention(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segments) -> Tensor:
+def attention(
+    q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segments, *, causal: bool = False
+) -> Tensor:
     """Return ``softmax(q k^T / sqrt(E)) v`` within each text, (N, H, E) in the inputs' dtype.
 
     Head ``h`` reads key-value head ``h // (H / K)``. Softmax is accumulated in float32 by the kernels.
     """
-    if q_NHE.is_cuda and q_NHE.dtype in (torch.float16, torch.bfloat16):
-        return _attention_varlen(q_NHE, k_NKE, v_NKE, segments)
-    return _attention_sdpa(q_NHE, k_NKE, v_NKE, segments)
+    half = q_NHE.dtype in (torch.float16, torch.bfloat16)
+    if q_NHE.is_cuda and half:
+        return _attention_varlen(q_NHE, k_NKE, v_NKE, segments, causal)
+    if half and q_NHE.requires_grad and q_NHE.device.type == "cpu":
+        out: Tensor = _Products.apply(q_NHE, k_NKE, v_NKE, segments, causal)  # type: ignore[no-untyped-call]
+        return out
+    return _attention_sdpa(q_NHE, k_NKE, v_NKE, segments, causal)
 
 
-def _attention_varlen(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segments) -> Tensor:
+def _attention_varlen(
+    q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segments, causal: bool
+) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     longest = max(segments.lengths)
@@ -64,20 +75,18 @@ def _attention_varlen(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Seg
         offsets,
         longest,
         longest,
+        window_size=(-1, 0) if causal else (-1, -1),
         enable_gqa=q_NHE.shape[1] != k_NKE.shape[1],
     )
     assert isinstance(out, Tensor)
     return out
 
 
-def _attention_sdpa(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segments) -> Tensor:
+def _attention_sdpa(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segments, causal: bool) -> Tensor:
     """Equally long neighbours share one call: sorted batches keep the number of calls small."""
     group = q_NHE.shape[1] // k_NKE.shape[1]
     if group > 1:  # repeating the heads is faster on CPU than SDPA's own enable_gqa
         k_NKE, v_NKE = k_NKE.repeat_interleave(group, 1), v_NKE.repeat_interleave(group, 1)
-    # On CPU the fused kernel's backward pass is slow in half precision: 24 against 4 ms (docs/log.md).
-    half = q_NHE.dtype in (torch.bfloat16, torch.float16)
-    by_products = half and q_NHE.requires_grad and q_NHE.device.type == "cpu"
     runs = [(len(list(run)), length) for length, run in groupby(segments.lengths)]
     # Split, not sliced: the gradient of a slice is as large as what it was cut from.
     sizes = [count * length for count, length in runs]
@@ -85,19 +94,112 @@ def _attention_sdpa(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segme
     parts = []
     for (count, length), *run in zip(runs, *splits, strict=True):
         q, k, v = (x.view(count, length, *x.shape[1:]).transpose(1, 2) for x in run)
-        out = _products(q, k, v) if by_products else F.scaled_dot_product_attention(q, k, v)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
         parts.append(out.transpose(1, 2).flatten(0, 1))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _products(q_RHTE: Tensor, k_RHTE: Tensor, v_RHTE: Tensor) -> Tensor:
-    """Attention as two matrix products, which keep the weights (T x T) for the backward pass."""
-    scores = q_RHTE.contiguous() @ k_RHTE.contiguous().transpose(-1, -2)
-    weights: Tensor = (scores * q_RHTE.shape[-1] ** -0.5).softmax(-1)
-    return weights @ v_RHTE.contiguous()
+@dataclass(frozen=True)
+class _Padded:
+    """Texts next to each other in a batch, of about one length, laid out as R rows of T tokens."""
+
+    tokens: slice  # where they lie in the packed batch
+    shape: tuple[int, int]  # R, T
+    take: Tensor  # (R * T,) which packed token stands at each place; a text's first one where none does
+    keep: Tensor  # the places that hold a token, in packed order
+    empty: Tensor | None  # (R, T), True where none stands; None if all places are taken
+
+    def pad(self, x_NKE: Tensor, groups: int = 1) -> Tensor:
+        """Return (R * K, groups * T, E) of (N, K * groups, E)."""
+        rows, width = self.shape
+        x = x_NKE[self.tokens].index_select(0, self.take).view(rows, width, -1, groups, x_NKE.shape[-1])
+        return x.permute(0, 2, 3, 1, 4).reshape(-1, groups * width, x_NKE.shape[-1])
+
+    def unpad(self, x: Tensor, groups: int = 1) -> Tensor:
+        """Undo ``pad``: return (n, K * groups, E) of this group's n tokens."""
+        rows, width = self.shape
+        x = x.view(rows, -1, groups, width, x.shape[-1]).permute(0, 3, 1, 2, 4)
+        return x.reshape(rows * width, -1, x.shape[-1]).index_select(0, self.keep)
+
+    def unseen(self, groups: int, causal: bool) -> Tensor | None:
+        """Return what is hidden, broadcasting over (R, K, groups * T, T); None if nothing is."""
+        masks = [] if self.empty is None else [self.empty[:, None, None, :]]
+        if causal:
+            masks.append(_behind(self.shape[1], self.take.device).repeat(groups, 1)[None, None])
+        return None if not masks else masks[0] if len(masks) == 1 else masks[0] | masks[1]
+
+    @classmethod
+    def of(cls, start: int, lengths: list[int]) -> "_Padded":
+        sizes, width = torch.tensor(lengths), max(lengths)
+        place_RT = torch.arange(width).expand(len(lengths), width)
+        empty = place_RT >= sizes[:, None]
+        first_R1 = (sizes.cumsum(0) - sizes)[:, None]
+        take = (first_R1 + place_RT.masked_fill(empty, 0)).flatten()
+        keep = (~empty).flatten().nonzero().flatten()
+        tokens = slice(start, start + sum(lengths))
+        return cls(tokens, (len(lengths), width), take, keep, empty if empty.any() else None)
 
 
-def attention_oracle(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segments) -> Tensor:
+class _Products(torch.autograd.Function):
+    """``softmax(q k^T / sqrt(E)) v`` as matrix products, and its gradient, which reads the weights it kept.
+
+    Texts whose lengths agree when rounded up to 16 share a product. On CPU, in half precision, the fused
+    kernel's backward pass is slow, and so are many small products (docs/log.md).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segments, causal: bool
+    ) -> Tensor:
+        ctx.scale, ctx.groups = q_NHE.shape[-1] ** -0.5, q_NHE.shape[1] // k_NKE.shape[1]
+        ctx.layout, kept = [], []
+        out_NHE, start = torch.empty_like(q_NHE, memory_format=torch.contiguous_format), 0
+        for _, run in groupby(segments.lengths, key=lambda length: -(-length // 16)):
+            layout = _Padded.of(start, list(run))
+            start = layout.tokens.stop
+            q, k, v = layout.pad(q_NHE, ctx.groups), layout.pad(k_NKE), layout.pad(v_NKE)
+            scores = torch.bmm(q, k.transpose(1, 2)).mul_(ctx.scale)
+            unseen = layout.unseen(ctx.groups, causal)
+            if unseen is not None:
+                rows, width = layout.shape
+                scores.view(rows, -1, scores.shape[1], width).masked_fill_(unseen, -torch.inf)
+            weights = scores.softmax(-1)
+            out_NHE[layout.tokens] = layout.unpad(torch.bmm(weights, v), ctx.groups)
+            ctx.layout.append(layout)
+            kept += [q, k, v, weights]
+        ctx.save_for_backward(*kept)
+        return out_NHE
+
+    @staticmethod
+    def backward(ctx: Any, gradient_NHE: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        kept = iter(ctx.saved_tensors)
+        parts: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+        for layout in ctx.layout:
+            q, k, v, weights = (next(kept) for _ in range(4))
+            gradient = layout.pad(gradient_NHE, ctx.groups)
+            if layout.empty is not None:
+                rows, width = layout.shape
+                gradient.view(rows, -1, width, gradient.shape[-1]).masked_fill_(
+                    layout.empty[:, None, :, None], 0
+                )
+            by_weights = torch.bmm(gradient, v.transpose(1, 2))
+            by_scores = torch.ops.aten._softmax_backward_data(by_weights, weights, -1, weights.dtype)
+            by_scores.mul_(ctx.scale)
+            parts[0].append(layout.unpad(torch.bmm(by_scores, k), ctx.groups))
+            parts[1].append(layout.unpad(torch.bmm(by_scores.transpose(1, 2), q)))
+            parts[2].append(layout.unpad(torch.bmm(weights.transpose(1, 2), gradient)))
+        by_q, by_k, by_v = (torch.cat(part) for part in parts)
+        return by_q, by_k, by_v, None, None
+
+
+def _behind(length: int, device: torch.device) -> Tensor:
+    """(T, T) bool: true where the column's token comes after the row's."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
+
+
+def attention_oracle(
+    q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segments, *, causal: bool = False
+) -> Tensor:
     """The same in float64, one text and one head at a time; returns (N, H, E) float64."""
     out = torch.empty_like(q_NHE, dtype=torch.float64)
     group = q_NHE.shape[1] // k_NKE.shape[1]
@@ -107,7 +209,9 @@ def attention_oracle(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segm
         for head in range(q_NHE.shape[1]):
             q_TE = q_NHE[text, head].double()
             k_TE, v_TE = k_NKE[text, head // group].double(), v_NKE[text, head // group].double()
-            weights_TT = (q_TE @ k_TE.T / q_TE.shape[-1] ** 0.5).softmax(-1)
-            out[text, head] = weights_TT @ v_TE
+            scores_TT = q_TE @ k_TE.T / q_TE.shape[-1] ** 0.5
+            if causal:
+                scores_TT = scores_TT.masked_fill(_behind(length, q_TE.device), float("-inf"))
+            out[text, head] = scores_TT.softmax(-1) @ v_TE
         start += length
     return out

@@ -1,6 +1,6 @@
 """Sizes and choices that define a model; NV-Embed v2's own as a constant."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Architecture = Literal["mistral", "llama", "qwen2", "qwen3"]
@@ -33,6 +33,8 @@ class BackboneConfig:
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | None = None
+    causal: bool = field(default=False, repr=False)
+    """Keep the causal mask: the paper's ablation. Not shown, so that other models keep their fingerprints."""
 
     @property
     def qkv_bias(self) -> bool:

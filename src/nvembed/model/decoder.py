@@ -1,4 +1,4 @@
-"""The decoder without its causal mask: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+"""The decoder: RMSNorm, rotary positions, grouped-query attention (bidirectional unless told), SwiGLU.
 
 Shapes: N packed tokens, D hidden size, H heads, K key-value heads, E head size.
 Module names are the released checkpoint's own, so that a state dict needs no translation.
@@ -63,6 +63,8 @@ class SelfAttention(nn.Module):
             self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
             self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.qk_norm = config.qk_norm
+        self.attend = attention
+        self.causal = config.causal
 
     def forward(self, x_ND: Tensor, cos_N1E: Tensor, sin_N1E: Tensor, segments: Segments) -> Tensor:
         q, k, v = (
@@ -71,7 +73,7 @@ class SelfAttention(nn.Module):
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, cos_N1E, sin_N1E), rotate(k, cos_N1E, sin_N1E)
-        out: Tensor = self.o_proj(attention(q, k, v, segments).flatten(1))
+        out: Tensor = self.o_proj(self.attend(q, k, v, segments, causal=self.causal).flatten(1))
         return out
 
 

@@ -80,6 +80,14 @@ class TextTokenizer:
     def vocab_size(self) -> int:
         return self._tokenizer.get_vocab_size()
 
+    def offsets(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Return for each text an int64 (T, 2): the characters where each of its tokens begins and ends.
+
+        BOS, EOS and whatever else the model adds are not among them.
+        """
+        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [np.array(e.offsets, dtype=np.int64).reshape(-1, 2) for e in encodings]
+
     def __call__(
         self,
         texts: Sequence[str],

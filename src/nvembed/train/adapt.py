@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nvembed.errors import ConfigError, MissingExtraError
+from nvembed.model.attention import attention
 from nvembed.model.decoder import Decoder
 from nvembed.model.nv_embed import NVEmbed
 from nvembed.recipe import nearest
@@ -126,6 +127,18 @@ def checkpoint_activations(model: NVEmbed) -> None:
     """Keep only each layer's input for the backward pass, and compute the layer again there."""
     for layer in model.embedding_model.layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+
+
+def compile_layers(model: NVEmbed) -> None:
+    """Compile each layer but its attention, for batches of any size; changes results by rounding alone.
+
+    What is fused are the steps between matrix products, which cost more than these on a CPU in bfloat16
+    (docs/log.md). Attention depends on the texts' lengths and would be compiled anew for every batch.
+    """
+    eager = torch.compiler.disable(attention)  # type: ignore[no-untyped-call]
+    for layer in model.embedding_model.layers:
+        layer.get_submodule("self_attn").attend = eager
+        layer.forward = torch.compile(layer.forward, dynamic=True)
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:

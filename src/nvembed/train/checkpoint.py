@@ -29,13 +29,8 @@ from nvembed.train.adapt import lora_config, pooler_names, set_trained, stored_n
 from nvembed.train.optim import Optimizer
 from nvembed.train.parallel import Ranks
 from nvembed.train.recipe import AdapterSection
-from nvembed.weights.adapter import (
-    ADAPTER_TENSORS,
-    BACKBONE_PREFIX,
-    BACKBONE_TENSORS,
-    PEFT_PREFIX,
-    POOLER_TENSORS,
-)
+from nvembed.weights.adapter import BACKBONE_PREFIX, PEFT_PREFIX
+from nvembed.weights.load import ADAPTER_TENSORS, BACKBONE_TENSORS, POOLER_TENSORS
 
 OPTIMIZER = "optimizer.safetensors"
 SHARDED_OPTIMIZER = "optimizer"
@@ -145,19 +140,6 @@ def tidy(folder: Path) -> None:
     for path in [*folder.glob("step-*"), *folder.glob(".step-*")]:
         if path not in keep:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def export(
-    folder: Path, values: Mapping[str, Tensor], *, adapter: AdapterSection, base: str, num_layers: int
-) -> None:
-    """Write an adapter and pooler to a new folder, without an optimizer.
-
-    Raises:
-        OutputError: the folder exists, or cannot be written.
-    """
-    with atomic_path(folder) as work:
-        work.mkdir()
-        _write(work, values, adapter=adapter, base=base, num_layers=num_layers)
 
 
 def _write(

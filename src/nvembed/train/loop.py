@@ -19,14 +19,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nvembed.data.claim import claim
 from nvembed.data.collate import collate
 from nvembed.data.example import Example
 from nvembed.errors import NumericsError
+from nvembed.files import claim
 from nvembed.model.nv_embed import NVEmbed
 from nvembed.text.tokenize import TextTokenizer, Tokens
 from nvembed.train import checkpoint
-from nvembed.train.adapt import adapt, checkpoint_activations, frozen_layers, set_trained, trained
+from nvembed.train.adapt import (
+    adapt,
+    checkpoint_activations,
+    compile_layers,
+    frozen_layers,
+    set_trained,
+    trained,
+)
 from nvembed.train.checkpoint import Progress
 from nvembed.train.grad_cache import backward, embed
 from nvembed.train.loss import loss_and_gradient
@@ -99,6 +106,8 @@ def train(
     adapt(model, recipe.adapter, seed=recipe.run.seed)
     if job.start is not None:
         set_trained(model, checkpoint.adapter_values(job.start))
+    if recipe.run.compile:
+        compile_layers(model)
     if recipe.run.activation_checkpointing:
         checkpoint_activations(model)
     if sharded:
@@ -181,7 +190,7 @@ def train(
 
 def _decides(job: Job, ranks: Ranks) -> dict[str, Any]:
     """Return all that a run's trajectory follows from: what may not change when it goes on."""
-    told = job.recipe.model_dump()
+    told = job.recipe.model_dump(exclude_none=True)
     told["run"] = {key: value for key, value in told["run"].items() if not key.endswith("_every")}
     return {"recipe": told, "ranks": ranks.count, "start": str(job.start), **job.identity}
 

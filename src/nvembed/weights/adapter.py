@@ -5,7 +5,7 @@ them; ``pooler.safetensors`` beside them holds the pooler under its released nam
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +14,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from nvembed.errors import WeightsError
-from nvembed.weights.load import Checkpoint, read_json, read_tensor
+from nvembed.weights.load import (
+    ADAPTER_TENSORS,
+    BACKBONE_TENSORS,
+    POOLER_TENSORS,
+    Checkpoint,
+    StoredTensor,
+    read_json,
+)
 
 ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_TENSORS = "adapter_model.safetensors"
-POOLER_TENSORS = "pooler.safetensors"
-BACKBONE_TENSORS = "backbone.safetensors"
 PEFT_PREFIX = "base_model.model."  # peft's own, before the names of the model it wraps
 BACKBONE_PREFIX = "embedding_model."
 
@@ -35,15 +39,15 @@ class Adapter:
     def merged(self, name: str, weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Return ``W + (alpha / r) B A``, or the value that replaces it, in ``dtype`` or else the weight's.
 
-        The sum is taken in float32 at least, and rounded once.
+        The sum is taken in float32 at least, and rounded once. ``weight`` may be the first rows of W alone.
         """
         dtype = dtype or weight.dtype
         if name in self.replaced:
-            return self.replaced[name].to(dtype)
+            return self.replaced[name][: len(weight)].to(dtype)
         if name not in self.pairs:
             return weight.to(dtype)
         a, b = (part.float() for part in self.pairs[name])
-        return (weight.float() + self.scale * (b @ a)).to(dtype)
+        return (weight.float() + self.scale * (b[: len(weight)] @ a)).to(dtype)
 
 
 def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
@@ -61,6 +65,8 @@ def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
             replaced |= _tensors(folder / file)
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
     scale = 0.0
+    if (folder / ADAPTER_CONFIG).is_file() and not (folder / ADAPTER_TENSORS).is_file():
+        raise WeightsError(f"{folder} has {ADAPTER_CONFIG} and no {ADAPTER_TENSORS}: fetch it again")
     if (folder / ADAPTER_TENSORS).is_file():
         scale = _scale(folder)
         pairs = _pairs(folder / ADAPTER_TENSORS)
@@ -81,24 +87,25 @@ def merged_tensors(
     Raises:
         WeightsError: the adapter is of another base: a name or shape that does not fit.
     """
-    for name in (*adapter.pairs, *adapter.replaced):
-        if name not in checkpoint.tensors:
-            raise WeightsError(f"the adapter changes {name}, which {checkpoint.folder} does not have")
-    for name, (a, b) in adapter.pairs.items():
-        _fits(name, (b.shape[0], a.shape[1]), checkpoint)
-    for name, value in adapter.replaced.items():
-        _fits(name, tuple(value.shape), checkpoint)
-    for name, stored in checkpoint.tensors.items():
-        yield name, adapter.merged(name, read_tensor(stored, name), dtype)
+    check_fit(adapter, checkpoint.tensors, str(checkpoint.folder))
+    for name in checkpoint.tensors:
+        yield name, adapter.merged(name, checkpoint.read(name), dtype)
 
 
-def _fits(name: str, shape: tuple[int, ...], checkpoint: Checkpoint) -> None:
-    expected = checkpoint.tensors[name].shape
-    if shape != expected:
-        raise WeightsError(
-            f"the adapter's {name} is {shape}, that of {checkpoint.folder} is {expected}: use the checkpoint "
-            "that it was trained on"
-        )
+def check_fit(adapter: Adapter, tensors: Mapping[str, StoredTensor], base: str) -> None:
+    """Raise WeightsError if an adapter changes what ``base``, which has these tensors, does not have."""
+    shapes: dict[str, tuple[int, ...]] = {
+        name: (b.shape[0], a.shape[1]) for name, (a, b) in adapter.pairs.items()
+    }
+    shapes |= {name: tuple(value.shape) for name, value in adapter.replaced.items()}
+    for name, shape in shapes.items():
+        if name not in tensors:
+            raise WeightsError(f"the adapter changes {name}, which {base} does not have")
+        if shape != tensors[name].shape:
+            raise WeightsError(
+                f"the adapter's {name} is {shape}, that of {base} is {tensors[name].shape}: use the "
+                "checkpoint that it was trained on"
+            )
 
 
 def _scale(folder: Path) -> float:

@@ -1,12 +1,12 @@
 """A causal language model's folder, in the hub's format, read in the released naming."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
-from nvembed.errors import WeightsError
+from nvembed.errors import InputError, WeightsError
 from nvembed.model.config import BackboneConfig, ModelConfig, PoolerConfig
 from nvembed.weights.hub_config import backbone_config
 from nvembed.weights.load import (
@@ -26,14 +26,19 @@ PREFIX = "embedding_model."
 class CausalLM:
     """A backbone that was found somewhere.
 
-    ``tensors()`` starts a fresh pass over (name, tensor): names relative to the backbone
-    (``layers.0.self_attn.q_proj.weight``), one tensor in memory at a time, in the dtype it is stored in
-    (float32 where it comes from GGUF).
+    Names are relative to the backbone (``layers.0.self_attn.q_proj.weight``). ``read(name, rows)`` reads one
+    tensor, or its first rows, in the dtype it is stored in (float32 where it comes from GGUF).
     """
 
     config: BackboneConfig
-    tensors: Callable[[], Iterator[tuple[str, Tensor]]]
+    stored: dict[str, StoredTensor]
+    read: Callable[[str, int | None], Tensor]
     tokenizer_files: dict[str, bytes]
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every name and tensor, one in memory at a time."""
+        for name in self.stored:
+            yield name, self.read(name, None)
 
 
 def read_folder(folder: Path) -> CausalLM:
@@ -59,14 +64,29 @@ def read_folder(folder: Path) -> CausalLM:
         name = full_name.removeprefix("model.")
         if not name.startswith("lm_head.") and not name.endswith("rotary_emb.inv_freq"):
             found[name] = (full_name, stored)
-    check_backbone(folder, {name: stored for name, (_, stored) in found.items()}, config)
+    backbone = {name: stored for name, (_, stored) in found.items()}
+    check_backbone(folder, backbone, config)
 
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        for name, (full_name, stored) in found.items():
-            yield name, read_tensor(stored, full_name)
+    def read(name: str, rows: int | None) -> Tensor:
+        full_name, stored = found[name]
+        return read_tensor(stored, full_name, rows)
 
     present = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
-    return CausalLM(config, tensors, {name: (folder / name).read_bytes() for name in present})
+    return CausalLM(config, backbone, read, {name: (folder / name).read_bytes() for name in present})
+
+
+def first_layers(causal_lm: CausalLM, num_layers: int) -> CausalLM:
+    """Return the language model cut after its first layers.
+
+    Raises:
+        InputError: it does not have so many.
+    """
+    has = causal_lm.config.num_layers
+    if not 1 <= num_layers <= has:
+        raise InputError(f"num_layers is {num_layers}: expected 1 to {has}, which the backbone has")
+    gone = tuple(f"layers.{number}." for number in range(num_layers, has))
+    stored = {name: tensor for name, tensor in causal_lm.stored.items() if not name.startswith(gone)}
+    return replace(causal_lm, config=replace(causal_lm.config, num_layers=num_layers), stored=stored)
 
 
 def check_backbone(source: Path, found: dict[str, StoredTensor], config: BackboneConfig) -> None:

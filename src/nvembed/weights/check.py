@@ -18,11 +18,9 @@ from nvembed.weights.load import (
     INDEX,
     ITEM_BYTES,
     Checkpoint,
-    StoredTensor,
     missing_files,
     open_checkpoint,
     read_json,
-    read_tensor,
     shard_names,
 )
 
@@ -225,7 +223,7 @@ def _values(checkpoint: Checkpoint, dtype: str, advance: Advance) -> Finding:
     constant: list[str] = []
     for name, stored in sorted(checkpoint.tensors.items(), key=lambda item: (item[1].file, item[0])):
         try:
-            low, high = _range(stored, name)
+            low, high = _range(checkpoint, name)
         except NvembedError as error:
             return Finding("values", "fail", str(error))
         if not (math.isfinite(low) and math.isfinite(high)):
@@ -250,9 +248,9 @@ def _values(checkpoint: Checkpoint, dtype: str, advance: Advance) -> Finding:
     return Finding("values", "pass", f"all finite, also as {dtype}")
 
 
-def _range(stored: StoredTensor, name: str) -> tuple[float, float]:
+def _range(checkpoint: Checkpoint, name: str) -> tuple[float, float]:
     """A function of its own, so that a tensor is gone before the next one is read."""
-    low, high = read_tensor(stored, name).aminmax()
+    low, high = checkpoint.read(name).aminmax()
     return float(low), float(high)
 
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,11 +65,11 @@ def read_gguf(path: Path) -> CausalLM:
     if _ROPE_FACTORS in stored:
         factors = np.array(stored[_ROPE_FACTORS].data, dtype=np.float64)
     config = _config(metadata, vocab_size=int(stored["token_embd.weight"].shape[1]), rope_factors=factors)
-    names = {name: _released_name(name) for name in stored if name not in _IGNORED}
+    names = {_released_name(name): name for name in stored if name not in _IGNORED}
     found = {
         # GGUF states shapes innermost first; whatever it holds is made float32
         released: StoredTensor(path, tuple(int(size) for size in reversed(stored[name].shape)), "F32")
-        for name, released in names.items()
+        for released, name in names.items()
     }
     check_backbone(path, found, config)
     tokens = metadata.get("tokenizer.ggml.tokens")
@@ -78,15 +78,18 @@ def read_gguf(path: Path) -> CausalLM:
             f"{path} has {len(tokens)} tokens and {config.vocab_size} embeddings: it is damaged"
         )
 
-    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
-        for name, released in names.items():
-            array = _dequantised(path, stored[name])
-            if config.architecture == "llama" and re.search(r"\.attn_[qk]\.weight$", name):
-                num_heads = config.num_heads if ".attn_q." in name else config.num_kv_heads
-                array = _rotary_halves(array, num_heads)
-            yield released, torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
+    def read(released: str, rows: int | None) -> torch.Tensor:
+        name = names[released]
+        permuted = config.architecture == "llama" and re.search(r"\.attn_[qk]\.weight$", name)
+        if rows is not None and permuted:  # whole heads
+            array = _dequantised(path, stored[name], -(-rows // config.head_dim) * config.head_dim)
+        else:
+            array = _dequantised(path, stored[name], rows)
+        if permuted:
+            array = _rotary_halves(array, len(array) // config.head_dim)
+        return torch.from_numpy(np.array(array[:rows], dtype=np.float32, order="C"))
 
-    return CausalLM(config, tensors, tokenizer_files(metadata))
+    return CausalLM(config, found, read, tokenizer_files(metadata))
 
 
 def _open(path: Path) -> "GGUFReader":
@@ -94,8 +97,14 @@ def _open(path: Path) -> "GGUFReader":
         import gguf
     except ImportError as error:
         raise MissingExtraError("reading GGUF needs an extra: pip install 'nvembed[gguf]'") from error
+
+    class Reader(gguf.GGUFReader):
+        def __setattr__(self, name: str, value: object) -> None:
+            # Slicing a memory map costs twice the whole parsing; a plain view of it, next to nothing.
+            super().__setattr__(name, value.view(np.ndarray) if isinstance(value, np.memmap) else value)
+
     try:
-        return gguf.GGUFReader(path)
+        return Reader(path)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, IndexError, OverflowError, TypeError) as error:
@@ -190,12 +199,12 @@ def _released_name(name: str) -> str:
     return name  # the check of names reports it as unexpected
 
 
-def _dequantised(path: Path, tensor: "ReaderTensor") -> np.ndarray:
+def _dequantised(path: Path, tensor: "ReaderTensor", rows: int | None) -> np.ndarray:
     import gguf.quants
 
     kind = tensor.tensor_type
     try:
-        return np.asarray(gguf.quants.dequantize(tensor.data, kind))
+        return np.asarray(gguf.quants.dequantize(tensor.data[:rows], kind))
     except NotImplementedError as error:
         raise WeightsError(
             f"{path} is quantised as {kind.name}, which the gguf package cannot dequantise: use another file"

@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import math
 import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,10 @@ SINGLE = "model.safetensors"
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bare values of other types are no weights
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+ADAPTER_TENSORS = "adapter_model.safetensors"
+POOLER_TENSORS = "pooler.safetensors"
+BACKBONE_TENSORS = "backbone.safetensors"  # of a backbone, the tensors that were trained whole
+HEAD_NUMBERS = 2048  # of each tensor, the first so many numbers are read to tell models apart
 
 
 @dataclass(frozen=True)
@@ -33,12 +40,23 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose config was understood and whose tensors have the right names and shapes."""
+    """A checkpoint whose config was understood and whose tensors have the right names and shapes.
+
+    ``source(name, rows)`` gives the values where they are not simply those of ``tensors``: a backbone from
+    elsewhere with an adapter merged into it.
+    """
 
     folder: Path
     config: ModelConfig
     text: TextSettings
     tensors: dict[str, StoredTensor]
+    source: Callable[[str, int | None], Tensor] | None = None
+
+    def read(self, name: str, rows: int | None = None) -> Tensor:
+        """Read one tensor, or its first ``rows`` rows, in the dtype it is stored in."""
+        if self.source is not None:
+            return self.source(name, rows)
+        return read_tensor(self.tensors[name], name, rows)
 
     def tokenizer_files(self) -> dict[str, bytes]:
         paths = (self.folder / name for name in TOKENIZER_FILES)
@@ -48,13 +66,21 @@ class Checkpoint:
 def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
     """Read a checkpoint's configs and the headers of its safetensors files; load no weights.
 
+    A folder that holds an adapter and names its backbone (`weights.backbone`) is a checkpoint too.
+
     Raises:
         ConfigError: configs that are missing, no JSON, or of a model this package does not have.
         WeightsError: no safetensors (pickles are refused), a corrupt file, or tensors that are missing,
-            unexpected or misshapen: all of them are named.
+            unexpected or misshapen: all of them are named; or a backbone that is not the one it was made for.
+        MissingExtraError: the package that the backbone comes from is not installed.
     """
     folder = Path(folder)
-    config, text = read_config(read_json(folder / "config.json"), read_json(folder / "tokenizer_config.json"))
+    told = read_json(folder / "config.json")
+    config, text = read_config(told, read_json(folder / "tokenizer_config.json"))
+    if isinstance(told.get("nvembed"), dict) and "base" in told["nvembed"]:
+        from nvembed.weights.backbone import open_adapted  # which itself reads checkpoints
+
+        return open_adapted(folder, told, config, text)
     tensors = stored_tensors(folder)
     compare_tensors(folder, tensors, expected_tensors(config))
     return Checkpoint(folder, config, text, tensors)
@@ -83,17 +109,20 @@ def load_model(
         if not folded and name.startswith("embedding_model."):
             model.fold_pooler()
             folded = True
-        tensor = read_tensor(checkpoint.tensors[name], name).to(device=device, dtype=dtype, copy=True)
+        tensor = checkpoint.read(name).to(device=device, dtype=dtype, copy=True)
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, nn.Parameter(tensor, requires_grad=not fold))
     return model.eval() if fold else model.train()
 
 
-def read_tensor(stored: StoredTensor, name: str) -> Tensor:
-    """Read one tensor. The file is mapped for this call alone, so that its pages do not stay in memory."""
+def read_tensor(stored: StoredTensor, name: str, rows: int | None = None) -> Tensor:
+    """Read one tensor, or its first rows.
+
+    The file is mapped for this call alone, so that its pages do not stay in memory.
+    """
     try:
         with safe_open(stored.file, framework="pt") as file:
-            tensor: Tensor = file.get_tensor(name)
+            tensor: Tensor = file.get_tensor(name) if rows is None else file.get_slice(name)[:rows]
             return tensor
     except (SafetensorError, OSError) as error:
         raise _unreadable(stored.file, error) from error
@@ -103,19 +132,28 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Read the header of every safetensors file of a folder: name -> file, shape, dtype."""
     found: dict[str, StoredTensor] = {}
     for shard in shard_names(folder):
-        path = folder / shard
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 (not a dict)
-                    part = file.get_slice(name)
-                    found[name] = StoredTensor(path, tuple(part.get_shape()), part.get_dtype())
-        except (SafetensorError, OSError) as error:
-            raise _unreadable(path, error) from error
+        found |= file_tensors(folder / shard)
+    return found
+
+
+def file_tensors(path: Path) -> dict[str, StoredTensor]:
+    """Read the header of one safetensors file: name -> file, shape, dtype."""
+    found: dict[str, StoredTensor] = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                part = file.get_slice(name)
+                found[name] = StoredTensor(path, tuple(part.get_shape()), part.get_dtype())
+    except (SafetensorError, OSError) as error:
+        raise _unreadable(path, error) from error
     return found
 
 
 def shard_names(folder: Path) -> list[str]:
-    """Return the names of a checkpoint's weight files, whether they are there or not."""
+    """Return the names of a checkpoint's weight files, whether they are there or not.
+
+    Of an adapter's folder, they are those of its files that are there.
+    """
     if (folder / INDEX).is_file():
         weight_map = read_json(folder / INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
@@ -123,6 +161,9 @@ def shard_names(folder: Path) -> list[str]:
         return sorted(set(weight_map.values()))
     if (folder / SINGLE).is_file():
         return [SINGLE]
+    parts = (ADAPTER_TENSORS, BACKBONE_TENSORS, POOLER_TENSORS)
+    if there := [name for name in parts if (folder / name).is_file()]:
+        return there
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
     if pickles:
         raise WeightsError(
@@ -183,12 +224,31 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     """
     digest = hashlib.sha256()
     digest.update(repr((checkpoint.config, checkpoint.text)).encode())
+    if checkpoint.config.backbone.causal:
+        digest.update(b"causal")
     digest.update((checkpoint.folder / "tokenizer.json").read_bytes())
     for name in sorted(checkpoint.tensors):
         stored = checkpoint.tensors[name]
-        head = read_tensor(stored, name).flatten()[:2048].contiguous().view(torch.uint8)
+        head = _head(stored, partial(checkpoint.read, name)).view(torch.uint8)
         digest.update(repr((name, stored.shape, stored.dtype)).encode() + head.numpy().tobytes())
     return digest.hexdigest()[:32]
+
+
+def values_fingerprint(
+    tensors: Mapping[str, StoredTensor], read: Callable[[str, int | None], Tensor], names: Iterable[str]
+) -> str:
+    """Return 32 hex digits that name the values of some tensors, as float32, in whatever form they lie."""
+    digest = hashlib.sha256()
+    for name in sorted(names):
+        head = _head(tensors[name], partial(read, name)).float().view(torch.uint8)
+        digest.update(repr((name, tensors[name].shape)).encode() + head.numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _head(stored: StoredTensor, read: Callable[[int], Tensor]) -> Tensor:
+    """The first numbers of a tensor, without reading much more."""
+    width = math.prod(stored.shape[1:])
+    return read(-(-HEAD_NUMBERS // width)).flatten()[:HEAD_NUMBERS].contiguous()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ its own key, ``nvembed``, which the published code ignores.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast, get_args
 
 from nvembed.errors import ConfigError
@@ -33,7 +34,7 @@ def read_config(
     if not isinstance(text_config, Mapping):
         raise ConfigError(f"config.json has text_config {text_config!r:.40}: expected the backbone's config")
     ours = config.get("nvembed", {})
-    backbone = backbone_config(text_config)
+    backbone = replace(backbone_config(text_config), causal=bool(ours.get("causal", False)))
     pooling = _choice(ours, "pooling", "latent", get_args(PoolingKind))
     model = ModelConfig(
         backbone=backbone,
@@ -58,6 +59,7 @@ def write_config(model: ModelConfig, text: TextSettings, dtype: str) -> dict[str
     that code with the checkpoint as its working folder.
     """
     size, pooler = model.backbone.hidden_size, model.pooler
+    causal = {"causal": True} if model.backbone.causal else {}  # the published code has no such model
     backbone = hub_config_dict(model.backbone, bos_token_id=text.bos_id, eos_token_id=text.eos_id)
     return {
         "_name_or_path": ".",
@@ -82,6 +84,7 @@ def write_config(model: ModelConfig, text: TextSettings, dtype: str) -> dict[str
         "mask_type": "b",
         "model_type": "nvembed",
         "nvembed": {
+            **causal,
             "bos_token_id": text.bos_id,
             "eos_token_id": text.eos_id,
             "max_length": text.max_length,

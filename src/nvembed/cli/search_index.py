@@ -1,0 +1,160 @@
+"""Search in an index: what ``nvembed search`` and ``nvembed ask`` share."""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from nvembed.cli.models import Dtype, load
+from nvembed.cli.screen import printable, results
+from nvembed.corpus.index import Index, open_index
+from nvembed.corpus.retrieve import Hit, Mark, Mode, mark_sentences, mark_words, retrieve
+from nvembed.corpus.where import parse_where
+from nvembed.errors import InputError, NvembedError
+from nvembed.text.prompt import format_prompt, instruction_for
+
+if TYPE_CHECKING:
+    from nvembed.encoder import Encoder
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a search is asked for besides its query."""
+
+    mode: Mode = "hybrid"
+    where: tuple[str, ...] = ()
+    top: int = 5
+    mark: Mark = "words"
+    instruction: str | None = None
+    task: str | None = None
+
+
+def opened(path: Path) -> Index:
+    """Open an index with the key of its server, if any."""
+    return open_index(path, api_key=os.environ.get("QDRANT_API_KEY"))
+
+
+def load_for(index: Index, model: str | None, *, device: str | None, dtype: Dtype | None) -> "Encoder":
+    """Load the model that embedded an index's passages, or ``model`` if it is the same.
+
+    Raises:
+        InputError: it cannot be loaded, or is another.
+    """
+    try:
+        encoder = load(model or index.record.model, device=device, dtype=dtype)
+    except NvembedError as error:
+        if model is not None:
+            raise
+        raise InputError(
+            f"{error}\nthe index names {index.record.model!r} as its model: say where it is now, as  "
+            "nvembed search MODEL INDEX QUERY  or  nvembed ask INDEX QUESTION --model MODEL"
+        ) from error
+    if encoder.fingerprint != index.record.fingerprint:
+        raise InputError(
+            f"{model or index.record.model} has the fingerprint {encoder.fingerprint}; expected that of the "
+            f"index's own model ({index.record.model}), {index.record.fingerprint}: vectors of two models "
+            "cannot be compared; give that model, or embed the corpus again"
+        )
+    return encoder
+
+
+def find(
+    index: Index, encoder: "Encoder | None", queries: Sequence[str], wanted: Wanted
+) -> Iterable[list[Hit]]:
+    """Yield the hits of each query; ``encoder`` is not needed in mode ``text`` with words marked."""
+    if wanted.task is not None and wanted.instruction is not None:
+        raise InputError(
+            "--task and --instruction are both given; expected at most one: each sets the prompt"
+        )
+    prompt = index.record.query_prompt
+    if wanted.task is not None or wanted.instruction is not None:
+        prompt = format_prompt(instruction_for(wanted.task) if wanted.task else wanted.instruction or "")
+    where = parse_where(wanted.where, index.record.fields)
+
+    def embed(texts: list[str], prompt: str) -> np.ndarray:
+        assert encoder is not None
+        parts = encoder.stream(texts, prompt=prompt, max_length=index.record.max_length)
+        return np.concatenate([part.vectors for part in parts])
+
+    vectors = None if encoder is None else embed(list(queries), prompt)
+    for i, query in enumerate(queries):
+        vector = None if vectors is None else vectors[i]
+        hits = retrieve(index.store, query, vector, mode=wanted.mode, top=wanted.top, where=where)
+        if wanted.mark == "words":
+            hits = mark_words(hits, query)
+        elif wanted.mark == "sentence" and vector is not None:
+            hits = mark_sentences(hits, vector, lambda texts: embed(texts, index.record.passage_prompt))
+        yield hits
+
+
+def search_index(
+    index: Index,
+    model: str | None,
+    queries: Sequence[str],
+    wanted: Wanted,
+    *,
+    as_json: bool,
+    device: str | None,
+    dtype: Dtype | None,
+) -> None:
+    """Search and print."""
+    parse_where(wanted.where, index.record.fields)  # what is wrong is said before a model is loaded
+    needs_model = wanted.mode != "text" or wanted.mark == "sentence"
+    encoder = load_for(index, model, device=device, dtype=dtype) if needs_model else None
+    for query, hits in zip(queries, find(index, encoder, queries, wanted), strict=True):
+        if as_json:
+            for rank, hit in enumerate(hits, start=1):
+                sys.stdout.buffer.write(
+                    f"{json.dumps(_record(query, rank, hit), ensure_ascii=False)}\n".encode()
+                )
+        else:
+            _print_table(query, hits)
+
+
+def passage_text(hit: Hit, max_chars: int) -> Text:
+    """Return the part of a passage where most marks are, on one line, with the marks in bold."""
+    starts = [max(0, start - max_chars // 4) for start, _ in hit.marks] or [0]
+    best = max(starts, key=lambda s: sum(s <= a and b <= s + max_chars for a, b in hit.marks))
+    first = min(best, max(0, len(hit.text) - max_chars))
+    if first:  # begin at a word
+        first = hit.text.rfind(" ", 0, first + 1) + 1
+    line = printable(hit.text[first : first + max_chars]).replace("\n", " ")
+    shown = Text(("…" if first else "") + line + ("…" if first + max_chars < len(hit.text) else ""))
+    shift = (1 if first else 0) - first
+    for start, end in hit.marks:
+        if end > first and start < first + max_chars:
+            shown.stylize("bold green", max(start, first) + shift, min(end, first + max_chars) + shift)
+    return shown
+
+
+def _record(query: str, rank: int, hit: Hit) -> dict[str, object]:
+    return {
+        "query": query,
+        "rank": rank,
+        "score": round(hit.score, 6),
+        "id": hit.id,
+        "document": hit.document,
+        "start": hit.start,
+        "end": hit.end,
+        "text": hit.text,
+        "marks": hit.marks,
+        "metadata": hit.metadata,
+    }
+
+
+def _print_table(query: str, hits: Sequence[Hit]) -> None:
+    console = results()
+    table = Table(title=Text(printable(query)), title_style="bold", title_justify="left", expand=True)
+    table.add_column("score", justify="right", no_wrap=True)
+    table.add_column("id", style="cyan", overflow="fold", max_width=max(12, console.width // 4))
+    table.add_column("passage", ratio=1)
+    for hit in hits:
+        table.add_row(f"{hit.score:.3f}", Text(printable(hit.id)), passage_text(hit, console.width * 3))
+    console.print(table if hits else Text(f"{printable(query)}: nothing found"))

@@ -1,0 +1,115 @@
+"""Long documents cut into passages by tokens: at sentence ends, overlapping, nothing lost.
+
+Shapes: T tokens of a text.
+"""
+
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from nvembed.errors import InputError
+
+# texts -> for each an int64 (T, 2): the characters at which each token begins and ends
+Offsets = Callable[[Sequence[str]], list[np.ndarray]]
+Cut = tuple[int, int]  # characters: text[start:end]
+
+# Where a sentence or a paragraph begins: after an end mark (and what closes quotes and brackets) and white
+# space; after a CJK end mark; after an empty line; before a Markdown heading.
+_CLOSING = ")\\]\"'\u201d\u2019»"
+_SENTENCE = re.compile(rf"[.!?…][{_CLOSING}]*\s+|[\u3002\uff01\uff1f]\s*|\n\s*\n\s*|\n(?=#{{1,6}}\s)")
+# Characters given to the tokenizer at once: a token's offsets take far more memory than its text.
+WINDOW_CHARACTERS = 200_000
+
+
+def cut_texts(
+    texts: Sequence[str], offsets: Offsets, *, max_tokens: int, overlap: int
+) -> Iterator[list[Cut]]:
+    """Yield for each text where its passages begin and end.
+
+    A passage is as many whole sentences as fit in ``max_tokens``, unless that would leave it less than half
+    full: then it is cut between words, and a word longer than a passage between tokens. The next passage
+    begins with the last sentences (or words) of the one before that fit in ``overlap`` tokens. Passages have
+    no white space around them, and only white space stands between them. A text without a word is one
+    passage: (0, 0).
+
+    Args:
+        offsets: where the tokens of texts are, as the model's tokenizer cuts them.
+        max_tokens: of a passage, at least 1; counted in the text as a whole, so that a passage by itself may
+            differ by a token or two.
+        overlap: in tokens, less than ``max_tokens``.
+
+    Raises:
+        InputError: sizes out of range.
+    """
+    if max_tokens < 1 or not 0 <= overlap < max_tokens:
+        raise InputError(
+            f"passages of {max_tokens:,} tokens with an overlap of {overlap:,}: "
+            "expected at least 1 token, and an overlap that is smaller"
+        )
+    beginnings = offsets([text[:WINDOW_CHARACTERS] for text in texts])
+    for text, spans in zip(texts, beginnings, strict=True):
+        cuts: list[Cut] = []
+        for cut in _cut(text, spans, offsets, max_tokens, overlap):
+            start, end = _stripped(text, cut)
+            if start < end and (not cuts or end > cuts[-1][1]):  # else there was nothing new but white space
+                cuts.append((start, end))
+        yield cuts or [(0, 0)]
+
+
+def _cut(text: str, spans: np.ndarray, offsets: Offsets, max_tokens: int, overlap: int) -> Iterator[Cut]:
+    base = start = end = (
+        0  # characters: where the window, the next passage begin, and where the last one ended
+    )
+    size = WINDOW_CHARACTERS
+    while True:
+        begins, ends = spans[:, 0] + base, spans[:, 1] + base
+        breaks = [match.end() for match in _SENTENCE.finditer(text, base, base + size)]
+        while (first := bisect_right(ends, start)) + max_tokens < len(begins):
+            limit = max(int(begins[first + max_tokens]), end + 1)
+            passage = start
+            end, whole = _end(text, breaks, (start, limit), end)
+            yield passage, end
+            earliest = int(begins[max(first + 1, bisect_left(begins, end) - overlap)]) if overlap else end
+            start = _next(text, breaks if whole else None, max(earliest, passage + 1), end)
+        if base + size >= len(text):
+            if end < len(text):
+                yield start, len(text)
+            return
+        size = WINDOW_CHARACTERS if start > base else 2 * size  # a passage may be longer than a window
+        base = start
+        (spans,) = offsets([text[base : base + size]])
+
+
+def _end(text: str, breaks: list[int], room: Cut, after: int) -> tuple[int, bool]:
+    """Return where a passage ends within ``room``, behind ``after``, and whether a sentence ends there."""
+    start, limit = room
+    place = bisect_right(breaks, limit)
+    sentence = breaks[place - 1] if place else 0
+    if sentence > after and sentence - start >= (limit - start) / 2:
+        return sentence, True
+    word = limit
+    if limit < len(text) and not text[limit].isspace():
+        while word > after and not text[word - 1].isspace():
+            word -= 1
+    return (word if word > after else limit), False
+
+
+def _next(text: str, breaks: list[int] | None, earliest: int, end: int) -> int:
+    """Return where a sentence (without ``breaks``: a word) first begins from ``earliest`` on, or ``end``."""
+    if breaks is not None:
+        place = bisect_left(breaks, earliest)
+        return min(breaks[place], end) if place < len(breaks) else end
+    while earliest < end and not (text[earliest - 1].isspace() and not text[earliest].isspace()):
+        earliest += 1
+    return earliest
+
+
+def _stripped(text: str, cut: Cut) -> Cut:
+    start, end = cut
+    while start < end and text[start].isspace():
+        start += 1
+    while start < end and text[end - 1].isspace():
+        end -= 1
+    return start, end

@@ -1,0 +1,157 @@
+"""A trained model as small as it goes: adapter, pooler, configs, tokenizer, and the name of its backbone."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nvembed.errors import InputError, OutputError
+from nvembed.files import atomic_path
+from nvembed.weights.adapter import (
+    ADAPTER_CONFIG,
+    BACKBONE_PREFIX,
+    PEFT_PREFIX,
+    Adapter,
+    check_fit,
+    read_adapter,
+)
+from nvembed.weights.backbone import Base, find_backbone, name_base
+from nvembed.weights.card import model_card
+from nvembed.weights.load import ADAPTER_TENSORS, BACKBONE_TENSORS, POOLER_TENSORS, Checkpoint, read_json
+from nvembed.weights.low_rank import extract
+from nvembed.weights.model_config import write_config
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, to say so and to write a model card from."""
+
+    base: Base
+    dtype: str
+    adapter_numbers: int
+    pooler_numbers: int
+    size_bytes: int  # of all files
+    error: float | None  # of an extracted adapter: |D - B A| / |D|, D the change of the backbone
+
+
+def export(
+    folder: str | os.PathLike[str],
+    model: Checkpoint,
+    state: Path,
+    *,
+    base: str,
+    rank: int | None = None,
+    dtype: torch.dtype | None = None,
+    licence: str | None = None,
+) -> Exported:
+    """Write a trained state as a model's folder without its backbone (`weights.backbone`).
+
+    Args:
+        model: the checkpoint that was trained.
+        state: of its training run: an adapter in peft's format and a pooler, or a whole backbone.
+        base: where the backbone comes from: a path, a hub id, or an installed package with one GGUF file.
+        rank: write the difference between the trained backbone and ``base`` as an adapter of this rank
+            (`low_rank.extract`). ``None`` takes the state's adapter as it is.
+        dtype: what is stored; ``None`` is bfloat16 where that changes no value, else what the state has.
+        licence: of the model, for its card.
+
+    Raises:
+        InputError: a state whose backbone was trained whole, without a rank; a rank below 1.
+        WeightsError, MissingExtraError, DownloadError: see `read_adapter` and `name_base`.
+        OutputError: the folder exists, or cannot be written.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise OutputError(f"{folder} exists already: remove it, or write to another path")
+    if rank is not None and rank < 1:
+        raise InputError(f"rank is {rank}: expected 1 or more")
+    adapter = read_adapter(state)
+    check_fit(adapter, model.tensors, str(model.folder))
+    if rank is None and any(name.startswith(BACKBONE_PREFIX) for name in adapter.replaced):
+        raise InputError(
+            f"{state} holds a backbone that was trained whole: pass a rank to write its change as an "
+            "adapter, or make a whole checkpoint with `nvembed merge`"
+        )
+    origin = name_base(base, model, folder, same=rank is None)
+    pairs, whole, error, config = adapter.pairs, {}, None, {}
+    if rank is not None:
+        made = extract(model, adapter, find_backbone(origin, folder), rank)
+        pairs, whole, error, config = made.pairs, made.whole, made.error, made.peft_config()
+    elif pairs:
+        config = read_json(state / ADAPTER_CONFIG)
+    parts = {
+        ADAPTER_TENSORS: _peft_names(pairs),
+        BACKBONE_TENSORS: whole,
+        POOLER_TENSORS: _pooler(model, adapter),
+    }
+    stored = _stored(parts, dtype)
+    others = _others(folder.name, model, origin, licence)
+    if pairs:
+        others[ADAPTER_CONFIG] = _json(config | {"base_model_name_or_path": origin.name})
+    adapted, pooled = (sum(v.numel() for v in parts[f].values()) for f in (ADAPTER_TENSORS, POOLER_TENSORS))
+    return Exported(origin, _dtypes(stored), adapted, pooled, _write(folder, stored, others), error)
+
+
+def _others(name: str, model: Checkpoint, origin: Base, licence: str | None) -> dict[str, bytes]:
+    """Return the config that names the base, the model card, and the tokenizer's files."""
+    config = write_config(model.config, model.text, "float32")
+    config["nvembed"]["base"] = origin.model_dump(exclude_none=True)
+    hub = origin.name if origin.source == "hub" else None
+    card = model_card(name, model.config, model.text, base=origin.label, base_model=hub, licence=licence)
+    return {"config.json": _json(config), "README.md": card.encode(), **model.tokenizer_files()}
+
+
+def _stored(parts: dict[str, dict[str, Tensor]], dtype: torch.dtype | None) -> dict[str, dict[str, Tensor]]:
+    """Return the files that hold something, as ``dtype``, or else bfloat16 if that changes no value."""
+    values = [value for part in parts.values() for value in part.values()]
+    if dtype is None and all(torch.equal(value, value.bfloat16().to(value.dtype)) for value in values):
+        dtype = torch.bfloat16
+    return {
+        file: {name: value.to(dtype or value.dtype).contiguous() for name, value in part.items()}
+        for file, part in parts.items()
+        if part
+    }
+
+
+def _peft_names(pairs: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    named: dict[str, Tensor] = {}
+    for name, (a, b) in pairs.items():
+        module = PEFT_PREFIX + name.removeprefix(BACKBONE_PREFIX).removesuffix(".weight")
+        named |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
+    return named
+
+
+def _pooler(model: Checkpoint, adapter: Adapter) -> dict[str, Tensor]:
+    """The trained pooler; the model's own where the state has none, as peft's adapters."""
+    names = [name for name in model.tensors if not name.startswith(BACKBONE_PREFIX)]
+    return {name: adapter.replaced[name] if name in adapter.replaced else model.read(name) for name in names}
+
+
+def _dtypes(stored: dict[str, dict[str, Tensor]]) -> str:
+    found = {str(value.dtype).removeprefix("torch.") for part in stored.values() for value in part.values()}
+    return " and ".join(sorted(found))
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _write(folder: Path, tensors: dict[str, dict[str, Tensor]], others: dict[str, bytes]) -> int:
+    """Write all files, whole or not at all; return their size in bytes."""
+    with atomic_path(folder) as work:
+        work.mkdir()
+        try:
+            for file, values in tensors.items():
+                save_file(values, work / file, metadata={"format": "pt"})
+                (work / file).chmod(0o644)  # the library keeps it to its owner
+        except SafetensorError as error:
+            raise OutputError(f"could not write {folder}: {error}; nothing was left behind") from error
+        for name, content in others.items():
+            (work / name).write_bytes(content)
+        return sum(path.stat().st_size for path in work.iterdir())

@@ -1,0 +1,181 @@
+"""``nvembed cluster`` and ``nvembed classify`` as a user runs them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import TINY_A
+from nvembed.cli.main import main
+from nvembed.encoder import Encoder
+
+TOPICS = {
+    "sport": [
+        "judo throw mat",
+        "wrestling hold",
+        "football goal",
+        "tennis serve",
+        "swimming race",
+        "a marathon",
+    ],
+    "food": [
+        "bread and yeast",
+        "tomato soup",
+        "a pinch of salt",
+        "roast the onions",
+        "rice with beans",
+        "olive oil",
+    ],
+}
+TEXTS = [(text, topic) for topic, texts in TOPICS.items() for text in texts]
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Path:
+    path = tmp_path / "train.jsonl"
+    path.write_text(
+        "".join(json.dumps({"id": f"t{i}", "text": a, "label": b}) + "\n" for i, (a, b) in enumerate(TEXTS))
+    )
+    return path
+
+
+def run(*arguments: str | Path, code: int = 0) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([str(argument) for argument in arguments])
+    assert caught.value.code == code
+
+
+def lines(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_cluster_texts_and_embedded(train: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("cluster", train, "--model", TINY_A, "--k", "2", "--out", tmp_path / "a")
+    shown = capsys.readouterr()
+    assert "12 texts," in shown.err
+    assert "k-means, k = 2" in shown.err
+    assert "passages" in shown.out
+    names = ["assignments.jsonl", "clusters.json", "map.json", "map.png", "report.md"]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == names
+    run("cluster", train, "--model", TINY_A, "--k", "2", "--out", tmp_path / "b")
+    assert "12 texts," not in capsys.readouterr().err, "the vectors of the first run are used again"
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    run("embed", train, tmp_path / "embedded", "--model", TINY_A, "--whole", "--storage", "float32")
+    run("cluster", tmp_path / "embedded", "--k", "2", "--out", tmp_path / "c")
+    one, other = (lines(tmp_path / folder / "assignments.jsonl") for folder in "ac")
+    assert [row["cluster"] for row in one] == [row["cluster"] for row in other]
+    assert [row["id"] for row in one] == [f"t{i}" for i in range(12)]
+
+
+def test_classify(train: Path, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    out = tmp_path / "topics"
+    run("classify", "fit", train, "--model", TINY_A, "--task", "Banking77Classification", "--out", out)
+    assert b"cross-validated: accuracy" in capsysbinary.readouterr().out
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a judo hold\nonion soup\n")
+    run("classify", "predict", out, texts, "--top", "2")
+    found = [json.loads(line) for line in capsysbinary.readouterr().out.splitlines()]
+    encoder = Encoder.from_pretrained(TINY_A, device="cpu")
+    from nvembed.corpus.classifier import load_classifier
+
+    fitted = load_classifier(out).classifier
+    expected = fitted.probabilities(
+        encoder.encode_query(["a judo hold", "onion soup"], task="Banking77Classification")
+    )
+    for row, probabilities in zip(found, expected, strict=True):
+        assert row["label"] == fitted.classes[int(probabilities.argmax())]
+        assert row["probability"] == pytest.approx(probabilities.max(), abs=1e-5)
+        assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    assert [row["id"] for row in found] == ["0", "1"]
+    run("classify", "predict", out, texts, "--out", tmp_path / "labels.jsonl")
+    assert [row["label"] for row in lines(tmp_path / "labels.jsonl")] == [row["label"] for row in found]
+
+
+def test_classify_embedded(train: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    embedded, out = tmp_path / "embedded", tmp_path / "topics"
+    run("embed", train, embedded, "--model", TINY_A, "--whole")
+    run("classify", "fit", embedded, "--out", out, "--test", embedded)
+    capsys.readouterr()
+    run("classify", "predict", out, embedded)
+    assert [json.loads(line)["id"] for line in capsys.readouterr().out.splitlines()] == [
+        f"t{i}" for i in range(12)
+    ]
+    assert json.loads((out / "classifier.json").read_text())["model"] == str(TINY_A)
+    run("embed", train, tmp_path / "other", "--model", TINY_A, "--task", "Banking77Classification")
+    run("classify", "predict", out, tmp_path / "other", code=1)
+    assert "was fitted on vectors behind the prompt ''; got the prompt 'Instruct: " in capsys.readouterr().err
+
+
+def test_zero_shot(train: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ("--labels", "sport", "food=what people eat", "--model", TINY_A)
+    run("classify", "zero-shot", train, *given, "--label-field", "label", "--top", "2")
+    shown = capsys.readouterr()
+    assert "accuracy " in shown.err
+    encoder = Encoder.from_pretrained(TINY_A, device="cpu")
+    prompt = encoder.prompt(instruction="Classify the given text as one of: sport, what people eat")
+    scores = (
+        encoder.encode([text for text, _ in TEXTS], prompt=prompt)
+        @ encoder.encode(["sport", "what people eat"]).T
+    )
+    for line, row in zip(shown.out.splitlines(), scores, strict=True):
+        found = json.loads(line)
+        assert found["label"] == ("sport", "food")[int(row.argmax())]
+        assert found["similarity"] == pytest.approx(row.max(), abs=1e-5)
+        assert set(found["similarities"]) == {"sport", "food"}
+
+
+FIT = ["classify", "fit", "TRAIN", "--model", "TINY", "--out", "x"]
+ZERO_SHOT = ["classify", "zero-shot", "TRAIN", "--model", "TINY", "--labels"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["cluster", "TRAIN", "--out", "x"], "holds texts without vectors: give --model"),
+        (["cluster", "TRAIN", "--out", "x", "--k", "3", "--method", "hdbscan"], "HDBSCAN finds the number"),
+        (["cluster", "TRAIN", "--out", "x", "--min-size", "3"], "--min-size is for --method hdbscan"),
+        (["cluster", "TRAIN", "--out", "x", "--sample", "0"], "--sample is 0; expected at least 1"),
+        (["cluster", "TRAIN", "--out", "TRAIN"], "exists already"),
+        (["cluster", "TRAIN", "--model", "TINY", "--k", "13", "--out", "x"], "k is 13; expected 2 to 12"),
+        ([*FIT, "--label-field", "intent"], "no field 'intent'"),
+        ([*FIT, "--c", "0"], "C is 0.0; expected a number above 0"),
+        (["classify", "predict", ".", "TRAIN"], "is no fitted classifier (classifier.json is missing)"),
+        ([*ZERO_SHOT, "sport"], "at least 2 labels, got 1"),
+        (
+            [*ZERO_SHOT, "a", "b", "--label-field", "label"],
+            "2 true labels are none of --labels ('food', 'sport')",
+        ),
+    ],
+)
+def test_errors(
+    arguments: list[str], message: str, train: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    run(*[{"TRAIN": str(train), "TINY": str(TINY_A)}.get(name, name) for name in arguments], code=1)
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".x")], "nothing half-written"
+
+
+def test_another_model_is_refused(train: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "topics"
+    run("classify", "fit", train, "--model", TINY_A, "--out", out, "--c", "10")
+    content = json.loads((out / "classifier.json").read_text())
+    content["vectors"]["fingerprint"] = "0" * 32
+    (out / "classifier.json").write_text(json.dumps(content))
+    run("classify", "predict", out, train, code=1)
+    message = capsys.readouterr().err
+    assert f"was fitted on vectors of the model {'0' * 32}" in message
+    assert Encoder.from_pretrained(TINY_A, device="cpu").fingerprint in message
+
+
+def test_without_the_extra() -> None:
+    """Help needs none of the libraries that the commands learn with."""
+    code = "import sys; from nvembed.cli.main import app_for; app_for(a := ['classify', 'fit', '--help'])(a)"
+    code += "; print([m for m in ('torch', 'sklearn', 'umap') if m in sys.modules], file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
