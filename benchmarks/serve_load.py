@@ -8,7 +8,7 @@ One model, one machine, loopback; the server is a process of its own, the client
 - mixed      all 64 clients, for ``--seconds``; the server's memory is noted every second
 
 and queries, bulk and mixed of the same backbone behind a plain sentence-transformers + FastAPI server (one
-request at a time), and behind infinity-emb where ``--infinity`` names a Python that has it.
+request at a time), and behind infinity-emb where ``--infinity`` names its program.
 
 Each phase begins with a ramp that is not counted, so that as much work is at hand at its start as at its end.
 
@@ -338,7 +338,7 @@ def main() -> None:
     parser.add_argument("--bulk-clients", type=int, default=56)
     parser.add_argument("--query-clients", type=int, default=8)
     parser.add_argument("--peers", nargs="*", default=["plain"], choices=["plain"])
-    parser.add_argument("--infinity", type=Path, help="a Python that has infinity-emb")
+    parser.add_argument("--infinity", type=Path, help="the program infinity_emb")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--plain", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -364,11 +364,11 @@ def main() -> None:
     plain = [sys.executable, __file__, ".", ".", "--dtype", given.dtype, "--plain", str(folder), str(port)]
     infinity = [
         str(given.infinity),
-        "-m",
-        "infinity_emb",
         "v2",
         "--model-id",
         str(folder),
+        "--host",
+        "127.0.0.1",
         "--port",
         str(port),
     ]
@@ -385,10 +385,9 @@ def main() -> None:
         print(f"--- {name}", flush=True)
         with server(command, port, ready) as pid:
             work = {kind: (clients[kind], bodies[kind]) for kind in clients}
-            length = given.seconds if bodies is ours else given.seconds / 4
+            length = given.seconds if bodies is ours else max(given.seconds / 4, 10.0)
             found[name] = phases(port, pid, work, given.ramp, length)
     rates.append(library(encoder, texts))
-    shutil.rmtree(folder)
     result = {
         "question": "tokens per second and latency of the server under load, beside the library and peers",
         "command": "python benchmarks/serve_load.py MODEL DATA "
@@ -407,4 +406,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    finally:
+        for folder in Path(tempfile.gettempdir()).glob("nvembed-bench-*"):
+            shutil.rmtree(folder, ignore_errors=True)

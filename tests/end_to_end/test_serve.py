@@ -220,7 +220,8 @@ def test_the_readmes_server_and_client() -> None:
     start, curl = re.findall(r"^```shell\n(.*?)^```$", readme, re.DOTALL | re.MULTILINE)
     (code,) = re.findall(r"^```py\n(.*?)^```$", readme, re.DOTALL | re.MULTILINE)
     assert start == "nvembed serve small --port 8000\n"
-    with process(TINY_A, "--served-name", "small", "--port", "0") as server:
+    chosen = Settings(model=str(TINY_A), device="cpu")
+    with served(lambda: loaded(chosen), model=chosen.model, served_name=("small",)) as server:
         here = lambda text: text.replace("http://127.0.0.1:8000", server.url)  # noqa: E731
         done = subprocess.run(["/bin/sh", "-c", here(curl)], capture_output=True, check=True)
         assert json.loads(done.stdout)["details"]["prompt"].startswith("Instruct: ")
