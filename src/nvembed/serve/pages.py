@@ -13,8 +13,8 @@ _TYPES = {
     ".css": "text/css; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-_PARTS = ("api.js", "compare.js", "icon.svg", "status.js", "style.css")
-_FILES = {"/": "index.html"} | {f"/page/{name}": name for name in _PARTS}
+_PARTS = ("api.js", "compare.js", "icon.svg", "map.js", "search.js", "status.js", "style.css")
+_FILES = {"/": "index.html", "/page/search": "search.html"} | {f"/page/{name}": name for name in _PARTS}
 PAGE_PATHS = tuple(_FILES)
 
 _HEADERS = {
