@@ -5,7 +5,7 @@ NvembedError
 ├── DataError         (ValueError)       a corpus, queries, qrels or a vector file that is malformed
 ├── ConfigError       (ValueError)       a model's config.json or a recipe that cannot be used
 ├── WeightsError      (ValueError)       checkpoint files: missing, corrupt, misnamed, misshapen, refused
-├── DownloadError     (OSError)          a model that could not be fetched
+├── DownloadError     (OSError)          a model, or vectors of a server, that could not be fetched
 ├── OutputError       (OSError)          a result that could not be written; nothing is left half-written
 ├── NumericsError     (ArithmeticError)  a non-finite vector or loss
 └── MissingExtraError (ImportError)      an optional dependency that is not installed
@@ -35,7 +35,7 @@ class WeightsError(NvembedError, ValueError):
 
 
 class DownloadError(NvembedError, OSError):
-    """A model that could not be fetched from the hub."""
+    """A model that could not be fetched from the hub, or vectors that could not be from a server."""
 
 
 class OutputError(NvembedError, OSError):

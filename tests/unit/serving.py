@@ -15,6 +15,7 @@ import numpy as np
 from nvembed.errors import InputError
 from nvembed.serve.model import Device, Model
 from nvembed.serve.run import Server
+from nvembed.serve.search import Index
 from nvembed.serve.settings import Settings
 from nvembed.text.tokenize import Piece, Tokens
 
@@ -97,10 +98,12 @@ def fake_model(*devices: Fake, batch_tokens: int = 64) -> Model:
 
 
 @contextmanager
-def served(model: Model | Callable[[], Model], /, **settings: Any) -> Iterator[Server]:
+def served(
+    model: Model | Callable[[], Model], /, *, index_of: Index | None = None, **settings: Any
+) -> Iterator[Server]:
     """Run a server in a thread; yields it once it is ready."""
     load = model if callable(model) else lambda: model
-    server = Server(Settings(**{"model": "fake", "port": 0, **settings}), load)
+    server = Server(Settings(**{"model": "fake", "port": 0, **settings}), load, index_of)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:

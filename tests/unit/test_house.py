@@ -27,6 +27,7 @@ ROOMS: dict[str, set[str]] = {
     "corpus": {"errors", "files", "text", "vectors"},
     "evaluate": {"errors", "files", "recipe", "text", "vectors"},
     "serve": {"errors", "files", "recipe", "text"},
+    "integrations": {"errors"},
     "compress": {"errors", "files", "recipe", "model", "weights", "train"},
 }
 ROOMS["cli"] = set(ROOMS)
@@ -53,6 +54,10 @@ LIBRARIES: dict[str, set[str]] = {
     "prometheus_client": {"serve"},
     "opentelemetry": {"serve"},
     "tiktoken": {"cli"},
+    "httpx": {"integrations"},
+    "langchain_core": {"integrations"},
+    "llama_index": {"integrations"},
+    "haystack": {"integrations"},
     "mteb": {"evaluate"},
     "datasets": {"data", "evaluate", "corpus"},
     "inscriptis": {"corpus"},

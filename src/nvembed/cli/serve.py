@@ -43,6 +43,8 @@ def serve(
 
         NVEMBED_API_KEY=secret nvembed serve --config server.toml
 
+        nvembed serve --index manuals --index-map clusters
+
     Parameters
     ----------
     model
@@ -53,12 +55,24 @@ def serve(
     chosen = merged(settings, config, os.environ)
     if model is not None:
         chosen = chosen.model_copy(update={"model": model})
-    chosen.check()
     try:
         from nvembed.serve.run import Server
     except ImportError as error:
         raise MissingExtraError(f"pip install 'nvembed[serve]' to serve ({error.name} is missing)") from error
-    Server(chosen, lambda: loaded(chosen)).serve_forever()
+    if chosen.index is None:
+        Server(chosen, lambda: loaded(chosen)).serve_forever()
+        return
+    from nvembed.cli.serve_index import served_index
+
+    index, its_model, check = served_index(chosen.index, chosen.index_map)
+    chosen = chosen.model_copy(update={"model": chosen.model or its_model})
+
+    def load_checked() -> "Model":
+        model = loaded(chosen)
+        check(model.fingerprint)
+        return model
+
+    Server(chosen, load_checked, index).serve_forever()
 
 
 def merged(flags: Settings | None, file: Path | None, environment: Mapping[str, str]) -> Settings:

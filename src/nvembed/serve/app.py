@@ -11,17 +11,27 @@ from starlette.types import ASGIApp
 from nvembed import __version__
 from nvembed.serve.apis import cohere_routes, json_response, openai_routes, tei_routes
 from nvembed.serve.guard import Guard
+from nvembed.serve.pages import page_routes
 from nvembed.serve.refusal import RefusedError, envelope
+from nvembed.serve.search import Index, search_routes
 from nvembed.serve.state import State
 from nvembed.serve.stats import stats
 from nvembed.serve.trace import Tracing
 
 
-def create_app(state: State, tracing: Tracing | None = None) -> ASGIApp:
+def create_app(state: State, tracing: Tracing | None = None, index: Index | None = None) -> ASGIApp:
     """Return the ASGI application of one server."""
     app = FastAPI(title="nvembed", version=__version__, docs_url=None, redoc_url=None)
-    for router in (openai_routes(state), cohere_routes(state), tei_routes(state), operator_routes(state)):
+    for router in (
+        openai_routes(state),
+        cohere_routes(state),
+        tei_routes(state),
+        operator_routes(state),
+        page_routes(),
+    ):
         app.include_router(router)
+    if index is not None:
+        app.include_router(search_routes(state, index))
     app.add_exception_handler(RefusedError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)

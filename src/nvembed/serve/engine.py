@@ -38,6 +38,7 @@ class Asked:
     truncate: Truncate = "NONE"
     param: str = "input"
     max_length: int | None = None
+    prompt: str | None = None  # the whole of it, in place of the others
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,8 @@ class Engine:
         Raises:
             RefusedError: 400, both are given, the task is unknown, or the instruction is none.
         """
+        if asked.prompt is not None:
+            return asked.prompt
         if asked.instruction is not None and asked.task is not None:
             raise RefusedError(
                 400, "bad_instruction", "instruction and task are both given: send one", param="task"

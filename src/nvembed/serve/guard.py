@@ -11,11 +11,12 @@ from uuid import uuid4
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from nvembed.serve.pages import PAGE_PATHS
 from nvembed.serve.refusal import RefusedError, envelope
 from nvembed.serve.state import State, Ticket
 from nvembed.serve.trace import Tracing
 
-PUBLIC = ("/health", "/health/live", "/health/ready")
+PUBLIC = ("/health", "/health/live", "/health/ready", *PAGE_PATHS)  # the page asks for a key itself
 BODIES_AT_ONCE = 8  # bodies of the largest size that may be held in memory together
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 

@@ -17,6 +17,7 @@ from nvembed.serve.app import create_app
 from nvembed.serve.engine import Engine
 from nvembed.serve.model import Model
 from nvembed.serve.refusal import RefusedError
+from nvembed.serve.search import Index
 from nvembed.serve.settings import Settings
 from nvembed.serve.state import State
 from nvembed.serve.trace import Tracing
@@ -110,7 +111,7 @@ class Server(uvicorn.Server):
     SIGTERM or Ctrl-C, or ``stop``, let the requests at work finish; a second signal ends at once.
     """
 
-    def __init__(self, settings: Settings, load: Callable[[], Model]) -> None:
+    def __init__(self, settings: Settings, load: Callable[[], Model], index: Index | None = None) -> None:
         """Open the port; ``load`` is called once the server runs, on a thread of its own.
 
         Raises:
@@ -118,11 +119,11 @@ class Server(uvicorn.Server):
         """
         settings.check()
         _raise_file_limit(settings.max_connections)
-        self.state = State(settings, Watch(Log(settings.log_format)))
+        self.state = State(settings, Watch(Log(settings.log_format)), index=index.name if index else "")
         self.load = load
         self.failure: BaseException | None = None
         self.tracing = Tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None
-        app = create_app(self.state, self.tracing)
+        app = create_app(self.state, self.tracing, index)
         self.listener = _listen(settings)
         host, port = self.listener.getsockname()[:2]
         scheme = "https" if settings.tls_cert else "http"

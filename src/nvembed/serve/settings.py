@@ -27,6 +27,9 @@ class Settings(Recipe):
     )
     revision: str | None = Field(None, description="A hub branch, tag or commit.")
 
+    index: Path | None = Field(None, description="An index to search: /search, a page at /page/search.")
+    index_map: Path | None = Field(None, description="Its map: the folder that nvembed cluster wrote.")
+
     host: str = Field("127.0.0.1", description="The address to listen on; 0.0.0.0 is every one of this host.")
     port: int = Field(8000, ge=0, le=65535, description="The port; 0 takes a free one and says which.")
     api_key: tuple[str, ...] = Field((), description="Keys that clients must send. Others can see flags.")
@@ -108,6 +111,8 @@ class Settings(Recipe):
             raise InputError(
                 "no model: expected  nvembed serve MODEL , or model in --config or NVEMBED_MODEL"
             )
+        if self.index_map is not None and self.index is None:
+            raise InputError("index_map goes with index: expected both, or index alone")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise InputError("tls_cert and tls_key go together: expected both or neither")
         for name, path in (("tls_cert", self.tls_cert), ("tls_key", self.tls_key)):

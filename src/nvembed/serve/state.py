@@ -23,6 +23,7 @@ class State:
     phase: Phase = "loading"
     at_work: int = 0  # requests
     body_bytes: int = 0  # of requests at work
+    index: str = ""  # the name of the one that is served
 
     @property
     def ready(self) -> bool:

@@ -14,6 +14,7 @@ def stats(state: State) -> dict[str, Any]:
     found: dict[str, Any] = {
         "status": state.status,
         "model": state.names[0],
+        "index": state.index,
         "uptime_s": round(monotonic() - watch.started, 1),
         "requests_at_work": state.at_work,
         "tokens_per_s": round(watch.tokens_per_s(), 1),

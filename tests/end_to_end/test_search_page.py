@@ -1,0 +1,188 @@
+"""An index behind the server: its routes, and its page in headless Chromium."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from embedded_folder import DIM, FINGERPRINT, embed, write_embedded
+from selenium.webdriver import Chrome, Keys
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+from serving import Got, ask, fake_model, served
+
+from browser import chromium
+from nvembed.cli.serve import serve
+from nvembed.cli.serve_index import served_index
+from nvembed.corpus.embedded import open_embedded
+from nvembed.corpus.index import build
+from nvembed.errors import DataError, InputError
+from nvembed.serve.model import Device, Model
+from nvembed.serve.run import Server
+from nvembed.serve.settings import Settings
+from nvembed.text.tokenize import Tokens
+
+KEY = {"authorization": "Bearer secret"}
+
+
+def model() -> Model:
+    """One whose vectors are the corpus's: counts of words."""
+
+    def vectors(tokens: Sequence[Tokens], *, pause: Callable[[], None]) -> np.ndarray:
+        return embed(["".join(map(chr, item.input_ids)) for item in tokens])
+
+    fake = fake_model()
+    return replace(fake, dim=DIM, fingerprint=FINGERPRINT, devices=(Device("fake", vectors, 64),))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_embedded(tmp_path_factory.mktemp("served") / "manuals")
+    source = open_embedded(folder)
+    with build(source, folder / "index"):
+        pass
+    ids = [name for batch in source.batches(["id"]) for name in batch["id"].to_pylist()]
+    spots = [
+        {"id": name, "x": i / len(ids), "y": i % 2, "cluster": i % 2, "snippet": f"snippet {i}"}
+        for i, name in enumerate(ids)
+    ]
+    clusters = [{"cluster": n, "name": f"topic {n}", "size": 3, "x": 0.5, "y": n} for n in (0, 1)]
+    (folder / "map.json").write_text(json.dumps({"format": 1, "clusters": clusters, "points": spots}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(corpus: Path) -> Iterator[Server]:
+    index, _, check = served_index(corpus, corpus)
+    check(FINGERPRINT)
+    with served(model(), index_of=index, api_key=("secret",)) as server:
+        yield server
+
+
+def found(server: Server, query: str, **more: object) -> Got:
+    return ask(server, "/search", {"query": query, **more}, KEY)
+
+
+def documents(got: Got) -> list[str]:
+    assert got.status == 200, got.body
+    return [hit["document"] for hit in got.json["hits"]]
+
+
+class TestRoutes:
+    def test_each_mode_with_marks_and_filters(self, server: Server) -> None:
+        for mode in ("hybrid", "vector", "text"):
+            hits = found(server, "wrestling throws", mode=mode, top=2).json["hits"]
+            assert hits[0]["document"] == "judo.md"
+            text = hits[0]["text"]
+            assert {text[a:b] for a, b in hits[0]["marks"]} >= {"throws", "wrestling"}
+            assert set(hits[0]["ranks"]) == ({"vector", "text"} if mode == "hybrid" else {mode})
+        assert set(documents(found(server, "a", mode="vector", where=["year >= 2021"]))) == {
+            "radio.md", "it's; DROP TABLE x.md",
+        }  # fmt: skip
+        one = hits[0]["id"]
+        assert [hit["id"] for hit in found(server, "cat", mode="vector", id=one).json["hits"]] == [one]
+
+    def test_the_prompt(self, server: Server) -> None:
+        assert found(server, "cat").json["prompt"] == ""
+        assert found(server, "cat", instruction="Find it").json["prompt"] == "Instruct: Find it\nQuery: "
+
+    @pytest.mark.parametrize(
+        ("body", "status", "message"),
+        [
+            ({"where": ["colour = red"]}, 400, "no field 'colour' to filter on; this index has"),
+            ({"where": ["year >"]}, 400, "cannot read the filter"),
+            ({"top": 101}, 400, "top: Input should be less than or equal to 100"),
+            ({"mode": "magic"}, 400, "mode: Input should be"),
+            ({"query": ""}, 400, "query: String should have at least 1 character"),
+        ],
+    )
+    def test_refusals(self, server: Server, body: dict[str, object], status: int, message: str) -> None:
+        got = ask(server, "/search", {"query": "x", **body}, KEY)
+        assert got.status == status
+        assert message in got.json["error"]["message"]
+
+    def test_keys_facts_and_map(self, server: Server, corpus: Path) -> None:
+        for path in ("/index", "/index/map"):
+            assert ask(server, path).status == 401
+        assert ask(server, "/search", {"query": "x"}).status == 401
+        facts = ask(server, "/index", headers=KEY).json
+        assert (facts["name"], facts["map"], facts["fields"]["year"]) == ("manuals", True, "int")
+        assert ask(server, "/index/map", headers=KEY).body == (corpus / "map.json").read_bytes()
+        assert ask(server, "/stats", headers=KEY).json["index"] == "manuals"
+
+    def test_without_an_index_or_a_map(self, corpus: Path) -> None:
+        with served(fake_model()) as server:
+            assert ask(server, "/search", {"query": "x"}).status == 404
+        index, *_ = served_index(corpus, None)
+        with served(model(), index_of=index) as server:
+            assert ask(server, "/index/map").json["error"]["code"] == "no_map"
+
+    def test_what_cannot_be_served(self, corpus: Path, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match="is no index"):
+            served_index(tmp_path, None)
+        with pytest.raises(DataError, match="is no map"):
+            served_index(corpus, corpus / "manifest.json")
+        with pytest.raises(InputError, match="fingerprint is 1; expected 0"):
+            served_index(corpus, None)[2]("1")
+        with pytest.raises(InputError, match="index_map goes with index"):
+            serve("m", settings=Settings(index_map=corpus))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Chrome]:
+    with chromium() as browser:
+        yield browser
+
+
+def test_page(browser: Chrome, server: Server) -> None:
+    def until(what: Callable[[Chrome], object]) -> None:
+        WebDriverWait(browser, 30, 0.05).until(what)
+
+    def titles() -> list[str]:
+        return [title.text for title in browser.find_elements(By.CSS_SELECTOR, "#hits h3")]
+
+    def press(*keys: str) -> None:
+        browser.switch_to.active_element.send_keys(*keys)
+
+    browser.get(f"{server.url}/page/search")
+    until(lambda b: b.find_elements(By.CSS_SELECTOR, "dialog[open]"))
+    press("secret", Keys.ENTER)
+    until(lambda b: b.find_element(By.ID, "index-name").text == "manuals")
+    until(lambda b: b.find_element(By.ID, "map").is_displayed())
+
+    query = browser.find_element(By.ID, "query")
+    query.send_keys("judo throws", Keys.ENTER)
+    until(lambda b: titles()[:1] == ["judo.md"])
+    marks = [mark.text for mark in browser.find_elements(By.CSS_SELECTOR, "#hits li:first-child mark")]
+    assert " ".join(marks).lower() == "judo throws"
+    press(Keys.ARROW_DOWN)
+    assert browser.switch_to.active_element.text.startswith("judo.md")
+    press("/")
+    assert browser.switch_to.active_element == query
+
+    browser.find_element(By.CSS_SELECTOR, "summary").click()
+    browser.find_element(By.ID, "where").send_keys("lang = it", Keys.ENTER)
+    until(lambda b: titles() == ["it's; DROP TABLE x.md"])
+    browser.find_element(By.ID, "where").clear()
+    browser.find_element(By.ID, "where").send_keys("colour = red", Keys.ENTER)
+    until(lambda b: "no field 'colour'" in b.find_element(By.ID, "said").text)
+    browser.find_element(By.ID, "where").clear()
+    browser.find_element(By.CSS_SELECTOR, "input[value=text]").click()
+    until(lambda b: titles() == ["judo.md"])
+
+    browser.execute_script("document.getElementById('map').focus()")
+    press(Keys.ARROW_RIGHT)
+    until(lambda b: b.find_element(By.ID, "map-said").text == "topic 0: snippet 0")
+    press(Keys.ARROW_RIGHT)
+    press(Keys.ENTER)
+    until(lambda b: query.get_attribute("value") == "snippet 2")
+    until(lambda b: titles() == ["radio.md"])
+    browser.find_element(By.CSS_SELECTOR, "#clusters button").click()
+    assert browser.find_element(By.CSS_SELECTOR, "#clusters button").get_attribute("aria-pressed") == "true"
+
+    said = [line["message"] for line in browser.get_log("browser")]
+    assert all("status of 401" in line or "status of 400" in line for line in said), said
+    browser.set_window_size(500, 900)
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
