@@ -141,7 +141,8 @@ def test_page(browser: Chrome, server: Server) -> None:
         WebDriverWait(browser, 30, 0.05).until(what)
 
     def titles() -> list[str]:
-        return [title.text for title in browser.find_elements(By.CSS_SELECTOR, "#hits h3")]
+        script = "return [...document.querySelectorAll('#hits h3')].map((title) => title.textContent)"
+        return browser.execute_script(script)  # at once: hits may be replaced meanwhile
 
     def press(*keys: str) -> None:
         browser.switch_to.active_element.send_keys(*keys)

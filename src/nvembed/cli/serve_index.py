@@ -62,8 +62,9 @@ def read_map(path: Path) -> bytes:
     file = path / "map.json" if path.is_dir() else path
     try:
         content = file.read_bytes()
-        if json.loads(content)["format"] != 1:
-            raise ValueError("its format is not 1")
+        found = json.loads(content)
+        if found["format"] != 1 or not found["points"] or not found["clusters"]:
+            raise ValueError("it has no points")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file} is no map ({error}): make one with  nvembed cluster") from error
     return content

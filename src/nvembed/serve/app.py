@@ -12,7 +12,7 @@ from nvembed import __version__
 from nvembed.serve.apis import cohere_routes, json_response, openai_routes, tei_routes
 from nvembed.serve.guard import Guard
 from nvembed.serve.pages import page_routes
-from nvembed.serve.refusal import RefusedError, envelope
+from nvembed.serve.refusal import TEI_PATHS, RefusedError, envelope
 from nvembed.serve.search import Index, search_routes
 from nvembed.serve.state import State
 from nvembed.serve.stats import stats
@@ -92,8 +92,8 @@ async def _invalid(request: Request, error: Exception) -> Response:
     faults = [_fault(detail) for detail in error.errors()]
     first = next((name for name, _ in faults if name), None)
     said = "; ".join(dict.fromkeys(f"{name}: {line}" if name else line for name, line in faults[:5]))
-    tei = not request.url.path.startswith(("/v1/", "/v2/"))
-    return _refusal(request, RefusedError(422 if tei else 400, "bad_request", said, param=first))
+    status = 422 if request.url.path in TEI_PATHS else 400
+    return _refusal(request, RefusedError(status, "bad_request", said, param=first))
 
 
 def _fault(detail: Any) -> tuple[str, str]:

@@ -29,6 +29,7 @@ class RefusedError(Exception):
         return {**headers, "www-authenticate": "Bearer"} if self.status == 401 else headers
 
 
+TEI_PATHS = ("/embed", "/tokenize", "/similarity", "/info")
 _OPENAI_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 _TEI_TYPES = {401: "Unauthorized", 413: "Validation", 424: "Backend", 429: "Overloaded", 503: "Unhealthy"}
 
@@ -37,7 +38,7 @@ def envelope(path: str, refusal: RefusedError) -> dict[str, Any]:
     """Return the error body of the API that ``path`` belongs to: Cohere's, TEI's, or else OpenAI's."""
     if path.startswith("/v2/"):
         return {"message": refusal.message, "code": refusal.code}
-    if path in ("/embed", "/tokenize", "/similarity", "/info"):
+    if path in TEI_PATHS:
         default = "Validation" if refusal.status < 500 else "Backend"
         kind = _TEI_TYPES.get(refusal.status, default)
         return {"error": refusal.message, "error_type": kind, "code": refusal.code}
