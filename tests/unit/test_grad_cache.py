@@ -155,7 +155,7 @@ def test_activation_checkpointing_gives_the_same_gradient() -> None:
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++")
 def test_compiled_layers_give_the_same_gradient() -> None:
-    """In a process of its own: compiled code makes denormal numbers zero in the one that loads it."""
+    """In a process of its own, as torch.compile warns within itself."""
     script = Path(__file__).with_name("compiled_layers.py")
     search = [str(script.parent), str(script.parent.parent), *sys.path]
     done = subprocess.run(

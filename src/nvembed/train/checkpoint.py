@@ -155,7 +155,9 @@ def _write(
         if names:
             _write_tensors(work / file, {name: values[name] for name in names})
     if files[ADAPTER_TENSORS]:
-        lora_config(adapter, num_layers, base).save_pretrained(str(work))
+        config = lora_config(adapter, num_layers, base)
+        config.target_modules = sorted(adapter.targets)  # peft makes a set of it, in no order
+        config.save_pretrained(str(work))
 
 
 def _num_layers(model: nn.Module) -> int:
