@@ -23,7 +23,7 @@ from nvembed.errors import MissingExtraError
 from nvembed.vectors.codec import Int8, binary_scores, candidates, int8_scores, to_binary, to_int8
 
 KINDS = ("auto", "exact", "rq", "pq", "hnsw", "int8", "binary")
-# Candidates fetched for each hit that is asked for; what recall they give is in benchmarks/results/index.md.
+# Candidates fetched for each hit that is asked for; benchmarks/index.py measures the recall.
 OVERSAMPLE = {"exact": 2, "rq": 10, "pq": 10, "hnsw": 4, "int8": 2, "binary": 10}
 PROBES = 20  # partitions of LanceDB's indexes that are read
 _COLUMNS = ["id", "document", "start", "end", "text", "metadata"]
