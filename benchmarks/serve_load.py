@@ -68,6 +68,8 @@ class Phase:
     errors: list[str] = field(default_factory=list)
     furthest: float = 1.0  # smallest cosine of a returned vector with the library's
     rss_mib: list[int] = field(default_factory=list)
+    cpu_s: dict[str, float] = field(default_factory=dict)  # of the server and of the clients, ramp included
+    wall_s: float = 0.0  # what cpu_s was spent in
 
     def summary(self) -> dict[str, object]:
         quantiles = {
@@ -84,6 +86,7 @@ class Phase:
             "errors": self.errors[:5],
             "error_count": len(self.errors),
             "smallest_cosine": round(self.furthest, 6),
+            "cores_busy": {who: round(spent / self.wall_s, 2) for who, spent in self.cpu_s.items()},
             "rss_mib": self.rss_mib,
         }
 
@@ -153,7 +156,8 @@ async def drive(port: int, pid: int, work: "Work", ramp: float, seconds: float) 
     """Run clients (how many, and with what, by kind) against a server for a while."""
     phase = Phase(seconds=seconds)
     start = time.monotonic()
-    process = psutil.Process(pid)
+    served, own = psutil.Process(pid), psutil.Process()
+    before = {"server": cpu_seconds(served), "clients": cpu_seconds(own)}
     clients = [
         asyncio.create_task(client(kind, port, bodies, start + ramp, phase, seed))
         for kind, (count, bodies) in work.items()
@@ -161,13 +165,21 @@ async def drive(port: int, pid: int, work: "Work", ramp: float, seconds: float) 
     ]
     while time.monotonic() < start + ramp + seconds:
         await asyncio.sleep(1)
-        phase.rss_mib.append(process.memory_info().rss >> 20)
+        phase.rss_mib.append(served.memory_info().rss >> 20)
+    phase.wall_s = time.monotonic() - start
+    after = {"server": cpu_seconds(served), "clients": cpu_seconds(own)}
+    phase.cpu_s = {who: after[who] - before[who] for who in after}
     for task in clients:
         task.cancel()
     for outcome in await asyncio.gather(*clients, return_exceptions=True):
         if isinstance(outcome, Exception):
             phase.errors.append(repr(outcome))
     return phase
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    spent = process.cpu_times()
+    return float(spent.user + spent.system)
 
 
 async def settled(port: int, body: Body) -> None:
@@ -302,15 +314,17 @@ def markdown(result: dict[str, Any]) -> str:
         "shares are of the faster one.",
         "",
         "| server | phase | tokens/s | of the library | query p50 / p95 / p99, ms | bulk p50 / p95 / p99, s "
-        "| errors | 429 |",
-        "|---|---|---|---|---|---|---|---|",
+        ""
+        "| cores busy: server, clients | errors | 429 |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, found in servers.items():
         for phase, one in found.items():
             query = " / ".join(f"{v:,.0f}" for v in one["latency"].get("query", {}).values()) or "-"
             bulk = " / ".join(f"{v / 1000:,.1f}" for v in one["latency"].get("bulk", {}).values()) or "-"
             share = "-" if phase == "queries" else f"{one['tokens_per_s'] / max(rates):.2f}"
-            cells = [name, phase, f"{one['tokens_per_s']:,.0f}", share, query, bulk]
+            busy = ", ".join(f"{cores:.2f}" for cores in one["cores_busy"].values())
+            cells = [name, phase, f"{one['tokens_per_s']:,.0f}", share, query, bulk, busy]
             lines.append(f"| {' | '.join(cells)} | {one['error_count']} | {one['refused_429']} |")
     alone, beside = (ours[phase]["latency"]["query"]["p95_ms"] for phase in ("queries", "mixed"))
     rss = ours["mixed"]["rss_mib"]

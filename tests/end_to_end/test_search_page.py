@@ -1,13 +1,20 @@
 """An index behind the server: its routes, and its page in headless Chromium."""
 
 import json
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import schemathesis
 from embedded_folder import DIM, FINGERPRINT, embed, write_embedded
+from hypothesis import HealthCheck, given, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
 from selenium.webdriver import Chrome, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
@@ -21,6 +28,7 @@ from nvembed.corpus.index import build
 from nvembed.errors import DataError, InputError
 from nvembed.serve.model import Device, Model
 from nvembed.serve.run import Server
+from nvembed.serve.search import AT_ONCE, WAITING, Wanted
 from nvembed.serve.settings import Settings
 from nvembed.text.tokenize import Tokens
 
@@ -111,6 +119,44 @@ class TestRoutes:
         assert (facts["name"], facts["map"], facts["fields"]["year"]) == ("manuals", True, "int")
         assert ask(server, "/index/map", headers=KEY).body == (corpus / "map.json").read_bytes()
         assert ask(server, "/stats", headers=KEY).json["index"] == "manuals"
+
+    @pytest.mark.parametrize("mode", list(schemathesis.GenerationMode))
+    def test_fuzzed_searches(self, server: Server, mode: schemathesis.GenerationMode) -> None:
+        schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json", headers=KEY)
+        checks = [not_a_server_error, status_code_conformance, response_schema_conformance]
+
+        @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+        @given(schema["/search"]["POST"].as_strategy(generation_mode=mode))
+        def fuzz(case: schemathesis.Case) -> None:
+            case.call_and_validate(checks=checks, headers=KEY, timeout=10)
+
+        fuzz()
+
+    def test_more_searches_than_there_is_room_for(self, corpus: Path) -> None:
+        index, *_ = served_index(corpus, None)
+        begun, hold = threading.Semaphore(0), threading.Event()
+
+        def find(wanted: Wanted, vector: np.ndarray | None) -> list[dict[str, Any]]:
+            begun.release()
+            assert hold.wait(20)
+            return index.find(wanted, vector)
+
+        room = AT_ONCE + WAITING
+        with (
+            served(model(), index_of=replace(index, find=find)) as server,
+            ThreadPoolExecutor(room + 1) as pool,
+        ):
+            body = {"query": "cat", "mode": "text"}
+            asked = [pool.submit(ask, server, "/search", body) for _ in range(room + 1)]
+            try:
+                refused = next(as_completed(asked, timeout=10)).result()  # the others wait
+                assert [begun.acquire(timeout=10) for _ in range(AT_ONCE)] == [True] * AT_ONCE
+                assert not begun.acquire(timeout=0.1)
+            finally:
+                hold.set()
+            assert sorted(one.result().status for one in asked) == [200] * room + [429]
+            assert (refused.status, refused.json["error"]["code"]) == (429, "busy")
+            assert refused.headers["retry-after"] == "1"
 
     def test_without_an_index_or_a_map(self, corpus: Path) -> None:
         with served(fake_model()) as server:

@@ -65,6 +65,32 @@ class Token(BaseModel):
     pooled: bool
 
 
+class Hit(BaseModel):
+    """``marks``: characters [start, end) of ``text`` that met the query, in code points."""
+
+    score: float
+    ranks: dict[str, int]
+    id: str
+    document: str
+    start: int
+    end: int
+    text: str
+    metadata: dict[str, Any]
+    marks: list[tuple[int, int]]
+
+
+class Hits(BaseModel):
+    hits: list[Hit]
+    prompt: str
+
+
+class IndexFacts(BaseModel):
+    name: str
+    fields: dict[str, str]
+    query_prompt: str
+    map: bool
+
+
 class OpenAIError(BaseModel):
     message: str
     type: str
@@ -114,3 +140,6 @@ TEI_EMBED = _responses(list[list[float]], TeiErrors)
 TEI_SIMILARITY = _responses(list[float], TeiErrors)
 TEI_TOKENIZE = _responses(list[list[Token]], TeiErrors)
 TEI_INFO = _responses(dict[str, Any], TeiErrors)
+SEARCH = _responses(Hits, OpenAIErrors)
+INDEX = _responses(IndexFacts, OpenAIErrors)
+INDEX_MAP = _responses(dict[str, Any], OpenAIErrors)

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field, StrictInt, StrictStr
 
 from nvembed.errors import InputError
+from nvembed.serve import answers
 from nvembed.serve.apis import embed, json_response
 from nvembed.serve.engine import Asked
 from nvembed.serve.jobs import expired
@@ -63,25 +64,6 @@ class SearchRequest(BaseModel):
     instruction: StrictStr | None = Field(None, description="In place of the index's own.")
 
 
-class Hit(BaseModel):
-    """``marks``: characters [start, end) of ``text`` that met the query, in code points."""
-
-    score: float
-    ranks: dict[str, int]
-    id: str
-    document: str
-    start: int
-    end: int
-    text: str
-    metadata: dict[str, Any]
-    marks: list[tuple[int, int]]
-
-
-class Found(BaseModel):
-    hits: list[Hit]
-    prompt: str
-
-
 def search_routes(state: State, index: Index) -> APIRouter:
     router = APIRouter(tags=["search"])
     places = asyncio.Semaphore(AT_ONCE)
@@ -102,7 +84,7 @@ def search_routes(state: State, index: Index) -> APIRouter:
         finally:
             at_work -= 1
 
-    @router.post("/search", response_model=Found)
+    @router.post("/search", responses=answers.SEARCH)
     async def search(body: SearchRequest, request: Request) -> Response:
         """Return the passages that answer a query best, best first."""
         vector, prompt = None, ""
@@ -118,13 +100,13 @@ def search_routes(state: State, index: Index) -> APIRouter:
         hits = await find(wanted, vector, request.state.ticket.deadline)
         return json_response({"hits": hits, "prompt": prompt})
 
-    @router.get("/index")
+    @router.get("/index", responses=answers.INDEX)
     async def about() -> Response:
         """Say what is searched, and what can be filtered on."""
         facts = {"name": index.name, "fields": index.fields, "query_prompt": index.query_prompt}
         return json_response({**facts, "map": index.map is not None})
 
-    @router.get("/index/map")
+    @router.get("/index/map", responses=answers.INDEX_MAP)
     async def index_map() -> Response:
         """The corpus in the plane, as nvembed cluster wrote it."""
         if index.map is None:
