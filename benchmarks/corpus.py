@@ -1,11 +1,13 @@
-"""How long does a real corpus take from files to vectors, in how much memory and on how much disk?
+"""A real corpus from files to a page: time, memory and disk of embed, index, cluster and search.
 
 The corpus is what the shared data has of distinct texts: the passages of every retrieval set, then the texts
 of pairs and of classification and clustering sets (381,628 in all), as JSONL with the name of the set as
-metadata. `nvembed embed` runs on it as a process of its own, whose peak memory is measured.
+metadata. `nvembed embed`, `index` and `cluster` run on it as processes of their own, whose peak memory is
+measured; then `nvembed serve --index` answers 200 questions, one at a time, in each mode, with and without a
+filter. Recall is that of the index: of the exact nearest ten passages, how many `/search` finds.
 
     nvembed init SmolLM2-135M-Instruct.Q4_1.gguf .cache/small
-    python benchmarks/corpus.py .cache/small ../shared/data --passages 50000 --max-length 128
+    python benchmarks/corpus.py .cache/small ../shared/data --passages 50000 --max-length 128 --dtype bfloat16
 
 Time depends on tokens: `--max-length` cuts texts (how many is reported), `--passages` takes fewer of them.
 """
@@ -15,23 +17,30 @@ import gzip
 import hashlib
 import json
 import os
-import platform
-import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
+import numpy as np
+import psutil
 import pyarrow
-import torch
 
 import nvembed
-from nvembed.corpus.embedded import open_embedded
+from memory import hardware
+from nvembed.corpus.embedded import EmbeddedCorpus, open_embedded
+from nvembed.vectors.search import top_k
 
 RESULTS = Path(__file__).parent / "results"
+QUESTIONS = "retrieval/hotpotqa_dev500_pooled/queries.jsonl"
+TOP = 10
 ROLES = (
     "retrieval/*/corpus.jsonl*",
     "pairs/*/*.jsonl*",
@@ -69,27 +78,117 @@ def make_corpus(data: Path, target: Path, count: int) -> int:
     return len(seen)
 
 
-def embed(arguments: argparse.Namespace, corpus: Path, out: Path) -> dict[str, Any]:
-    """Run ``nvembed embed`` and return what it took."""
-    code = "from nvembed.cli.main import main; main()"
-    options = ["--model", arguments.model, "--dtype", arguments.dtype, "--whole"]
-    if arguments.max_length:
-        options += ["--max-length", str(arguments.max_length)]
+NVEMBED = [sys.executable, "-c", "from nvembed.cli.main import main; main()"]
+
+
+def run(*arguments: str | Path) -> dict[str, float]:
+    """Run an nvembed command; return the seconds, CPU seconds and peak memory it took."""
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", code, "embed", str(corpus), str(out), *options], check=True)
+    running = subprocess.Popen([*NVEMBED, *map(str, arguments)], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(running.pid, 0)
     seconds = time.perf_counter() - start
-    peak_kib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    counts = open_embedded(out).manifest["counts"]
-    stored = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    if status:
+        sys.exit(f"nvembed {arguments[0]} ended with exit code {os.waitstatus_to_exitcode(status)}")
     return {
-        **counts,
         "seconds": round(seconds, 1),
-        "tokens_per_s": round(counts["tokens"] / seconds),
-        "peak_memory_mib": round(peak_kib / 1024),
-        "disk_bytes": stored,
-        "disk_bytes_per_passage": round(stored / counts["passages"]),
-        "dim": open_embedded(out).dim,
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+        "peak_memory_mib": round(usage.ru_maxrss / 1024),
     }
+
+
+def disk_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@contextmanager
+def server(*arguments: str | Path) -> Iterator[tuple[str, psutil.Process]]:
+    """Run ``nvembed serve``; yields its address once it is ready."""
+    command = [*NVEMBED, "serve", *map(str, arguments), "--port", "0"]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert running.stderr is not None
+    try:
+        url = json.loads(running.stderr.readline())["url"]
+        next(line for line in running.stderr if json.loads(line)["event"] == "ready")
+        threading.Thread(target=deque, args=(running.stderr, 0), daemon=True).start()  # nobody reads the log
+        yield url, psutil.Process(running.pid)
+    finally:
+        running.kill()
+        running.wait()
+
+
+def post(url: str, body: dict[str, object]) -> Any:
+    request = Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urlopen(request, timeout=60) as answer:
+        return json.load(answer)
+
+
+def quantiles(seconds: list[float]) -> dict[str, float]:
+    return {f"p{q}_ms": round(1000 * float(np.percentile(seconds, q)), 1) for q in (50, 95)}
+
+
+def search(url: str, questions: list[str], source: EmbeddedCorpus) -> dict[str, Any]:
+    """Ask the page's questions over the socket, one at a time; compare the vectors' hits with exact ones."""
+    body = {"model": "bench", "input": questions, "task": "NQ", "input_type": "query"}
+    queries = np.array([row["embedding"] for row in post(f"{url}/v1/embeddings", body)["data"]], np.float32)
+    ids = [name for batch in source.batches(["id"]) for name in batch["id"].to_pylist()]
+    exact = top_k(queries, source.vectors(), TOP)[1]
+    some_set = json.loads(next(iter(source.batches(["metadata"])))["metadata"][0].as_py())["set"]
+    latency, found = {}, 0
+    for name, more in (
+        ("vector", {"mode": "vector"}),
+        ("text", {"mode": "text"}),
+        ("hybrid", {"mode": "hybrid"}),
+        ("hybrid, filtered", {"mode": "hybrid", "where": [f"set = {some_set}"]}),
+    ):
+        seconds = []
+        for row, question in enumerate(questions):
+            start = time.perf_counter()
+            hits = post(f"{url}/search", {"query": question, "top": TOP, **more})["hits"]
+            seconds.append(time.perf_counter() - start)
+            if name == "vector":
+                found += len({hit["id"] for hit in hits} & {ids[i] for i in exact[row]})
+        latency[name] = quantiles(seconds)
+    return {"questions": len(questions), "latency": latency, "recall_at_10": found / TOP / len(questions)}
+
+
+def markdown(result: dict[str, Any]) -> str:
+    corpus, counts = result["corpus"], result["embed"]["counts"]
+    lines = [
+        "# A real corpus from files to a page",
+        "",
+        f"`{result['command']}`",
+        "",
+        ", ".join(f"{name} {value}" for name, value in result["machine"].items()),
+        "",
+        f"{corpus['passages']:,} passages, {corpus['bytes'] / 1e6:.0f} MB of JSONL, {counts['tokens']:,} "
+        f"tokens ({counts['truncated']:,} texts cut), vectors of {result['dim']:,} numbers.",
+        "",
+        "| step | seconds | CPU seconds | peak memory, MiB | disk, MB |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for step in ("embed", "index", "cluster"):
+        one = result[step]
+        lines.append(
+            f"| nvembed {step} | {one['seconds']:,.0f} | {one['cpu_seconds']:,.0f} "
+            f"| {one['peak_memory_mib']:,} | {one['disk_bytes'] / 1e6:,.1f} |"
+        )
+    asked = result["search"]
+    lines += [
+        "",
+        f"`nvembed serve --index`: ready after {asked['ready_s']:.0f} s, {asked['memory_mib']:,} MiB; "
+        f"{asked['questions']} questions to `/search`, one at a time, their embedding included:",
+        "",
+        "| mode | p50 ms | p95 ms |",
+        "|---|---:|---:|",
+        *(
+            f"| {mode} | {row['p50_ms']:.0f} | {row['p95_ms']:.0f} |"
+            for mode, row in asked["latency"].items()
+        ),
+        "",
+        f"Recall@10 of the index against exact search: {asked['recall_at_10']:.3f}.",
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -104,7 +203,7 @@ def main() -> None:
     )
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--work", type=Path, help="keep corpus and vectors in this folder")
-    parser.add_argument("--out", type=Path, default=RESULTS / "corpus.json")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     if not any(arguments.data.glob(ROLES[0])):
         sys.exit(
@@ -117,24 +216,35 @@ def main() -> None:
         found = make_corpus(arguments.data, corpus, arguments.passages)
         if found < arguments.passages:
             sys.exit(f"{arguments.data} has {found:,} distinct texts: ask for fewer --passages")
+        embedded, topics = work / "embedded", work / "topics"
+        options = ["--model", arguments.model, "--dtype", arguments.dtype, "--whole"]
+        if arguments.max_length:
+            options += ["--max-length", str(arguments.max_length)]
+        steps: dict[str, dict[str, Any]] = {"embed": run("embed", corpus, embedded, *options)}
+        source = open_embedded(embedded)
+        steps["embed"] |= {"counts": source.manifest["counts"], "disk_bytes": disk_bytes(embedded)}
+        steps["index"] = {**run("index", embedded), "disk_bytes": disk_bytes(embedded / "index")}
+        steps["cluster"] = {**run("cluster", embedded, "--out", topics), "disk_bytes": disk_bytes(topics)}
+        lines = (arguments.data / QUESTIONS).read_text(encoding="utf-8").splitlines()
+        questions = [json.loads(line)["text"] for line in lines[:200]]
+        served = ["--served-name", "bench", "--dtype", arguments.dtype, "--index", embedded]
+        start = time.perf_counter()
+        with server(arguments.model, *served, "--index-map", topics) as (url, process):
+            ready_s = time.perf_counter() - start
+            asked = search(url, questions, source)
+            memory_mib = process.memory_info().rss >> 20
         result = {
             "command": f"python benchmarks/corpus.py {' '.join(sys.argv[1:])}",
-            "hardware": {
-                "machine": platform.machine(),
-                "cpus": os.cpu_count(),
-                "threads": torch.get_num_threads(),
-            },
-            "versions": {
-                "python": platform.python_version(),
-                "nvembed": nvembed.__version__,
-                "torch": torch.__version__,
-                "pyarrow": pyarrow.__version__,
-            },
+            "machine": {**hardware(), "nvembed": nvembed.__version__, "pyarrow": pyarrow.__version__},
             "corpus": {"passages": found, "bytes": corpus.stat().st_size},
-            "embed": embed(arguments, corpus, work / "embedded"),
+            "dim": source.dim,
+            **steps,
+            "search": {"ready_s": round(ready_s, 1), "memory_mib": memory_mib, **asked},
         }
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "corpus.json").write_text(json.dumps(result, indent=1) + "\n")
+    (arguments.out / "corpus.md").write_text(markdown(result))
+    print(markdown(result))
 
 
 if __name__ == "__main__":

@@ -98,8 +98,8 @@ def markdown(results: dict[str, Any]) -> str:
         ", ".join(f"{name} {value}" for name, value in results["machine"].items()),
         "",
         f"nDCG@{TOP} times 100, through an index of LanceDB (exact vectors, its full-text search), "
-        f"model {results['model']}. Hybrid: reciprocal rank fusion (k = {RRF_K}) of the first "
-        f"{FUSED_DEPTH} of both.",
+        f"model {results['model']} (dtype {results['dtype']}, {results['max_tokens']} tokens). Hybrid: "
+        f"reciprocal rank fusion (k = {RRF_K}) of the first {FUSED_DEPTH} of both.",
         "",
         f"| task | passages | queries | {' | '.join(COLUMNS)} |",
         f"|---|---:|---:|{'---:|' * len(COLUMNS)}",
@@ -119,11 +119,19 @@ def main() -> None:
     parser.add_argument("model", help="a folder, or NAME=FOLDER")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--tasks", default="all", help="names parted by commas")
+    parser.add_argument("--max-tokens", type=int, default=512)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--work", type=Path, required=True, help="where vectors and results are kept")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    subject = load_subject(given.model, Loading(max_tokens=512))
-    results: dict[str, Any] = {"model": subject.name, "machine": hardware(), "tasks": {}}
+    subject = load_subject(given.model, Loading(given.max_tokens, dtype=given.dtype))
+    results: dict[str, Any] = {
+        "model": subject.name,
+        "max_tokens": given.max_tokens,
+        "dtype": given.dtype or "default",
+        "machine": hardware(),
+        "tasks": {},
+    }
     path = given.work / f"hybrid-{subject.name}-{subject.fingerprint[:8]}.json"
     if path.exists():
         results["tasks"] = json.loads(path.read_text())["tasks"]
