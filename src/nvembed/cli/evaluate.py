@@ -1,11 +1,12 @@
 """`nvembed evaluate`: models on tasks, with the published protocol."""
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 
+from nvembed.cli.screen import long_progress, say
 from nvembed.cli.subjects import Loading, load_subject
 from nvembed.errors import InputError
 from nvembed.evaluate.run import Progress
@@ -91,12 +92,7 @@ def evaluate(
     ]
     for spec in models:
         subject = load_subject(spec, loading)
-        with _bar() as bar:
-            line = bar.add_task(subject.name, total=None)
-
-            def show(now: Progress, bar: Bar = bar, line: object = line, name: str = subject.name) -> None:
-                bar.update(line, description=f"{name}: {now.task}", completed=now.done, total=now.total)  # type: ignore[arg-type]
-
+        with _progress(subject.name) as show:
             done = run(subject, loaded, out, cache=keep, instructions=said, on_progress=show)
         _say(subject.name, done, out)
 
@@ -120,15 +116,23 @@ def _instructions(given: list[str]) -> dict[str, str]:
     return pairs
 
 
-def _bar() -> Bar:
-    return Bar(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
+@contextmanager
+def _progress(name: str) -> Iterator[Callable[[Progress], None]]:
+    """Yield what draws a bar for each task, or, without a terminal, says a line now and then."""
+    task = ""
+    update: Callable[[int, int], None]
+    with ExitStack() as bar:
+
+        def show(now: Progress) -> None:
+            nonlocal task, update
+            if now.task != task:
+                bar.close()
+                task = now.task
+                say(f"{name}: {task}, {now.total:,} texts")
+                update = bar.enter_context(long_progress(f"{name}: {task}"))
+            update(now.done, now.total)
+
+        yield show
 
 
 def _say(name: str, done: list[str], out: Path) -> None:
