@@ -40,6 +40,7 @@ COMMANDS = {
     "audit": "Compare the training sets of a recipe with its held-out sets, text by text.",
     "train": "Train one stage from a recipe; the same command goes on where it was stopped.",
     "merge": "Merge a trained adapter into its checkpoint.",
+    "average": "Average states of training into one.",
     "export": "Write a trained model without its backbone: adapter, pooler, and where to find the rest.",
     "demo": "Embed a labelled corpus with a small model, answer questions and score the answers.",
 }

@@ -1,4 +1,4 @@
-"""Adapters in peft's format, merged into weights without peft.
+"""Adapters in peft's format, read, merged into weights and written without peft.
 
 ``adapter_config.json`` and ``adapter_model.safetensors`` against the base decoder, as peft writes and reads
 them; ``pooler.safetensors`` beside them holds the pooler under its released names.
@@ -11,9 +11,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from nvembed.errors import WeightsError
+from nvembed.errors import OutputError, WeightsError
+from nvembed.files import atomic_path
 from nvembed.weights.load import (
     ADAPTER_TENSORS,
     BACKBONE_TENSORS,
@@ -90,6 +92,40 @@ def merged_tensors(
     check_fit(adapter, checkpoint.tensors, str(checkpoint.folder))
     for name in checkpoint.tensors:
         yield name, adapter.merged(name, checkpoint.read(name), dtype)
+
+
+def peft_names(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """Return an adapter's tensors under the names that peft gives them."""
+    named: dict[str, Tensor] = {}
+    for name, (a, b) in pairs.items():
+        module = PEFT_PREFIX + name.removeprefix(BACKBONE_PREFIX).removesuffix(".weight")
+        named |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
+    return named
+
+
+def dtypes_of(files: Mapping[str, Mapping[str, Tensor]]) -> str:
+    """Name the dtypes in these files, to say so."""
+    found = {str(value.dtype).removeprefix("torch.") for part in files.values() for value in part.values()}
+    return " and ".join(sorted(found))
+
+
+def write_folder(folder: Path, tensors: Mapping[str, dict[str, Tensor]], others: Mapping[str, bytes]) -> int:
+    """Write files of tensors and others to a new folder, whole or not at all; return their size in bytes.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with atomic_path(folder) as work:
+        work.mkdir()
+        try:
+            for file, values in tensors.items():
+                save_file(values, work / file, metadata={"format": "pt"})
+                (work / file).chmod(0o644)  # the library keeps it to its owner
+        except SafetensorError as error:
+            raise OutputError(f"could not write {folder}: {error}; nothing was left behind") from error
+        for name, content in others.items():
+            (work / name).write_bytes(content)
+        return sum(path.stat().st_size for path in work.iterdir())
 
 
 def check_fit(adapter: Adapter, tensors: Mapping[str, StoredTensor], base: str) -> None:

@@ -7,19 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from nvembed.errors import InputError, OutputError
-from nvembed.files import atomic_path
 from nvembed.weights.adapter import (
     ADAPTER_CONFIG,
     BACKBONE_PREFIX,
-    PEFT_PREFIX,
     Adapter,
     check_fit,
+    dtypes_of,
+    peft_names,
     read_adapter,
+    write_folder,
 )
 from nvembed.weights.backbone import Base, find_backbone, name_base
 from nvembed.weights.card import model_card
@@ -86,7 +85,7 @@ def export(
     elif pairs:
         config = read_json(state / ADAPTER_CONFIG)
     parts = {
-        ADAPTER_TENSORS: _peft_names(pairs),
+        ADAPTER_TENSORS: peft_names(pairs),
         BACKBONE_TENSORS: whole,
         POOLER_TENSORS: _pooler(model, adapter),
     }
@@ -95,7 +94,7 @@ def export(
     if pairs:
         others[ADAPTER_CONFIG] = _json(config | {"base_model_name_or_path": origin.name})
     adapted, pooled = (sum(v.numel() for v in parts[f].values()) for f in (ADAPTER_TENSORS, POOLER_TENSORS))
-    return Exported(origin, _dtypes(stored), adapted, pooled, _write(folder, stored, others), error)
+    return Exported(origin, dtypes_of(stored), adapted, pooled, write_folder(folder, stored, others), error)
 
 
 def _others(name: str, model: Checkpoint, origin: Base, licence: str | None) -> dict[str, bytes]:
@@ -119,39 +118,11 @@ def _stored(parts: dict[str, dict[str, Tensor]], dtype: torch.dtype | None) -> d
     }
 
 
-def _peft_names(pairs: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    named: dict[str, Tensor] = {}
-    for name, (a, b) in pairs.items():
-        module = PEFT_PREFIX + name.removeprefix(BACKBONE_PREFIX).removesuffix(".weight")
-        named |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
-    return named
-
-
 def _pooler(model: Checkpoint, adapter: Adapter) -> dict[str, Tensor]:
     """The trained pooler; the model's own where the state has none, as peft's adapters."""
     names = [name for name in model.tensors if not name.startswith(BACKBONE_PREFIX)]
     return {name: adapter.replaced[name] if name in adapter.replaced else model.read(name) for name in names}
 
 
-def _dtypes(stored: dict[str, dict[str, Tensor]]) -> str:
-    found = {str(value.dtype).removeprefix("torch.") for part in stored.values() for value in part.values()}
-    return " and ".join(sorted(found))
-
-
 def _json(value: dict[str, Any]) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _write(folder: Path, tensors: dict[str, dict[str, Tensor]], others: dict[str, bytes]) -> int:
-    """Write all files, whole or not at all; return their size in bytes."""
-    with atomic_path(folder) as work:
-        work.mkdir()
-        try:
-            for file, values in tensors.items():
-                save_file(values, work / file, metadata={"format": "pt"})
-                (work / file).chmod(0o644)  # the library keeps it to its owner
-        except SafetensorError as error:
-            raise OutputError(f"could not write {folder}: {error}; nothing was left behind") from error
-        for name, content in others.items():
-            (work / name).write_bytes(content)
-        return sum(path.stat().st_size for path in work.iterdir())
