@@ -20,11 +20,8 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -34,9 +31,10 @@ import psutil
 import pyarrow
 
 import nvembed
-from memory import hardware
+from memory import hardware, heading
 from nvembed.corpus.embedded import EmbeddedCorpus, open_embedded
 from nvembed.vectors.search import top_k
+from serve_load import NVEMBED, free_port, server
 
 RESULTS = Path(__file__).parent / "results"
 QUESTIONS = "retrieval/hotpotqa_dev500_pooled/queries.jsonl"
@@ -78,9 +76,6 @@ def make_corpus(data: Path, target: Path, count: int) -> int:
     return len(seen)
 
 
-NVEMBED = [sys.executable, "-c", "from nvembed.cli.main import main; main()"]
-
-
 def run(*arguments: str | Path) -> dict[str, float]:
     """Run an nvembed command; return the seconds, CPU seconds and peak memory it took."""
     start = time.perf_counter()
@@ -98,22 +93,6 @@ def run(*arguments: str | Path) -> dict[str, float]:
 
 def disk_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-@contextmanager
-def server(*arguments: str | Path) -> Iterator[tuple[str, psutil.Process]]:
-    """Run ``nvembed serve``; yields its address once it is ready."""
-    command = [*NVEMBED, "serve", *map(str, arguments), "--port", "0"]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert running.stderr is not None
-    try:
-        url = json.loads(running.stderr.readline())["url"]
-        next(line for line in running.stderr if json.loads(line)["event"] == "ready")
-        threading.Thread(target=deque, args=(running.stderr, 0), daemon=True).start()  # nobody reads the log
-        yield url, psutil.Process(running.pid)
-    finally:
-        running.kill()
-        running.wait()
 
 
 def post(url: str, body: dict[str, object]) -> Any:
@@ -154,12 +133,7 @@ def search(url: str, questions: list[str], source: EmbeddedCorpus) -> dict[str, 
 def markdown(result: dict[str, Any]) -> str:
     corpus, counts = result["corpus"], result["embed"]["counts"]
     lines = [
-        "# A real corpus from files to a page",
-        "",
-        f"`{result['command']}`",
-        "",
-        ", ".join(f"{name} {value}" for name, value in result["machine"].items()),
-        "",
+        *heading("A real corpus from files to a page", result["command"], result["machine"]),
         f"{corpus['passages']:,} passages, {corpus['bytes'] / 1e6:.0f} MB of JSONL, {counts['tokens']:,} "
         f"tokens ({counts['truncated']:,} texts cut), vectors of {result['dim']:,} numbers.",
         "",
@@ -227,14 +201,18 @@ def main() -> None:
         steps["cluster"] = {**run("cluster", embedded, "--out", topics), "disk_bytes": disk_bytes(topics)}
         lines = (arguments.data / QUESTIONS).read_text(encoding="utf-8").splitlines()
         questions = [json.loads(line)["text"] for line in lines[:200]]
-        served = ["--served-name", "bench", "--dtype", arguments.dtype, "--index", embedded]
+        port = free_port()
+        serve = [*NVEMBED, "serve", arguments.model, "--served-name", "bench", "--dtype", arguments.dtype]
+        serve += ["--port", str(port), "--index", str(embedded), "--index-map", str(topics)]
         start = time.perf_counter()
-        with server(arguments.model, *served, "--index-map", topics) as (url, process):
+        with server(serve, port, "/health/ready") as pid:
             ready_s = time.perf_counter() - start
-            asked = search(url, questions, source)
-            memory_mib = process.memory_info().rss >> 20
+            asked = search(f"http://127.0.0.1:{port}", questions, source)
+            memory_mib = psutil.Process(pid).memory_info().rss >> 20
+        max_length = f" --max-length {arguments.max_length}" if arguments.max_length else ""
         result = {
-            "command": f"python benchmarks/corpus.py {' '.join(sys.argv[1:])}",
+            "command": f"python benchmarks/corpus.py {arguments.model} ../shared/data "
+            f"--passages {arguments.passages}{max_length} --dtype {arguments.dtype}",
             "machine": {**hardware(), "nvembed": nvembed.__version__, "pyarrow": pyarrow.__version__},
             "corpus": {"passages": found, "bytes": corpus.stat().st_size},
             "dim": source.dim,

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from memory import hardware
+from memory import hardware, heading
 from nvembed.cli.subjects import Loading, load_subject
 from nvembed.corpus.lance import LanceStore
 from nvembed.corpus.retrieve import FUSED_DEPTH, RRF_K, retrieve
@@ -90,13 +90,12 @@ def run_task(task: Task, embed: Embedder, prompts: Any) -> dict[str, float]:
 
 def markdown(results: dict[str, Any]) -> str:
     tasks = results["tasks"]
+    command = (
+        f"python benchmarks/hybrid.py {results['model']}=FOLDER --data ../shared/data --work FOLDER "
+        f"--out RESULTS --dtype {results['dtype']} --max-tokens {results['max_tokens']}"
+    )
     lines = [
-        "# Hybrid search against vectors and words alone",
-        "",
-        f"`python benchmarks/hybrid.py {results['model']} --data ../shared/data --work FOLDER --out RESULTS`",
-        "",
-        ", ".join(f"{name} {value}" for name, value in results["machine"].items()),
-        "",
+        *heading("Hybrid search against vectors and words alone", command, results["machine"]),
         f"nDCG@{TOP} times 100, through an index of LanceDB (exact vectors, its full-text search), "
         f"model {results['model']} (dtype {results['dtype']}, {results['max_tokens']} tokens). Hybrid: "
         f"reciprocal rank fusion (k = {RRF_K}) of the first {FUSED_DEPTH} of both.",
@@ -128,7 +127,7 @@ def main() -> None:
     results: dict[str, Any] = {
         "model": subject.name,
         "max_tokens": given.max_tokens,
-        "dtype": given.dtype or "default",
+        "dtype": subject.precision,
         "machine": hardware(),
         "tasks": {},
     }

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from memory import hardware, phase
+from memory import hardware, heading, phase
 from nvembed.vectors import codec
 from nvembed.vectors.search import top_k
 
@@ -323,12 +323,7 @@ def run(data: Data, kinds: list[str], results: dict[str, Any], save: Callable[[]
 def markdown(results: dict[str, Any], command: str) -> str:
     rows = results["rows"]
     lines = [
-        f"# {rows:,} vectors of {DIM:,} numbers: index, recall, latency",
-        "",
-        f"`{command}`",
-        "",
-        ", ".join(f"{name} {value}" for name, value in results["machine"].items()),
-        "",
+        *heading(f"{rows:,} vectors of {DIM:,} numbers: index, recall, latency", command, results["machine"]),
         f"Synthetic vectors (seed fixed): {max(8, rows // 2_000)} topics of unequal size, {LATENT} latent "
         f"dimensions of falling variance, isotropic noise. {QUERIES} queries of the same topics, one at a "
         "time; recall@10 against exact search. All but float16 find candidates (int8 20, others 100), "

@@ -4,7 +4,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -50,6 +50,11 @@ def phase(name: str, results: dict[str, dict[str, float]], every_s: float = 0.02
             "cpu_seconds": round(cpu_seconds, 2),
             **{f"peak_{key}_gib": round(value / GIB, 3) for key, value in peak.items()},
         }
+
+
+def heading(title: str, command: str, machine: Mapping[str, object]) -> list[str]:
+    """Return the first lines of a result's page."""
+    return [f"# {title}", "", f"`{command}`", "", ", ".join(f"{k} {v}" for k, v in machine.items()), ""]
 
 
 def hardware() -> dict[str, str | int | float]:

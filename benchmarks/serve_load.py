@@ -43,6 +43,7 @@ from encode_cpu import Backbone, cpu_name, passages
 from nvembed.encoder import Encoder
 
 RESULTS = Path(__file__).parent / "results"
+NVEMBED = [sys.executable, "-c", "from nvembed.cli.main import main; main()"]
 PER_REQUEST = 16
 PAUSE_S = 2.0  # of a query client between its questions, on average
 QUERIES = "retrieval/hotpotqa_dev500_pooled/queries.jsonl"
@@ -314,7 +315,6 @@ def markdown(result: dict[str, Any]) -> str:
         "shares are of the faster one.",
         "",
         "| server | phase | tokens/s | of the library | query p50 / p95 / p99, ms | bulk p50 / p95 / p99, s "
-        ""
         "| cores busy: server, clients | errors | 429 |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
@@ -374,7 +374,7 @@ def main() -> None:
     settings["pad_token"] = settings["eos_token"]
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     port = free_port()
-    nvembed = [sys.executable, "-c", "from nvembed.cli.main import main; main()", "serve", str(given.model)]
+    nvembed = [*NVEMBED, "serve", str(given.model)]
     nvembed += ["--dtype", given.dtype, "--port", str(port), "--served-name", "bench"]
     plain = [sys.executable, __file__, ".", ".", "--dtype", given.dtype, "--plain", str(folder), str(port)]
     infinity = [
@@ -406,7 +406,8 @@ def main() -> None:
     result = {
         "question": "tokens per second and latency of the server under load, beside the library and peers",
         "command": "python benchmarks/serve_load.py MODEL DATA "
-        f"--dtype {given.dtype} --seconds {given.seconds:g}",
+        f"--dtype {given.dtype} --seconds {given.seconds:g} --ramp {given.ramp:g}"
+        + (" --infinity PROGRAM" if given.infinity else ""),
         "hardware": f"{cpu_name()}, {os.cpu_count()} cores",
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
         "dtype": given.dtype,

@@ -25,6 +25,5 @@ def average(*states: Path, out: Path, share: list[float] | None = None) -> None:
     from nvembed.weights.average import average as write
 
     made = write(states, out, shares=share)
-    ranks = {a.shape[0] for a, _ in made.pairs.values()}
-    rank = f", adapter of rank {max(ranks)}" if ranks else ""
+    rank = f", adapter of rank {made.rank}" if made.rank else ""
     print(f"{out}: the mean of {len(states)} states{rank}")

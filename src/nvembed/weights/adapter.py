@@ -4,10 +4,12 @@
 them; ``pooler.safetensors`` beside them holds the pooler under its released names.
 """
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -37,6 +39,17 @@ class Adapter:
     scale: float  # alpha / rank
     pairs: dict[str, tuple[Tensor, Tensor]]  # released weight name -> A (r, in), B (out, r)
     replaced: dict[str, Tensor]  # released name -> value: the pooler; after full fine-tuning the backbone too
+
+    @property
+    def rank(self) -> int:
+        """Of the low-rank pairs; 0 where there are none."""
+        return max((a.shape[0] for a, _ in self.pairs.values()), default=0)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Released name -> shape of each weight that is changed."""
+        adapted = {name: (b.shape[0], a.shape[1]) for name, (a, b) in self.pairs.items()}
+        return {**adapted, **{name: tuple(value.shape) for name, value in self.replaced.items()}}
 
     def merged(self, name: str, weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Return ``W + (alpha / r) B A``, or the value that replaces it, in ``dtype`` or else the weight's.
@@ -103,10 +116,9 @@ def peft_names(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
     return named
 
 
-def dtypes_of(files: Mapping[str, Mapping[str, Tensor]]) -> str:
-    """Name the dtypes in these files, to say so."""
-    found = {str(value.dtype).removeprefix("torch.") for part in files.values() for value in part.values()}
-    return " and ".join(sorted(found))
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """Return the content of a JSON file."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def write_folder(folder: Path, tensors: Mapping[str, dict[str, Tensor]], others: Mapping[str, bytes]) -> int:
@@ -130,11 +142,7 @@ def write_folder(folder: Path, tensors: Mapping[str, dict[str, Tensor]], others:
 
 def check_fit(adapter: Adapter, tensors: Mapping[str, StoredTensor], base: str) -> None:
     """Raise WeightsError if an adapter changes what ``base``, which has these tensors, does not have."""
-    shapes: dict[str, tuple[int, ...]] = {
-        name: (b.shape[0], a.shape[1]) for name, (a, b) in adapter.pairs.items()
-    }
-    shapes |= {name: tuple(value.shape) for name, value in adapter.replaced.items()}
-    for name, shape in shapes.items():
+    for name, shape in adapter.shapes.items():
         if name not in tensors:
             raise WeightsError(f"the adapter changes {name}, which {base} does not have")
         if shape != tensors[name].shape:

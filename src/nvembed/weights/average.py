@@ -1,10 +1,8 @@
 """States of training averaged: one model between them, which often keeps what each is better at."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +12,7 @@ from nvembed.weights.adapter import (
     ADAPTER_CONFIG,
     BACKBONE_PREFIX,
     Adapter,
+    json_bytes,
     peft_names,
     read_adapter,
     write_folder,
@@ -57,27 +56,25 @@ def average(
     first = adapters[0]
     for path, other in zip(paths[1:], adapters[1:], strict=True):
         _check_alike(first, other, f"{paths[0]} and {path}")
-    pairs = {name: _pair(name, adapters, weights) for name in first.pairs}
-    replaced = {
-        name: _sum([one.replaced[name] for one in adapters], weights).contiguous() for name in first.replaced
-    }
-    whole = {name for name in replaced if name.startswith(BACKBONE_PREFIX)}
-    files = {
-        ADAPTER_TENSORS: peft_names(pairs),
-        BACKBONE_TENSORS: {name: replaced[name] for name in replaced if name in whole},
-        POOLER_TENSORS: {name: replaced[name] for name in replaced if name not in whole},
-    }
-    others = {ADAPTER_CONFIG: _config(paths[0], pairs, first.scale)} if pairs else {}
+    made = Adapter(
+        first.scale,
+        pairs={name: _pair(name, adapters, weights) for name in first.pairs},
+        replaced={
+            name: _sum([one.replaced[name] for one in adapters], weights).contiguous()
+            for name in first.replaced
+        },
+    )
+    files: dict[str, dict[str, Tensor]] = {ADAPTER_TENSORS: peft_names(made.pairs)}
+    files |= {BACKBONE_TENSORS: {}, POOLER_TENSORS: {}}
+    for name, value in made.replaced.items():
+        files[BACKBONE_TENSORS if name.startswith(BACKBONE_PREFIX) else POOLER_TENSORS][name] = value
+    others = {ADAPTER_CONFIG: _config(paths[0], made)} if made.pairs else {}
     write_folder(folder, {file: values for file, values in files.items() if values}, others)
-    return Adapter(first.scale, pairs, replaced)
+    return made
 
 
 def _check_alike(one: Adapter, other: Adapter, which: str) -> None:
-    def changed(state: Adapter) -> dict[str, tuple[int, ...]]:
-        shapes = {name: (b.shape[0], a.shape[1]) for name, (a, b) in state.pairs.items()}
-        return {**shapes, **{name: tuple(value.shape) for name, value in state.replaced.items()}}
-
-    ours, theirs = changed(one), changed(other)
+    ours, theirs = one.shapes, other.shapes
     differ = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
     if differ:
         raise WeightsError(
@@ -102,9 +99,7 @@ def _sum(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     return total.to(values[0].dtype)
 
 
-def _config(state: Path, pairs: dict[str, tuple[Tensor, Tensor]], scale: float) -> bytes:
-    ranks = {a.shape[0] for a, _ in pairs.values()}
-    config: dict[str, Any] = read_json(state / ADAPTER_CONFIG) | {"r": max(ranks)}
-    alpha = scale * max(ranks)
-    config["lora_alpha"] = int(alpha) if alpha == int(alpha) else alpha
-    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+def _config(state: Path, made: Adapter) -> bytes:
+    alpha = made.scale * made.rank
+    whole = int(alpha) if alpha == int(alpha) else alpha
+    return json_bytes(read_json(state / ADAPTER_CONFIG) | {"r": made.rank, "lora_alpha": whole})

@@ -1,10 +1,8 @@
 """A trained model as small as it goes: adapter, pooler, configs, tokenizer, and the name of its backbone."""
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +13,7 @@ from nvembed.weights.adapter import (
     BACKBONE_PREFIX,
     Adapter,
     check_fit,
-    dtypes_of,
+    json_bytes,
     peft_names,
     read_adapter,
     write_folder,
@@ -92,9 +90,9 @@ def export(
     stored = _stored(parts, dtype)
     others = _others(folder.name, model, origin, licence)
     if pairs:
-        others[ADAPTER_CONFIG] = _json(config | {"base_model_name_or_path": origin.name})
+        others[ADAPTER_CONFIG] = json_bytes(config | {"base_model_name_or_path": origin.name})
     adapted, pooled = (sum(v.numel() for v in parts[f].values()) for f in (ADAPTER_TENSORS, POOLER_TENSORS))
-    return Exported(origin, dtypes_of(stored), adapted, pooled, write_folder(folder, stored, others), error)
+    return Exported(origin, _dtypes(stored), adapted, pooled, write_folder(folder, stored, others), error)
 
 
 def _others(name: str, model: Checkpoint, origin: Base, licence: str | None) -> dict[str, bytes]:
@@ -103,7 +101,7 @@ def _others(name: str, model: Checkpoint, origin: Base, licence: str | None) -> 
     config["nvembed"]["base"] = origin.model_dump(exclude_none=True)
     hub = origin.name if origin.source == "hub" else None
     card = model_card(name, model.config, model.text, base=origin.label, base_model=hub, licence=licence)
-    return {"config.json": _json(config), "README.md": card.encode(), **model.tokenizer_files()}
+    return {"config.json": json_bytes(config), "README.md": card.encode(), **model.tokenizer_files()}
 
 
 def _stored(parts: dict[str, dict[str, Tensor]], dtype: torch.dtype | None) -> dict[str, dict[str, Tensor]]:
@@ -124,5 +122,6 @@ def _pooler(model: Checkpoint, adapter: Adapter) -> dict[str, Tensor]:
     return {name: adapter.replaced[name] if name in adapter.replaced else model.read(name) for name in names}
 
 
-def _json(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+def _dtypes(stored: dict[str, dict[str, Tensor]]) -> str:
+    found = {str(value.dtype).removeprefix("torch.") for part in stored.values() for value in part.values()}
+    return " and ".join(sorted(found))
