@@ -242,7 +242,7 @@ def clustered(count: int, dim: int) -> np.ndarray:
     return np.asarray(x / np.linalg.norm(x, axis=1, keepdims=True), np.float32)
 
 
-@pytest.mark.parametrize("kind", ["rq", "pq", "hnsw", "int8", "binary", "half", "bits"])
+@pytest.mark.parametrize("kind", ["rq", "int8", "binary", "half", "bits"])
 def test_approximate_kinds_find_the_nearest(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
@@ -267,7 +267,7 @@ def test_approximate_kinds_find_the_nearest(
                 "SELECT indexdef FROM pg_indexes WHERE indexname = %s", [f"{index.record.name}_vector"]
             )  # type: ignore[attr-defined]
             assert ("halfvec_cosine_ops" if kind == "half" else "bit_hamming_ops") in plan[0][0]
-        elif kind in ("rq", "pq", "hnsw"):
+        elif kind == "rq":
             names = [found.index_type for found in index.store._table().list_indices()]  # type: ignore[attr-defined]
             assert any(name.startswith("Ivf") for name in names)
         half = x.astype(np.float16).astype(np.float32)

@@ -49,7 +49,7 @@ def index(
     delete
         The name of a document to remove. May be repeated.
     kind
-        How vectors are found: auto, exact, rq, pq, hnsw (LanceDB's), int8 or binary (codes in memory).
+        How vectors are found: auto, exact, rq (LanceDB's IVF_RQ), int8 or binary (codes in memory).
     server
         http://HOST:PORT of a Qdrant server (its key in QDRANT_API_KEY), or postgresql://USER@HOST/DATABASE of
         a PostgreSQL server with pgvector (its password in ~/.pgpass or PGPASSWORD).

@@ -22,10 +22,10 @@ from nvembed.corpus.where import OWN_FIELDS, Condition, Kind, field_values
 from nvembed.errors import MissingExtraError
 from nvembed.vectors.codec import Int8, binary_scores, candidates, int8_scores, to_binary, to_int8
 
-KINDS = ("auto", "exact", "rq", "pq", "hnsw", "int8", "binary")
+KINDS = ("auto", "exact", "rq", "int8", "binary")
 # Candidates fetched for each hit that is asked for; benchmarks/index.py measures the recall.
-OVERSAMPLE = {"exact": 2, "rq": 10, "pq": 10, "hnsw": 4, "int8": 2, "binary": 10}
-PROBES = 20  # partitions of LanceDB's indexes that are read
+OVERSAMPLE = {"exact": 2, "rq": 10, "int8": 2, "binary": 10}
+PROBES = 20  # partitions of LanceDB's index that are read
 _COLUMNS = ["id", "document", "start", "end", "text", "metadata"]
 _ARROW = {"int": pa.int64(), "float": pa.float64(), "bool": pa.bool_(), "string": pa.string()}
 # An older version may be read by a process that is running; nobody's search takes this long.
@@ -95,14 +95,8 @@ class LanceStore:
         for name in ("id", "document"):
             if (name,) not in present:
                 table.create_index(name, config=index.BTree())
-        kind = self._kind_for(table.count_rows())
-        config = {
-            "rq": lambda: index.IvfRq(distance_type="cosine"),
-            "pq": lambda: index.IvfPq(distance_type="cosine"),
-            "hnsw": lambda: index.HnswSq(distance_type="cosine", num_partitions=1),
-        }.get(kind)
-        if config is not None and ("vector",) not in present:
-            table.create_index("vector", config=config())
+        if self._kind_for(table.count_rows()) == "rq" and ("vector",) not in present:
+            table.create_index("vector", config=index.IvfRq(distance_type="cosine"))
         table.optimize(cleanup_older_than=_KEEP_VERSIONS)
 
     @_reading
@@ -149,8 +143,7 @@ class LanceStore:
     def _kind_for(self, rows: int) -> str:
         if self._kind == "auto":
             return "exact" if rows < EXACT_ROWS else "rq"
-        few = self._kind in ("rq", "pq", "hnsw") and rows < EXACT_ROWS
-        return "exact" if few else self._kind
+        return "exact" if self._kind == "rq" and rows < EXACT_ROWS else self._kind
 
     def _columns(self, batch: pa.RecordBatch, fields: dict[str, Kind]) -> pa.Table:
         """Add the columns that filters and codes need."""

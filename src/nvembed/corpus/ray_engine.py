@@ -110,11 +110,15 @@ def ray_engine(
                 num_gpus=1 if cluster.gpus else 0,
             )
         )
+        failed = ""
         for row in done.iter_rows():
-            if row["error"]:
-                name, message = json.loads(row["error"])
-                raise getattr(errors, name)(message)
+            failed = row["error"]
+            if failed:
+                break
             yield json.loads(row["entry"])
+        if failed:  # out of the loop: an error's trace would keep Ray's iterator, and so its thread, alive
+            name, message = json.loads(failed)
+            raise getattr(errors, name)(message)
 
     return engine
 
