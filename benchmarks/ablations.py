@@ -92,6 +92,7 @@ class Budget:
     batch: int | None
     samples: int | None  # of each training set at most
     teacher: str | None
+    without: tuple[str, ...] = ()  # sets of the blend that are left out
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,7 @@ def _changes(arm: Arm, seed: int, budget: Budget, number: int, in_batch: bool) -
         "optimizer.steps": count,
         "optimizer.warmup_steps": count // 20,
         "run.seed": 10 * seed + number,
+        "run.compile": "false",  # it would take longer than such a run
         "run.evaluate_every": count,
         "run.save_every": max(1, count // 4),
     }
@@ -171,13 +173,17 @@ def _changes(arm: Arm, seed: int, budget: Budget, number: int, in_batch: bool) -
 
 
 def write_recipes(budget: Budget) -> None:
-    """Write the recipe twice: as it is, and with label texts for all labelled sets."""
+    """Write the recipe twice, without its teacher: as it is, and with label texts for all labelled sets."""
     blend = (budget.recipe / "blend.toml").read_text()
     if budget.samples:
         cap = budget.samples
         blend = re.sub(
             r"^samples = ([\d_]+)", lambda found: f"samples = {min(cap, int(found[1]))}", blend, flags=re.M
         )
+    for name in budget.without:
+        blend, whole = _without(blend, f"sets.{name}"), blend
+        if blend == whole:
+            raise SystemExit(f"--without {name}: {budget.recipe / 'blend.toml'} has no such set")
     by_label = blend.replace('form = "example"', 'form = "label"')
     for name, texts in LABEL_TEXTS.items():
         table = ", ".join(f'"{number}" = "{text}"' for number, text in enumerate(texts))
@@ -186,8 +192,14 @@ def write_recipes(budget: Budget) -> None:
         folder = budget.work / "recipes" / labels
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "blend.toml").write_text(text)
-        for name in ("mining.toml", "stage1.toml", "stage2.toml"):
-            shutil.copyfile(budget.recipe / name, folder / name)
+        shutil.copyfile(budget.recipe / "mining.toml", folder / "mining.toml")
+        for name in ("stage1.toml", "stage2.toml"):  # the paper's training has no teacher
+            (folder / name).write_text(_without((budget.recipe / name).read_text(), "teacher"))
+
+
+def _without(toml: str, section: str) -> str:
+    """Return a file's text without one section, if it has it."""
+    return re.sub(rf"^\[{re.escape(section)}\]\n(?:(?!\[).*\n)*", "", toml, flags=re.M)
 
 
 def nvembed(command: Sequence[str]) -> int:
@@ -285,11 +297,12 @@ def report(budget: Budget, studies: Sequence[str], seeds: Sequence[int], out: Pa
     every = {(run, seed): scores_of(arm, seed, budget) for run, arm in arms.items() for seed in seeds}
     found = {key: value for key, value in every.items() if value is not None}
     published = read_recipe(data_path("recipes") / "nv_embed_v2" / "ablations.toml", Published).published
+    left_out = f" (without {', '.join(budget.without)})" if budget.without else ""
     head = (
         "# The paper's ablations at small scale\n\n"
         f"`python benchmarks/ablations.py`: {budget.steps} steps a stage, "
         f"{budget.layers or 'all'} layers, batch {budget.batch or 'as in the recipe'}, at most "
-        f"{budget.samples or 'all'} examples a set; mean main score of {budget.tasks}, 0 to 100. "
+        f"{budget.samples or 'all'} examples a set{left_out}; mean main score of {budget.tasks}, 0 to 100. "
         f"{len(found)} of {len(every)} runs finished.\n\n"
         "Intervals: 95 %, Student's t over seeds; differences paired by seed. Direction against the "
         "published one (recipes/nv_embed_v2/ablations.toml): open where the interval holds zero.\n"
@@ -317,12 +330,13 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="keep the backbone's first so many")
     parser.add_argument("--batch", type=int, help="examples a step; the recipe's unless given")
     parser.add_argument("--samples", type=int, help="examples of each training set at most")
+    parser.add_argument("--without", nargs="+", default=[], help="training sets that are left out")
     parser.add_argument("--teacher", help="of the hard negatives; the recipe's unless given")
     parser.add_argument("--tasks", default="noveleval,trecqa_rerank,stsb,snips,covidq_categories")
     parser.add_argument("--dry-run", action="store_true", help="only print what would be run")
     given = parser.parse_args()
     names = ("recipe", "data", "base", "work", "tasks", "steps", "layers", "batch", "samples", "teacher")
-    budget = Budget(**{name: getattr(given, name) for name in names})
+    budget = Budget(**{name: getattr(given, name) for name in names}, without=tuple(given.without))
     seeds = range(1, given.seeds + 1)
     arms = {arm.run: arm for name in given.studies for arm in STUDIES[name]}
     if given.dry_run:

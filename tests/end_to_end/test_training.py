@@ -7,17 +7,22 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import tiny_lm
 from eval_folders import make_retrieval
 from tiny_recipe import ANIMALS, tiny_recipe
 
 from conftest import ROOT
+from nvembed.cli.main import main
 from nvembed.encoder import Encoder
 
 
 def test_reproduce_from_beginning_to_end(tmp_path: Path) -> None:
     """The script: stopped by a folder of another run, then given again."""
     recipe = tiny_recipe(tmp_path)
+    taught = '[teacher]\nmodel = "work/teacher"\ninstruct = true\nweight = 0.5\ntemperature = 0.1\n'
+    with (recipe / "stage2.toml").open("a") as file:
+        file.write(taught)
     tiny_lm.folder(tmp_path / "lm", tiny_lm.sizes())
     make_retrieval(tmp_path / "tasks" / "SQuAD", passages=12, queries=4)
     bin_folder = tmp_path / "bin"
@@ -67,6 +72,11 @@ def test_reproduce_from_beginning_to_end(tmp_path: Path) -> None:
     teachers = [(work / name / "animals.settings.json").read_text() for name in ("data1", "data2")]
     assert "bm25" in teachers[0]
     assert "work/teacher" in teachers[1]
+    settings = [json.loads((work / name / "settings.json").read_text()) for name in ("stage1", "stage2")]
+    assert "teacher" not in settings[0]
+    assert settings[1]["teacher"].startswith(
+        Encoder.from_pretrained(work / "teacher", device="cpu").fingerprint
+    )
     for stage in ("stage1", "stage2"):
         log = (work / stage / "log.jsonl").read_text().splitlines()
         assert (sum('"loss"' in line for line in log), sum('"scores"' in line for line in log)) == (4, 2)
@@ -80,3 +90,41 @@ def test_reproduce_from_beginning_to_end(tmp_path: Path) -> None:
     scored = {path.parent.parent.name for path in (work / "results").glob("*/*/SQuAD.json")}
     assert len(scored) == 4
     assert {"local__untrained", "local__stage1", "local__model"} < scored
+
+
+def leave(command: list[str]) -> int:
+    """Run a command in this process and return its exit code."""
+    with pytest.raises(SystemExit) as left:
+        main(command)
+    return int(left.value.code or 0)
+
+
+def test_a_teacher_that_cannot_teach_is_refused_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tiny_recipe(tmp_path)
+    tiny_lm.folder(tmp_path / "lm", tiny_lm.sizes())
+    monkeypatch.chdir(tmp_path)
+    assert leave(["init", "lm", "base", "--recipe", str(recipe / "stage1.toml")]) == 0
+    assert leave(["mine", str(recipe), "--out", "mined"]) == 0
+    stage = recipe / "stage1.toml"
+    command = ["train", str(stage), "--model", "base", "--data", "mined", "--out", "run"]
+    told = stage.read_text()
+    taught = told + '[teacher]\nmodel = "{}"\ninstruct = false\nweight = 1.0\ntemperature = 0.1\n'
+    stage.write_text(taught.format("bm25"))
+    capsys.readouterr()
+    assert leave(command) == 1
+    assert "teacher.model is bm25, which has no vectors" in capsys.readouterr().err
+    stage.write_text(taught.format("base").replace("weight", "wieght"))
+    assert leave(command) == 1
+    assert "wieght" in (error := capsys.readouterr().err)
+    assert "weight" in error
+    stage.write_text(taught.format("base"))
+
+    def ill(_self: Encoder, texts: list[str], **_: object) -> np.ndarray:
+        return np.full((len(texts), 4), np.nan, dtype=np.float32)
+
+    monkeypatch.setattr(Encoder, "encode", ill)
+    assert leave(command) == 1
+    assert "a teacher's vector is not finite" in capsys.readouterr().err
+    assert not list((tmp_path / "run").glob("step-*"))

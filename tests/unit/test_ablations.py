@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ import ablations
 from nvembed.cli.main import main
 from nvembed.data.sources import BlendRecipe
 from nvembed.recipe import read_recipe
+from nvembed.train.recipe import StageRecipe
 
 
 @pytest.fixture
@@ -71,6 +73,18 @@ def test_the_commands_of_an_arm(budget: ablations.Budget) -> None:
     assert ablations.STUDIES["pooling"][0].run == ablations.STUDIES["stages"][0].run
     runs = {arm.run for study in ablations.STUDIES.values() for arm in study}
     assert len(runs) == 16
+
+
+def test_sets_can_be_left_out(budget: ablations.Budget) -> None:
+    whole = read_recipe(budget.recipe / "blend.toml", BlendRecipe).sets
+    ablations.write_recipes(replace(budget, without=("imdb", "nfcorpus")))
+    for name in ("example", "label"):
+        found = read_recipe(budget.work / "recipes" / name / "blend.toml", BlendRecipe).sets
+        assert whole.keys() - found.keys() == {"imdb", "nfcorpus"}
+        assert read_recipe(budget.work / "recipes" / name / "stage2.toml", StageRecipe).teacher is None
+    assert read_recipe(budget.recipe / "stage2.toml", StageRecipe).teacher is not None
+    with pytest.raises(SystemExit, match=r"--without imbd: .*blend.toml has no such set"):
+        ablations.write_recipes(replace(budget, without=("imbd",)))
 
 
 def test_recipes_with_label_texts(budget: ablations.Budget) -> None:

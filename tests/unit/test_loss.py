@@ -9,7 +9,7 @@ from training import examples
 from conftest import unit_rows
 from nvembed.data.collate import collate
 from nvembed.errors import NumericsError
-from nvembed.train.loss import info_nce, loss_and_gradient
+from nvembed.train.loss import Guide, info_nce, loss_and_gradient, neighbour_divergence
 from nvembed.train.step_batch import step_batch
 
 
@@ -89,6 +89,50 @@ def test_gradient_is_that_of_the_repeated_rows() -> None:
         step[row, column] = 1e-6
         slope = (value(vectors + step) - value(vectors - step)) / 2e-6
         assert gradient[row, column].item() == pytest.approx(slope, abs=1e-6)
+
+
+def slow_divergence(student: Tensor, teacher: Tensor, temperature: float) -> list[float]:
+    found = []
+    for i in range(len(student)):
+        others = [j for j in range(len(student)) if j != i]
+        p, q = (
+            [math.exp(float(rows[i].double() @ rows[j].double()) / temperature) for j in others]
+            for rows in (teacher, student)
+        )
+        p, q = [x / sum(p) for x in p], [x / sum(q) for x in q]
+        found.append(sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)))
+    return found
+
+
+def test_neighbours_against_a_double_loop() -> None:
+    student, teacher = torch.from_numpy(unit_rows(7, 12)), torch.from_numpy(unit_rows(7, 5, 1))
+    expected = slow_divergence(student, teacher, 0.1)
+    found = neighbour_divergence(student.double(), teacher, temperature=0.1)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6, atol=1e-9)
+    assert neighbour_divergence(student, teacher, temperature=0.1).dtype == torch.float32
+    assert neighbour_divergence(teacher, teacher, temperature=0.1).abs().max() == 0
+    assert neighbour_divergence(student[:1], teacher[:1], temperature=0.1).tolist() == [0]
+
+
+def test_a_guide_adds_its_term_of_each_text_once() -> None:
+    vectors, teacher = (
+        torch.from_numpy(unit_rows(5, 6)).double(),
+        torch.from_numpy(unit_rows(5, 3, 1)).double(),
+    )
+    plain = {
+        "query_rows": torch.tensor([0]),
+        "passage_rows": torch.tensor([1, 2]),
+        "positive_Q": torch.tensor([0]),
+        "allowed_QC": torch.ones(1, 2, dtype=torch.bool),
+        "temperature": 0.1,
+    }
+    distinct = torch.tensor([0, 1, 2, 4])
+    without, _ = loss_and_gradient(vectors, **plain)
+    found, gradient = loss_and_gradient(vectors, **plain, guide=Guide(teacher, distinct, 3.0, 0.2))
+    expected = np.mean(slow_divergence(vectors[distinct], teacher[distinct], 0.2))
+    assert found == pytest.approx(without + 3.0 * expected, abs=1e-9)
+    assert gradient[3].abs().max() == 0
+    assert all(gradient[row].abs().max() > 0 for row in distinct)
 
 
 def test_shares_are_whole_queries_and_gather_off_keeps_ranks_apart() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training import examples, job, recipe
+from training import TEACHER, examples, job, recipe, teach
 
 from nvembed.data.example import Example
 from nvembed.errors import ConfigError, NumericsError, OutputError
@@ -58,10 +58,11 @@ def killed_at(step: int) -> object:
         ({}, 1),
         ({}, 4),
         ({"run": {"dtype": "bfloat16"}}, 5),
+        ({"teacher": TEACHER}, 3),
         ({"adapter": {"kind": "full"}, "batch": {"graph_tokens": 100}}, 3),
         ({"adapter": {"frozen_layers": 1}, "run": {"activation_checkpointing": True}}, 5),
     ],
-    ids=["unsaved", "saved", "bfloat16", "full", "frozen"],
+    ids=["unsaved", "saved", "bfloat16", "taught", "full", "frozen"],
 )
 def test_a_killed_run_goes_on_exactly(
     tmp_path: Path, changes: dict[str, dict[str, object]], step: int
@@ -119,6 +120,30 @@ def test_the_loss_falls_and_every_adapter_weight_moves(tmp_path: Path) -> None:
             assert not torch.equal(value, before[plain]), f"{name} did not move"
         elif "lora_B" in name:
             assert value.abs().max() > 0, f"{name} did not move"
+
+
+def test_a_teachers_neighbourhoods_are_learnt(tmp_path: Path) -> None:
+    """Of texts that no step has seen: cosines follow the teacher's more closely than without it."""
+    texts = [example.query for example in examples(1_000, 40)]
+    right = teach([("", text) for text in texts])
+    others = ~np.eye(len(texts), dtype=bool)
+
+    def follows(encode: Encode) -> dict[str, float]:
+        found = encode(texts, "")
+        return {"follows": float(np.corrcoef((found @ found.T)[others], (right @ right.T)[others])[0, 1])}
+
+    plain = {
+        "optimizer": {"steps": 40, "learning_rate": 5e-3, "pooler_learning_rate": 5e-3},
+        "batch": {"global_batch": 12},
+        "adapter": {"dropout": 0.0},
+        "run": {"evaluate_every": 40, "save_every": 40},
+    }
+    without = train(job(tmp_path / "without", recipe(**plain), evaluate=follows)).progress.best_score
+    taught = recipe(**plain, teacher={**TEACHER, "weight": 5.0})
+    with_one = train(job(tmp_path / "with", taught, evaluate=follows)).progress.best_score
+    assert without is not None
+    assert with_one is not None
+    assert with_one > without + 0.1
 
 
 def test_every_lora_parameter_has_a_gradient_after_the_first_step(tmp_path: Path) -> None:

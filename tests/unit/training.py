@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from conftest import TINY_A
 from nvembed.data.example import Example
 from nvembed.model.nv_embed import NVEmbed
@@ -49,6 +51,7 @@ def recipe(**sections: dict[str, Any]) -> StageRecipe:
     merged = {
         name: {**value, **sections[name]} if name in sections else value for name, value in RECIPE.items()
     }
+    merged |= {name: value for name, value in sections.items() if name not in merged}
     return StageRecipe.model_validate(merged, strict=False)
 
 
@@ -107,6 +110,16 @@ def examples(step: int, size: int) -> Sequence[Example]:
     return found
 
 
+TEACHER = {"model": "words", "instruct": False, "weight": 2.0, "temperature": 0.1}
+
+
+def teach(texts: Sequence[tuple[str, str]]) -> np.ndarray:
+    """A teacher that counts words: the unit vectors (n, 12)."""
+    counts = np.array([[text.split().count(word) for word in WORDS] for _, text in texts], dtype=np.float32)
+    counts += 0.1
+    return np.asarray(counts / np.linalg.norm(counts, axis=1, keepdims=True))
+
+
 def job(folder: Path, settings: StageRecipe, **changes: Any) -> Job:
     model, tokenizer = tiny()
     values = {
@@ -116,5 +129,6 @@ def job(folder: Path, settings: StageRecipe, **changes: Any) -> Job:
         "examples": examples,
         "folder": folder,
         "identity": {"base": "tiny"},
+        "teach": teach if settings.teacher else None,
     }
     return Job(**{**values, **changes})

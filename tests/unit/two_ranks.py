@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from training import job, recipe
+from training import TEACHER, job, recipe
 
 from nvembed.data.example import Example
 from nvembed.train.loop import Job, train
@@ -24,6 +24,8 @@ def settings(**sections: dict[str, Any]) -> StageRecipe:
 
 SCENARIOS: dict[str, tuple[StageRecipe, bool]] = {  # name -> recipe, sharded
     "uneven": (settings(batch={"global_batch": 5}), False),
+    "taught": (settings(batch={"global_batch": 5}, teacher=TEACHER), False),
+    "taught_empty": (settings(batch={"global_batch": 1}, teacher=TEACHER), False),
     "empty": (settings(batch={"global_batch": 1}), False),
     "sharded": (settings(batch={"global_batch": 5}), True),
     "sharded_empty": (settings(batch={"global_batch": 1}), True),

@@ -1,15 +1,11 @@
 """``nvembed mine``: training files from a recipe, with mined hard negatives."""
 
-import hashlib
 from collections.abc import Sequence
-from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
-
-from nvembed.cli.models import Dtype, encode_with, load_sentence_transformer
+from nvembed.cli.models import Dtype
 from nvembed.cli.screen import say
+from nvembed.cli.teachers import fingerprint, open_teacher
 from nvembed.data.mine import Method, Teacher
 from nvembed.data.prepare import MiningRecipe, prepare
 from nvembed.data.rows import Numbered
@@ -20,8 +16,6 @@ from nvembed.errors import InputError
 from nvembed.recipe import nearest, read_recipe
 from nvembed.text.bm25 import Bm25
 from nvembed.text.prompt import format_prompt, instruction_for, training_instructions
-
-SENTENCE_TRANSFORMERS = "sentence-transformers:"
 
 
 def mine(
@@ -103,7 +97,7 @@ def mine(
         Places(root=root, mirror=mirror),
         out=out,
         make_teacher=loaded.make,
-        teacher_name=_fingerprint(mining.teacher),
+        teacher_name=fingerprint(mining.teacher),
         say=say,
     )
 
@@ -136,53 +130,9 @@ class _Teachers:
             if source.form == "scores":  # pairs of equals: both sides carry the instruction, as in training
                 passage_prompt = format_prompt(instruction_for(source.task, "corpus"))
         if self._loaded is None:
-            name = self._mining.teacher
-            load = _sentence_transformer if name.startswith(SENTENCE_TRANSFORMERS) else _encoder
-            self._loaded = load(name, self._device, self._dtype, self._max_tokens)
-        encode, fingerprint = self._loaded
-        blocks = VectorBlocks(folder, passages, encode, prompt=passage_prompt, fingerprint=fingerprint)
+            self._loaded = open_teacher(
+                self._mining.teacher, device=self._device, dtype=self._dtype, max_tokens=self._max_tokens
+            )
+        encode, name = self._loaded
+        blocks = VectorBlocks(folder, passages, encode, prompt=passage_prompt, fingerprint=name)
         return dense_teacher(encode, query_prompt, blocks, depth=depth)
-
-
-def _encoder(name: str, device: str | None, dtype: Dtype | None, max_tokens: int) -> tuple[Encode, str]:
-    from nvembed.encoder import Encoder
-
-    model = Encoder.from_pretrained(name, device=device, dtype=dtype)
-    limit = min(max_tokens, model.max_length)
-
-    def encode(texts: Sequence[str], prompt: str) -> np.ndarray:
-        return np.asarray(model.encode(list(texts), prompt=prompt, max_length=limit, truncate=True))
-
-    return encode, f"{model.fingerprint}/{limit}/{model.dtype}"
-
-
-def _sentence_transformer(
-    name: str, device: str | None, dtype: Dtype | None, max_tokens: int
-) -> tuple[Encode, str]:
-    place = _folder(name.removeprefix(SENTENCE_TRANSFORMERS))
-    model = load_sentence_transformer(place, max_tokens=max_tokens, device=device, dtype=dtype)
-    return partial(encode_with, model), f"{_fingerprint(name)}/{model.max_seq_length}/{model.dtype}"
-
-
-def _fingerprint(name: str) -> str:
-    """Return the teacher's name with a digest of its weights, where they lie in a folder."""
-    folder = Path(_folder(name.removeprefix(SENTENCE_TRANSFORMERS)))
-    if not folder.is_dir():
-        return name  # bm25, or an id of the hub
-    digest = hashlib.blake2b(digest_size=8)
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as handle:
-            digest.update(hashlib.file_digest(handle, "blake2b").digest())
-    return f"{name}/{digest.hexdigest()}"
-
-
-def _folder(name: str) -> str:
-    """Return the folder that ``name`` is, also inside an installed package; else ``name``, a hub id."""
-    if Path(name).is_dir():
-        return name
-    package, _, rest = name.partition("/")
-    spec = find_spec(package) if package.isidentifier() else None
-    for location in (spec.submodule_search_locations or []) if spec else []:
-        if (Path(location) / rest).is_dir():
-            return str(Path(location) / rest)
-    return name

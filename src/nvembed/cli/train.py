@@ -2,7 +2,7 @@
 
 import sys
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from nvembed.recipe import nearest, read_recipe
 if TYPE_CHECKING:
     from nvembed.data.blend import Blend
     from nvembed.evaluate.tasks import Task
-    from nvembed.train.loop import Encode, Job, Outcome
+    from nvembed.train.loop import Encode, Job, Outcome, Teach
     from nvembed.train.parallel import Ranks
     from nvembed.train.recipe import StageRecipe
     from nvembed.train.watch import Step
@@ -193,15 +193,46 @@ def _job(stage: "StageRecipe", model: str, blend: "Blend", device: Any, sharded:
                 "checkpoint with `nvembed init` as the recipe says, or change the recipe"
             )
     dtype = torch.float32 if sharded else getattr(torch, stage.run.dtype)
+    identity = {"base": fingerprint(checkpoint), "sets": list(blend.names), "examples": len(blend)}
+    teach = None
+    if stage.teacher is not None:
+        teach, identity["teacher"] = _teacher(stage, device)
     return Job(
         model=load_model(checkpoint, device=device, dtype=dtype, fold=False),
         tokenizer=TextTokenizer(checkpoint.tokenizer_files()["tokenizer.json"], checkpoint.text),
         recipe=stage,
         examples=blend.batch,
         folder=Path(),
-        identity={"base": fingerprint(checkpoint), "sets": list(blend.names), "examples": len(blend)},
+        identity=identity,
         base=model,
+        teach=teach,
     )
+
+
+def _teacher(stage: "StageRecipe", device: Any) -> tuple["Teach", str]:
+    """Open the recipe's teacher: (prompt, text) pairs to unit vectors, and what names it."""
+    from nvembed.cli.teachers import open_teacher
+    from nvembed.data.teacher import checked
+
+    assert stage.teacher is not None
+    if stage.teacher.model == "bm25":
+        raise ConfigError("teacher.model is bm25, which has no vectors: name an embedding model")
+    instruct = stage.teacher.instruct
+    encode, name = open_teacher(
+        stage.teacher.model, device=str(device), dtype=stage.run.dtype, max_tokens=stage.model.max_tokens
+    )
+
+    def teach(texts: Sequence[tuple[str, str]]) -> np.ndarray:
+        rows: dict[str, list[int]] = {}
+        for row, (prompt, _) in enumerate(texts):
+            rows.setdefault(prompt if instruct else "", []).append(row)
+        order = [row for own in rows.values() for row in own]
+        parts = [encode([texts[row][1] for row in own], prompt) for prompt, own in rows.items()]
+        vectors = checked(np.concatenate(parts), [texts[row][1] for row in order])
+        vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return np.asarray(vectors[np.argsort(order)])
+
+    return teach, name
 
 
 def _task(path: Path, passages: int) -> "Task":

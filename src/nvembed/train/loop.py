@@ -1,6 +1,6 @@
 """The training loop: one for both stages, one process or many.
 
-Shapes: U distinct texts, D hidden size.
+Shapes: U distinct texts, D hidden size, E the teacher's dimensions.
 """
 
 import signal
@@ -36,7 +36,7 @@ from nvembed.train.adapt import (
 )
 from nvembed.train.checkpoint import Progress
 from nvembed.train.grad_cache import backward, embed
-from nvembed.train.loss import loss_and_gradient
+from nvembed.train.loss import Guide, loss_and_gradient
 from nvembed.train.optim import Optimizer, learning_rate
 from nvembed.train.parallel import Ranks, shard
 from nvembed.train.recipe import StageRecipe
@@ -44,6 +44,7 @@ from nvembed.train.step_batch import MicroBatch, StepBatch, micro_batches, step_
 from nvembed.train.watch import Log, Step
 
 Encode = Callable[[Sequence[str], str], np.ndarray]
+Teach = Callable[[Sequence[tuple[str, str]]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class Job:
         evaluate: given ``encode``, returns scores on a development set; their mean chooses the best state.
         start: a state whose trained tensors are taken over; the optimizer starts anew (paper: Table 11).
         base: what the adapter's config names as its backbone.
+        teach: (prompt, text) pairs to the teacher's unit vectors (n, E) float32; given if the recipe
+            has a ``[teacher]``. Called from a thread that reads ahead.
     """
 
     model: NVEmbed
@@ -69,6 +72,7 @@ class Job:
     evaluate: Callable[[Encode], Mapping[str, float]] | None = None
     start: Path | None = None
     base: str = "."
+    teach: Teach | None = None
 
 
 @dataclass(frozen=True)
@@ -202,6 +206,7 @@ class _Work:
     plan: StepBatch
     tokens: list[Tokens]
     spare: list[Tokens]  # one text, for ranks that must run as often as others
+    taught: Tensor | None  # (own texts, E): the teacher's vectors
 
 
 class _Stepper:
@@ -214,7 +219,7 @@ class _Stepper:
         self.device = job.model.device
 
     def read(self, step: int) -> _Work:
-        """Read, lay out and tokenise a step's examples. Touches neither the model nor the device."""
+        """Read, lay out and tokenise a step's examples, and ask the teacher. Does not touch the model."""
         settings, recipe = self.job.recipe.batch, self.job.recipe
         examples = self.job.examples(step, settings.global_batch)
         batch = collate(
@@ -227,7 +232,11 @@ class _Stepper:
         share = plan.shares[self.ranks.rank]
         texts = plan.texts[share.start : share.stop]
         tokens = tokenise(texts, self.job.tokenizer, recipe.model.max_tokens)
-        return _Work(plan, tokens, tokenise([("", "a")], self.job.tokenizer, recipe.model.max_tokens))
+        spare = [("", "a")]
+        taught = None
+        if self.job.teach is not None:  # a rank without texts still has to know E
+            taught = torch.from_numpy(self.job.teach(texts or spare))[: len(texts)]
+        return _Work(plan, tokens, tokenise(spare, self.job.tokenizer, recipe.model.max_tokens), taught)
 
     def run(self, step: int, work: _Work) -> tuple[float, float, int]:
         """Take one step; return loss, gradient norm before clipping, and tokens of all ranks."""
@@ -237,12 +246,17 @@ class _Stepper:
             # Sharded layers are fetched from all ranks: all of them must run the same number of times.
             count = ranks.most(max(1, len(pieces)), self.device) if self.sharded else max(1, len(pieces))
             pieces += [_spare(work.spare, self.device) for _ in range(count - len(pieces))]
-        share = plan.shares[ranks.rank]
+        share, sizes = plan.shares[ranks.rank], [len(part) for part in plan.shares]
+        guide = None
+        if recipe.teacher is not None and work.taught is not None:
+            taught_UE = ranks.gather(work.taught.to(self.device), sizes)
+            distinct = plan.distinct.to(self.device)
+            guide = Guide(taught_UE, distinct, recipe.teacher.weight, recipe.teacher.temperature)
         loss = 0.0
 
         def gradient_of(own_UD: Tensor) -> Tensor:
             nonlocal loss
-            everyone = ranks.gather(own_UD, [len(part) for part in plan.shares])
+            everyone = ranks.gather(own_UD, sizes)
             loss, gradient = loss_and_gradient(
                 everyone,
                 query_rows=plan.query_rows.to(self.device),
@@ -250,6 +264,7 @@ class _Stepper:
                 positive_Q=plan.positive.to(self.device),
                 allowed_QC=plan.allowed.to(self.device),
                 temperature=recipe.loss.temperature,
+                guide=guide,
             )
             return gradient[share.start : share.stop]
 

@@ -42,6 +42,19 @@ class LossSection(Recipe):
     temperature: PositiveFloat
 
 
+class TeacherSection(Recipe):
+    """An embedding model whose neighbourhoods among a step's texts are learnt as well. The paper has none."""
+
+    model: str
+    """As mining's teacher: a model of ours, or ``sentence-transformers:MODEL``."""
+    instruct: bool
+    """Whether it is given the texts' instructions."""
+    weight: PositiveFloat
+    """By which its term of the loss is multiplied; InfoNCE's is 1."""
+    temperature: PositiveFloat
+    """By which its cosines, and the model's, are divided in that term."""
+
+
 class OptimizerSection(Recipe):
     """AdamW: the paper's "Adam, weight decay 0.03". The rate rises over ``warmup_steps``, then falls to 0."""
 
@@ -97,6 +110,7 @@ class StageRecipe(Recipe):
     model: ModelSection
     batch: BatchSection
     loss: LossSection
+    teacher: TeacherSection | None = None
     optimizer: OptimizerSection
     adapter: AdapterSection
     run: RunSection

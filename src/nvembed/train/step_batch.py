@@ -23,6 +23,7 @@ class StepBatch:
 
     texts: tuple[tuple[str, str], ...]  # U (prompt, text), a rank's share after another's
     shares: tuple[range, ...]  # of each rank, which of the U texts
+    distinct: Tensor  # int64: of the U texts, those that are in no share before their own
     query_rows: Tensor  # (Q,) int64 into the U texts
     passage_rows: Tensor  # (C,) int64
     positive: Tensor  # (Q,) int64 into the C passages
@@ -74,6 +75,7 @@ def step_batch(batch: Batch, *, ranks: int, gather: bool, device: torch.device) 
     return StepBatch(
         texts=tuple(texts),
         shares=tuple(shares),
+        distinct=torch.tensor(sorted({pair: row for row, pair in reversed([*enumerate(texts)])}.values())),
         query_rows=torch.tensor(query_rows, device=device),
         passage_rows=torch.tensor(passage_rows, device=device),
         positive=torch.from_numpy(batch.positive).to(device),
