@@ -173,13 +173,20 @@ def _changes(arm: Arm, seed: int, budget: Budget, number: int, in_batch: bool) -
 
 
 def write_recipes(budget: Budget) -> None:
-    """Write the recipe twice, without its teacher: as it is, and with label texts for all labelled sets."""
+    """Write the recipe twice, as it is and with label texts for all labelled sets.
+
+    Without its teacher, the sets that are left out, and the held-out sets of tasks that are not evaluated.
+    """
     blend = (budget.recipe / "blend.toml").read_text()
     if budget.samples:
         cap = budget.samples
         blend = re.sub(
             r"^samples = ([\d_]+)", lambda found: f"samples = {min(cap, int(found[1]))}", blend, flags=re.M
         )
+    tasks = budget.tasks.split(",")
+    for name in re.findall(r"^\[held_out\.(\w+)\]$", blend, flags=re.M):
+        if tasks != ["all"] and name not in tasks:  # reading them all takes longer than a short run
+            blend = _without(blend, f"held_out.{name}")
     for name in budget.without:
         blend, whole = _without(blend, f"sets.{name}"), blend
         if blend == whole:

@@ -76,11 +76,12 @@ def test_the_commands_of_an_arm(budget: ablations.Budget) -> None:
 
 
 def test_sets_can_be_left_out(budget: ablations.Budget) -> None:
-    whole = read_recipe(budget.recipe / "blend.toml", BlendRecipe).sets
-    ablations.write_recipes(replace(budget, without=("imdb", "nfcorpus")))
+    whole = read_recipe(budget.recipe / "blend.toml", BlendRecipe)
+    ablations.write_recipes(replace(budget, without=("imdb", "nfcorpus"), tasks="snips,noveleval"))
     for name in ("example", "label"):
-        found = read_recipe(budget.work / "recipes" / name / "blend.toml", BlendRecipe).sets
-        assert whole.keys() - found.keys() == {"imdb", "nfcorpus"}
+        found = read_recipe(budget.work / "recipes" / name / "blend.toml", BlendRecipe)
+        assert whole.sets.keys() - found.sets.keys() == {"imdb", "nfcorpus"}
+        assert whole.held_out.keys() > found.held_out.keys() == {"snips", "noveleval"}
         assert read_recipe(budget.work / "recipes" / name / "stage2.toml", StageRecipe).teacher is None
     assert read_recipe(budget.recipe / "stage2.toml", StageRecipe).teacher is not None
     with pytest.raises(SystemExit, match=r"--without imbd: .*blend.toml has no such set"):
