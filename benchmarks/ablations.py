@@ -167,6 +167,8 @@ def _changes(arm: Arm, seed: int, budget: Budget, number: int, in_batch: bool) -
         "run.evaluate_every": count,
         "run.save_every": max(1, count // 4),
     }
+    if budget.layers:
+        changes["model.num_layers"] = budget.layers
     if budget.batch:
         changes["batch.global_batch"] = budget.batch
     return changes

@@ -64,6 +64,7 @@ def test_the_commands_of_an_arm(budget: ablations.Budget) -> None:
     assert trained("reversed") == [("stage2", False, 40, False), ("stage1", True, 40, True)]
     assert trained("one-stage-plain") == [("stage2", False, 80, False)]
     assert trained("one-stage-in-batch") == [("stage2", True, 80, False)]
+    assert "model.num_layers=6" in plan["two-stage"][2], "as the checkpoint that init makes"
     assert "--causal" in plan["latent-causal"][0]
     assert "model.bidirectional=false" in plan["latent-causal"][2]
     assert "loss.temperature=0.05" in plan["0.05"][2]
