@@ -28,6 +28,7 @@ from scipy import stats
 from nvembed.evaluate.record import read_results
 from nvembed.files import atomic_path, data_path
 from nvembed.recipe import Recipe, read_recipe
+from nvembed.train.recipe import StageRecipe
 
 # NV-Retriever's best setting of each method
 THRESHOLDS = {"naive": 0.0, "shifted": 10.0, "absolute": 0.7, "margin": 0.05, "percentage": 0.95}
@@ -129,6 +130,8 @@ def steps(arm: Arm, seed: int, budget: Budget) -> list[Step]:
     made.append(Step(("export", str(model), str(run / "last"), str(small), "--base", str(model)), small))
     evaluate = ["evaluate", f"{arm.run}={small}", "--tasks", budget.tasks, "--data", str(budget.data)]
     evaluate += ["--out", str(scores), "--dtype", "bfloat16", "--no-keep-embeddings"]
+    length = read_recipe(budget.recipe / "stage2.toml", StageRecipe).model.max_tokens
+    evaluate += ["--max-tokens", str(length)]  # as they were trained
     return [*made, Step(tuple(evaluate), scores / "done")]
 
 

