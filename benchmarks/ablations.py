@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +93,7 @@ class Budget:
     batch: int | None
     samples: int | None  # of each training set at most
     teacher: str | None
-    without: tuple[str, ...] = ()  # sets of the blend that are left out
+    without: Sequence[str] = ()  # sets of the blend that are left out
 
 
 @dataclass(frozen=True)
@@ -309,12 +309,15 @@ def report(budget: Budget, studies: Sequence[str], seeds: Sequence[int], out: Pa
     every = {(run, seed): scores_of(arm, seed, budget) for run, arm in arms.items() for seed in seeds}
     found = {key: value for key, value in every.items() if value is not None}
     published = read_recipe(data_path("recipes") / "nv_embed_v2" / "ablations.toml", Published).published
-    left_out = f" (without {', '.join(budget.without)})" if budget.without else ""
+    told = {"steps": budget.steps, "layers": budget.layers, "batch": budget.batch, "samples": budget.samples}
+    options = [f"--{name} {value}" for name, value in told.items() if value is not None]
+    options += [f"--without {' '.join(budget.without)}"] if budget.without else []
     head = (
         "# The paper's ablations at small scale\n\n"
-        f"`python benchmarks/ablations.py`: {budget.steps} steps a stage, "
+        f"`python benchmarks/ablations.py --data DATA --work FOLDER --seeds {len(seeds)} --studies "
+        f"{' '.join(studies)} {' '.join(options)}`\n\n{budget.steps} steps a stage, "
         f"{budget.layers or 'all'} layers, batch {budget.batch or 'as in the recipe'}, at most "
-        f"{budget.samples or 'all'} examples a set{left_out}; mean main score of {budget.tasks}, 0 to 100. "
+        f"{budget.samples or 'all'} examples a set; mean main score of {budget.tasks}, 0 to 100. "
         f"{len(found)} of {len(every)} runs finished.\n\n"
         "Intervals: 95 %, Student's t over seeds; differences paired by seed. Direction against the "
         "published one (recipes/nv_embed_v2/ablations.toml): open where the interval holds zero.\n"
@@ -347,8 +350,7 @@ def main() -> None:
     parser.add_argument("--tasks", default="noveleval,trecqa_rerank,stsb,snips,covidq_categories")
     parser.add_argument("--dry-run", action="store_true", help="only print what would be run")
     given = parser.parse_args()
-    names = ("recipe", "data", "base", "work", "tasks", "steps", "layers", "batch", "samples", "teacher")
-    budget = Budget(**{name: getattr(given, name) for name in names}, without=tuple(given.without))
+    budget = Budget(**{field.name: getattr(given, field.name) for field in fields(Budget)})
     seeds = range(1, given.seeds + 1)
     arms = {arm.run: arm for name in given.studies for arm in STUDIES[name]}
     if given.dry_run:

@@ -1,7 +1,7 @@
 """Models that teach: of hard negatives (``nvembed mine``) and of neighbourhoods (``nvembed train``)."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from nvembed.cli.models import Dtype, encode_with, load_sentence_transformer
-
-Encode = Callable[[Sequence[str], str], np.ndarray]
+from nvembed.data.teacher import Encode
 
 SENTENCE_TRANSFORMERS = "sentence-transformers:"
 
@@ -21,8 +20,8 @@ def open_teacher(
     """Load a model of ours (folder or hub id) or ``sentence-transformers:MODEL``.
 
     Returns:
-        ``encode``: (texts, prompt) to vectors (n, D), texts cut to ``max_tokens``; and what names the model
-        and these settings.
+        ``encode``: (texts, prompt) to unit vectors (n, D), texts cut to ``max_tokens``; and what names the
+        model and these settings.
     """
     load = _sentence_transformer if name.startswith(SENTENCE_TRANSFORMERS) else _encoder
     return load(name, device, dtype, max_tokens)

@@ -229,7 +229,6 @@ def _teacher(stage: "StageRecipe", device: Any) -> tuple["Teach", str]:
         order = [row for own in rows.values() for row in own]
         parts = [encode([texts[row][1] for row in own], prompt) for prompt, own in rows.items()]
         vectors = checked(np.concatenate(parts), [texts[row][1] for row in order])
-        vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return np.asarray(vectors[np.argsort(order)])
 
     return teach, name

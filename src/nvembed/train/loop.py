@@ -234,7 +234,8 @@ class _Stepper:
         tokens = tokenise(texts, self.job.tokenizer, recipe.model.max_tokens)
         spare = [("", "a")]
         taught = None
-        if self.job.teach is not None:  # a rank without texts still has to know E
+        if recipe.teacher is not None:  # a rank without texts still has to know E
+            assert self.job.teach is not None, "a recipe with a teacher needs Job.teach"
             taught = torch.from_numpy(self.job.teach(texts or spare))[: len(texts)]
         return _Work(plan, tokens, tokenise(spare, self.job.tokenizer, recipe.model.max_tokens), taught)
 
@@ -248,7 +249,8 @@ class _Stepper:
             pieces += [_spare(work.spare, self.device) for _ in range(count - len(pieces))]
         share, sizes = plan.shares[ranks.rank], [len(part) for part in plan.shares]
         guide = None
-        if recipe.teacher is not None and work.taught is not None:
+        if recipe.teacher is not None:
+            assert work.taught is not None
             taught_UE = ranks.gather(work.taught.to(self.device), sizes)
             distinct = plan.distinct.to(self.device)
             guide = Guide(taught_UE, distinct, recipe.teacher.weight, recipe.teacher.temperature)

@@ -69,13 +69,16 @@ def step_batch(batch: Batch, *, ranks: int, gather: bool, device: torch.device) 
                 found.append(rows.setdefault(pair, start + len(rows)))
         texts += rows
         shares.append(range(start, len(texts)))
+    first: dict[tuple[str, str], int] = {}
+    for row, pair in enumerate(texts):
+        first.setdefault(pair, row)
     allowed = batch.allowed
     if not gather:
         allowed = allowed & (query_rank[:, None] == query_rank[owner_C][None, :])
     return StepBatch(
         texts=tuple(texts),
         shares=tuple(shares),
-        distinct=torch.tensor(sorted({pair: row for row, pair in reversed([*enumerate(texts)])}.values())),
+        distinct=torch.tensor(list(first.values()), device=device),
         query_rows=torch.tensor(query_rows, device=device),
         passage_rows=torch.tensor(passage_rows, device=device),
         positive=torch.from_numpy(batch.positive).to(device),
