@@ -16,6 +16,8 @@ from nvembed.encoder import Encoder
 from nvembed.model.attention import Segments, attention, attention_oracle
 from nvembed.model.config import ModelConfig, PoolerConfig
 from nvembed.model.nv_embed import NVEmbed, PackedBatch
+from nvembed.train.optim import Optimizer
+from nvembed.train.recipe import OptimizerSection
 
 DEVICE = "cuda"
 
@@ -182,3 +184,37 @@ def test_what_a_pause_computes_changes_nothing(dtype: str) -> None:
     assert found
     for vectors in found:
         np.testing.assert_array_equal(vectors, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=ids_by_dtype)
+def test_masters_in_the_hosts_memory_change_nothing(dtype: torch.dtype) -> None:
+    settings = OptimizerSection(
+        steps=10,
+        learning_rate=1e-2,
+        pooler_learning_rate=1e-3,
+        warmup_steps=2,
+        schedule="linear",
+        weight_decay=0.03,
+        betas=(0.9, 0.999),
+        epsilon=1e-8,
+        max_grad_norm=1.0,
+    )
+    found = {}
+    for offload in (False, True):
+        torch.manual_seed(1)
+        weight = torch.nn.Parameter(torch.randn(64, 32, device=DEVICE, dtype=dtype))
+        optimizer = Optimizer({"pooler.weight": weight}, settings.model_copy(update={"offload": offload}))
+        for number in range(3):
+            for _ in range(2):
+                weight.grad = torch.randn_like(weight)
+                optimizer.collect()
+            optimizer.step(number)
+        state = optimizer.state()
+        assert all(value.device.type == "cpu" for value in state.values()) or not offload
+        assert weight.is_cuda
+        again = Optimizer({"pooler.weight": weight}, settings.model_copy(update={"offload": offload}))
+        again.load_state(state)
+        found[offload] = weight.detach().clone()
+    torch.testing.assert_close(
+        found[True], found[False], atol=1e-6 if dtype == torch.float32 else 8e-3, rtol=0
+    )

@@ -1,7 +1,10 @@
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
-from nvembed.model.attention import Segments, attention, attention_oracle
+from nvembed.model.attention import Segments, _attention_varlen, attention, attention_oracle
 
 LENGTHS = [(1,), (5,), (3, 3, 3), (7, 7, 2, 1, 1), (1, 9, 4, 4, 130)]
 # atol against float64, for values of order 1: half precision rounds inputs, weights and outputs
@@ -70,3 +73,24 @@ def test_positions_restart_with_each_text() -> None:
     assert segments.positions().tolist() == [0, 1, 0, 0, 1, 2, 3]
     assert segments.cu_seqlens.tolist() == [0, 2, 3, 7]
     assert segments.cu_seqlens.dtype == torch.int32
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["later", "torch 2.11"])
+def test_the_varlen_kernel_is_told_of_groups_where_it_asks(
+    told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its wrapper has no ``enable_gqa`` in torch 2.11, and refuses grouped heads without it in later ones."""
+    segments = Segments.of((3, 5), torch.device("cpu"))
+    q, k, v = (torch.randn(8, heads, 16) for heads in (4, 2, 2))
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor, *_: object, window_size: tuple[int, int]) -> Tensor:
+        assert window_size == (-1, -1)
+        return attention_oracle(q, k, v, segments)
+
+    def later(*args: Any, enable_gqa: bool = False, **named: Any) -> Tensor:
+        assert enable_gqa
+        return kernel(*args, **named)
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", later if told else kernel)
+    found = _attention_varlen(q, k, v, segments, causal=False)
+    torch.testing.assert_close(found, attention_oracle(q, k, v, segments))

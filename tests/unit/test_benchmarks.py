@@ -16,6 +16,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 import curve
 import encode_gpu
 import rehearsal
+import train_gpu
 from nvembed.errors import DataError, InputError
 from nvembed.model.config import NV_EMBED_V2
 from nvembed.weights.known import known_weights
@@ -117,6 +118,31 @@ def test_encode_gpu_on_cpu(
     assert not result["measured"]
     assert all(list(case) == ["case"] for case in result["cases"]), "nothing is claimed"
     assert "**not measured**: no CUDA device" in (tmp_path / "encode_gpu.md").read_text()
+
+
+def test_train_gpu_on_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["train_gpu.py", "--device", "cpu", "--tiny", "--repeats", "1", "--results", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", argv)
+    train_gpu.main()
+    tried = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert [case["case"] for case in tried] == [*train_gpu.CASES, train_gpu.WHOLE]
+    assert all(case["of_ceiling"] > 0 for case in tried)
+    result = json.loads((tmp_path / "train_gpu.json").read_text())
+    assert all(list(case) == ["case"] for case in result["cases"]), "nothing is claimed"
+    assert "**not measured**: no CUDA device" in (tmp_path / "train_gpu.md").read_text()
+
+
+def test_train_gpu_counts_the_products_of_a_step() -> None:
+    """By hand: hidden size 64, 2 layers of 4 heads of 16, 96 wide; a pooler of 2 heads of 64, 8 latents."""
+    case = train_gpu.Case(2, 2, 64, checkpointing=True, cache=False)
+    model = train_gpu.build(rehearsal.tiny(NV_EMBED_V2), torch.device("cpu"))
+    linears = 2 * (64 * (64 + 32 + 32 + 64) + 3 * 64 * 96)
+    attention = 2 * 2 * 4 * 16 * 10
+    head = 64 * 128 + 2 * 8 * 128 + 128 * 64 + 64 * 512 + 256 * 64
+    expected = 2 * 40 * (3 * linears + 4.5 * attention + 4 * head)
+    assert train_gpu.operations(model, case, 10) == pytest.approx(expected)
 
 
 def test_encode_gpu_sees_a_wrong_mask() -> None:

@@ -1,9 +1,13 @@
+from pathlib import Path
+
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
-from training import recipe
+from training import job, recipe
 
-from nvembed.errors import NumericsError
+from nvembed.errors import ConfigError, NumericsError
+from nvembed.train.loop import train
 from nvembed.train.optim import Optimizer, learning_rate
 
 NAMES = ("embedding_model.weight", "embedding_model.norm", "pooler.weight")
@@ -86,6 +90,15 @@ def test_masters_keep_what_bfloat16_cannot() -> None:
         moved[wanted] = float((values[NAMES[0]].detach() - before).float().abs().mean())
     assert moved[True] == pytest.approx(0.0075, rel=0.2)
     assert moved[False] < 0.002
+
+
+def test_offload_needs_masters_and_whole_weights(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="master_weights where offload is on"):
+        recipe(optimizer={"offload": True, "master_weights": False})
+    made = job(tmp_path, recipe(optimizer={"offload": True}))
+    with pytest.raises(ConfigError, match=r"optimizer\.offload .* not with --sharded"):
+        train(made, sharded=True)
+    assert not list(tmp_path.iterdir()), "refused before anything is written"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -3,6 +3,7 @@
 Shapes: Q queries, C passages.
 """
 
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -93,8 +94,17 @@ def _may_be_right(examples: Sequence[Example], identities: Sequence[tuple[bytes,
         texts, ids = right.setdefault(key, ({key}, set()))
         texts.update(text_key(text) for text in example.positives)
         ids.update(example.positive_ids)
-    columns = [right[text_key(example.query)] for example in examples]
-    return np.array([[text in texts or name in ids for text, name in identities] for texts, ids in columns])
+    with_text: dict[bytes, list[int]] = defaultdict(list)
+    with_id: dict[str, list[int]] = defaultdict(list)
+    for column, (text, name) in enumerate(identities):
+        with_text[text].append(column)
+        with_id[name].append(column)
+    table = np.zeros((len(examples), len(identities)), dtype=bool)
+    for row, example in enumerate(examples):
+        texts, ids = right[text_key(example.query)]
+        for found in (*(with_text[text] for text in texts), *(with_id[name] for name in ids)):
+            table[row, found] = True
+    return table
 
 
 def _id(ids: Sequence[str], index: int) -> str:

@@ -13,7 +13,10 @@ the paper's ablation alone, takes away the tokens behind it.
   (CUDA, half precision). Memory is linear in the length in all but the oracle and the products.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from inspect import signature
 from itertools import groupby
 from typing import Any
 
@@ -67,6 +70,8 @@ def _attention_varlen(
 
     longest = max(segments.lengths)
     offsets = segments.cu_seqlens
+    # The kernel reads grouped heads in any release; its wrapper in later ones than 2.11 wants to be told.
+    grouped: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in _parameters(varlen_attn) else {}
     out = varlen_attn(
         q_NHE,
         k_NKE,
@@ -76,10 +81,15 @@ def _attention_varlen(
         longest,
         longest,
         window_size=(-1, 0) if causal else (-1, -1),
-        enable_gqa=q_NHE.shape[1] != k_NKE.shape[1],
+        **grouped,
     )
     assert isinstance(out, Tensor)
     return out
+
+
+@cache
+def _parameters(function: Callable[..., object]) -> frozenset[str]:
+    return frozenset(signature(function).parameters)
 
 
 def _attention_sdpa(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segments, causal: bool) -> Tensor:

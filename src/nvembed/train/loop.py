@@ -21,7 +21,7 @@ from torch import Tensor
 
 from nvembed.data.collate import collate
 from nvembed.data.example import Example
-from nvembed.errors import NumericsError
+from nvembed.errors import ConfigError, NumericsError
 from nvembed.files import claim
 from nvembed.model.nv_embed import NVEmbed
 from nvembed.text.tokenize import TextTokenizer, Tokens
@@ -101,9 +101,11 @@ def train(
     Raises:
         OutputError: ``job.folder`` is of another run, or a state could not be written.
         NumericsError: the loss or the gradient is not finite; the last saved state is left as it was.
-        ConfigError, MissingExtraError: see ``adapt`` and ``checkpoint.load``.
+        ConfigError: offload and sharded; or see ``adapt`` and ``checkpoint.load``, also MissingExtraError.
     """
     recipe, model, device = job.recipe, job.model, job.model.device
+    if sharded and recipe.optimizer.offload:
+        raise ConfigError("optimizer.offload is for weights that are whole on one GPU: not with --sharded")
     if ranks.first:
         claim(job.folder / "settings.json", _decides(job, ranks))
     ranks.wait()

@@ -25,15 +25,17 @@ class Optimizer:
     """AdamW over a model's trained parameters.
 
     Parameters in half precision get a float32 copy (the master) that is updated and rounded back: their own
-    steps would be lost in rounding. Gradients of all micro-batches are summed in the master's dtype.
-    Matrices decay, vectors (norms, biases) do not.
+    steps would be lost in rounding. Gradients of all micro-batches are summed in the master's dtype, beside
+    the parameter. Masters and moments may lie in the host's memory (``offload``), gradients then go there
+    once a step. Matrices decay, vectors (norms, biases) do not.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], settings: OptimizerSection) -> None:
         self.settings = settings
         self.names = list(parameters)
         self.parameters = list(parameters.values())
-        self.masters = [_master(value, settings.master_weights) for value in self.parameters]
+        self.masters = [_master(value, settings) for value in self.parameters]
+        self._sums: dict[str, Tensor] = {}  # gradients of parameters that have a master
         groups = []
         for pooler in (False, True):
             for matrix in (False, True):
@@ -48,22 +50,29 @@ class Optimizer:
         self._adam = torch.optim.AdamW(groups, betas=settings.betas, eps=settings.epsilon)
 
     def collect(self) -> None:
-        """Move the parameters' gradients into the masters'."""
-        for parameter, master in zip(self.parameters, self.masters, strict=True):
+        """Move the parameters' gradients into the sums."""
+        for name, parameter, master in zip(self.names, self.parameters, self.masters, strict=True):
             if parameter is master or parameter.grad is None:
                 continue
-            if master.grad is None:
-                master.grad = parameter.grad.to(master.dtype)
+            if name in self._sums:
+                self._sums[name] += parameter.grad
             else:
-                master.grad += parameter.grad
+                self._sums[name] = parameter.grad.to(master.dtype)
             parameter.grad = None
 
     def gradients(self) -> list[Tensor]:
         """Return the summed gradient of every parameter; zeros where none came."""
-        for master in self.masters:
-            if master.grad is None:
-                master.grad = torch.zeros_like(master)
-        return [master.grad for master in self.masters if master.grad is not None]
+        found: list[Tensor] = []
+        for name, parameter, master in zip(self.names, self.parameters, self.masters, strict=True):
+            if parameter is not master:
+                if name not in self._sums:
+                    self._sums[name] = torch.zeros_like(parameter, dtype=master.dtype)
+                found.append(self._sums[name])
+                continue
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            found.append(parameter.grad)
+        return found
 
     def step(self, number: int) -> float:
         """Update the parameters and forget the gradients; return the norm they had before clipping.
@@ -71,6 +80,9 @@ class Optimizer:
         Raises:
             NumericsError: the norm is not finite; nothing was updated.
         """
+        for name, parameter, master in zip(self.names, self.parameters, self.masters, strict=True):
+            if parameter is not master and name in self._sums:
+                master.grad = self._sums.pop(name).to(master.device)
         norm = nn.utils.clip_grad_norm_(self.masters, self.settings.max_grad_norm)
         size = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
         if not size < float("inf"):
@@ -124,7 +136,10 @@ class Optimizer:
             }
 
 
-def _master(parameter: nn.Parameter, wanted: bool) -> nn.Parameter:
-    if not wanted or parameter.dtype in (torch.float32, torch.float64):
+def _master(parameter: nn.Parameter, settings: OptimizerSection) -> nn.Parameter:
+    device = "cpu" if settings.offload else parameter.device
+    there = parameter.device == torch.device(device)
+    if not settings.master_weights or (there and parameter.dtype in (torch.float32, torch.float64)):
         return parameter
-    return nn.Parameter(parameter.detach().float().clone())
+    dtype = torch.promote_types(parameter.dtype, torch.float32)
+    return nn.Parameter(parameter.detach().to(device, dtype, copy=True))
