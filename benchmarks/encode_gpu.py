@@ -17,7 +17,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,18 +52,23 @@ class Models:
     mistral: torch.nn.Module
 
 
-def build(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Models:
+def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> NVEmbed:
     """Random weights that keep every layer's output near the size of its input; norms ones, biases zeros."""
     with torch.device("meta"):
-        ours = NVEmbed(config).to(dtype)
-    ours = ours.to_empty(device=device)
+        model = NVEmbed(config).to(dtype)
+    model = model.to_empty(device=device)
     torch.manual_seed(1)
-    for name, value in ours.named_parameters():
+    for name, value in model.named_parameters():
         if value.dim() > 1:
             value.data.normal_(0, value.shape[1] ** -0.5)
         else:
             value.data.fill_(0.0 if name.endswith("bias") else 1.0)
-    ours.requires_grad_(False).eval()
+    return model
+
+
+def build(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Models:
+    """Return ours and transformers' on the same random weights."""
+    ours = random_model(config, device, dtype).requires_grad_(False).eval()
     plain = ours.latent_attention_model
     assert isinstance(plain, LatentAttention)
     mistral = transformers_mistral(ours, config, device, dtype)
@@ -310,32 +315,66 @@ def markdown(result: dict[str, Any]) -> str:
     ]
     columns = ("ours_tokens_per_s", "transformers_tokens_per_s", "ceiling_tokens_per_s", "of_ceiling")
     columns += ("times_transformers", "ours_peak_gib", "transformers_peak_gib")
-    for case in result["cases"]:
-        cells = (case.get(column) for column in columns)
-        shown = " | ".join("not measured" if cell is None else f"{cell:,}" for cell in cells)
-        lines.append(f"| {case['case']} | {shown} |")
+    lines += rows(result["cases"], columns)
     lines += [
         "",
         f"Mix: {MIX}. Batches of {BATCH_TOKENS:,} tokens; transformers' mix in sorted batches of 32.",
     ]
+    return "\n".join([*lines, *ending(result)])
+
+
+def rows(cases: list[dict[str, Any]], columns: Iterable[str]) -> list[str]:
+    """Return the table's line of each case."""
+    shown = [
+        ["not measured" if (cell := case.get(column)) is None else f"{cell:,}" for column in columns]
+        for case in cases
+    ]
+    return [f"| {' | '.join([case['case'], *cells])} |" for case, cells in zip(cases, shown, strict=True)]
+
+
+def ending(result: dict[str, Any]) -> list[str]:
+    """Return a result page's last lines: the machine and the command."""
     machine = result["hardware"]
-    lines += [
+    return [
         "",
         f"Hardware: {machine.get('gpu', 'no GPU')}; {machine['processor']}. torch {machine['torch']}.",
+        "",
+        f"Command: `{result['command']}`",
+        "",
     ]
-    return "\n".join([*lines, "", f"Command: `{result['command']}`", ""])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def gpu_parser(doc: str | None, repeats: int) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--tiny", action="store_true", help="a small model, to try the script")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=repeats)
     parser.add_argument("--results", type=Path, default=RESULTS)
-    args = parser.parse_args()
+    return parser
+
+
+def device_of(args: argparse.Namespace) -> torch.device:
     device = torch.device(args.device)
     if device.type != "cuda" and not args.tiny:
         raise SystemExit("the full-size model needs CUDA: pass --device cpu --tiny to try the script")
+    return device
+
+
+def machine_of(device: torch.device) -> dict[str, Any]:
+    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
+    return {**hardware(), **gpu}
+
+
+def write(name: str, result: dict[str, Any], page: str, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    (folder / f"{name}.md").write_text(page)
+    print(page)
+
+
+def main() -> None:
+    args = gpu_parser(__doc__, repeats=5).parse_args()
+    device = device_of(args)
     config = tiny(NV_EMBED_V2) if args.tiny else NV_EMBED_V2
     models = build(config, device, torch.bfloat16)
     clock = Clock(device, args.repeats)
@@ -347,22 +386,16 @@ def main() -> None:
         print(json.dumps(case), flush=True)
         found.append(case)
     measured = device.type == "cuda" and not args.tiny
-    machine = hardware()
-    if device.type == "cuda":
-        machine["gpu"] = torch.cuda.get_device_name(device)
     result = {
         "command": "python benchmarks/encode_gpu.py"
         + f" --device {device.type}" * (device.type != "cuda")
         + " --tiny" * args.tiny,
-        "hardware": machine,
+        "hardware": machine_of(device),
         "measured": measured,
         "reason": None if measured else "no CUDA device at hand; the script was only tried on a small model",
         "cases": found if measured else [{"case": name} for name in cases(False)],
     }
-    args.results.mkdir(parents=True, exist_ok=True)
-    (args.results / "encode_gpu.json").write_text(json.dumps(result, indent=2) + "\n")
-    (args.results / "encode_gpu.md").write_text(markdown(result))
-    print(markdown(result))
+    write("encode_gpu", result, markdown(result), args.results)
 
 
 if __name__ == "__main__":

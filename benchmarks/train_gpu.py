@@ -12,15 +12,12 @@ The last case is the paper's whole batch, 128 queries with a positive and 7 nega
 Without CUDA the script only shows that it runs: the result files then say "not measured".
 """
 
-import argparse
 import gc
 import json
 import re
 import statistics
-import time
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,32 +25,22 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from memory import hardware
+from encode_gpu import Clock, device_of, ending, gpu_parser, machine_of, random_model, rows, write
+from nvembed.files import data_path
 from nvembed.model.config import NV_EMBED_V2, ModelConfig
 from nvembed.model.nv_embed import NVEmbed
+from nvembed.recipe import read_recipe
 from nvembed.text.tokenize import Tokens
 from nvembed.train.adapt import adapt, checkpoint_activations, trained
 from nvembed.train.grad_cache import backward, embed
 from nvembed.train.loss import loss_and_gradient
 from nvembed.train.optim import Optimizer
-from nvembed.train.recipe import AdapterSection, OptimizerSection
+from nvembed.train.recipe import StageRecipe
 from nvembed.train.step_batch import micro_batches
 from rehearsal import tiny
 
-RESULTS = Path(__file__).parent / "results"
 LENGTH = 512
-ADAPTER = AdapterSection(kind="lora", rank=16, alpha=32, dropout=0.1)
-OPTIMIZER = OptimizerSection(
-    steps=20_000,
-    learning_rate=2e-5,
-    pooler_learning_rate=2e-5,
-    warmup_steps=50,
-    schedule="linear",
-    weight_decay=0.03,
-    betas=(0.9, 0.999),
-    epsilon=1e-8,
-    max_grad_norm=1.0,
-)
+STAGE = read_recipe(data_path("recipes") / "nv_embed_v2" / "stage1.toml", StageRecipe)
 
 
 @dataclass(frozen=True)
@@ -81,20 +68,6 @@ CASES = {
     "checkpointing, gradient cache": Case(16, 8, 16_384, True, True),
 }
 WHOLE = "the same, the whole batch of 128 x 9, 4,096 tokens at once, offload"
-
-
-def build(config: ModelConfig, device: torch.device) -> NVEmbed:
-    """Random weights that keep every layer's output near the size of its input; norms ones, biases zeros."""
-    with torch.device("meta"):
-        model = NVEmbed(config).to(torch.bfloat16)
-    model = model.to_empty(device=device)
-    torch.manual_seed(1)
-    for name, value in model.named_parameters():
-        if value.dim() > 1:
-            value.data.normal_(0, value.shape[1] ** -0.5)
-        else:
-            value.data.fill_(0.0 if name.endswith("bias") else 1.0)
-    return model
 
 
 def step(model: NVEmbed, optimizer: Optimizer, case: Case, tokens: list[Tokens], number: int) -> float:
@@ -146,22 +119,8 @@ def rate(model: NVEmbed, rows: int, repeats: int) -> float:
             for weight in weights:
                 F.linear(inputs[weight.shape[1]], weight)
 
-    run()
-    seconds = statistics.median(timed(run, device) for _ in range(repeats))
+    seconds = Clock(device, repeats).median(run)
     return sum(2 * rows * weight.numel() for weight in weights) / seconds
-
-
-def timed(body: Any, device: torch.device) -> float:
-    wait(device)
-    started = time.perf_counter()
-    body()
-    wait(device)
-    return time.perf_counter() - started
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def operations(model: NVEmbed, case: Case, length: int) -> float:
@@ -183,12 +142,12 @@ def measure(
     config: ModelConfig, name: str, case: Case, device: torch.device, repeats: int, length: int
 ) -> Any:
     gc.collect()  # checkpointed layers refer to themselves: those of the case before would count in the peak
-    model = build(config, device)
-    adapt(model, ADAPTER, seed=1)
+    model = random_model(config, device, torch.bfloat16)
+    adapt(model, STAGE.adapter, seed=1)
     if case.checkpointing:
         checkpoint_activations(model)
     model.train()
-    optimizer = Optimizer(trained(model), OPTIMIZER.model_copy(update={"offload": case.offload}))
+    optimizer = Optimizer(trained(model), STAGE.optimizer.model_copy(update={"offload": case.offload}))
     generator = np.random.default_rng(1)
     tokens = [
         Tokens(generator.integers(3, config.backbone.vocab_size, length, dtype=np.int32), 0, length)
@@ -196,13 +155,13 @@ def measure(
     ]
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    seconds = []
-    for number in range(repeats + (repeats > 1)):
-        wait(device)
-        started = time.perf_counter()
-        loss = step(model, optimizer, case, tokens, number)
-        wait(device)
-        seconds.append(time.perf_counter() - started)
+    losses: list[float] = []
+
+    def once() -> None:
+        losses.append(step(model, optimizer, case, tokens, len(losses)))
+
+    clock = Clock(device, repeats)
+    seconds = [clock.once(once) for _ in range(repeats + (repeats > 1))]
     if repeats > 1:
         seconds = seconds[1:]  # the first one warms up
     peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
@@ -220,7 +179,7 @@ def measure(
         "of_ceiling": round(bound / taken, 3),
         "tflop_per_s_of_products": round(reached / 1e12, 1),
         "peak_gib": None if peak is None else round(peak, 2),
-        "loss": round(loss, 4),
+        "loss": round(losses[-1], 4),
     }
 
 
@@ -237,10 +196,7 @@ def markdown(result: dict[str, Any]) -> str:
         "steps_timed": "steps timed",
     }
     lines += [f"| step | {' | '.join(columns.values())} |", "|---" * (len(columns) + 1) + "|"]
-    for case in result["cases"]:
-        cells = (case.get(column) for column in columns)
-        shown = " | ".join("not measured" if cell is None else f"{cell:,}" for cell in cells)
-        lines.append(f"| {case['case']} | {shown} |")
+    lines += rows(result["cases"], columns)
     lines += [
         "",
         "LoRA of rank 16 on all linear layers with dropout 0.1, the pooler in full, float32 masters, AdamW. "
@@ -250,25 +206,14 @@ def markdown(result: dict[str, Any]) -> str:
         + ". Peak: torch's allocations, weights included; offload keeps masters and moments in the host's "
         "memory.",
     ]
-    machine = result["hardware"]
-    lines += [
-        "",
-        f"Hardware: {machine.get('gpu', 'no GPU')}; {machine['processor']}. torch {machine['torch']}.",
-    ]
-    return "\n".join([*lines, "", f"Command: `{result['command']}`", ""])
+    return "\n".join([*lines, *ending(result)])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--tiny", action="store_true", help="a small model, to try the script")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser = gpu_parser(__doc__, repeats=3)
     parser.add_argument("--without-batch", action="store_true", help="leave out the whole batch: a minute")
-    parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
-    device = torch.device(args.device)
-    if device.type != "cuda" and not args.tiny:
-        raise SystemExit("the full-size model needs CUDA: pass --device cpu --tiny to try the script")
+    device = device_of(args)
     config, length = (tiny(NV_EMBED_V2), 16) if args.tiny else (NV_EMBED_V2, LENGTH)
     whole = {} if args.without_batch else {WHOLE: Case(128, 9, 4_096, True, True, True)}
     found = []
@@ -277,23 +222,17 @@ def main() -> None:
         found.append(measure(config, name, tried, device, 1 if name in whole else args.repeats, length))
         print(json.dumps(found[-1]), flush=True)
     measured = device.type == "cuda" and not args.tiny
-    machine = hardware()
-    if device.type == "cuda":
-        machine["gpu"] = torch.cuda.get_device_name(device)
     result = {
         "command": "python benchmarks/train_gpu.py"
         + f" --device {device.type}" * (device.type != "cuda")
         + " --tiny" * args.tiny
         + f" --repeats {args.repeats}"
         + " --without-batch" * args.without_batch,
-        "hardware": machine,
+        "hardware": machine_of(device),
         "measured": measured,
         "cases": found if measured else [{"case": name} for name in {**CASES, WHOLE: None}],
     }
-    args.results.mkdir(parents=True, exist_ok=True)
-    (args.results / "train_gpu.json").write_text(json.dumps(result, indent=2) + "\n")
-    (args.results / "train_gpu.md").write_text(markdown(result))
-    print(markdown(result))
+    write("train_gpu", result, markdown(result), args.results)
 
 
 if __name__ == "__main__":

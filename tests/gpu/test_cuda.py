@@ -13,11 +13,13 @@ import torch
 
 from conftest import TINY_A, tiny_backbone, tiny_model
 from nvembed.encoder import Encoder
+from nvembed.files import data_path
 from nvembed.model.attention import Segments, attention, attention_oracle
 from nvembed.model.config import ModelConfig, PoolerConfig
 from nvembed.model.nv_embed import NVEmbed, PackedBatch
+from nvembed.recipe import read_recipe
 from nvembed.train.optim import Optimizer
-from nvembed.train.recipe import OptimizerSection
+from nvembed.train.recipe import StageRecipe
 
 DEVICE = "cuda"
 
@@ -188,17 +190,9 @@ def test_what_a_pause_computes_changes_nothing(dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=ids_by_dtype)
 def test_masters_in_the_hosts_memory_change_nothing(dtype: torch.dtype) -> None:
-    settings = OptimizerSection(
-        steps=10,
-        learning_rate=1e-2,
-        pooler_learning_rate=1e-3,
-        warmup_steps=2,
-        schedule="linear",
-        weight_decay=0.03,
-        betas=(0.9, 0.999),
-        epsilon=1e-8,
-        max_grad_norm=1.0,
-    )
+    told = read_recipe(data_path("recipes") / "nv_embed_v2" / "stage1.toml", StageRecipe).optimizer
+    changes = {"steps": 10, "warmup_steps": 2, "learning_rate": 1e-2, "pooler_learning_rate": 1e-3}
+    settings = told.model_copy(update=changes)
     found = {}
     for offload in (False, True):
         torch.manual_seed(1)

@@ -137,7 +137,7 @@ def test_train_gpu_on_cpu(
 def test_train_gpu_counts_the_products_of_a_step() -> None:
     """By hand: hidden size 64, 2 layers of 4 heads of 16, 96 wide; a pooler of 2 heads of 64, 8 latents."""
     case = train_gpu.Case(2, 2, 64, checkpointing=True, cache=False)
-    model = train_gpu.build(rehearsal.tiny(NV_EMBED_V2), torch.device("cpu"))
+    model = encode_gpu.random_model(rehearsal.tiny(NV_EMBED_V2), torch.device("cpu"), torch.bfloat16)
     linears = 2 * (64 * (64 + 32 + 32 + 64) + 3 * 64 * 96)
     attention = 2 * 2 * 4 * 16 * 10
     head = 64 * 128 + 2 * 8 * 128 + 128 * 64 + 64 * 512 + 256 * 64
