@@ -236,6 +236,25 @@ def test_a_set_that_leaks_whole_is_an_error(project: Path) -> None:
         mine(project, out=project / "out", root=project)
 
 
+def test_unlabelled_texts_and_leaks(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A held-out text gives no passages, though none of its parts is the held-out record."""
+    texts = [
+        " ".join(" ".join(f"{name}{n * 7 + word}" for word in range(7)).capitalize() + "." for n in range(30))
+        for name in ("red", "blue")
+    ]
+    write_rows(project / "faq.jsonl", [{"text": text} for text in texts])
+    write_rows(project / "test.jsonl", [{"text": texts[1].upper()}])
+    changed = RECIPE.replace('form = "pairs"', 'form = "text"\nmine = false')
+    (project / "blend.toml").write_text(changed)
+    mine(project, out=project / "out", root=project, stage=1)
+    assert "faq: 2 examples, 1 left out as leaks, 2 chosen" in capsys.readouterr().err
+    found = list(read_examples(project / "out" / "faq.jsonl"))
+    assert {example.query[:3] for example in found} == {"Red"}
+    audit(project, root=project, out=project / "audit.json")
+    (line,) = json.loads((project / "audit.json").read_text())
+    assert (line["records"], line["leaking"]) == (2, 1)
+
+
 def test_audit_command(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     audit(project, root=project, out=project / "audit.json")
     said = capsys.readouterr()

@@ -9,6 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from nvembed.data.crop import by_crop
 from nvembed.data.example import Example, ExampleFile, check_example, from_row, prompts, read_examples, to_row
 from nvembed.data.label import by_example, by_label, by_score
 from nvembed.data.rows import JsonlFile, read_rows, text_key
@@ -159,3 +160,28 @@ def test_examples_of_the_class() -> None:
 def test_scored_pairs() -> None:
     made = list(by_score([("a", "b", 4.0), ("c", "d", 3.9), ("e", "E ", 5.0)], task="STS12"))
     assert [(e.query, e.positives, e.both_sides) for e in made] == [("a", ("b",), True), ("b", ("a",), True)]
+
+
+def test_sentences_and_the_passages_they_stood_in() -> None:
+    words = [f"w{n}" for n in range(20 * 12)]
+    told = [" ".join(words[n : n + 12]) + "." for n in range(0, len(words), 12)]
+    text = "\n".join(told)  # 20 sentences of 12 words: passages of 9, 9 and 2
+    found = list(by_crop([text], task="sentence_to_passage", seed=1))
+    assert len(found) == 3
+    for example, passage in zip(found, (told[:9], told[9:18], told[18:]), strict=True):
+        check_example(example, "")
+        assert example.query in passage
+        assert example.positives[0] in (
+            " ".join(part for part in passage if part != example.query),
+            " ".join(passage),
+        )
+    assert found == list(by_crop([text], task="sentence_to_passage", seed=1))
+    assert found != list(by_crop([text], task="sentence_to_passage", seed=2))
+    assert not list(by_crop(["One sentence alone gives none.", "Too. Short. Of. Words."], task="NQ", seed=1))
+
+
+def test_one_passage_in_ten_keeps_its_sentence() -> None:
+    texts = [f"The first sentence of text {n}. Another one of text {n}." for n in range(1000)]
+    kept = [example.query in example.positives[0] for example in by_crop(texts, task="NQ", seed=1)]
+    assert len(kept) == 1000
+    assert 60 < sum(kept) < 140

@@ -17,9 +17,11 @@ class Library:
     def __init__(self, name: str, *, device: str | None, model_kwargs: dict[str, Any] | None) -> None:
         self.given = (name, device, model_kwargs)
         self.max_seq_length = {"short": 256, "long": 8192, "endless": None}[name]
+        self.device = SimpleNamespace(type=device or "cpu")
 
-    def encode(self, texts: list[str], *, prompt: str | None, **settings: bool) -> np.ndarray:
-        assert settings == {"normalize_embeddings": True, "show_progress_bar": False}
+    def encode(self, texts: list[str], *, prompt: str | None, **settings: int) -> np.ndarray:
+        batch = {"cpu": 32, "cuda": 256}[self.device.type]
+        assert settings == {"batch_size": batch, "normalize_embeddings": True, "show_progress_bar": False}
         lengths = np.array([len((prompt or "?") + text) for text in texts])
         # In half precision unit vectors come out a little too long.
         return 1.003 * np.stack([np.cos(lengths), np.sin(lengths)], axis=1)
@@ -38,7 +40,8 @@ def test_what_is_loaded_and_how_it_embeds(monkeypatch: pytest.MonkeyPatch) -> No
     vectors = encode_with(model, ("a", "bc"), "query: ")
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(vectors, [[np.cos(8), np.sin(8)], [np.cos(9), np.sin(9)]], rtol=1e-6)
-    no_prompt_is_none = encode_with(model, ["a"], "")
+    on_a_gpu = load_sentence_transformer("short", max_tokens=9, device="cuda")
+    no_prompt_is_none = encode_with(on_a_gpu, ["a"], "")
     np.testing.assert_allclose(no_prompt_is_none, [[np.cos(2), np.sin(2)]], rtol=1e-6)
 
 

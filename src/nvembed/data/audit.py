@@ -124,9 +124,13 @@ def audit(training: Mapping[str, Iterable[Record]], held_out: Mapping[str, HeldO
 def without_leaks(examples: Iterable[Example], held_out: Sequence[HeldOut]) -> Iterator[Example]:
     """Yield the examples that leak no held-out record."""
     for example in examples:
-        record = record_of(example)
-        if not any(held.leaks(record)[0] for held in held_out):
+        if not leaks_any(record_of(example), held_out):
             yield example
+
+
+def leaks_any(record: Record, held_out: Iterable[HeldOut]) -> bool:
+    """Return whether ``record`` leaks a record of some held-out set."""
+    return any(held.leaks(record)[0] for held in held_out)
 
 
 class Runs:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from nvembed.data.audit import HeldOut, without_leaks
+from nvembed.data.audit import HeldOut, Record, leaks_any, without_leaks
 from nvembed.data.example import Example, ExampleFile, check_example, to_row
 from nvembed.data.mine import Rule, Teacher
 from nvembed.data.mining import Corpus, mine_set
@@ -134,7 +134,15 @@ def _choose_examples(
     if path.exists():
         return
     name = path.name.removesuffix(".chosen.jsonl")
-    seen = _Counter(read_source(source, places, seed=seed))
+    left_out = 0
+
+    def leaks(record: Record) -> bool:
+        nonlocal left_out
+        found = leaks_any(record, held_out)
+        left_out += found
+        return found
+
+    seen = _Counter(read_source(source, places, seed=seed, leaks=leaks))
     clean = _Counter(without_leaks(seen, held_out))
     chosen = choose(clean, source.samples, seed=seed)
     if not chosen:
@@ -143,7 +151,7 @@ def _choose_examples(
         check_example(example, f"{name}: example {number}")
     with atomic_path(path) as temporary:
         write_rows(temporary, map(to_row, chosen))
-    left_out = seen.count - clean.count
+    left_out += seen.count - clean.count
     say(f"{name}: {seen.count:,} examples, {left_out:,} left out as leaks, {len(chosen):,} chosen")
 
 

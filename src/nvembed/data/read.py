@@ -5,6 +5,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from nvembed.data.audit import Record
+from nvembed.data.crop import by_crop
 from nvembed.data.example import Example
 from nvembed.data.label import by_example, by_label, by_score
 from nvembed.data.rows import Row, text_key
@@ -13,11 +15,14 @@ from nvembed.data.tables import Places, Rows, Table, open_table
 from nvembed.errors import DataError
 
 
-def read_source(source: Source, places: Places, *, seed: int) -> Iterator[Example]:
+def read_source(
+    source: Source, places: Places, *, seed: int, leaks: Callable[[Record], bool] = lambda _: False
+) -> Iterator[Example]:
     """Yield every example that ``source`` gives, not yet mined, in the order of its rows.
 
     Args:
-        seed: decides what is random in sets made by example.
+        seed: decides what is random in sets made by example or from unlabelled text.
+        leaks: whether a whole unlabelled text must be left out: its parts would not show it.
 
     Raises:
         DataError: rows that do not fit the source's form, or another number of them than stated.
@@ -25,6 +30,9 @@ def read_source(source: Source, places: Places, *, seed: int) -> Iterator[Exampl
     """
     if source.form == "example":
         yield from by_example(list(_labelled(source, places)), task=source.task, seed=seed)
+    elif source.form == "text":
+        texts = (text for text in _texts(source, places) if not leaks((text,)))
+        yield from by_crop(texts, task=source.task, seed=seed)
     else:
         yield from _READERS[source.form](source, places)
 
@@ -49,13 +57,16 @@ def read_passages(source: Source, examples: Iterable[Example], places: Places) -
 def read_records(source: Source, places: Places) -> Iterator[tuple[str, ...]]:
     """Yield the texts by which a training set can leak, a record at a time.
 
-    Every scored pair once, every labelled text, of other forms the query and positives of each example.
+    Every scored pair once, every labelled or unlabelled text, of other forms the query and positives of each
+    example.
     """
     if source.form == "scores":
         for where, row in _main_rows(source, places):
             yield _text(source, row, "text1", where), _text(source, row, "text2", where)
     elif source.form in ("label", "example"):
         yield from ((text,) for text, _ in _labelled(source, places))
+    elif source.form == "text":
+        yield from ((text,) for text in _texts(source, places))
     else:
         yield from ((example.query, *example.positives) for example in read_source(source, places, seed=0))
 
@@ -201,6 +212,12 @@ def _labelled(source: Source, places: Places) -> Iterator[tuple[str, str]]:
             yield from ((str(t), str(name)) for t, name in zip(text, label, strict=True) if str(t).strip())
         elif text and str(text).strip():
             yield _text(source, row, "text", where), str(label[0] if isinstance(label, list) else label)
+
+
+def _texts(source: Source, places: Places) -> Iterator[str]:
+    """Yield the unlabelled texts; a row may hold several."""
+    for where, row in _main_rows(source, places):
+        yield from _several(source, row, "text", where)
 
 
 def _main_rows(source: Source, places: Places) -> Rows:

@@ -9,6 +9,7 @@ A source says which rows to read and what form they have; ``read.read_source`` t
     scores   two texts and a similarity: pairs of ``min_score`` or more, in both directions
     label    text and label; the passages are the label texts
     example  text and label; the passages are other texts
+    text     unlabelled text: a sentence, and the passage it stood in
 """
 
 from typing import Literal, Self
@@ -17,7 +18,7 @@ from pydantic import Field, model_validator
 
 from nvembed.recipe import Recipe, nearest
 
-Form = Literal["pairs", "qrels", "ids", "nli", "scores", "label", "example"]
+Form = Literal["pairs", "qrels", "ids", "nli", "scores", "label", "example", "text"]
 
 # form -> the roles that its columns must and may play
 ROLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -28,6 +29,7 @@ ROLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "scores": (("text1", "text2", "score"), ()),
     "label": (("text", "label"), ("title",)),
     "example": (("text", "label"), ("title",)),
+    "text": (("text",), ()),
 }
 
 # the column that plays a role unless the recipe names another; else it has the role's own name
