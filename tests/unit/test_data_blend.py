@@ -39,6 +39,17 @@ def test_draw_counts(sets: list[tuple[int, int]], seed: int, epoch: int) -> None
         assert len(set(turns)) == len(turns)  # a row that comes again has another turn
 
 
+def test_draw_in_runs_of_one_set() -> None:
+    order = draw([100, 40, 3], [90, 50, 2], seed=0, epoch=0, group=8)
+    mixed = draw([100, 40, 3], [90, 50, 2], seed=0, epoch=0)
+    assert sorted(order[:, :2].tolist()) != order[:, :2].tolist()
+    assert np.array_equal(np.bincount(order[:, 0]), [90, 50, 2])
+    assert len({tuple(row) for row in order.tolist()}) == len({tuple(row) for row in mixed.tolist()}) == 142
+    changes = np.flatnonzero(np.diff(order[:, 0])).size
+    assert changes < 12 + 7 + 1, "runs of 8 or more, but for the last of each set"
+    assert not np.array_equal(order, draw([100, 40, 3], [90, 50, 2], seed=0, epoch=1, group=8))
+
+
 def test_draw_mixes_the_sets() -> None:
     order = draw([1000, 1000], [500, 500], seed=0, epoch=0)
     runs = 1 + int((np.diff(order[:, 0]) != 0).sum())

@@ -158,7 +158,7 @@ def _blend(stage: "StageRecipe", recipe: Path, data: Path, *, check: bool) -> "B
             raise ConfigError(f"{recipe}: batch.alone names task {task!r}: {nearest(task, tasks)}")
     files = {name: data / f"{name}.jsonl" for name in sets}
     samples = {name: source.samples for name, source in sets.items()}
-    blend = Blend(files, samples, seed=stage.run.seed)
+    blend = Blend(files, samples, seed=stage.run.seed, group=stage.batch.group)
     if check:
         counts = {name: sum(1 for _ in read_examples(files[name])) for name in sets}
         say(f"{len(sets)} sets, {sum(counts.values()):,} examples; {len(blend):,} a pass")

@@ -1,6 +1,8 @@
 """Several sets as one stream of batches: by sample count, in an order that only the seed and the step decide.
 
-Paper: section 2.2: batches mix all sets ("well-blended"), so that no task pulls a whole step its way.
+Paper: section 2.2: batches mix all sets ("well-blended"), so that no task pulls a whole step its way. Ours: a
+batch may mix runs of some examples of one set, whose passages are each other's harder in-batch negatives
+(Merrick et al. 2024, 2405.05374, go as far as one set a batch).
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,12 +15,14 @@ from nvembed.data.example import Example, ExampleFile
 from nvembed.errors import DataError, InputError
 
 
-def draw(sizes: Sequence[int], samples: Sequence[int], *, seed: int, epoch: int) -> np.ndarray:
+def draw(
+    sizes: Sequence[int], samples: Sequence[int], *, seed: int, epoch: int, group: int = 1
+) -> np.ndarray:
     """Return one epoch's order (N, 3) int64: set, row and turn of each place, ``sum(samples)`` in all.
 
     Of a set of ``size`` rows, ``samples`` are drawn: every row ``samples // size`` times, and the rest once
     more, chosen anew in each epoch. The turn counts how often a row came before. All sets are then shuffled
-    together.
+    together, or runs of ``group`` rows of a set are.
 
     Raises:
         InputError: an empty set, or a count below 1.
@@ -32,7 +36,10 @@ def draw(sizes: Sequence[int], samples: Sequence[int], *, seed: int, epoch: int)
         rows = np.concatenate([np.tile(np.arange(size), whole), rng.permutation(size)[:rest]])
         turns = np.repeat(np.arange(whole + 1), [size] * whole + [rest]) + epoch * -(-count // size)
         parts.append(np.stack([np.full(count, number), rows, turns], axis=1))
-    return np.asarray(rng.permutation(np.concatenate(parts)), dtype=np.int64)
+    if group == 1:
+        return np.asarray(rng.permutation(np.concatenate(parts)), dtype=np.int64)
+    runs = [part[i : i + group] for part in map(rng.permutation, parts) for i in range(0, len(part), group)]
+    return np.concatenate([runs[index] for index in rng.permutation(len(runs))])
 
 
 class Blend:
@@ -45,12 +52,15 @@ class Blend:
         files: name -> JSONL file of examples.
         samples: name -> how many examples an epoch draws.
         seed: decides the order.
+        group: how many examples of one set stand together.
 
     Raises:
         DataError: a set without a file, or an empty one.
     """
 
-    def __init__(self, files: Mapping[str, Path], samples: Mapping[str, int], *, seed: int) -> None:
+    def __init__(
+        self, files: Mapping[str, Path], samples: Mapping[str, int], *, seed: int, group: int = 1
+    ) -> None:
         missing = [name for name in samples if name not in files or not files[name].is_file()]
         if missing:
             raise DataError(f"no file for {', '.join(missing)}: prepare the sets first (nvembed mine)")
@@ -60,7 +70,7 @@ class Blend:
             if not len(examples):
                 raise DataError(f"{files[name]}: expected examples of {name}, found none")
         self._samples = [samples[name] for name in self.names]
-        self._seed = seed
+        self._seed, self._group = seed, group
         self._epoch, self._order = -1, np.empty((0, 3), dtype=np.int64)
 
     def __len__(self) -> int:
@@ -72,7 +82,8 @@ class Blend:
         epoch, index = divmod(place, len(self))
         if epoch != self._epoch:
             sizes = [len(examples) for examples in self._sets]
-            self._epoch, self._order = epoch, draw(sizes, self._samples, seed=self._seed, epoch=epoch)
+            self._order = draw(sizes, self._samples, seed=self._seed, epoch=epoch, group=self._group)
+            self._epoch = epoch
         number, row, turn = map(int, self._order[index])
         return _turned(self._sets[number][row], turn)
 

@@ -27,6 +27,8 @@ class BatchSection(Recipe):
     """One step's texts. ``micro_batch_tokens`` and ``graph_tokens`` bound memory and change no result."""
 
     global_batch: PositiveInt
+    group: PositiveInt = 1
+    """Examples of one set that stand together in the order: 1 mixes all sets, as the paper does."""
     hard_negatives: NonNegativeInt
     in_batch_negatives: bool
     alone: tuple[str, ...] = ()
