@@ -369,7 +369,6 @@ def write(name: str, result: dict[str, Any], page: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
     (folder / f"{name}.md").write_text(page)
-    print(page)
 
 
 def main() -> None:
@@ -378,24 +377,28 @@ def main() -> None:
     config = tiny(NV_EMBED_V2) if args.tiny else NV_EMBED_V2
     models = build(config, device, torch.bfloat16)
     clock = Clock(device, args.repeats)
-    found = []
+    measured = device.type == "cuda" and not args.tiny
+    found: dict[str, dict[str, Any]] = {name: {"case": name} for name in cases(False)}
     for name, lengths in cases(args.tiny).items():
         case = measure(models, lengths, name, clock)
         if case["lowest_cosine"] < 0.99:
             raise SystemExit(f"{name}: ours and transformers disagree (cosine {case['lowest_cosine']})")
         print(json.dumps(case), flush=True)
-        found.append(case)
-    measured = device.type == "cuda" and not args.tiny
-    result = {
-        "command": "python benchmarks/encode_gpu.py"
-        + f" --device {device.type}" * (device.type != "cuda")
-        + " --tiny" * args.tiny,
-        "hardware": machine_of(device),
-        "measured": measured,
-        "reason": None if measured else "no CUDA device at hand; the script was only tried on a small model",
-        "cases": found if measured else [{"case": name} for name in cases(False)],
-    }
-    write("encode_gpu", result, markdown(result), args.results)
+        if measured:
+            found[name] = case
+        # After every case: what is stopped keeps what it has measured.
+        result = {
+            "command": "python benchmarks/encode_gpu.py"
+            + f" --device {device.type}" * (device.type != "cuda")
+            + " --tiny" * args.tiny
+            + f" --repeats {args.repeats}",
+            "hardware": machine_of(device),
+            "measured": measured,
+            "reason": None if measured else "no CUDA device at hand; the script was tried on a small model",
+            "cases": list(found.values()),
+        }
+        write("encode_gpu", result, markdown(result), args.results)
+    print(markdown(result))
 
 
 if __name__ == "__main__":

@@ -233,6 +233,7 @@ def main() -> None:
         "cases": found if measured else [{"case": name} for name in {**CASES, WHOLE: None}],
     }
     write("train_gpu", result, markdown(result), args.results)
+    print(markdown(result))
 
 
 if __name__ == "__main__":

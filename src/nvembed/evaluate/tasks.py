@@ -15,6 +15,7 @@ A task is a folder. What lies in it says what it is:
 (``pair_rerank`` or ``reranking``; ``clustering``), or a file ``task.toml`` in it: ``kind = "reranking"``.
 """
 
+import gzip
 import hashlib
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
@@ -309,9 +310,10 @@ def _load_summaries(path: Path) -> Summaries:
 
 
 def _hash(files: Sequence[Path]) -> str:
+    """Digest what the files hold: gzip or not, the same data have the same digest."""
     digest = hashlib.sha256()
     for path in files:
-        with path.open("rb") as handle:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as handle:
             while block := handle.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()[:40]

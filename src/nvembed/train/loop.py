@@ -4,6 +4,7 @@ Shapes: U distinct texts, D hidden size, E the teacher's dimensions.
 """
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -144,6 +145,7 @@ def train(
     log_folder = job.folder if ranks.first else job.folder / f".rank-{ranks.rank}"
     with (
         _asked_to_end() as asked,
+        _short_turns(),
         Log(log_folder, after=progress.step, tensorboard=tensorboard and ranks.first) as log,
         ThreadPoolExecutor(1, "tokenise") as ahead,
     ):
@@ -304,6 +306,20 @@ def encode(job: Job, texts: Sequence[str], prompt: str, *, max_tokens: int) -> n
         vectors[batch.rows.cpu().numpy()] = model(batch.packed).float().cpu().numpy()
     model.train()
     return vectors
+
+
+@contextmanager
+def _short_turns() -> Iterator[None]:
+    """Let threads take turns every 0.1 ms: each operator lets go of the interpreter, and would wait 5 ms.
+
+    The reader of the next step's texts else holds up the launch of a GPU's kernels (docs/log.md).
+    """
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 @contextmanager
