@@ -19,6 +19,7 @@ Results = Mapping[str, Mapping[str, Result]]  # model -> task -> result
 class Cost:
     """What a model took over all its tasks; None where nothing was measured (BM25, or a full cache)."""
 
+    device: str
     tokens_per_second: float | None
     weights_bytes: int | None
     peak_bytes: int | None
@@ -29,7 +30,11 @@ def cost(results: Mapping[str, Result]) -> Cost:
     timing = [result.timing for result in results.values()]
     tokens = sum(t.get("encoded_tokens") or 0 for t in timing)
     seconds = sum(t.get("encode_seconds") or 0 for t in timing)
+    devices = {
+        str(result.record.get("environment", {}).get("device", "unknown")) for result in results.values()
+    }
     return Cost(
+        device=", ".join(sorted(devices)),
         tokens_per_second=tokens / seconds if tokens and seconds else None,
         weights_bytes=max((t.get("weights_bytes") or 0 for t in timing), default=0) or None,
         peak_bytes=max((t.get("peak_bytes") or 0 for t in timing), default=0) or None,
@@ -65,10 +70,16 @@ def report_markdown(results: Results) -> str:
     for name, row in category_means(results).items():
         cells = [f"**{row[m]:.2f}**" if m in row else "" for m in models]
         lines.append(f"| **mean** | {name} | " + " | ".join(cells) + " |")
-    lines += ["", "| model | tokens per second | weights, MiB | peak memory, MiB |", "|---|---:|---:|---:|"]
+    lines += ["", "| model | device | tokens per second | weights, MiB | peak memory, MiB |"]
+    lines.append("|---|---|---:|---:|---:|")
     for model in models:
         spent = cost(results[model])
-        cells = [_shown(spent.tokens_per_second), _mib(spent.weights_bytes), _mib(spent.peak_bytes)]
+        cells = [
+            spent.device,
+            _shown(spent.tokens_per_second),
+            _mib(spent.weights_bytes),
+            _mib(spent.peak_bytes),
+        ]
         lines.append(f"| {model} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -76,24 +87,29 @@ def report_markdown(results: Results) -> str:
 def chart_quality(results: Results, path: Path) -> None:
     """Draw mean score against tokens per second; the area of a mark is the peak memory.
 
-    Models without a speed (BM25) are level lines; the mean is over the tasks that all models have.
+    Models without a speed (BM25) are level lines; the mean is over the tasks that all models have. Where not
+    all speeds are of one device, each model's is named.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
     figure, axes = _figure(8, 5)
     shared = set.intersection(*(set(per_task) for per_task in results.values()))
+    costs = {model: cost(per_task) for model, per_task in results.items()}
+    mixed = len({spent.device for spent in costs.values() if spent.tokens_per_second}) > 1
     for model, per_task in results.items():
         mean = float(np.mean([per_task[task].main_score for task in shared])) if shared else 0.0
-        spent = cost(per_task)
+        spent = costs[model]
         if spent.tokens_per_second:
             area = 20 + (spent.peak_bytes or 0) / 2**20 / 10
             axes.scatter([spent.tokens_per_second], [mean], s=area, alpha=0.7)
-            axes.annotate(model, (spent.tokens_per_second, mean), xytext=(8, 4), textcoords="offset points")
+            label = f"{model} ({spent.device})" if mixed else model
+            axes.annotate(label, (spent.tokens_per_second, mean), xytext=(8, 4), textcoords="offset points")
         else:
             axes.axhline(mean, linestyle="--", linewidth=1, color="grey")
             axes.annotate(model, (0.01, mean), xycoords=("axes fraction", "data"), va="bottom")
     axes.set_xscale("log")
+    axes.margins(x=0.3)
     axes.set_xlabel("tokens per second (mark area: peak memory)")
     axes.set_ylabel(f"mean main score of {len(shared)} tasks")
     axes.grid(alpha=0.3)
