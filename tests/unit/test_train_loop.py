@@ -100,6 +100,14 @@ def test_last_and_best_are_kept_and_scores_are_logged(tmp_path: Path) -> None:
     ]
 
 
+def test_threads_take_short_turns_while_it_runs_and_only_then(tmp_path: Path) -> None:
+    before = sys.getswitchinterval()
+    seen: set[float] = set()
+    train(job(tmp_path, recipe()), report=lambda _: seen.add(sys.getswitchinterval()))
+    assert seen == {1e-4}
+    assert sys.getswitchinterval() == before
+
+
 def test_the_loss_falls_and_every_adapter_weight_moves(tmp_path: Path) -> None:
     settings = recipe(
         optimizer={"steps": 40, "learning_rate": 5e-3, "pooler_learning_rate": 5e-3},

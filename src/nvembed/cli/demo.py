@@ -110,9 +110,8 @@ def demo(*, model: str | None = None, untrained: bool = False, show: int = 3) ->
         console.print(_answers(data, row, dense, console.width))
     console.print(_scores({name: score(data, dense), "BM25": score(data, lexical)}))
     if trained is not None:
-        said = (
-            f"{SHIPPED} is a trained adapter and pooler for SmolLM2-135M; {trained / 'README.md'} tells more."
-        )
+        card = os.path.relpath(trained / "README.md")
+        said = f"{SHIPPED} is a trained adapter and pooler for SmolLM2-135M; {card} tells more."
         console.print(Text(said))
     elif model is None:
         console.print(Panel(Text(CAUTION), title="mind", title_align="left", box=box.ROUNDED))
