@@ -104,7 +104,7 @@ def test_threads_take_short_turns_while_it_runs_and_only_then(tmp_path: Path) ->
     before = sys.getswitchinterval()
     seen: set[float] = set()
     train(job(tmp_path, recipe()), report=lambda _: seen.add(sys.getswitchinterval()))
-    assert seen == {1e-4}
+    assert max(seen) <= 1e-4
     assert sys.getswitchinterval() == before
 
 
