@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 
 from nvembed.cli.models import encode_with, load_sentence_transformer
-from nvembed.errors import MissingExtraError
+from nvembed.errors import DownloadError, MissingExtraError
 
 
 class Library:
     """Takes what sentence-transformers takes, and shows what it was given."""
 
     def __init__(self, name: str, *, device: str | None, model_kwargs: dict[str, Any] | None) -> None:
+        if name == "absent":
+            raise OSError("We couldn't connect to the hub.\nMore of it.")
         self.given = (name, device, model_kwargs)
         self.max_seq_length = {"short": 256, "long": 8192, "endless": None}[name]
         self.device = SimpleNamespace(type=device or "cpu")
@@ -35,6 +37,8 @@ def test_what_is_loaded_and_how_it_embeds(monkeypatch: pytest.MonkeyPatch) -> No
     ]
     assert limits == [256, 512, 512]
     assert load_sentence_transformer("short", max_tokens=9).given == ("short", None, None)
+    with pytest.raises(DownloadError, match=r"absent: no folder .* \(We couldn't connect"):
+        load_sentence_transformer("absent", max_tokens=9)
     model = load_sentence_transformer("short", max_tokens=9, device="cpu", dtype="bfloat16")
     assert model.given == ("short", "cpu", {"dtype": "bfloat16"})
     vectors = encode_with(model, ("a", "bc"), "query: ")

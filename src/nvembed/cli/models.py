@@ -9,7 +9,7 @@ import numpy as np
 from cyclopts import Parameter
 
 from nvembed.cli.screen import waiting
-from nvembed.errors import InputError, MissingExtraError
+from nvembed.errors import DownloadError, InputError, MissingExtraError
 
 if TYPE_CHECKING:
     from nvembed.encoder import Embeddings, Encoder
@@ -51,6 +51,7 @@ def load_sentence_transformer(
 
     Raises:
         MissingExtraError: sentence-transformers is not installed.
+        DownloadError: no such folder, and the hub did not give the model.
     """
     try:
         from sentence_transformers import SentenceTransformer
@@ -58,7 +59,14 @@ def load_sentence_transformer(
         raise MissingExtraError(
             f"{model} is a sentence-transformers model: pip install 'nvembed[eval]' to load it"
         ) from error
-    loaded = SentenceTransformer(model, device=device, model_kwargs={"dtype": dtype} if dtype else None)
+    try:
+        loaded = SentenceTransformer(model, device=device, model_kwargs={"dtype": dtype} if dtype else None)
+    except OSError as error:
+        said = str(error).splitlines()[0]
+        raise DownloadError(
+            f"{model}: no folder of that name, and not loaded from the hub ({said}): give a folder with the "
+            "model, or try again online"
+        ) from error
     loaded.max_seq_length = min(loaded.max_seq_length or max_tokens, max_tokens)
     return loaded
 
