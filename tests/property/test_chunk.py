@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nvembed.corpus import chunk
@@ -44,6 +44,10 @@ LETTERS = "abc  \n.!。?#é🦊"
     st.sampled_from(list(TOKENIZERS)),
     st.sampled_from([7, 50, 1000]),
 )
+@example("\n\n?????。?", 10, 8, "bytes", 7)
+@example("???? ????", 2, 1, "pairs of characters", 7)
+@example("? 。。", 5, 1, "bytes", 7)
+@example("? 。。", 5, 3, "bytes", 7)
 def test_nothing_is_lost(text: str, max_tokens: int, overlap: int, name: str, window: int) -> None:
     overlap = min(overlap, max_tokens - 1)
     offsets = TOKENIZERS[name]

@@ -54,6 +54,8 @@ def cut_texts(
         for cut in _cut(text, spans, offsets, max_tokens, overlap):
             start, end = _stripped(text, cut)
             if start < end and (not cuts or end > cuts[-1][1]):  # else there was nothing new but white space
+                if cuts and cuts[-1][0] == start:  # white space took the room before: this passage has it all
+                    cuts.pop()
                 cuts.append((start, end))
         yield cuts or [(0, 0)]
 
@@ -71,7 +73,12 @@ def _cut(text: str, spans: np.ndarray, offsets: Offsets, max_tokens: int, overla
             passage = start
             end, whole = _end(text, breaks, (start, limit), end)
             yield passage, end
-            earliest = int(begins[max(first + 1, bisect_left(begins, end) - overlap)]) if overlap else end
+            earliest, new = end, bisect_left(begins, end)
+            if overlap and new < len(begins):
+                fits = bisect_right(begins, begins[new]) - max_tokens  # leave room for a new character
+                kept = max(first + 1, new - overlap, fits)
+                whole_character = begins[kept] != begins[kept - 1]  # else some of its tokens are not kept
+                earliest = int((begins if whole_character else ends)[kept])
             start = _next(text, breaks if whole else None, max(earliest, passage + 1), end)
         if base + size >= len(text):
             if end < len(text):
@@ -103,7 +110,7 @@ def _next(text: str, breaks: list[int] | None, earliest: int, end: int) -> int:
         return min(breaks[place], end) if place < len(breaks) else end
     while earliest < end and not (text[earliest - 1].isspace() and not text[earliest].isspace()):
         earliest += 1
-    return earliest
+    return min(earliest, end)  # a token may begin before ``end`` and the next one behind it
 
 
 def _stripped(text: str, cut: Cut) -> Cut:
