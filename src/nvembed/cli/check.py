@@ -10,7 +10,7 @@ from rich.text import Text
 from nvembed.cli.models import Dtype, load
 from nvembed.cli.screen import progress, results
 from nvembed.model.device import parse_devices
-from nvembed.weights.check import Finding, Report, bytes_text, check_folder, shards_bytes
+from nvembed.weights.check import Finding, Report, bytes_text, bytes_to_read, check_folder
 from nvembed.weights.hub import model_folder
 from nvembed.weights.known import ask
 
@@ -60,7 +60,7 @@ def check(
     target = parse_devices(device)[0]
     chosen: Dtype = dtype or ("bfloat16" if target.type == "cuda" else "float32")
     folder = model_folder(model, revision=revision)
-    total = shards_bytes(folder) * (2 if hash else 1) // 1_000_000
+    total = bytes_to_read(folder, hash_files=hash) // 1_000_000
     done = 0
     with progress("reading weights (MB)") as update:
 

@@ -1,7 +1,7 @@
 """What can be wrong with a model's folder, one finding after another; one tensor at a time is held."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -312,12 +312,19 @@ def _hashes(folder: Path, advance: Advance) -> Finding:
     return Finding("sha256", "pass", f"{len(paths)} files are as released")
 
 
-def shards_bytes(folder: Path) -> int:
-    """Return the bytes of weights that are there, for a progress bar; 0 where nobody can say."""
+def bytes_to_read(folder: Path, *, hash_files: bool) -> int:
+    """Return how many bytes ``check_folder`` will tell ``advance`` of; 0 where nobody can say.
+
+    An adapter's folder is read with its backbone, which lies elsewhere.
+    """
     try:
-        paths: Iterator[Path] = (folder / name for name in shard_names(folder))
-        return sum(path.stat().st_size for path in paths if path.is_file())
-    except NvembedError:
+        checkpoint = open_checkpoint(folder)
+        tensors = sum(
+            math.prod(stored.shape) * ITEM_BYTES[stored.dtype] for stored in checkpoint.tensors.values()
+        )
+        files = [folder / name for name in shard_names(folder)] if hash_files else []
+        return tensors + sum(path.stat().st_size for path in files)
+    except (NvembedError, OSError):
         return 0
 
 
