@@ -10,7 +10,7 @@ from rich.text import Text
 from nvembed.cli.models import Dtype, load
 from nvembed.cli.screen import progress, results
 from nvembed.model.device import parse_devices
-from nvembed.weights.check import Finding, Report, bytes_text, bytes_to_read, check_folder
+from nvembed.weights.check import Finding, Report, bytes_text, check_folder
 from nvembed.weights.hub import model_folder
 from nvembed.weights.known import ask
 
@@ -60,16 +60,21 @@ def check(
     target = parse_devices(device)[0]
     chosen: Dtype = dtype or ("bfloat16" if target.type == "cuda" else "float32")
     folder = model_folder(model, revision=revision)
-    total = bytes_to_read(folder, hash_files=hash) // 1_000_000
-    done = 0
+    total = done = 0
     with progress("reading weights (MB)") as update:
+
+        def expect(count: int) -> None:
+            nonlocal total
+            total = count
 
         def advance(count: int) -> None:
             nonlocal done
             done += count
-            update(done // 1_000_000, total)
+            update(done // 1_000_000, total // 1_000_000)
 
-        report = check_folder(folder, device=target, dtype=chosen, hash_files=hash, advance=advance)
+        report = check_folder(
+            folder, device=target, dtype=chosen, hash_files=hash, advance=advance, expect=expect
+        )
     report.findings.append(_ask(report, target, chosen, known_answer))
     if json:
         print(dumps(report.to_json(), indent=2))

@@ -18,6 +18,7 @@ from nvembed.weights.load import (
     INDEX,
     ITEM_BYTES,
     Checkpoint,
+    StoredTensor,
     missing_files,
     open_checkpoint,
     read_json,
@@ -84,7 +85,13 @@ class Report:
 
 
 def check_folder(
-    folder: Path, *, device: torch.device, dtype: str, hash_files: bool, advance: Advance
+    folder: Path,
+    *,
+    device: torch.device,
+    dtype: str,
+    hash_files: bool,
+    advance: Advance,
+    expect: Advance = lambda _: None,
 ) -> Report:
     """Look at files, names, shapes, dtypes, values, tokenizer, memory and licence; load no model.
 
@@ -92,6 +99,7 @@ def check_folder(
         device, dtype: where and as what it is meant to run.
         hash_files: read every weight file once more and compare its sha256 with the known one.
         advance: is told the bytes of weights read, for a progress bar.
+        expect: is told first how many there are in all; 0 where nobody can say.
 
     Nothing is raised for a faulty folder: every fault is a finding, and what cannot be looked at any more is
     a finding that says so.
@@ -106,6 +114,7 @@ def check_folder(
         for name in ("values", "tokenizer", "memory"):
             report.findings.append(Finding(name, "skip", "not looked at: the tensors are not right"))
         checkpoint = None
+    expect(_bytes_to_read(folder, checkpoint, hash_files))
     if checkpoint is not None:
         report.memory = memory_table(checkpoint, device)
         report.findings += [
@@ -232,7 +241,7 @@ def _values(checkpoint: Checkpoint, dtype: str, advance: Advance) -> Finding:
             too_large.append(name)
         elif low == high and len(stored.shape) > 1:
             constant.append(name)
-        advance(math.prod(stored.shape) * ITEM_BYTES[stored.dtype])
+        advance(_stored_bytes(stored))
     if bad:
         return Finding("values", "fail", f"not finite: {_some(bad)}; fetch the weights again")
     if too_large:
@@ -312,20 +321,18 @@ def _hashes(folder: Path, advance: Advance) -> Finding:
     return Finding("sha256", "pass", f"{len(paths)} files are as released")
 
 
-def bytes_to_read(folder: Path, *, hash_files: bool) -> int:
-    """Return how many bytes ``check_folder`` will tell ``advance`` of; 0 where nobody can say.
-
-    An adapter's folder is read with its backbone, which lies elsewhere.
-    """
+def _bytes_to_read(folder: Path, checkpoint: Checkpoint | None, hash_files: bool) -> int:
+    """Return what ``advance`` will be told of in all; a backbone is read with its adapter."""
+    tensors = checkpoint.tensors.values() if checkpoint else ()
     try:
-        checkpoint = open_checkpoint(folder)
-        tensors = sum(
-            math.prod(stored.shape) * ITEM_BYTES[stored.dtype] for stored in checkpoint.tensors.values()
-        )
         files = [folder / name for name in shard_names(folder)] if hash_files else []
-        return tensors + sum(path.stat().st_size for path in files)
-    except (NvembedError, OSError):
+        return sum(map(_stored_bytes, tensors)) + sum(path.stat().st_size for path in files)
+    except (NvembedError, OSError):  # a finding of its own; nobody can say how much
         return 0
+
+
+def _stored_bytes(stored: StoredTensor) -> int:
+    return math.prod(stored.shape) * ITEM_BYTES[stored.dtype]
 
 
 def bytes_text(size_bytes: int) -> str:
