@@ -15,7 +15,6 @@ A task is a folder. What lies in it says what it is:
 (``pair_rerank`` or ``reranking``; ``clustering``), or a file ``task.toml`` in it: ``kind = "reranking"``.
 """
 
-import gzip
 import hashlib
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +27,7 @@ import numpy as np
 from nvembed.errors import DataError, InputError
 from nvembed.evaluate import read
 from nvembed.evaluate.settings import TaskSettings, protocol
+from nvembed.files import open_binary
 from nvembed.recipe import nearest
 
 Kind = Literal[
@@ -313,7 +313,7 @@ def _hash(files: Sequence[Path]) -> str:
     """Digest what the files hold: gzip or not, the same data have the same digest."""
     digest = hashlib.sha256()
     for path in files:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as handle:
+        with open_binary(path) as handle:
             while block := handle.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()[:40]
