@@ -360,15 +360,38 @@ def device_of(args: argparse.Namespace) -> torch.device:
     return device
 
 
-def machine_of(device: torch.device) -> dict[str, Any]:
+def report(
+    script: str,
+    args: argparse.Namespace,
+    found: dict[str, dict[str, Any]],
+    page: Callable[[dict[str, Any]], str],
+    flags: str = "",
+) -> str:
+    """Write a script's two result files, and return the page.
+
+    Called after every case, so that what is stopped keeps what it has measured.
+
+    Args:
+        found: name -> case; of one that is not measured, or of a small model, only its name.
+    """
+    device = device_of(args)
+    measured = not args.tiny
     gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
-    return {**hardware(), **gpu}
-
-
-def write(name: str, result: dict[str, Any], page: str, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
-    (folder / f"{name}.md").write_text(page)
+    result = {
+        "command": f"python benchmarks/{script}.py"
+        + f" --device {device.type}" * (device.type != "cuda")
+        + " --tiny" * args.tiny
+        + f" --repeats {args.repeats}"
+        + flags,
+        "hardware": {**hardware(), **gpu},
+        "measured": measured,
+        "reason": None if measured else "no CUDA device at hand; the script was only tried on a small model",
+        "cases": list(found.values()),
+    }
+    args.results.mkdir(parents=True, exist_ok=True)
+    (args.results / f"{script}.json").write_text(json.dumps(result, indent=2) + "\n")
+    (args.results / f"{script}.md").write_text(page(result))
+    return page(result)
 
 
 def main() -> None:
@@ -377,28 +400,17 @@ def main() -> None:
     config = tiny(NV_EMBED_V2) if args.tiny else NV_EMBED_V2
     models = build(config, device, torch.bfloat16)
     clock = Clock(device, args.repeats)
-    measured = device.type == "cuda" and not args.tiny
     found: dict[str, dict[str, Any]] = {name: {"case": name} for name in cases(False)}
+    page = ""
     for name, lengths in cases(args.tiny).items():
         case = measure(models, lengths, name, clock)
         if case["lowest_cosine"] < 0.99:
             raise SystemExit(f"{name}: ours and transformers disagree (cosine {case['lowest_cosine']})")
         print(json.dumps(case), flush=True)
-        if measured:
+        if not args.tiny:
             found[name] = case
-        # After every case: what is stopped keeps what it has measured.
-        result = {
-            "command": "python benchmarks/encode_gpu.py"
-            + f" --device {device.type}" * (device.type != "cuda")
-            + " --tiny" * args.tiny
-            + f" --repeats {args.repeats}",
-            "hardware": machine_of(device),
-            "measured": measured,
-            "reason": None if measured else "no CUDA device at hand; the script was tried on a small model",
-            "cases": list(found.values()),
-        }
-        write("encode_gpu", result, markdown(result), args.results)
-    print(markdown(result))
+        page = report("encode_gpu", args, found, markdown)
+    print(page)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from encode_gpu import Clock, device_of, ending, gpu_parser, machine_of, random_model, rows, write
+from encode_gpu import Clock, device_of, ending, gpu_parser, random_model, report, rows
 from nvembed.files import data_path
 from nvembed.model.config import NV_EMBED_V2, ModelConfig
 from nvembed.model.nv_embed import NVEmbed
@@ -186,7 +186,7 @@ def measure(
 def markdown(result: dict[str, Any]) -> str:
     lines = ["# A LoRA training step on a GPU: NV-Embed v2's sizes, random weights, bfloat16", ""]
     if not result["measured"]:
-        lines += ["**not measured**: no CUDA device at hand; the script was only tried on a small model", ""]
+        lines += [f"**not measured**: {result['reason']}", ""]
     columns = {
         "texts": "texts of 512 tokens",
         "tokens_per_s": "tokens/s",
@@ -216,24 +216,17 @@ def main() -> None:
     device = device_of(args)
     config, length = (tiny(NV_EMBED_V2), 16) if args.tiny else (NV_EMBED_V2, LENGTH)
     whole = {} if args.without_batch else {WHOLE: Case(128, 9, 4_096, True, True, True)}
-    found = []
-    for name, case in {**CASES, **whole}.items():
-        tried = replace(case, queries=4) if args.tiny else case
-        found.append(measure(config, name, tried, device, 1 if name in whole else args.repeats, length))
-        print(json.dumps(found[-1]), flush=True)
-    measured = device.type == "cuda" and not args.tiny
-    result = {
-        "command": "python benchmarks/train_gpu.py"
-        + f" --device {device.type}" * (device.type != "cuda")
-        + " --tiny" * args.tiny
-        + f" --repeats {args.repeats}"
-        + " --without-batch" * args.without_batch,
-        "hardware": machine_of(device),
-        "measured": measured,
-        "cases": found if measured else [{"case": name} for name in {**CASES, WHOLE: None}],
-    }
-    write("train_gpu", result, markdown(result), args.results)
-    print(markdown(result))
+    tried = {**CASES, **whole}
+    found: dict[str, dict[str, Any]] = {name: {"case": name} for name in tried}
+    page = ""
+    for name, case in tried.items():
+        case = replace(case, queries=4) if args.tiny else case
+        timed = measure(config, name, case, device, 1 if name in whole else args.repeats, length)
+        print(json.dumps(timed), flush=True)
+        if not args.tiny:
+            found[name] = timed
+        page = report("train_gpu", args, found, markdown, " --without-batch" * args.without_batch)
+    print(page)
 
 
 if __name__ == "__main__":
