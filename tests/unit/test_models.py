@@ -1,6 +1,7 @@
 """The one loader of sentence-transformers models, against a stand-in for that library."""
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,14 +9,14 @@ import numpy as np
 import pytest
 
 from nvembed.cli.models import encode_with, load_sentence_transformer
-from nvembed.errors import DownloadError, MissingExtraError
+from nvembed.errors import DownloadError, MissingExtraError, WeightsError
 
 
 class Library:
     """Takes what sentence-transformers takes, and shows what it was given."""
 
     def __init__(self, name: str, *, device: str | None, model_kwargs: dict[str, Any] | None) -> None:
-        if name == "absent":
+        if name.endswith("absent"):
             raise OSError("We couldn't connect to the hub.\nMore of it.")
         self.given = (name, device, model_kwargs)
         self.max_seq_length = {"short": 256, "long": 8192, "endless": None}[name]
@@ -29,7 +30,7 @@ class Library:
         return 1.003 * np.stack([np.cos(lengths), np.sin(lengths)], axis=1)
 
 
-def test_what_is_loaded_and_how_it_embeds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_loaded_and_how_it_embeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=Library))
     limits = [
         load_sentence_transformer(name, max_tokens=512).max_seq_length
@@ -39,6 +40,9 @@ def test_what_is_loaded_and_how_it_embeds(monkeypatch: pytest.MonkeyPatch) -> No
     assert load_sentence_transformer("short", max_tokens=9).given == ("short", None, None)
     with pytest.raises(DownloadError, match=r"absent: no folder .* \(We couldn't connect"):
         load_sentence_transformer("absent", max_tokens=9)
+    (tmp_path / "absent").mkdir()
+    with pytest.raises(WeightsError, match="absent: not a whole model of sentence-transformers: We couldn't"):
+        load_sentence_transformer(str(tmp_path / "absent"), max_tokens=9)
     model = load_sentence_transformer("short", max_tokens=9, device="cpu", dtype="bfloat16")
     assert model.given == ("short", "cpu", {"dtype": "bfloat16"})
     vectors = encode_with(model, ("a", "bc"), "query: ")

@@ -3,13 +3,14 @@
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from cyclopts import Parameter
 
 from nvembed.cli.screen import waiting
-from nvembed.errors import DownloadError, InputError, MissingExtraError
+from nvembed.errors import DownloadError, InputError, MissingExtraError, WeightsError
 
 if TYPE_CHECKING:
     from nvembed.encoder import Embeddings, Encoder
@@ -52,6 +53,7 @@ def load_sentence_transformer(
     Raises:
         MissingExtraError: sentence-transformers is not installed.
         DownloadError: no such folder, and the hub did not give the model.
+        WeightsError: the folder does not hold a whole model.
     """
     try:
         from sentence_transformers import SentenceTransformer
@@ -63,6 +65,8 @@ def load_sentence_transformer(
         loaded = SentenceTransformer(model, device=device, model_kwargs={"dtype": dtype} if dtype else None)
     except OSError as error:
         said = str(error).splitlines()[0]
+        if Path(model).is_dir():
+            raise WeightsError(f"{model}: not a whole model of sentence-transformers: {said}") from error
         raise DownloadError(
             f"{model}: no folder of that name, and not loaded from the hub ({said}): give a folder with the "
             "model, or try again online"
