@@ -21,7 +21,7 @@ from nvembed.text.prompt import format_prompt, instruction_for
 from nvembed.text.tokenize import TextTokenizer, Tokens, check_texts
 from nvembed.vectors.metric import cosine
 from nvembed.weights.hub import model_folder
-from nvembed.weights.load import Checkpoint, fingerprint, load_model, open_checkpoint
+from nvembed.weights.load import Checkpoint, fingerprint, load_model, load_tokenizer, open_checkpoint
 from nvembed.weights.save import save_checkpoint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -90,7 +90,7 @@ class Encoder:
         if dtype not in DTYPES:
             raise InputError(f"dtype is {dtype!r}: expected one of {', '.join(DTYPES)}")
         checkpoint = open_checkpoint(model_folder(path_or_id, revision=revision))
-        tokenizer = TextTokenizer(checkpoint.tokenizer_files()["tokenizer.json"], checkpoint.text)
+        tokenizer = load_tokenizer(checkpoint)
         replicas = [load_model(checkpoint, device=d, dtype=DTYPES[dtype]) for d in devices]
         return cls(replicas, tokenizer, checkpoint=checkpoint)
 

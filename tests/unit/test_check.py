@@ -14,7 +14,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from nvembed.cli import check as command
 from nvembed.cli.main import main
-from nvembed.errors import WeightsError
+from nvembed.encoder import Encoder
+from nvembed.errors import ConfigError, WeightsError
 from nvembed.model.config import NV_EMBED_V2, BackboneConfig, ModelConfig, PoolerConfig
 from nvembed.model.nv_embed import NVEmbed
 from nvembed.text.tokenize import TextSettings
@@ -132,6 +133,14 @@ def test_missing_files_are_named(folder: Path) -> None:
     assert {found[name][0] for name in ("values", "tokenizer", "memory")} == {"skip"}
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors.index.json"])
+def test_every_faulty_file_is_a_finding(folder: Path, name: str) -> None:
+    (folder / name).write_bytes(b"{")
+    assert "fail" in {status for status, _ in findings(folder).values()}
+    (folder / name).unlink()
+    assert "fail" in {status for status, _ in findings(folder).values()}
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_values_that_are_not_finite_are_named(folder: Path, value: float) -> None:
     tensor = torch.ones(16, dtype=torch.float16)
@@ -190,8 +199,10 @@ def test_another_models_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_bytes(tokenizer([*WORDS, "more"]))
     assert findings(folder)["tokenizer"] == (
         "fail",
-        "9 tokens, but the model embeds 8: it belongs to another model",
+        "tokenizer.json has 9 tokens, but the model embeds 8: it belongs to another model",
     )
+    with pytest.raises(ConfigError, match="9 tokens, but the model embeds 8: it belongs to another model"):
+        Encoder.from_pretrained(folder)
     (folder / "tokenizer.json").write_bytes(tokenizer(["<s>", "</s>", "<unk>", *WORDS[3:]]))
     assert findings(folder)["tokenizer"] == ("fail", "a text ends in token 1, but the config's EOS is 2")
     (folder / "tokenizer.json").write_bytes(b"{")

@@ -162,7 +162,10 @@ class TestRefused:
 
     def test_an_index_without_a_map(self, copy: Path) -> None:
         (copy / "model.safetensors.index.json").write_text("{}")
-        with pytest.raises(WeightsError, match="has no weight_map: copy the file again"):
+        with pytest.raises(WeightsError, match="has no weight_map of tensors to files: copy the file"):
+            open_checkpoint(copy)
+        (copy / "model.safetensors.index.json").write_text('{"weight_map": {"a": 1, "b": "c"}}')
+        with pytest.raises(WeightsError, match="has no weight_map of tensors to files: copy the file"):
             open_checkpoint(copy)
 
     def test_pickles(self, copy: Path) -> None:
@@ -196,6 +199,19 @@ class TestRefused:
             ({"nvembed": {"text_mode": "x"}}, "nvembed.text_mode 'x': expected one of released, clean"),
             ({"latent_attention_config": {"hidden_dim": 7}}, "hidden_dim 7: expected the backbone's hidden"),
             ({"latent_attention_config": {"output_normalize": False}}, "only unit vectors are made"),
+            ({"latent_attention_config": []}, "latent_attention_config []: expected an object"),
+            (
+                {"latent_attention_config": {"num_cross_heads": 0}},
+                "num_cross_heads must be a whole number above 0; got 0",
+            ),
+            ({"nvembed": "clean"}, "nvembed 'clean': expected an object"),
+            ({"nvembed": {"max_length": "512"}}, "max_length must be a whole number above 0; got '512'"),
+            (
+                {"nvembed": {"eos_token_id": [2, 3]}},
+                "eos_token_id [2, 3]: expected a token's id, below 32,000",
+            ),
+            ({"nvembed": {"bos_token_id": 32000}}, "bos_token_id 32000: expected a token's id, below 32,000"),
+            ({"nvembed": {"bos_token_id": -1}}, "bos_token_id -1: expected a token's id, below 32,000"),
         ],
     )
     def test_settings_we_do_not_have(self, copy: Path, changes: dict[str, object], message: str) -> None:
@@ -212,9 +228,16 @@ class TestRefused:
         with pytest.raises(ConfigError, match=message):
             open_checkpoint(copy)
 
-    def test_missing_files(self, copy: Path) -> None:
-        (copy / "tokenizer_config.json").unlink()
-        with pytest.raises(ConfigError, match=r"has no tokenizer_config\.json: it is not a complete model"):
+    @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+    def test_missing_files(self, copy: Path, name: str) -> None:
+        (copy / name).unlink()
+        with pytest.raises(ConfigError, match=rf"has no {re.escape(name)}: it is not a complete model"):
+            open_checkpoint(copy)
+
+    def test_a_folder_in_a_files_place(self, copy: Path) -> None:
+        (copy / "config.json").unlink()
+        (copy / "config.json").mkdir()
+        with pytest.raises(ConfigError, match=r"config\.json cannot be read: Is a directory"):
             open_checkpoint(copy)
 
     @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "one", "a/b/c"])

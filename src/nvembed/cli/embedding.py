@@ -47,15 +47,12 @@ def describe(
         device: None is cuda where there is one.
     """
     from nvembed.model.device import parse_devices
-    from nvembed.text.tokenize import TextTokenizer
     from nvembed.weights.hub import model_folder
-    from nvembed.weights.load import fingerprint, open_checkpoint
+    from nvembed.weights.load import fingerprint, load_tokenizer, open_checkpoint
 
     kind = parse_devices(device.split(",") if device else None)[0].type
     checkpoint = open_checkpoint(model_folder(model))
-    tokenizer_json = checkpoint.tokenizer_files()["tokenizer.json"]
-    tokenizer = TextTokenizer(tokenizer_json, checkpoint.text)
-    (one,) = tokenizer(["a"], prompt=prompt, max_length=max_length)
+    (one,) = load_tokenizer(checkpoint)(["a"], prompt=prompt, max_length=max_length)
     return Facts(
         fingerprint=fingerprint(checkpoint),
         dim=checkpoint.config.backbone.hidden_size,
@@ -63,7 +60,7 @@ def describe(
         dtype=dtype or ("bfloat16" if kind == "cuda" else "float32"),
         batch_tokens=BATCH_TOKENS[kind],
         fixed_tokens=one.full_length - 1,
-        build_offsets=partial(_offsets, tokenizer_json, checkpoint.text),
+        build_offsets=partial(_offsets, checkpoint.tokenizer_files()["tokenizer.json"], checkpoint.text),
     )
 
 

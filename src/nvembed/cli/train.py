@@ -168,10 +168,9 @@ def _blend(stage: "StageRecipe", recipe: Path, data: Path, *, check: bool) -> "B
 def _job(stage: "StageRecipe", model: str, blend: "Blend", device: Any, sharded: bool) -> "Job":
     import torch
 
-    from nvembed.text.tokenize import TextTokenizer
     from nvembed.train.loop import Job
     from nvembed.weights.hub import model_folder
-    from nvembed.weights.load import fingerprint, load_model, open_checkpoint
+    from nvembed.weights.load import fingerprint, load_model, load_tokenizer, open_checkpoint
 
     checkpoint = open_checkpoint(model_folder(model))
     config, told = checkpoint.config, stage.model
@@ -199,7 +198,7 @@ def _job(stage: "StageRecipe", model: str, blend: "Blend", device: Any, sharded:
         teach, identity["teacher"] = _teacher(stage, device)
     return Job(
         model=load_model(checkpoint, device=device, dtype=dtype, fold=False),
-        tokenizer=TextTokenizer(checkpoint.tokenizer_files()["tokenizer.json"], checkpoint.text),
+        tokenizer=load_tokenizer(checkpoint),
         recipe=stage,
         examples=blend.batch,
         folder=Path(),

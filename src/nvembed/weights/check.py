@@ -12,13 +12,13 @@ from nvembed.errors import NvembedError
 from nvembed.model.config import ModelConfig
 from nvembed.model.device import activation_bytes, batch_tokens_for
 from nvembed.model.nv_embed import NVEmbed
-from nvembed.text.tokenize import TextTokenizer
 from nvembed.weights.known import Answer, expected_sha256, known_weights, licence_of, recognise, sha256
 from nvembed.weights.load import (
     INDEX,
     ITEM_BYTES,
     Checkpoint,
     StoredTensor,
+    load_tokenizer,
     missing_files,
     open_checkpoint,
     read_json,
@@ -264,18 +264,12 @@ def _range(checkpoint: Checkpoint, name: str) -> tuple[float, float]:
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Finding:
-    settings, rows = checkpoint.text, checkpoint.config.backbone.vocab_size
+    settings = checkpoint.text
     try:
-        tokenizer = TextTokenizer(checkpoint.tokenizer_files()["tokenizer.json"], settings)
+        tokenizer = load_tokenizer(checkpoint)
         (tokens,) = tokenizer(["A short text."], max_length=min(64, settings.max_length))
     except NvembedError as error:
         return Finding("tokenizer", "fail", str(error))
-    if tokenizer.vocab_size > rows:
-        return Finding(
-            "tokenizer",
-            "fail",
-            f"{tokenizer.vocab_size:,} tokens, but the model embeds {rows:,}: it belongs to another model",
-        )
     if tokens.input_ids[-1] != settings.eos_id:
         return Finding(
             "tokenizer",

@@ -43,24 +43,24 @@ def backbone_config(config: Mapping[str, object]) -> BackboneConfig:
     missing = [key for key in _REQUIRED if config.get(key) is None]
     if missing:
         raise ConfigError(f"a {architecture} config needs {', '.join(missing)}: add what is missing")
-    hidden_size = _size(config, "hidden_size")
-    num_heads = _size(config, "num_attention_heads")
+    hidden_size = size_of(config, "hidden_size")
+    num_heads = size_of(config, "num_attention_heads")
     kv_default = _KV_HEADS[architecture]
     if "num_key_value_heads" in config or kv_default is None:
         kv_default = num_heads  # transformers reads an explicit null as "as many as heads"
-    num_kv_heads = _size(config, "num_key_value_heads", kv_default)
+    num_kv_heads = size_of(config, "num_key_value_heads", kv_default)
     if num_heads % num_kv_heads:
         raise ConfigError(
             f"num_attention_heads ({num_heads}) must be a multiple of num_key_value_heads ({num_kv_heads})"
         )
-    max_position = _size(config, "max_position_embeddings", _MAX_POSITION[architecture])
+    max_position = size_of(config, "max_position_embeddings", _MAX_POSITION[architecture])
     rope_theta, rope_scaling = _rope(config, max_position)
     return BackboneConfig(
         architecture=architecture,
-        vocab_size=_size(config, "vocab_size"),
+        vocab_size=size_of(config, "vocab_size"),
         hidden_size=hidden_size,
-        intermediate_size=_size(config, "intermediate_size"),
-        num_layers=_size(config, "num_hidden_layers"),
+        intermediate_size=size_of(config, "intermediate_size"),
+        num_layers=size_of(config, "num_hidden_layers"),
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=_head_dim(config, architecture, hidden_size, num_heads),
@@ -168,7 +168,7 @@ def _rope(config: Mapping[str, object], max_position: int) -> tuple[float, RopeS
     factor, low, high = (_number(settings, key, None) for key in keys)
     if low >= high:
         raise ConfigError(f"low_freq_factor ({low}) must be below high_freq_factor ({high})")
-    original = _size(settings, "original_max_position_embeddings", max_position)
+    original = size_of(settings, "original_max_position_embeddings", max_position)
     return theta, RopeScaling(factor, low, high, original)
 
 
@@ -183,13 +183,18 @@ def _head_dim(
             )
         head_dim = hidden_size // num_heads
     else:
-        head_dim = _size(config, "head_dim", _QWEN3_HEAD_DIM)
+        head_dim = size_of(config, "head_dim", _QWEN3_HEAD_DIM)
     if head_dim % 2:
         raise ConfigError(f"head_dim is {head_dim}; rotary embeddings need an even one")
     return head_dim
 
 
-def _size(config: Mapping[str, object], key: str, default: int | None = None) -> int:
+def size_of(config: Mapping[str, object], key: str, default: int | None = None) -> int:
+    """Return a whole number above 0; ``default`` where the key is not there or null.
+
+    Raises:
+        ConfigError: it is something else.
+    """
     value = config.get(key)
     if value is None:
         value = default

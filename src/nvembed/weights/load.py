@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from nvembed.errors import ConfigError, WeightsError
 from nvembed.model.config import ModelConfig
 from nvembed.model.nv_embed import NVEmbed
-from nvembed.text.tokenize import TextSettings
+from nvembed.text.tokenize import TextSettings, TextTokenizer
 from nvembed.weights.model_config import read_config
 
 INDEX = "model.safetensors.index.json"
@@ -69,7 +69,8 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
     A folder that holds an adapter and names its backbone (`weights.backbone`) is a checkpoint too.
 
     Raises:
-        ConfigError: configs that are missing, no JSON, or of a model this package does not have.
+        ConfigError: configs or a tokenizer that are missing, configs that are no JSON, or of a model this
+            package does not have.
         WeightsError: no safetensors (pickles are refused), a corrupt file, or tensors that are missing,
             unexpected or misshapen: all of them are named; or a backbone that is not the one it was made for.
         MissingExtraError: the package that the backbone comes from is not installed.
@@ -77,6 +78,8 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
     folder = Path(folder)
     told = read_json(folder / "config.json")
     config, text = read_config(told, read_json(folder / "tokenizer_config.json"))
+    if not (folder / "tokenizer.json").is_file():
+        raise _incomplete(folder / "tokenizer.json")
     if isinstance(told.get("nvembed"), dict) and "base" in told["nvembed"]:
         from nvembed.weights.backbone import open_adapted  # which itself reads checkpoints
 
@@ -84,6 +87,22 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
     tensors = stored_tensors(folder)
     compare_tensors(folder, tensors, expected_tensors(config))
     return Checkpoint(folder, config, text, tensors)
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> TextTokenizer:
+    """Return a checkpoint's tokenizer.
+
+    Raises:
+        ConfigError: it cannot be read, or knows tokens that the model has no embedding of.
+    """
+    tokenizer = TextTokenizer(checkpoint.tokenizer_files()["tokenizer.json"], checkpoint.text)
+    rows = checkpoint.config.backbone.vocab_size
+    if tokenizer.vocab_size > rows:
+        raise ConfigError(
+            f"tokenizer.json has {tokenizer.vocab_size:,} tokens, but the model embeds {rows:,}: it belongs "
+            "to another model"
+        )
+    return tokenizer
 
 
 def load_model(
@@ -156,9 +175,10 @@ def shard_names(folder: Path) -> list[str]:
     """
     if (folder / INDEX).is_file():
         weight_map = read_json(folder / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise WeightsError(f"{folder / INDEX} has no weight_map: copy the file again")
-        return sorted(set(weight_map.values()))
+        files = weight_map.values() if isinstance(weight_map, dict) else ()
+        if not files or not all(isinstance(name, str) for name in files):
+            raise WeightsError(f"{folder / INDEX} has no weight_map of tensors to files: copy the file again")
+        return sorted(set(files))
     if (folder / SINGLE).is_file():
         return [SINGLE]
     parts = (ADAPTER_TENSORS, BACKBONE_TENSORS, POOLER_TENSORS)
@@ -178,7 +198,7 @@ def missing_files(folder: Path) -> list[str]:
     needed = ["config.json", "tokenizer.json", "tokenizer_config.json"]
     try:
         needed += shard_names(folder)
-    except WeightsError:
+    except (ConfigError, WeightsError):
         needed.append(SINGLE)
     return [name for name in needed if not (folder / name).is_file()]
 
@@ -255,14 +275,20 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise ConfigError(f"{path.parent} has no {path.name}: it is not a complete model folder") from error
+        raise _incomplete(path) from error
     except PermissionError as error:
         raise ConfigError(f"{path} cannot be read: permission denied; check its owner and mode") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON ({error}): copy the file again") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{path} holds a {type(value).__name__}: expected a JSON object")
     return value
+
+
+def _incomplete(path: Path) -> ConfigError:
+    return ConfigError(f"{path.parent} has no {path.name}: it is not a complete model folder")
 
 
 def _unreadable(path: Path, error: Exception) -> WeightsError:

@@ -11,7 +11,7 @@ from typing import Any, cast, get_args
 from nvembed.errors import ConfigError
 from nvembed.model.config import ModelConfig, PoolerConfig, PoolingKind
 from nvembed.text.tokenize import Mode, TextSettings
-from nvembed.weights.hub_config import backbone_config, hub_config_dict
+from nvembed.weights.hub_config import backbone_config, hub_config_dict, size_of
 
 
 def read_config(
@@ -33,21 +33,22 @@ def read_config(
     text_config = config.get("text_config")
     if not isinstance(text_config, Mapping):
         raise ConfigError(f"config.json has text_config {text_config!r:.40}: expected the backbone's config")
-    ours = config.get("nvembed", {})
+    ours = _section(config, "nvembed")
     backbone = replace(backbone_config(text_config), causal=bool(ours.get("causal", False)))
     pooling = _choice(ours, "pooling", "latent", get_args(PoolingKind))
     model = ModelConfig(
         backbone=backbone,
-        pooler=_pooler(config.get("latent_attention_config", {}), backbone.hidden_size),
+        pooler=_pooler(_section(config, "latent_attention_config"), backbone.hidden_size),
         pooling=cast(PoolingKind, pooling),
     )
+    bos = ours.get("bos_token_id", text_config.get("bos_token_id"))
     masked = bool(config.get("is_mask_instruction", True)) and config.get("padding_side", "right") == "right"
     return model, TextSettings(
         mode=cast(Mode, _choice(ours, "text_mode", "released", get_args(Mode))),
-        max_length=int(ours.get("max_length", backbone.max_position)),
+        max_length=size_of(ours, "max_length", backbone.max_position),
         eos_token=_token(tokenizer_config, "eos_token"),
-        eos_id=int(ours.get("eos_token_id", text_config.get("eos_token_id", 2))),
-        bos_id=ours.get("bos_token_id", text_config.get("bos_token_id")),
+        eos_id=_token_id({"eos_token_id": 2, **text_config, **ours}, "eos_token_id", backbone.vocab_size),
+        bos_id=None if bos is None else _token_id({"bos_token_id": bos}, "bos_token_id", backbone.vocab_size),
         mask_instruction=masked,
     )
 
@@ -107,10 +108,17 @@ def _pooler(config: Mapping[str, Any], hidden_size: int) -> PoolerConfig:
     if not config.get("output_normalize", True):
         raise ConfigError("latent_attention_config has output_normalize false: only unit vectors are made")
     return PoolerConfig(
-        num_latents=int(config.get("num_latents_value", 512)),
-        num_heads=int(config.get("num_cross_heads", 8)),
-        head_dim=int(config.get("cross_dim_head", 4096)),
+        num_latents=size_of(config, "num_latents_value", 512),
+        num_heads=size_of(config, "num_cross_heads", 8),
+        head_dim=size_of(config, "cross_dim_head", 4096),
     )
+
+
+def _section(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = config.get(key)
+    if not isinstance(value, Mapping | None):
+        raise ConfigError(f"config.json has {key} {value!r:.40}: expected an object")
+    return value or {}
 
 
 def _choice(config: Mapping[str, Any], key: str, default: str, allowed: tuple[str, ...]) -> str:
@@ -118,6 +126,13 @@ def _choice(config: Mapping[str, Any], key: str, default: str, allowed: tuple[st
     if value not in allowed:
         raise ConfigError(f"config.json has nvembed.{key} {value!r}: expected one of {', '.join(allowed)}")
     return str(value)
+
+
+def _token_id(config: Mapping[str, Any], key: str, vocab_size: int) -> int:
+    value = config[key]
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < vocab_size:
+        raise ConfigError(f"config.json has {key} {value!r:.40}: expected a token's id, below {vocab_size:,}")
+    return value
 
 
 def _token(config: Mapping[str, Any], key: str) -> str:
