@@ -184,11 +184,14 @@ class TestBadInput:
         [
             ({"dtype": "int8"}, "dtype is 'int8': expected one of float32, bfloat16, float16"),
             ({"device": "gpu"}, "device is 'gpu': expected 'cpu', 'cuda', 'cuda:1' or several"),
-            ({"device": []}, "device is an empty list: expected"),
+            ({"device": []}, r"device is \[\]: expected 'cpu', 'cuda', 'cuda:1' or several"),
+            ({"device": "mps"}, "device is 'mps': expected 'cpu', 'cuda', 'cuda:1' or several"),
+            ({"device": "meta"}, "device is 'meta': expected 'cpu', 'cuda', 'cuda:1' or several"),
+            ({"device": torch.device("cpu")}, "device is device.type='cpu'.: expected 'cpu', 'cuda'"),
             ({"device": "cuda:99"}, r"device is 'cuda:99', but torch sees \d+ CUDA devices here"),
         ],
     )
-    def test_loading_options(self, options: dict[str, str], message: str) -> None:
+    def test_loading_options(self, options: dict[str, object], message: str) -> None:
         with pytest.raises(InputError, match=message):
             Encoder.from_pretrained(TINY_A, **options)  # type: ignore[arg-type]
 

@@ -108,6 +108,11 @@ def test_cosine_is_the_definition() -> None:
     assert cosine(a.astype(np.float16), b.astype(np.float32)).dtype == np.float32
 
 
+def test_vectors_of_different_lengths_are_refused() -> None:
+    with pytest.raises(InputError, match="vectors have 3 and 2 dimensions; expected as many: embed both"):
+        cosine(np.ones((1, 3)), np.ones((4, 2)))
+
+
 @pytest.mark.parametrize("bad", [0.0, math.nan, math.inf])
 def test_a_vector_without_direction_is_refused(bad: float) -> None:
     with pytest.raises(NumericsError, match=r"1 of 2 without a direction .first: row 1."):

@@ -165,6 +165,8 @@ class TestBadInput:
     def test_not_a_text(self, released: TextTokenizer, bad: object, message: str) -> None:
         with pytest.raises(InputError, match=message):
             released(["good", bad])  # type: ignore[list-item]
+        with pytest.raises(InputError, match=message.replace("text 1", "the prompt")):
+            released(["good"], prompt=bad)  # type: ignore[arg-type]
 
     def test_one_string_is_not_a_list(self, released: TextTokenizer) -> None:
         with pytest.raises(InputError, match=r"texts is one string: expected a list of them; pass \[text\]"):

@@ -37,17 +37,18 @@ def parse_devices(device: str | Sequence[str] | None) -> list[torch.device]:
     """Return the devices named; ``None`` is ``cuda`` where there is one, else ``cpu``.
 
     Raises:
-        InputError: a name torch does not know, or a CUDA device that is not here.
+        InputError: no name of a CPU or CUDA device, or a CUDA device that is not here.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    names = [device] if isinstance(device, str) else list(device)
-    if not names:
-        raise InputError("device is an empty list: expected 'cpu', 'cuda', 'cuda:1' or several of them")
+    fault = InputError(f"device is {device!r}: expected 'cpu', 'cuda', 'cuda:1' or several of them")
     try:
+        names = [device] if isinstance(device, str) else list(device)
         devices = [torch.device(name) for name in names]
-    except RuntimeError as error:
-        raise InputError(f"device is {device!r}: expected 'cpu', 'cuda', 'cuda:1' or several") from error
+    except (RuntimeError, TypeError) as error:
+        raise fault from error
+    if not devices or any(found.type not in ("cpu", "cuda") for found in devices):
+        raise fault
     for found in devices:
         count = torch.cuda.device_count()
         if found.type == "cuda" and (found.index or 0) >= count:

@@ -108,8 +108,9 @@ class TextTokenizer:
             cut: which end of a longer text is cut. BOS and the prompt stay whichever it is.
 
         Raises:
-            InputError: not a string, not valid Unicode, too long with ``truncate=False``, or a prompt that
-                leaves no token to pool (where the published code returns NaN).
+            InputError: a text or prompt that is no string or no valid Unicode; a text that is too long with
+                ``truncate=False``; a prompt that leaves no token to pool (where the published code returns
+                NaN).
         """
         limit = self.settings.max_length if max_length is None else max_length
         specials = 1 + (self.settings.bos_id is not None)
@@ -119,6 +120,7 @@ class TextTokenizer:
                 "the context this model reads"
             )
         check_texts(texts, first_row)
+        _check_text(prompt, "the prompt")
         encode = self._released if self.settings.mode == "released" else self._clean
         tokens = encode(texts, prompt, limit, cut)
         for row, item in enumerate(tokens, first_row):
@@ -237,13 +239,17 @@ def check_texts(texts: Sequence[str], first_row: int = 0) -> None:
     if isinstance(texts, str | bytes):
         raise InputError("texts is one string: expected a list of them; pass [text]")
     for row, text in enumerate(texts, first_row):
-        if not isinstance(text, str):
-            kind = type(text).__name__
-            raise InputError(f"text {row} is a {kind} ({text!r:.60}): expected str; convert or drop it")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"text {row} has a lone surrogate (U+{ord(text[error.start]):04X}) at character "
-                f"{error.start}, which is not valid Unicode: read its source as UTF-8 with errors='replace'"
-            ) from error
+        _check_text(text, f"text {row}")
+
+
+def _check_text(text: object, name: str) -> None:
+    if not isinstance(text, str):
+        kind = type(text).__name__
+        raise InputError(f"{name} is a {kind} ({text!r:.60}): expected str; convert or drop it")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{name} has a lone surrogate (U+{ord(text[error.start]):04X}) at character "
+            f"{error.start}, which is not valid Unicode: read its source as UTF-8 with errors='replace'"
+        ) from error

@@ -36,12 +36,19 @@ def unit(x_ND: np.ndarray) -> np.ndarray:
 def cosine(a_QD: np.ndarray, b_CD: np.ndarray) -> np.ndarray:
     """Cosine of every row of ``a`` with every row of ``b``: ``(Q, C)``.
 
-    Float32 in and out (float64 if both are float64).
+    Float32 in and out (float64 if either is).
 
     Raises:
+        InputError: rows of another length in ``a`` than in ``b``.
         NumericsError: a row is zero or not finite.
     """
-    return np.asarray(unit(a_QD) @ unit(b_CD).T)
+    a_QD, b_CD = unit(a_QD), unit(b_CD)
+    if a_QD.shape[-1] != b_CD.shape[-1]:
+        raise InputError(
+            f"vectors have {a_QD.shape[-1]:,} and {b_CD.shape[-1]:,} dimensions; expected as many: embed "
+            "both with the same model and truncate_dim"
+        )
+    return np.asarray(a_QD @ b_CD.T)
 
 
 def paired_cosine(a_ND: np.ndarray, b_ND: np.ndarray) -> np.ndarray:
