@@ -1,6 +1,7 @@
 """Task folders: what each layout is taken for, and what is refused before anything is embedded."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 from eval_folders import make_all, make_labelled, make_pairs, make_retrieval, make_sets, write_jsonl
 
 from nvembed.errors import DataError, InputError
+from nvembed.evaluate.outcome import Prompts
+from nvembed.evaluate.protocol import run_task
 from nvembed.evaluate.tasks import Labelled, Pairs, Retrieval, Sets, find_tasks, load_task
 
 
@@ -34,6 +37,13 @@ def test_a_file_can_say_the_kind(tmp_path: Path) -> None:
     (folder / "task.toml").write_text('kind = "rerank"\n')
     with pytest.raises(DataError, match=r"kind is 'rerank'; did you mean 'reranking'"):
         load_task(folder)
+    (folder / "task.toml").write_text("kind = []\n")
+    with pytest.raises(DataError, match=r"kind is \[\]; known: classification"):
+        load_task(folder)
+    for content in (b"kind =\n", b"kind = '\xff'\n"):
+        (folder / "task.toml").write_bytes(content)
+        with pytest.raises(DataError, match=r"task.toml: expected TOML in UTF-8, such as kind"):
+            load_task(folder)
 
 
 def test_retrieval_is_read_as_mteb_reads_it(tmp_path: Path) -> None:
@@ -119,16 +129,28 @@ P = '{"_id": "d0", "text": "a"}\n'
         (CORPUS, "", r"corpus.jsonl: the corpus is empty; expected at least one passage"),
         (CORPUS, P + P, r"corpus.jsonl:2: passage id 'd0' stands on line 1 already; ids are unique"),
         (CORPUS, '{"_id": 3, "text": "a"}', r"corpus.jsonl:1: expected a string under '_id', got 3"),
+        (QRELS, "q1\td\xe9\t1", r"test.tsv:92: not UTF-8 \(byte 0xe9 at position 5\)"),
+        (QUERIES, '{"_id": "q99", "text": "\\ud800"}', r"expected a string under 'text', got \"\\ud800\""),
     ],
 )
 def test_bad_retrieval(tmp_path: Path, name: str, added: str, message: str) -> None:
     folder = make_retrieval(tmp_path / "news")
     if name == CORPUS:
         (folder / "corpus.jsonl.gz").unlink()
-    with (folder / name).open("a") as file:
+    with (folder / name).open("a", encoding="latin-1") as file:
         file.write(added + "\n" * bool(added))
     with pytest.raises(DataError, match=message):
         load_task(folder)
+
+
+def test_ids_with_line_separators_and_a_byte_order_mark(tmp_path: Path) -> None:
+    folder = make_retrieval(tmp_path / "news")
+    (folder / "corpus.jsonl.gz").unlink()
+    write_jsonl(folder / CORPUS, [{"_id": "d\u2028\x85", "text": "a"}])
+    (folder / QRELS).write_bytes("\ufeffquery-id\tcorpus-id\tscore\r\nq0\td\u2028\x85\t1\r\n".encode())
+    data = load_task(folder).data
+    assert isinstance(data, Retrieval)
+    assert data.qrels == {"q0": {"d\u2028\x85": 1}}
 
 
 def regrade(folder: Path, query: str, grade: str) -> None:
@@ -167,6 +189,7 @@ def test_unanswerable_queries(tmp_path: Path) -> None:
             r"expected a finite number under 'score', got NaN",
         ),
         ({"text1": "a", "text2": "b", "score": True}, r"expected a finite number under 'score', got true"),
+        ({"text1": "a", "text2": "b", "score": 10**400}, r"expected a finite number under 'score', got 1000"),
         ({"text1": "a", "text2": None, "score": 1}, r"expected a string under 'text2', got null"),
     ],
 )
@@ -200,3 +223,19 @@ def test_other_bad_folders(tmp_path: Path) -> None:
     write_jsonl(short / "test.jsonl", [{"sentences": ["a", "b"], "labels": [1]}])
     with pytest.raises(DataError, match="one label per sentence"):
         load_task(short)
+    write_jsonl(short / "test.jsonl", [{"sentences": ["a", "b"], "labels": [1, {}]}])
+    with pytest.raises(DataError, match=r"expected a string or whole number under 'labels', got \{\}"):
+        load_task(short)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 0], [1, *[0] * 11]])
+def test_too_few_texts_to_cross_validate(tmp_path: Path, labels: list[int]) -> None:
+    rows = [{"text": f"text {i}", "label": label} for i, label in enumerate(labels)]
+    write_jsonl(tmp_path / "few" / "test.jsonl", rows)
+    task = load_task(tmp_path / "few")
+
+    def embed(texts: Sequence[str], prompt: str) -> np.ndarray:
+        raise AssertionError("refused before anything is embedded")
+
+    with pytest.raises(InputError, match=rf"{len(labels)} texts cannot be cross-validated: expected one"):
+        run_task(task, embed, Prompts())

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nvembed.errors import MissingExtraError
+from nvembed.errors import InputError, MissingExtraError
 from nvembed.evaluate import scores
 from nvembed.evaluate.outcome import Embed, Items, Outcome, numbered
 from nvembed.evaluate.settings import protocol
@@ -22,6 +22,7 @@ def classification(data: Labelled, embed: Embed, prompt: str, *, samples_per_lab
     each fold trained on as few texts.
     """
     rules = protocol().classification
+    folds = [] if data.train_texts else _folds(data.labels, rules.folds)
     vectors = embed(data.texts, prompt)
     everything = np.arange(len(data.texts))
     if data.train_texts:
@@ -33,7 +34,6 @@ def classification(data: Labelled, embed: Embed, prompt: str, *, samples_per_lab
             for sample in samples
         ]
     else:
-        folds = list(_folds(len(data.texts), rules.folds))
         drawn = draw((data.labels[train] for train, _ in folds), samples_per_label)
         rounds = [
             (vectors[train[sample]], data.labels[train[sample]], test)
@@ -75,14 +75,25 @@ def draw(labels_of_rounds: Iterable[np.ndarray], per_label: int) -> Iterator[np.
         yield np.array(chosen)
 
 
-def _folds(size: int, folds: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(train, test) positions: a shuffle cut into ``folds`` parts, as scikit-learn's KFold cuts it."""
-    order = np.arange(size)
+def _folds(labels: np.ndarray, folds: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(train, test) positions: a shuffle cut into ``folds`` parts, as scikit-learn's KFold cuts it.
+
+    Raises:
+        InputError: a part has no text, or the others have a single class.
+    """
+    order = np.arange(len(labels))
     np.random.RandomState(protocol().seed).shuffle(order)
+    found = []
     for part in np.array_split(order, folds):
-        held_out = np.zeros(size, dtype=bool)
+        held_out = np.zeros(len(labels), dtype=bool)
         held_out[part] = True
-        yield np.flatnonzero(~held_out), np.flatnonzero(held_out)
+        if not len(part) or len(np.unique(labels[~held_out])) < 2:
+            raise InputError(
+                f"{len(labels)} texts cannot be cross-validated: expected one at least in each of {folds} "
+                "parts, and two classes in the other parts; add texts, or a train.jsonl"
+            )
+        found.append((np.flatnonzero(~held_out), np.flatnonzero(held_out)))
+    return found
 
 
 def _logistic_regression(train: np.ndarray, labels: np.ndarray, test: np.ndarray) -> np.ndarray:

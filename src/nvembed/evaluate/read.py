@@ -4,10 +4,10 @@ import json
 import math
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from nvembed.errors import DataError
-from nvembed.files import json_lines
+from nvembed.files import json_lines, open_binary, text_lines
 
 Row = dict[str, Any]
 
@@ -39,30 +39,41 @@ def first_row(folder: Path, split: str = "test") -> Row | None:
 
 def text(path: Path, line: int, row: Row, key: str) -> str:
     value = row.get(key)
-    if not isinstance(value, str):
+    if not _is_text(value):
         raise DataError(f"{path}:{line}: expected a string under {key!r}, got {_shown(row, key)}")
     return value
 
 
 def texts(path: Path, line: int, row: Row, key: str) -> list[str]:
     value = row.get(key)
-    if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
+    if not isinstance(value, list) or not value or not all(map(_is_text, value)):
         raise DataError(f"{path}:{line}: expected a list of strings under {key!r}, got {_shown(row, key)}")
     return value
 
 
+def _is_text(value: object) -> TypeGuard[str]:
+    """Whether it is a string, and free of half a surrogate pair, which is no character."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
 def number(path: Path, line: int, row: Row, key: str) -> float:
     value = row.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise DataError(f"{path}:{line}: expected a finite number under {key!r}, got {_shown(row, key)}")
-    return float(value)
+    try:
+        if not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # a whole number beyond any float
+        pass
+    raise DataError(f"{path}:{line}: expected a finite number under {key!r}, got {_shown(row, key)}")
 
 
-def label(path: Path, line: int, row: Row) -> str | int:
-    value = row.get("label")
+def label(path: Path, line: int, row: Row, key: str = "label") -> str | int:
+    value = row.get(key)
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise DataError(
-            f"{path}:{line}: expected a string or whole number under 'label', got {_shown(row, 'label')}"
+            f"{path}:{line}: expected a string or whole number under {key!r}, got {_shown(row, key)}"
         )
     return value
 
@@ -111,15 +122,7 @@ def qrels(path: Path, *, queries: Collection[str], passages: Collection[str]) ->
     if not path.is_file():
         raise DataError(f"{path}: not found; expected tab-separated lines of query-id, corpus-id, score")
     found: dict[str, dict[str, int]] = {}
-    for line, content in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        cells = content.split("\t")
-        if not content.strip() or (line == 1 and cells[0] in ("query-id", "query_id")):
-            continue
-        if len(cells) != 3:
-            raise DataError(
-                f"{path}:{line}: expected 3 tab-separated cells, got {len(cells)}: {content[:60]!r}"
-            )
-        query, passage, grade = cells
+    for line, (query, passage, grade) in _judgements(path):
         try:
             value = int(grade)
         except ValueError as error:
@@ -135,8 +138,26 @@ def qrels(path: Path, *, queries: Collection[str], passages: Collection[str]) ->
     return found
 
 
+def _judgements(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line number, its three cells) of a qrels file, without header and blank lines."""
+    with open_binary(path) as stream:
+        for line, raw in text_lines(stream, str(path)):
+            content = raw.rstrip("\r\n")
+            cells = content.split("\t")
+            if not content.strip() or (line == 1 and cells[0] in ("query-id", "query_id")):
+                continue
+            if len(cells) != 3:
+                raise DataError(
+                    f"{path}:{line}: expected 3 tab-separated cells, got {len(cells)}: {content[:60]!r}"
+                )
+            yield line, cells
+
+
 _FILE = {"query": "queries", "passage": "corpus"}
 
 
 def _shown(row: Row, key: str) -> str:
-    return json.dumps(row[key], ensure_ascii=False)[:60] if key in row else "nothing"
+    if key not in row:
+        return "nothing"
+    shown = json.dumps(row[key], ensure_ascii=False)
+    return (shown if _is_text(shown) else json.dumps(row[key]))[:60]

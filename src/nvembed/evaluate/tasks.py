@@ -20,7 +20,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 
@@ -178,10 +178,15 @@ def _is_task(folder: Path) -> bool:
 def _kind(folder: Path, split: str) -> Kind:
     declared = folder / "task.toml"
     if declared.is_file():
-        kind = tomllib.loads(declared.read_text(encoding="utf-8")).get("kind")
-        if kind not in CATEGORY:
+        try:
+            kind = tomllib.loads(declared.read_text(encoding="utf-8")).get("kind")
+        except (ValueError, OSError) as error:
+            raise DataError(
+                f"{declared}: expected TOML in UTF-8, such as kind = 'reranking': {error}"
+            ) from error
+        if not isinstance(kind, str) or kind not in CATEGORY:
             raise DataError(f"{declared}: kind is {kind!r}; {nearest(str(kind), CATEGORY)}")
-        return cast("Kind", kind)
+        return kind
     parent = folder.resolve().parent.name
     if read.jsonl_path(folder, "corpus"):
         return "reranking" if parent in ("pair_rerank", "reranking") else "retrieval"
@@ -293,7 +298,8 @@ def _load_sets(path: Path) -> Sets:
         given = row.get("labels")
         if not isinstance(given, list) or len(given) != len(all_texts[-1]):
             raise DataError(f"{path}:{line}: expected one label per sentence in 'labels'")
-        all_labels.append(_numbered(given, given))
+        labels = [read.label(path, line, {"labels": value}, "labels") for value in given]
+        all_labels.append(_numbered(labels, labels))
     return Sets(all_texts, all_labels)
 
 
