@@ -138,6 +138,16 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "| local__random | cpu |" in report_markdown(models)
     with pytest.raises(InputError, match="no results given"):
         compare_command()
+    with pytest.raises(InputError, match="the results of random are given twice; expected each model once"):
+        compare_command(folders[1], folders[2], folders[1])
+    again = Subject("fake/words", "f1", encode=plain(encode))
+    evaluate(again, tasks, tmp_path / "out")
+    both = [folders[0], folder_of(tmp_path / "out", again)]
+    compare_command(*both, out=tmp_path / "twins")
+    assert "| task | category | fake/words f0 | fake/words f1 |" in capsys.readouterr().out
+    assert (tmp_path / "twins" / "difference-fake__words f1.png").is_file()
+    with pytest.raises(DataError, match="results of 2 models of one name: give the folder of one of them"):
+        compare_command(folders[0].parent)
     train = root / "sts" / "alike" / "test.jsonl"
     contamination_command(train, data=root, tasks=["alike,news"], out=tmp_path / "leaks")
     assert "| alike | pair | 60 | 60 | 0 | 100.0% |" in (tmp_path / "leaks" / "contamination.md").read_text()

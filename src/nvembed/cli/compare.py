@@ -1,6 +1,7 @@
 """`nvembed compare`: models side by side, with paired tests, and beside the published scores."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def compare(
     """
     if not results:
         raise InputError("no results given; expected folders of models under the --out of `nvembed evaluate`")
-    models = {_name(folder): read_results(folder) for folder in results}
+    models = _named([read_results(folder) for folder in results], results)
     text = [report_markdown(models)]
     found: dict[str, object] = {
         "scores": {m: {task: round(r.main_score, 4) for task, r in per.items()} for m, per in models.items()}
@@ -62,13 +63,24 @@ def compare(
         _write(out / "compare.json", json.dumps(found, indent=1) + "\n")
         chart_quality(models, out / "quality.png")
         for other, rows in differences.items():
-            chart_differences(rows, out / f"difference-{other}.png", a=first, b=other)
+            chart_differences(rows, out / f"difference-{other.replace('/', '__')}.png", a=first, b=other)
 
 
-def _name(folder: Path) -> str:
-    results: dict[str, Result] = read_results(folder)
-    record = next(iter(results.values())).record
-    return str(record.get("conditions", {}).get("model") or folder.name)
+def _named(found: Sequence[dict[str, Result]], folders: Sequence[Path]) -> dict[str, dict[str, Result]]:
+    """Give results the name of their model, with the beginning of its fingerprint where two share the name.
+
+    Raises:
+        InputError: the same results twice.
+    """
+    conditions = [next(iter(results.values())).record.get("conditions", {}) for results in found]
+    names = [str(each.get("model") or folder.name) for each, folder in zip(conditions, folders, strict=True)]
+    named: dict[str, dict[str, Result]] = {}
+    for name, each, folder, results in zip(names, conditions, folders, found, strict=True):
+        shown = name if names.count(name) == 1 else f"{name} {each.get('fingerprint', folder.name)[:8]}"
+        if shown in named:
+            raise InputError(f"{folder}: the results of {name} are given twice; expected each model once")
+        named[shown] = results
+    return named
 
 
 def _write(path: Path, content: str) -> None:

@@ -121,10 +121,15 @@ def read_results(folder: Path) -> dict[str, Result]:
     ``folder`` may be the folder of a fingerprint, or its parent if that has only one.
 
     Raises:
-        DataError: no results in it, or a file that is no result.
+        DataError: no results in it, those of several models, or a file that is no result.
     """
     inner = [p for p in sorted(folder.glob("*")) if (p / "model_meta.json").exists()]
-    if not (folder / "model_meta.json").exists() and len(inner) == 1:
+    if not (folder / "model_meta.json").exists() and inner:
+        if len(inner) > 1:
+            raise DataError(
+                f"{folder}: results of {len(inner)} models of one name: give the folder of one of them, "
+                f"{' or '.join(str(path) for path in inner[:8])}"
+            )
         folder = inner[0]
     found = {}
     for path in sorted(folder.glob("*.json")):
@@ -227,7 +232,6 @@ def _load(path: Path) -> Json:
 
 
 def _dump(path: Path, content: Json, *, indent: int | None = 1) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         temporary.write_text(
             json.dumps(content, indent=indent, ensure_ascii=False, sort_keys=True) + "\n", "utf-8"
