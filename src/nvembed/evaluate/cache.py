@@ -30,27 +30,38 @@ class Drawer:
     """The cached rows of one model and prompt; open it, read rows, append rows, close it."""
 
     def __init__(self, folder: Path, about: dict[str, str]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         if not (folder / "about.json").exists():
             with atomic_path(folder / "about.json") as path:
-                path.write_text(json.dumps(about, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+                path.write_text(
+                    json.dumps(about, indent=1, sort_keys=True, ensure_ascii=False) + "\n", "utf-8"
+                )
         self._files = {name: (folder / f"{name}.bin").open("a+b") for name in ("vectors", "counts", "keys")}
         try:
             _lock(self._files["keys"].fileno(), folder)
+            self._files["keys"].seek(0)
+            keys = self._files["keys"].read()
+            self.row_of = {
+                keys[i : i + KEY_BYTES]: i // KEY_BYTES
+                for i in range(0, len(keys) - KEY_BYTES + 1, KEY_BYTES)
+            }
+            dim_file = folder / "dim"
+            self.dim = int((dim_file.read_text() if dim_file.exists() else "") or 0)
+            self._drop_rows_without_a_key(len(keys) // KEY_BYTES)
         except OutputError:
             self.close()
             raise
-        self._files["keys"].seek(0)
-        keys = self._files["keys"].read()
-        self.row_of = {
-            keys[i : i + KEY_BYTES]: i // KEY_BYTES for i in range(0, len(keys) - KEY_BYTES + 1, KEY_BYTES)
-        }
-        rows = len(keys) // KEY_BYTES
-        dim_file = folder / "dim"
-        self.dim = int(dim_file.read_text()) if dim_file.exists() else 0
+
+    def _drop_rows_without_a_key(self, rows: int) -> None:
+        """A kill leaves such rows. Keys without a row are damage: truncating would make vectors of zeros."""
         for name, size in (("vectors", 4 * self.dim), ("counts", 8), ("keys", KEY_BYTES)):
-            self._files[name].truncate(rows * size)  # drop what a kill left without a key
+            has = self._files[name].seek(0, os.SEEK_END)
+            if has < rows * size or (rows and not size):
+                raise OutputError(
+                    f"the embedding cache {self.folder} is damaged ({name}.bin has {has:,} bytes for "
+                    f"{rows:,} texts): remove that folder"
+                )
+            self._files[name].truncate(rows * size)
 
     def append(self, keys: Sequence[bytes], new: Vectors) -> None:
         """Write rows, the keys last."""
