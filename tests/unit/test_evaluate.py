@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,10 @@ import numpy as np
 import pytest
 from eval_folders import WORDS, encode, make_all, make_labelled, make_pairs, make_retrieval, write_jsonl
 
-from nvembed.errors import DataError, InputError, NumericsError, OutputError
+from conftest import TINY_A
+from nvembed.cli.evaluate import evaluate as evaluate_command
+from nvembed.cli.subjects import Loading, load_subject
+from nvembed.errors import DataError, InputError, MissingExtraError, NumericsError, OutputError
 from nvembed.evaluate import cache as cache_module
 from nvembed.evaluate import rank
 from nvembed.evaluate.cache import Drawer, Embedder
@@ -148,6 +152,16 @@ def test_a_torn_cache_is_mended(tmp_path: Path) -> None:
     drawer.close()
 
 
+@pytest.mark.parametrize("name", ["vectors.bin", "counts.bin", "dim"])
+def test_a_cache_that_lost_rows_is_refused(tmp_path: Path, name: str) -> None:
+    drawer = Drawer(tmp_path / "d", {})
+    drawer.append([b"a" * 16], Vectors(encode(["a"], ""), np.array([1]), np.array([False])))
+    drawer.close()
+    (tmp_path / "d" / name).write_bytes(b"")
+    with pytest.raises(OutputError, match=r"embedding cache .* is damaged .*: remove that folder"):
+        Drawer(tmp_path / "d", {})
+
+
 def test_the_cache_key(tmp_path: Path) -> None:
     """Another prompt, fingerprint, precision or length is another drawer."""
     watched = Watched()
@@ -210,6 +224,42 @@ def test_instructions(tmp_path: Path) -> None:
     watched.prompts.clear()
     evaluate(fixed, own, tmp_path / "out")
     assert watched.prompts == {"query: ", "passage: "}
+
+
+def test_refused_by_the_command(tmp_path: Path) -> None:
+    make_retrieval(tmp_path / "data" / "mine")
+
+    def command(**changes: object) -> None:
+        given = {"tasks": ["all"], "data": tmp_path / "data", "out": tmp_path / "out"} | changes
+        evaluate_command("random", **given)  # type: ignore[arg-type]
+
+    with pytest.raises(InputError, match="--max-tokens is 0: expected 1 or more"):
+        command(max_tokens=0)
+    with pytest.raises(InputError, match=r"--instruction names 'mien', which .*: did you mean 'mine'\?"):
+        command(instruction=["mine=Find it", "mien=Find it"])
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(OutputError, match=r"could not write .*model_meta\.json: Not a directory"):
+        command()
+    with pytest.raises(OutputError, match=r"could not write .*about\.json: Not a directory"):
+        Drawer(tmp_path / "out" / "cache", {})
+
+
+def test_models_by_folder(tmp_path: Path) -> None:
+    loading = Loading(max_tokens=512, device="cpu")
+    folder = tmp_path / "lr=0.1" / "tiny"
+    shutil.copytree(TINY_A, folder)
+    assert load_subject(str(folder), loading).name == "tiny"
+    assert load_subject(f"mine={folder}", loading).name == "mine"
+    with pytest.raises(InputError, match="model 'mine': 'absent' is no folder; expected NAME=FOLDER"):
+        load_subject("mine=absent", loading)
+
+
+def test_an_old_folder_of_sentence_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no config.json beside its modules.json."""
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    (tmp_path / "modules.json").write_text("[]")
+    with pytest.raises(MissingExtraError, match="is a sentence-transformers model"):
+        load_subject(str(tmp_path), Loading(max_tokens=512))
 
 
 def test_bm25_finds_words_and_takes_only_rankings(tmp_path: Path) -> None:

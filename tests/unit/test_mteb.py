@@ -3,13 +3,14 @@
 import json
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from eval_folders import encode, make_all, make_labelled, make_retrieval
 
-from nvembed.errors import InputError
+from nvembed.errors import DownloadError, InputError
 from nvembed.evaluate import mteb as ours
 from nvembed.evaluate.outcome import Outcome, Prompts
 from nvembed.evaluate.protocol import run_task
@@ -150,7 +151,9 @@ def test_benchmarks_by_name() -> None:
         ours.find_mteb_tasks(["SciFcat"])
 
 
-def test_mteb_run_is_recorded_and_resumed(root: Path, tmp_path: Path) -> None:
+def test_mteb_run_is_recorded_and_resumed(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[str] = []
 
     def watched(texts: Any, prompt: str) -> np.ndarray:
@@ -171,6 +174,15 @@ def test_mteb_run_is_recorded_and_resumed(root: Path, tmp_path: Path) -> None:
     assert calls == []
     with pytest.raises(InputError, match="bm25 has no vectors"):
         ours.run_mteb(bm25(), [made], tmp_path)
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("Couldn't reach the hub")
+
+    monkeypatch.setattr(ours, "_mteb", lambda: SimpleNamespace(evaluate=unreachable))
+    with pytest.raises(
+        DownloadError, match=r"the data of news could not be fetched \(Couldn't reach the hub"
+    ):
+        ours.run_mteb(subject, [made], tmp_path / "other", instructions=told)
 
 
 CLAIM = "Given a scientific claim, retrieve documents that support or refute the claim"

@@ -13,6 +13,7 @@ from nvembed.evaluate.run import Progress
 from nvembed.evaluate.run import evaluate as run
 from nvembed.evaluate.settings import protocol
 from nvembed.evaluate.tasks import find_tasks, load_task
+from nvembed.recipe import nearest
 
 
 def evaluate(
@@ -75,12 +76,16 @@ def evaluate(
         raise InputError("no model given; expected hub ids, folders, bm25 or random")
     names = [name.strip() for chunk in tasks for name in _split(chunk)]
     said = _instructions(instruction or [])
-    loading = Loading(max_tokens=max_tokens or protocol().max_tokens, device=device, dtype=dtype)
+    limit = protocol().max_tokens if max_tokens is None else max_tokens
+    if limit < 1:
+        raise InputError(f"--max-tokens is {limit:,}: expected 1 or more")
+    loading = Loading(max_tokens=limit, device=device, dtype=dtype)
     keep = (cache or out / ".embeddings") if keep_embeddings else None
     if data is None:
         from nvembed.evaluate.mteb import find_mteb_tasks, run_mteb
 
         found = find_mteb_tasks(names)
+        _all_used(said, [task.metadata.name for task in found])
         for spec in models:
             subject = load_subject(spec, loading)
             done = run_mteb(subject, found, out, cache=keep, instructions=said)
@@ -90,6 +95,7 @@ def evaluate(
         load_task(folder, split=split, drop_unanswerable=drop_unanswerable)
         for folder in find_tasks(data, names)
     ]
+    _all_used(said, [task.name for task in loaded])
     for spec in models:
         subject = load_subject(spec, loading)
         with _progress(subject.name) as show:
@@ -114,6 +120,12 @@ def _instructions(given: list[str]) -> dict[str, str]:
     if len(pairs) != len(given):
         raise InputError(f"--instruction {given}: expected TASK=INSTRUCTION, each task once")
     return pairs
+
+
+def _all_used(instructions: dict[str, str], tasks: list[str]) -> None:
+    for name in instructions:
+        if name not in tasks:
+            raise InputError(f"--instruction names {name!r}, which is not evaluated: {nearest(name, tasks)}")
 
 
 @contextmanager

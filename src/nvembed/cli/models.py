@@ -63,7 +63,7 @@ def load_sentence_transformer(
         ) from error
     try:
         loaded = SentenceTransformer(model, device=device, model_kwargs={"dtype": dtype} if dtype else None)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         said = str(error).splitlines()[0]
         if Path(model).is_dir():
             raise WeightsError(f"{model}: not a whole model of sentence-transformers: {said}") from error

@@ -25,6 +25,8 @@ class Loading:
 def load_subject(spec: str, loading: Loading) -> Subject:
     """Make a subject of ``bm25``, ``random``, a folder, or a hub id; ``NAME=FOLDER`` names it.
 
+    A folder that is there is meant as it stands, though there be a ``=`` in its path.
+
     A folder of sentence-transformers (it has ``modules.json``) is loaded by that library, every other one by
     ours.
 
@@ -36,13 +38,15 @@ def load_subject(spec: str, loading: Loading) -> Subject:
         return bm25()
     if spec == "random":
         return random_encoder()
-    name, _, path = spec.rpartition("=")
+    name, path = "", spec
+    if "=" in spec and not Path(spec).is_dir():
+        name, _, path = spec.partition("=")
     if name and not Path(path).is_dir():
         raise InputError(f"model {name!r}: {path!r} is no folder; expected NAME=FOLDER")
     folder = Path(path)
-    foreign = (folder / "modules.json").is_file() and "NVEmbed" not in (folder / "config.json").read_text(
-        "utf-8"
-    )
+    config = folder / "config.json"  # older versions of that library keep it one folder deeper
+    ours = config.is_file() and b"NVEmbed" in config.read_bytes()
+    foreign = (folder / "modules.json").is_file() and not ours
     subject = _sentence_transformer(folder, loading) if foreign else _encoder(path, loading)
     return replace(subject, name=name or (folder.resolve().name if folder.is_dir() else path))
 

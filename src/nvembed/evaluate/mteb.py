@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from nvembed.errors import InputError, MissingExtraError
+from nvembed.errors import DownloadError, InputError, MissingExtraError
 from nvembed.evaluate import record
 from nvembed.evaluate.cache import Embedder
 from nvembed.evaluate.outcome import Embed, Items
@@ -100,6 +100,7 @@ def run_mteb(
 
     Raises:
         InputError: the subject has no vectors.
+        DownloadError: a task's data could not be fetched.
     """
     if subject.encode is None:
         raise InputError(
@@ -172,14 +173,20 @@ def _run_one(
     try:
         with TemporaryDirectory() as predictions:
             ranks = conditions["kind"] in ("Retrieval", "Reranking") and hasattr(task, "k_values")
-            result = _mteb().evaluate(
-                encoder,
-                task,
-                cache=None,
-                co2_tracker=False,
-                show_progress_bar=False,
-                prediction_folder=predictions if ranks else None,
-            )
+            try:
+                result = _mteb().evaluate(
+                    encoder,
+                    task,
+                    cache=None,
+                    co2_tracker=False,
+                    show_progress_bar=False,
+                    prediction_folder=predictions if ranks else None,
+                )
+            except (ConnectionError, FileNotFoundError) as error:
+                raise DownloadError(
+                    f"the data of {task.metadata.name} could not be fetched ({error}): try again online, or "
+                    "pass --data with folders of tasks"
+                ) from error
             items = _ranking_items(task, Path(predictions), conditions["split"]) if ranks else None
     finally:
         embedder.close()
