@@ -47,7 +47,8 @@ class Encoder:
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
             counts = np.array([len(text.split()) for text in window])
             yield types.SimpleNamespace(
-                vectors=vectors[:, :truncate_dim], num_tokens=counts, truncated=counts > (max_length or 512)
+                vectors=vectors[:, :truncate_dim], num_tokens=counts, truncated=counts > (max_length or 512),
+                empty=np.array([not text.strip() for text in window]),
             )
 
 module = types.ModuleType("nvembed.encoder")
@@ -163,6 +164,11 @@ def test_cut_texts_are_said(texts: Path) -> None:
     assert np.load(texts.parent / "o.npy").shape == (6, 8)
 
 
+def test_empty_texts_are_said(tmp_path: Path) -> None:
+    done = run("encode", "m", "-", tmp_path / "o.npy", stdin=b"one\n\n \ntwo\n")
+    assert b"warning: 2 of 4 texts are empty: their vectors say nothing" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -179,6 +185,7 @@ def test_cut_texts_are_said(texts: Path) -> None:
             ["encode", "m", "a.txt", "o.npy", "--task", "NQ", "--prompt", ""],
             "error: --task and --prompt are both given",
         ),
+        (["encode", "m", "a.txt", "./a.txt", "--format", "npy"], "error: ./a.txt is the input, which would"),
         (["search", "m", "none", "q"], "error: no such file or folder: none"),
         (["search", "m", "a.txt"], "error: expected queries either as arguments or with --queries"),
         (["search", "m", "a.txt", "q", "--top", "0"], "error: --top is 0; expected at least 1"),

@@ -96,7 +96,7 @@ class Words:
                 vectors[row, zlib.crc32(word.encode()) % 64] += 1
         ones = np.ones(len(texts), dtype=np.int64)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        yield SimpleNamespace(vectors=vectors, num_tokens=ones, truncated=ones == 0)
+        yield SimpleNamespace(vectors=vectors, num_tokens=ones, truncated=ones == 0, empty=ones == 0)
 
 
 def test_which_model_is_used_and_what_is_said_of_it(

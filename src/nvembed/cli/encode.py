@@ -83,7 +83,7 @@ def encode(
     batch_tokens
         Tokens to compute at a time; chosen from the free memory unless given.
     """
-    _check_output(out, format)
+    _check_output(out, format, input)
     passages = _passages(input, input_format, field)
     query_prompt, _ = prompts(task=task, instruction=instruction, prompt=prompt)
     first = next(passages)  # what is wrong with the input is said before a model is loaded
@@ -107,18 +107,25 @@ def encode(
         made_by = {"model": model, "fingerprint": encoder.fingerprint, "prompt": query_prompt}
         write_vectors(out, blocks, format=format, metadata=made_by)
     say(tally.message(perf_counter() - start) + (f" -> {out}" if out != "-" else ""))
-    if tally.cut:
-        limit = max_length or encoder.max_length
-        message = f"{tally.cut:,} of {tally.texts:,} texts were cut to {limit:,} tokens"
-        say(message, label="warning: ", style="bold yellow")
+    limit = max_length or encoder.max_length
+    for count, what in (
+        (tally.cut, f"were cut to {limit:,} tokens"),
+        (tally.empty, "are empty: their vectors say nothing"),
+    ):
+        if count:
+            message = f"{count:,} of {tally.texts:,} texts {what}"
+            say(message, label="warning: ", style="bold yellow")
 
 
-def _check_output(out: str, format: str | None) -> None:
+def _check_output(out: str, format: str | None, source: str) -> None:
     if out == "-":
         if format not in (None, "jsonl"):
             raise InputError(f"standard output takes jsonl only, not {format}: give a file name")
-    elif format is None:
+        return
+    if format is None:
         output_format(Path(out))
+    if source != "-" and Path(source).is_file() and Path(out).exists() and Path(out).samefile(source):
+        raise InputError(f"{out} is the input, which would be lost: give another file name")
 
 
 def _passages(source: str, format: str | None, field: str | None) -> Iterator[Passage]:

@@ -117,6 +117,7 @@ class Tally:
     texts: int = 0
     tokens: int = 0
     cut: int = 0
+    empty: int = 0
 
     def message(self, seconds: float) -> str:
         speed = self.tokens / max(seconds, 1e-9)
@@ -124,9 +125,10 @@ class Tally:
 
 
 def counted(parts: Iterable["Embeddings"], tally: Tally) -> Iterator[np.ndarray]:
-    """Yield the vectors of each part and count texts, tokens and cuts."""
+    """Yield the vectors of each part and count texts, tokens, cuts and empty texts."""
     for part in parts:
         tally.texts += len(part.vectors)
         tally.tokens += int(part.num_tokens.sum())
         tally.cut += int(part.truncated.sum())
+        tally.empty += int(part.empty.sum())
         yield part.vectors
