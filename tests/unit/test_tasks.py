@@ -105,6 +105,12 @@ def test_names(tmp_path: Path) -> None:
         find_tasks(tmp_path, ["nwes"])
     with pytest.raises(InputError, match="is no folder"):
         find_tasks(tmp_path / "absent")
+    make_retrieval(tmp_path / "else" / "news")
+    with pytest.raises(
+        InputError, match=r"two tasks are named 'news', .*news and .*news: results go by name"
+    ):
+        find_tasks(tmp_path)
+    assert find_tasks(tmp_path, ["alike"])
     (tmp_path / "bare").mkdir()
     with pytest.raises(InputError, match="no task under"):
         find_tasks(tmp_path / "bare")

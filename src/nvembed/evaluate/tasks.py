@@ -122,20 +122,30 @@ def find_tasks(root: Path, names: Sequence[str] | None = None) -> list[Path]:
     ``names`` of None, or ``["all"]``, means every one, sorted.
 
     Raises:
-        InputError: ``root`` is no folder or has no task, or a name is not there (the nearest are named).
+        InputError: ``root`` is no folder or has no task, or a name is not there (the nearest are named) or
+            that of two folders.
     """
     if not root.is_dir():
         raise InputError(f"--data {root} is no folder; expected one with a folder per task")
     candidates = [root, *root.glob("*"), *root.glob("*/*")]
     folders = sorted(path for path in candidates if path.is_dir() and _is_task(path))
-    found = {path.resolve().name: path for path in folders}
+    found: dict[str, Path] = {}
+    twice: dict[str, Path] = {}
+    for path in folders:
+        if found.setdefault(path.resolve().name, path).resolve() != path.resolve():
+            twice[path.resolve().name] = path
     if not found:
         raise InputError(f"no task under {root}: expected folders with corpus.jsonl or test.jsonl in them")
     if names is None or list(names) == ["all"]:
-        return [found[name] for name in sorted(found)]
+        names = sorted(found)
     for name in names:
         if name not in found:
             raise InputError(f"no task {name!r} under {root}: {nearest(name, found)}")
+        if name in twice:
+            raise InputError(
+                f"two tasks are named {name!r}, {found[name]} and {twice[name]}: results go by name, so give "
+                "--data the folder of one"
+            )
     return [found[name] for name in dict.fromkeys(names)]
 
 
