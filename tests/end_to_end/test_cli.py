@@ -248,6 +248,29 @@ def test_a_reader_that_goes_away(tmp_path: Path, arguments: list[str], json_line
     assert b"Broken pipe" not in errors
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("arguments", [["encode", "m", "c.txt", "-"], ["search", "m", "c.txt", "a"]])
+def test_standard_output_is_full(tmp_path: Path, arguments: list[str]) -> None:
+    (tmp_path / "c.txt").write_text("a\nb\n")
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*COMMAND, *arguments], cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr.endswith("error: No space left on device\n")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_question_in_the_place_of_a_folder(tmp_path: Path) -> None:
+    question = "why? " * 100
+    done = subprocess.run(
+        [*COMMAND, "search", "no_index", question], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.endswith("File name too long\n")
+    assert "Traceback" not in done.stderr
+
+
 CORPUS = {
     "judo": "Judo throws are allowed in freestyle wrestling.",
     "radio": "A radiology technician needs a licence.",
