@@ -288,6 +288,18 @@ def test_what_cannot_be_read_stops_or_is_recorded(corpus: Path, tmp_path: Path) 
     assert len(documents) == manifest["counts"]["documents"] == 23
 
 
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for name, text in ((b"caf\xe9.txt", "A text."), (b"\xe9.md", "")):
+        (corpus / os.fsdecode(name)).write_text(text)
+    manifest = run(corpus, tmp_path / "out", reading=Reading(on_error="skip"))
+    assert [skipped["path"] for skipped in manifest["skipped"]] == ["\\udce9.md"]
+    (batch,) = open_embedded(tmp_path / "out").batches()
+    assert batch["document"].to_pylist() == ["caf\\udce9.txt"]
+    assert run(corpus, tmp_path / "out", reading=Reading(on_error="skip")) == manifest
+
+
 def test_nothing_readable_or_too_much_that_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     skip = replace(READING, on_error="skip")
     (tmp_path / "a.jsonl").write_text("oops\n" * 30)
