@@ -93,7 +93,14 @@ def test_inverse_temperature_is_the_minimum() -> None:
     assert min(losses, key=lambda factor: losses[factor]) == 1.0
     scaled = inverse_temperature(scores / 5, truth)
     assert scaled == pytest.approx(5 * beta, rel=1e-6)
-    assert np.isfinite(inverse_temperature(np.eye(3), np.arange(3))), "separable: no minimum, but a bound"
+
+
+def test_examples_that_are_all_right_make_nobody_certain() -> None:
+    scores = np.repeat([[2.0, 1.0, 1.0], [1.0, 1.0, 2.0]], 20, axis=0)
+    truth = np.repeat([0, 2], 20)
+    beta = inverse_temperature(scores, truth)
+    assert softmax(scores, beta).max(axis=1) == pytest.approx(41 / 42)
+    assert softmax(np.array([[1.01, 1.0, 1.0]]), beta).max() < 0.4
 
 
 def test_calibration_error_is_the_loop() -> None:
