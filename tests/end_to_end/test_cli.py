@@ -227,7 +227,7 @@ def test_interrupted(tmp_path: Path, command: str, number: int, code: int) -> No
     assert process.returncode == code
     assert "Traceback" not in errors
     only(tmp_path, "c.txt", *(["cache"] if command == "search" else []))
-    assert not any((tmp_path / "cache").glob("*"))
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize("arguments", [["encode", "m", "-", "-"], ["search", "m", "c.txt", "--queries", "-"]])

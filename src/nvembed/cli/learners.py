@@ -91,9 +91,7 @@ def embedded_by(
         return read_corpus(corpus, field=field)
 
     with progress("embedding the texts") as update:
-        vectors = cached_vectors(
-            cache or cache_folder(corpus), read, embed, settings, progress=update
-        ).vectors
+        vectors = cached_vectors(cache_folder(corpus, cache), read, embed, settings, progress=update).vectors
     if tally.texts:
         say(tally.message(perf_counter() - start))
     if tally.cut:
