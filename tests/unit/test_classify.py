@@ -21,6 +21,7 @@ from nvembed.corpus.classify import (
 from nvembed.corpus.classify_files import Examples, examples, fit_to_folder
 from nvembed.corpus.judge import BINS, calibration_error, judge, wilson
 from nvembed.corpus.labels import read_labels
+from nvembed.corpus.picture import draw_confusion
 from nvembed.corpus.read import Passage
 from nvembed.corpus.source import from_vectors
 from nvembed.errors import DataError, InputError, NumericsError, OutputError
@@ -314,3 +315,13 @@ def test_label_texts() -> None:
     ):
         with pytest.raises(InputError, match=message):
             label_pairs(labels)
+
+
+def test_long_names_leave_room_for_the_matrix(tmp_path: Path) -> None:
+    from matplotlib.image import imread
+
+    dark = []
+    for name in ("a", "a" * 60):
+        draw_confusion(tmp_path / "c.png", np.eye(2, dtype=np.int64), [name, "b"], "two")
+        dark.append(int((imread(tmp_path / "c.png")[..., :3].mean(axis=2) < 0.3).sum()))
+    assert dark[1] > dark[0] / 2
