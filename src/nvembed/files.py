@@ -80,6 +80,11 @@ def data_path(name: str) -> Path:
     raise OutputError(f"the package's own folder {name!r} is missing: reinstall nvembed")
 
 
+def as_utf8(name: str) -> str:
+    """Return a file's name as text that can be written: bytes of it that are not UTF-8 as ``\\udcXX``."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number from 1, object) of a JSON-lines file, gzipped or not; blank lines are passed over.
 

@@ -234,7 +234,7 @@ def test_interrupted(tmp_path: Path, command: str, number: int, code: int) -> No
     assert process.returncode == code
     assert "Traceback" not in errors
     only(tmp_path, "c.txt", *(["cache"] if command == "search" else []))
-    assert not any((tmp_path / "cache").glob("*"))
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize("arguments", [["encode", "m", "-", "-"], ["search", "m", "c.txt", "--queries", "-"]])
@@ -253,6 +253,29 @@ def test_a_reader_that_goes_away(tmp_path: Path, arguments: list[str], json_line
     assert process.returncode == 1
     assert b"Traceback" not in errors
     assert b"Broken pipe" not in errors
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("arguments", [["encode", "m", "c.txt", "-"], ["search", "m", "c.txt", "a"]])
+def test_standard_output_is_full(tmp_path: Path, arguments: list[str]) -> None:
+    (tmp_path / "c.txt").write_text("a\nb\n")
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*COMMAND, *arguments], cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr.endswith("error: No space left on device\n")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_question_in_the_place_of_a_folder(tmp_path: Path) -> None:
+    question = "why? " * 100
+    done = subprocess.run(
+        [*COMMAND, "search", "no_index", question], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.endswith("File name too long\n")
+    assert "Traceback" not in done.stderr
 
 
 CORPUS = {

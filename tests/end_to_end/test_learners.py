@@ -104,6 +104,14 @@ def test_classify_embedded(train: Path, tmp_path: Path, capsys: pytest.CaptureFi
         f"t{i}" for i in range(12)
     ]
     assert json.loads((out / "classifier.json").read_text())["model"] == str(TINY_A)
+    cache = ("--cache", tmp_path)
+    run("classify", "fit", embedded, "--out", tmp_path / "x", *cache, "--max-length", "9", code=1)
+    assert "is embedded already: expected no --cache and no --max-length" in capsys.readouterr().err
+    run("classify", "predict", out, embedded, "--model", TINY_A, "--field", "body", code=1)
+    assert "is embedded already: expected no --model and no --field" in capsys.readouterr().err
+    labels = ("--labels", "a", "b", "--model", TINY_A)
+    run("classify", "zero-shot", embedded, *labels, "--task", "NQ", code=1)
+    assert "is embedded already: expected no --task" in capsys.readouterr().err
     run("embed", train, tmp_path / "other", "--model", TINY_A, "--task", "Banking77Classification")
     run("classify", "predict", out, tmp_path / "other", code=1)
     assert "was fitted on vectors behind the prompt ''; got the prompt 'Instruct: " in capsys.readouterr().err
@@ -138,6 +146,8 @@ ZERO_SHOT = ["classify", "zero-shot", "TRAIN", "--model", "TINY", "--labels"]
         (["cluster", "TRAIN", "--out", "x", "--k", "3", "--method", "hdbscan"], "HDBSCAN finds the number"),
         (["cluster", "TRAIN", "--out", "x", "--min-size", "3"], "--min-size is for --method hdbscan"),
         (["cluster", "TRAIN", "--out", "x", "--sample", "0"], "--sample is 0; expected at least 1"),
+        (["cluster", "TRAIN", "--out", "x", "--seed", "-1"], "--seed is -1; expected 0 to 4,294,967,295"),
+        ([*FIT, "--seed", "4294967296"], "--seed is 4294967296; expected 0 to 4,294,967,295"),
         (["cluster", "TRAIN", "--out", "TRAIN"], "exists already"),
         (["cluster", "TRAIN", "--model", "TINY", "--k", "13", "--out", "x"], "k is 13; expected 2 to 12"),
         ([*FIT, "--label-field", "intent"], "no field 'intent'"),

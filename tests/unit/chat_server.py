@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass
 class Endpoint:
-    """``replies``: texts, or (status, body), one per request; the last is repeated."""
+    """``replies``: texts, (status, body), or raw bytes, one per request; the last is repeated."""
 
     url: str = ""
     replies: list[Any] = field(default_factory=list)
@@ -29,6 +29,9 @@ def chat_server(*replies: Any) -> Iterator[Endpoint]:
             endpoint.requests.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             endpoint.keys.append(self.headers["Authorization"])
             reply = endpoint.replies[min(len(endpoint.requests), len(endpoint.replies)) - 1]
+            if isinstance(reply, bytes):
+                self.wfile.write(reply)
+                return
             status, body = reply if isinstance(reply, tuple) else (200, _completion(reply))
             self.send_response(status)
             if status == 302:

@@ -59,6 +59,11 @@ def test_citations() -> None:
         (),
         (12345678901234567890,),
     )
+    assert citations("\u662f\u7684[1]\u3002\u0414\u0430[2].", 2) == (
+        (1, 2),
+        (),
+    )  # no space before the bracket
+    assert citations(f"[{'9' * 5000}]", 2) == ((), ())
 
 
 def test_a_passage_cannot_leave_its_line() -> None:
@@ -97,7 +102,12 @@ def test_endpoint() -> None:
         ((302, b""), InputError, "answered 302 Found"),
         ((200, b"<html>"), DataError, "sent no chat completion but '<html>': check --endpoint"),
         ((200, b'{"choices": []}'), DataError, "sent no chat completion"),
+        ((200, b"[" * 100_000), DataError, "sent no chat completion"),
+        ((200, b'{"choices": [{"message": {"content": ["x"]}}]}'), DataError, "sent no chat completion"),
         (" ", DataError, "sent an empty answer"),
+        (b"no HTTP at all\r\n", InputError, "cannot be reached"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nz\r\n", InputError, "cannot be reached"),
+        (b"HTTP/1.1 500 No\r\nTransfer-Encoding: chunked\r\n\r\nz\r\n", InputError, r"answered 500 No \(\)"),
     ],
 )
 def test_endpoints_that_fail(reply: object, error: type[Exception], message: str) -> None:
@@ -108,5 +118,31 @@ def test_endpoints_that_fail(reply: object, error: type[Exception], message: str
         assert endpoint.keys == [None]
     with pytest.raises(InputError, match="cannot be reached"):  # it is gone now
         chat([])
+
+
+def test_an_answer_can_be_written() -> None:
+    with chat_server("half a pair: \ud800 [1]") as endpoint:
+        chat = chat_with(endpoint.url, "small", key=None, timeout_s=10)
+        assert chat([]) == "half a pair: ? [1]"
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["file:///etc/passwd", "http://localhost:abc/v1", "http://[::1/v1", "http://local host/v1", "http://:80"],
+)
+def test_no_endpoint(endpoint: str) -> None:
     with pytest.raises(InputError, match="expected a base URL"):
-        chat_with("file:///etc/passwd", "small", key=None, timeout_s=1)
+        chat_with(endpoint, "small", key=None, timeout_s=1)
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), 1e20])
+def test_no_time(timeout_s: float) -> None:
+    with pytest.raises(InputError, match="expected seconds, above 0 and up to 86,400"):
+        chat_with("http://localhost/v1", "small", key=None, timeout_s=timeout_s)
+
+
+@pytest.mark.parametrize("key", ["a\n", "\u043a\u043b\u044e\u0447"])
+def test_a_key_that_cannot_be_sent_is_not_shown(key: str) -> None:
+    with pytest.raises(InputError, match="has a line end or another character") as caught:
+        chat_with("http://localhost/v1", "small", key=key, timeout_s=1)
+    assert key not in str(caught.value)

@@ -177,4 +177,7 @@ def test_corpora_in_one_folder_have_caches_of_their_own(tmp_path: Path) -> None:
         run(cache_folder(tmp_path / name), [name])
     assert run(cache_folder(tmp_path / "a.jsonl"), ["a.jsonl"]) == []
     assert cache_folder(tmp_path) == tmp_path / ".nvembed"
+    shared = tmp_path / "shared"
+    assert cache_folder(tmp_path / "a.jsonl", shared) == shared / "a.jsonl"
+    assert cache_folder(tmp_path, shared) == shared / tmp_path.name
     shutil.rmtree(tmp_path / ".nvembed")

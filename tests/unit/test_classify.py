@@ -21,6 +21,7 @@ from nvembed.corpus.classify import (
 from nvembed.corpus.classify_files import Examples, examples, fit_to_folder
 from nvembed.corpus.judge import BINS, calibration_error, judge, wilson
 from nvembed.corpus.labels import read_labels
+from nvembed.corpus.picture import draw_confusion
 from nvembed.corpus.read import Passage
 from nvembed.corpus.source import from_vectors
 from nvembed.errors import DataError, InputError, NumericsError, OutputError
@@ -93,7 +94,14 @@ def test_inverse_temperature_is_the_minimum() -> None:
     assert min(losses, key=lambda factor: losses[factor]) == 1.0
     scaled = inverse_temperature(scores / 5, truth)
     assert scaled == pytest.approx(5 * beta, rel=1e-6)
-    assert np.isfinite(inverse_temperature(np.eye(3), np.arange(3))), "separable: no minimum, but a bound"
+
+
+def test_examples_that_are_all_right_make_nobody_certain() -> None:
+    scores = np.repeat([[2.0, 1.0, 1.0], [1.0, 1.0, 2.0]], 20, axis=0)
+    truth = np.repeat([0, 2], 20)
+    beta = inverse_temperature(scores, truth)
+    assert softmax(scores, beta).max(axis=1) == pytest.approx(41 / 42)
+    assert softmax(np.array([[1.01, 1.0, 1.0]]), beta).max() < 0.4
 
 
 def test_calibration_error_is_the_loop() -> None:
@@ -307,3 +315,13 @@ def test_label_texts() -> None:
     ):
         with pytest.raises(InputError, match=message):
             label_pairs(labels)
+
+
+def test_long_names_leave_room_for_the_matrix(tmp_path: Path) -> None:
+    from matplotlib.image import imread
+
+    dark = []
+    for name in ("a", "a" * 60):
+        draw_confusion(tmp_path / "c.png", np.eye(2, dtype=np.int64), [name, "b"], "two")
+        dark.append(int((imread(tmp_path / "c.png")[..., :3].mean(axis=2) < 0.3).sum()))
+    assert dark[1] > dark[0] / 2

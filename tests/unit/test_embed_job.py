@@ -206,6 +206,30 @@ def test_a_damaged_or_foreign_shard_is_computed_again(corpus: Path, tmp_path: Pa
     assert content(out) == content(tmp_path / "one")
 
 
+@pytest.mark.parametrize("lose", [Path.unlink, lambda path: path.write_bytes(b"PAR1")])
+def test_a_finished_job_computes_lost_shards_again(
+    corpus: Path, tmp_path: Path, lose: Callable[[Path], None]
+) -> None:
+    out = tmp_path / "out"
+    run(corpus, out)
+    expected = content(out)
+    lose(out / "shards" / "00001.parquet")
+    with pytest.raises(OutputError, match="another chunk_tokens"):
+        run(corpus, out, using=settings(chunk_tokens=5))
+    with pytest.raises(OutputError, match="another shard_passages"):
+        run(corpus, out, reading=Reading(shard_passages=5))
+    (corpus / "new.md").write_text("New.")
+    with pytest.raises(OutputError, match=r"new\.md is new"):
+        run(corpus, out)
+    (corpus / "new.md").unlink()
+    with pytest.raises(DataError, match="an unfinished job"):
+        open_embedded(out)
+    told: list[tuple[int, int]] = []
+    run(corpus, out, told=told)
+    assert len(told) == 2  # where it begins, and one shard
+    assert content(out) == expected
+
+
 def test_one_job_at_a_time(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     source = list_files(str(corpus))
@@ -262,6 +286,18 @@ def test_what_cannot_be_read_stops_or_is_recorded(corpus: Path, tmp_path: Path) 
     }
     assert {"sub/e.jsonl:r9", "sub/f.csv:0", "sub/g.parquet:9"} <= documents
     assert len(documents) == manifest["counts"]["documents"] == 23
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for name, text in ((b"caf\xe9.txt", "A text."), (b"\xe9.md", "")):
+        (corpus / os.fsdecode(name)).write_text(text)
+    manifest = run(corpus, tmp_path / "out", reading=Reading(on_error="skip"))
+    assert [skipped["path"] for skipped in manifest["skipped"]] == ["\\udce9.md"]
+    (batch,) = open_embedded(tmp_path / "out").batches()
+    assert batch["document"].to_pylist() == ["caf\\udce9.txt"]
+    assert run(corpus, tmp_path / "out", reading=Reading(on_error="skip")) == manifest
 
 
 def test_nothing_readable_or_too_much_that_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

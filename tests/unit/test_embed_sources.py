@@ -113,8 +113,19 @@ def test_html_in_its_own_encoding(tmp_path: Path) -> None:
     (tmp_path / "a.html").write_bytes('<meta charset="latin-1"><p>café</p>'.encode("latin-1"))
     (tmp_path / "b.html").write_bytes("<?xml version='1.0' encoding='utf-8'?><p>café</p>".encode())
     (tmp_path / "c.html").write_bytes("<p>café</p>".encode("utf-16"))
+    xml = '<?xml version="1.0" encoding="iso-8859-1"?><html><body><p>café</p></body></html>'
+    (tmp_path / "d.xhtml").write_bytes(xml.encode("latin-1"))
     for file in list_files(str(tmp_path)).files:
         assert documents(file)[0].text.strip() == "café"
+
+
+def test_half_a_surrogate_pair_in_metadata(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        '{"text": "a", "whole": "\\ud83d\\ude00", "cut\\udc00": ["\\ud83d", "\\\\ud83d"], "n": NaN}\n'
+    )
+    (document,) = documents(SourceFile(path, "a.jsonl", "jsonl"))
+    assert document.metadata == r'{"whole": "\ud83d\ude00", "cut?": ["?", "\\ud83d"], "n": null}'
 
 
 def test_a_malformed_record_leaves_the_others(tmp_path: Path) -> None:

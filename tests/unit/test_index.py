@@ -17,9 +17,9 @@ from nvembed.corpus import index as indexes
 from nvembed.corpus.embedded import open_embedded
 from nvembed.corpus.index import Index, add, build, delete, open_index
 from nvembed.corpus.job import locked
-from nvembed.corpus.record import is_index
+from nvembed.corpus.record import is_embedded, is_index
 from nvembed.corpus.retrieve import Hit, retrieve
-from nvembed.corpus.where import parse_where
+from nvembed.corpus.where import field_values, kinds_of, parse_where
 from nvembed.errors import DataError, InputError, OutputError
 
 pytest.importorskip("lancedb", reason="the extra 'index' is not installed")
@@ -122,6 +122,8 @@ def test_hybrid_joins_both_lists(index: Index) -> None:
         (['document = "it\'s; DROP TABLE x.md"'], {"it's; DROP TABLE x.md"}),
         (["lang = \"en' OR '1'='1\""], set()),
         (["year > 3000"], set()),
+        (["year > 99999999999999999999"], set()),
+        (["year < 99999999999999999999 and year >= 2021"], {"radio.md", "it's; DROP TABLE x.md"}),
     ],
 )
 def test_filters(index: Index, where: list[str], documents: set[str]) -> None:
@@ -130,6 +132,13 @@ def test_filters(index: Index, where: list[str], documents: set[str]) -> None:
         assert {hit.document for hit in found} == documents
     words = search(index, "judo day gatto lock radiologist", mode="text", top=10, where=where)
     assert {hit.document for hit in words} == documents - ({"empty"})
+
+
+def test_numbers_that_a_column_cannot_hold_are_left_out() -> None:
+    records = ['{"f": 1.5, "i": 1}', f'{{"f": 1{"0" * 400}, "i": 1{"0" * 30}}}']
+    fields = kinds_of(records)
+    assert fields == {"f": "float", "i": "int"}
+    assert field_values(records, fields) == {"f": [1.5, None], "i": [1, None]}
 
 
 def test_add_replaces_whole_documents(index: Index, tmp_path: Path) -> None:
@@ -209,6 +218,10 @@ def test_a_killed_build_leaves_the_old_index(
 def test_is_index(tmp_path: Path) -> None:
     out = write_embedded(tmp_path / "out")
     assert not is_index(out)
+    assert is_embedded(out)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "manifest.json").touch()  # as many a project has
+    assert not is_embedded(tmp_path / "notes")
     with pytest.raises(
         DataError, match=r"out is no index \(nvembed-index.json is missing\): make one with  nvembed index"
     ):

@@ -224,6 +224,13 @@ def test_folder_of_text(tmp_path: Path) -> None:
     assert [p.id for p in read_corpus(tmp_path / "notes" / "b.md")] == ["b.md:1", "b.md:7"]
 
 
+def test_a_name_that_is_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.md")).write_text("text")
+    assert list(read_corpus(tmp_path)) == [Passage("caf\\udce9.md:1", "text")]
+    (path,) = tmp_path.iterdir()
+    assert list(read_corpus(path)) == [Passage("caf\\udce9.md:1", "text")]
+
+
 def test_beir_folder(tmp_path: Path) -> None:
     (tmp_path / "queries.jsonl").write_text("not read")
     write_jsonl(tmp_path / "corpus.jsonl", [{"_id": "1", "title": "T", "text": "x"}])

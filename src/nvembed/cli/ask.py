@@ -64,7 +64,7 @@ def ask(
     json
         Print one JSON object: question, answer, citations, absent; or messages, without an endpoint.
     timeout
-        How many seconds the chat model may take.
+        How many seconds to wait for the chat model, up to a day.
     device
         What embeds the question: cpu, cuda, cuda:1.
     dtype

@@ -12,13 +12,14 @@ from typing import Annotated, BinaryIO
 import numpy as np
 from cyclopts import App, Parameter
 
-from nvembed.cli.learners import embedded_by, open_source
+from nvembed.cli.learners import check_seed, embedded_by, open_embedded_source, open_source
 from nvembed.cli.models import Dtype, load, prompts
 from nvembed.cli.screen import results, say, waiting
 from nvembed.corpus.folder import read_corpus
-from nvembed.corpus.source import Source, from_embedded, is_embedded
+from nvembed.corpus.record import is_embedded
+from nvembed.corpus.source import Source
 from nvembed.errors import InputError, OutputError
-from nvembed.files import atomic_path
+from nvembed.files import as_utf8, atomic_path
 from nvembed.text.prompt import format_prompt
 
 classify = App(
@@ -106,6 +107,7 @@ def fit(
     from nvembed.corpus.classify_files import Examples, examples, fit_to_folder
     from nvembed.corpus.labels import read_labels, source_labels
 
+    check_seed(seed)
     if out.exists():
         raise OutputError(f"{out} exists already: remove it, or write to another path")
 
@@ -116,7 +118,7 @@ def fit(
             path, model=model, task=task, instruction=instruction, field=field, cache=cache,
             max_length=max_length, device=device, dtype=dtype,
         )  # fmt: skip
-        name = path.name or str(path)
+        name = as_utf8(path.name or str(path))
         return examples(source, source_labels(source, label_field, name) if labels is None else labels, name)
 
     known, held_out = read(train), read(test) if test else None
@@ -129,7 +131,8 @@ def fit(
             results().print(
                 f"{what}: accuracy {found.judgement.accuracy:.1%} ({low:.1%} to {high:.1%}), "
                 f"macro F1 {found.judgement.macro_f1:.1%}, "
-                f"calibration error {found.error_before:.3f} -> {found.error_after:.3f}"
+                f"calibration error {found.error_before:.3f} -> {found.error_after:.3f}",
+                soft_wrap=True,
             )
     say(f"{len(known.labels):,} examples, {perf_counter() - start:.1f} s -> {out / 'report.md'}")
 
@@ -185,7 +188,7 @@ def predict(
     stored = load_classifier(classifier)
     _check_top(top)
     if is_embedded(texts):
-        source = from_embedded(texts)
+        source = open_embedded_source(texts, {"--model": model, "--field": field, "--cache": cache})
     else:
         next(read_corpus(texts, field=field))
         encoder = load(model or stored.model, device=device, dtype=dtype)
@@ -265,15 +268,18 @@ def zero_shot(
 
     _check_top(top)
     names, label_texts = label_pairs(labels)
-    embedded = is_embedded(texts)
+    embedded = None
+    if is_embedded(texts):
+        given = {"--task": task, "--instruction": instruction, "--field": field, "--cache": cache}
+        embedded = open_embedded_source(texts, given)
     truth = None if label_field is None or embedded else read_labels(texts, label_field)
-    if not embedded:
+    if embedded is None:
         next(read_corpus(texts, field=field))
     if truth is not None:
         _check_truth(truth, names)
     encoder = load(model, device=device, dtype=dtype)
-    if embedded:
-        source = from_embedded(texts)
+    if embedded is not None:
+        source = embedded
         if source.settings.fingerprint != encoder.fingerprint:
             raise InputError(
                 f"{texts} was embedded with the model {source.settings.fingerprint}; {model} is "

@@ -7,10 +7,11 @@ from typing import Literal
 from rich.table import Table
 from rich.text import Text
 
-from nvembed.cli.learners import open_source
+from nvembed.cli.learners import check_seed, open_source
 from nvembed.cli.models import Dtype
 from nvembed.cli.screen import printable, results, say, waiting
 from nvembed.errors import InputError, OutputError
+from nvembed.files import as_utf8
 
 
 def cluster(
@@ -106,6 +107,7 @@ def cluster(
     }.items():
         if value is not None and value < 1:
             raise InputError(f"{name} is {value}; expected at least 1")
+    check_seed(seed)
     if out.exists():
         raise OutputError(f"{out} exists already: remove it, or write to another path")
     from nvembed.corpus.cluster_files import Options, cluster_corpus
@@ -127,7 +129,7 @@ def cluster(
     )
     start = perf_counter()
     with waiting(f"clustering {source.rows:,} passages"):
-        result = cluster_corpus(source, out, corpus.name or str(corpus), options)
+        result = cluster_corpus(source, out, as_utf8(corpus.name or str(corpus)), options)
     table = Table(expand=False)
     table.add_column("cluster", justify="right")
     table.add_column("passages", justify="right")

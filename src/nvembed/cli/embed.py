@@ -13,6 +13,7 @@ from nvembed.cli.embedding import Model, describe, passage_sizes
 from nvembed.cli.models import Dtype, Tally, prompts
 from nvembed.cli.screen import long_progress, say
 from nvembed.errors import InputError, MissingExtraError
+from nvembed.files import as_utf8
 
 
 def embed(
@@ -152,7 +153,7 @@ def embed(
             from nvembed.corpus.ray_engine import ray_engine
 
             compute = ray_engine(cluster, count, facts.build_offsets, loading.encode)
-        _run(job, settings, compute, {"corpus": corpus, "model": model})
+        _run(job, settings, compute, {"corpus": as_utf8(corpus), "model": as_utf8(model)})
 
 
 def _modules() -> tuple[Any, Any, Any]:

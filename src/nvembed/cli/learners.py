@@ -1,6 +1,6 @@
 """Texts with vectors, for commands that learn from them: what ``embed`` wrote, or embedded and cached."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -12,7 +12,8 @@ from nvembed.cli.screen import progress, say
 from nvembed.corpus.cache import Settings, cache_folder, cached_vectors
 from nvembed.corpus.folder import read_corpus
 from nvembed.corpus.read import Passage
-from nvembed.corpus.source import Source, from_embedded, from_vectors, is_embedded
+from nvembed.corpus.record import is_embedded
+from nvembed.corpus.source import Source, from_embedded, from_vectors
 from nvembed.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,9 +40,7 @@ def open_source(
     """
     if is_embedded(corpus):
         given = {"--model": model, "--task": task, "--instruction": instruction, "--field": field}
-        if names := [name for name, value in given.items() if value is not None]:
-            raise InputError(f"{corpus} is embedded already: expected no {' and no '.join(names)}")
-        return from_embedded(corpus)
+        return open_embedded_source(corpus, {**given, "--cache": cache, "--max-length": max_length})
     if model is None:
         raise InputError(
             f"{corpus} holds texts without vectors: give --model, or a folder that nvembed embed wrote"
@@ -50,6 +49,24 @@ def open_source(
     next(read_corpus(corpus, field=field))  # what is wrong with it is said before a model is loaded
     encoder = load(model, device=device, dtype=dtype)
     return embedded_by(encoder, corpus, prompt=prompt, field=field, cache=cache, max_length=max_length)
+
+
+def open_embedded_source(corpus: Path, given: Mapping[str, object]) -> Source:
+    """Open what ``nvembed embed`` wrote; ``given``: options that decide vectors, which it has already.
+
+    Raises:
+        InputError: one of them is not None.
+        DataError: the folder is unfinished or damaged.
+    """
+    if names := [name for name, value in given.items() if value is not None]:
+        raise InputError(f"{corpus} is embedded already: expected no {' and no '.join(names)}")
+    return from_embedded(corpus)
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that scikit-learn does not take."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"--seed is {seed}; expected 0 to {2**32 - 1:,}")
 
 
 def embedded_by(
@@ -74,9 +91,7 @@ def embedded_by(
         return read_corpus(corpus, field=field)
 
     with progress("embedding the texts") as update:
-        vectors = cached_vectors(
-            cache or cache_folder(corpus), read, embed, settings, progress=update
-        ).vectors
+        vectors = cached_vectors(cache_folder(corpus, cache), read, embed, settings, progress=update).vectors
     if tally.texts:
         say(tally.message(perf_counter() - start))
     if tally.cut:

@@ -84,8 +84,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         say("interrupted")
         sys.exit(130)
-    except BrokenPipeError:
-        # Whoever read us has gone. Python would complain once more when it flushes on the way out.
+    except OSError as error:  # the system's: a name that is too long, a full disk behind standard output
+        if not isinstance(error, BrokenPipeError):  # that is: whoever read us has gone
+            where = f"{error.filename}: " if error.filename else ""
+            say(f"{where}{error.strerror or error}", label="error: ", style="bold red")
+        # Python would complain once more when it flushes on the way out.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 

@@ -169,7 +169,7 @@ def search_texts(
     start = perf_counter()
     with progress("embedding the corpus") as update:
         vectors = cached_vectors(
-            how.cache or cache_folder(corpus),
+            cache_folder(corpus, how.cache),
             lambda: read_corpus(corpus, field=how.field),
             embed,
             settings,

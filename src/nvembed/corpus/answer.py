@@ -24,7 +24,8 @@ RULES = (
     "like [2]. Use only numbers of passages that are there. Where the passages do not answer the question, "
     "say so."
 )
-_CITATION = re.compile(r"(?<!\w)\[(\d+(?:\s*[,;]\s*\d+)*)\]")
+# Not an index, ``a[7]``; but Chinese puts no space before a bracket. No corpus has 10^20 passages.
+_CITATION = re.compile(r"(?<![A-Za-z0-9_])\[(\d{1,20}(?:\s*[,;]\s*\d{1,20})*)\]")
 ABSENT = "[no such passage]"
 
 

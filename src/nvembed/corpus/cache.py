@@ -107,10 +107,16 @@ def cached_vectors(
     return Cached(written.vectors, todo)
 
 
-def cache_folder(corpus: str | Path) -> Path:
-    """Return where the caches of a corpus live: ``.nvembed`` in its folder, or beside its file."""
+def cache_folder(corpus: str | Path, root: Path | None = None) -> Path:
+    """Return where the caches of a corpus live: ``.nvembed`` in its folder or beside its file.
+
+    Args:
+        root: in place of ``.nvembed``. Several corpora may share it: each has the folder of its name in it.
+    """
     corpus = Path(corpus)
-    return corpus / ".nvembed" if corpus.is_dir() else corpus.parent / ".nvembed" / corpus.name
+    if root is None and corpus.is_dir():
+        return corpus / ".nvembed"
+    return (root or corpus.parent / ".nvembed") / corpus.resolve().name
 
 
 _CHECKED = ("vectors.npy", "texts.bin")

@@ -138,9 +138,16 @@ def inverse_temperature(scores_nK: np.ndarray, truth: np.ndarray) -> float:
     """Return the factor of the scores with the lowest log loss, between e^-10 and e^10.
 
     The log loss is convex in the factor: its slope, the mean of (expected score - score of the truth), is
-    brought to zero by bisection.
+    brought to zero by bisection. Where every decision is right it has no minimum, and each truth counts as
+    ``(n + 1) / (n + 2)``, the others as the rest: else anything at all would be classified with certainty.
+
+    Paper: Platt 1999, "Probabilistic Outputs for Support Vector Machines", section 2.2 (out-of-sample model).
     """
     own = np.take_along_axis(scores_nK, truth[:, None], axis=1)[:, 0]
+    if (own >= scores_nK.max(axis=1)).all():
+        rest = 1 / (len(truth) + 2)
+        others = (scores_nK.sum(axis=1) - own) / (scores_nK.shape[1] - 1)
+        own = (1 - rest) * own + rest * others
     low, high = -10.0, 10.0
     for _ in range(60):
         middle = (low + high) / 2

@@ -55,7 +55,7 @@ class EmbeddedCorpus:
                 with pq.ParquetFile(path) as file:
                     yield from file.iter_batches(rows, columns=None if columns is None else list(columns))
             except (OSError, pa.ArrowException) as error:
-                raise DataError(f"{path} cannot be read ({error}): embed the corpus again") from error
+                raise _damaged(path, f"cannot be read ({error})") from error
 
     def vectors(self, *, rows: int = ROW_GROUP) -> Iterator[np.ndarray]:
         """Yield the vectors as blocks (n, D) of at most ``rows`` rows, in the dtype they are stored in."""
@@ -75,9 +75,7 @@ class EmbeddedCorpus:
                 while piece := stream.read(1 << 20):
                     digest.update(piece)
             if digest.hexdigest() != shard["sha256"]:
-                raise DataError(
-                    f"{path} is not what was written (its sha256 differs): embed the corpus again"
-                )
+                raise _damaged(path, "is not what was written (its sha256 differs)")
 
 
 def vectors_of(batch: pa.RecordBatch) -> np.ndarray:
@@ -120,7 +118,7 @@ def open_embedded(folder: str | Path) -> EmbeddedCorpus:
     try:
         columns = pq.read_schema(first)
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{first} cannot be read ({error}): embed the corpus again") from error
+        raise _damaged(first, f"cannot be read ({error})") from error
     if not columns.equals(expected):
         raise DataError(
             f"{first} has columns {columns.names}; expected {expected.names} as docs/corpus-format.md says"
@@ -132,6 +130,10 @@ def _check_shard(path: Path, size: int) -> None:
     try:
         found = path.stat().st_size
     except OSError as error:
-        raise DataError(f"{path} is missing: embed the corpus again") from error
+        raise DataError(f"{path} is missing: run the command that embedded the corpus again") from error
     if found != size:
-        raise DataError(f"{path} has {found:,} bytes; expected {size:,}: embed the corpus again")
+        raise _damaged(path, f"has {found:,} bytes; expected {size:,}")
+
+
+def _damaged(path: Path, what: str) -> DataError:
+    return DataError(f"{path} {what}: remove it, and run the command that embedded the corpus again")

@@ -24,6 +24,11 @@ DOCUMENT_KINDS = {
 DOCUMENT_BYTES = 64 << 20
 
 
+_DECLARED = re.compile(
+    rb"""(?:charset\s*=|^\s*<\?xml[^>]*?\sencoding\s*=)\s*["']?\s*([\w.:-]+)""", re.IGNORECASE
+)
+
+
 class Extracted(NamedTuple):
     """What a file says."""
 
@@ -86,11 +91,11 @@ def _html(path: Path) -> Extracted:
 
 
 def _decoded(path: Path, raw: bytes) -> str:
-    """Decode HTML: what its byte order mark or its own ``charset`` says, else UTF-8."""
+    """Decode HTML: what its byte order mark, its own ``charset`` or XML's ``encoding`` says, else UTF-8."""
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         name = "utf-16"
     else:
-        declared = re.search(rb"""charset\s*=\s*["']?\s*([\w.:-]+)""", raw[:2048], re.IGNORECASE)
+        declared = _DECLARED.search(raw[:2048])
         name = declared.group(1).decode("ascii", "replace") if declared else "utf-8"
     if name.lower() in ("utf-8", "utf8"):
         name = "utf-8-sig"

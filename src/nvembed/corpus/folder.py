@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nvembed.corpus.read import Passage, read_texts
 from nvembed.errors import DataError
-from nvembed.files import open_binary, text_lines
+from nvembed.files import as_utf8, open_binary, text_lines
 
 TEXT_SUFFIXES = (".md", ".markdown", ".txt", ".text", ".rst")
 BEIR_NAMES = ("corpus.jsonl", "corpus.jsonl.gz")
@@ -39,7 +39,7 @@ def read_corpus(path: str | Path, *, field: str | None = None) -> Iterator[Passa
                 return read_texts(path / name, field=field, unique=True)
         return _text_files(path)
     if path.suffix.lower() in TEXT_SUFFIXES and path.suffix.lower() != ".txt":
-        return split_passages(path, path.name)
+        return split_passages(path, as_utf8(path.name))
     return read_texts(path, field=field, unique=True)
 
 
@@ -49,7 +49,7 @@ def _text_files(folder: Path) -> Iterator[Passage]:
         inside = path.relative_to(folder)
         hidden = any(part.startswith(".") for part in inside.parts)
         if not hidden and path.suffix.lower() in TEXT_SUFFIXES and path.is_file():
-            for passage in split_passages(path, inside.as_posix()):
+            for passage in split_passages(path, as_utf8(inside.as_posix())):
                 found = True
                 yield passage
     if not found:

@@ -205,21 +205,37 @@ def open_job(out: Path, source: Source, reading: Reading, progress: Progress) ->
     with locked(out):
         _check_content(out)
         _remove_leftovers(out)
-        plan = _read_json(out / "plan.json")
-        if plan is not None:
-            same_run(out / "plan.json", plan["reading"], asdict(reading))
+        _reopen(out)
+        plan, begun = _read_json(out / "plan.json"), _read_json(out / "job.json")
+        known = plan["reading"] if plan is not None else begun
+        if known is not None:
+            same_run(out / "plan.json", {name: known[name] for name in asdict(reading)}, asdict(reading))
         if _manifest(out) is not None:
             plan = {}
             _remove_plan(out)
         passes = 2 if plan is None else 1
         stamped = stamp(source, lambda done, total: progress(done, passes * total))
+        if plan is not None or begun is not None:
+            check_files(out, stamped)
         if plan is None:
             plan = make_plan(
                 out, source, stamped, reading, lambda done, total: progress(total + done, passes * total)
             )
-        else:
-            check_files(out, stamped)
         yield Job(out, stamped, reading, plan)
+
+
+def _reopen(out: Path) -> None:
+    """Make a finished job that has lost shards an unfinished one, with the settings it had."""
+    manifest = _manifest(out)
+    if manifest is None or all(_is_there(out / "shards" / s["name"], s["bytes"]) for s in manifest["shards"]):
+        return
+    state = {"format": manifest["format"], "dim": manifest["dim"], **manifest["settings"]}
+    _write_json(out / "job.json", state)
+    (out / "manifest.json").unlink()
+
+
+def _is_there(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
 
 
 def _manifest(out: Path) -> dict[str, Any] | None:

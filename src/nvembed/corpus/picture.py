@@ -80,14 +80,16 @@ def draw_confusion(path: Path, counts_KK: np.ndarray, names: Sequence[str], titl
     count = len(names)
     side = float(np.clip(0.42 * count, 3.5, 18))
     shares = counts_KK / np.maximum(counts_KK.sum(axis=1, keepdims=True), 1)
-    with _figure(side + 3.5, side + 2.5) as figure:
+    shown = [_short(name, 48) for name in names] if count <= MAX_LABELLED else []
+    margin = 0.08 * max(map(len, shown), default=0)  # inches, of the longest name
+    with _figure(side + 2.5 + margin, side + 1.5 + margin) as figure:
         axes = figure.subplots()
         image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         figure.colorbar(image, ax=axes, shrink=0.6, label="share of the true class")
-        if count <= MAX_LABELLED:
+        if shown:
             small = 9 if count <= 40 else 8
-            axes.set_xticks(range(count), [_short(name, 48) for name in names], rotation=90, fontsize=small)
-            axes.set_yticks(range(count), [_short(name, 48) for name in names], fontsize=small)
+            axes.set_xticks(range(count), shown, rotation=90, fontsize=small)
+            axes.set_yticks(range(count), shown, fontsize=small)
             for text in [*axes.get_xticklabels(), *axes.get_yticklabels()]:
                 text.set_parse_math(False)
         if count <= 40:

@@ -20,7 +20,7 @@ from nvembed.corpus.read import id_twice
 from nvembed.corpus.records import Place
 from nvembed.corpus.sources import Document, Found, Source, SourceFile, read_documents
 from nvembed.errors import DataError, OutputError
-from nvembed.files import atomic_path, json_lines
+from nvembed.files import as_utf8, atomic_path, json_lines
 
 OnError = Literal["stop", "skip"]
 
@@ -177,7 +177,7 @@ class _Planner:
             return found.document
         digest = hashlib.blake2b(found.document.id.encode(), digest_size=16).digest()
         try:
-            self._ids.execute("INSERT INTO ids VALUES (?, ?)", (digest, found.where))
+            self._ids.execute("INSERT INTO ids VALUES (?, ?)", (digest, as_utf8(found.where)))
         except sqlite3.IntegrityError:
             (first,) = self._ids.execute("SELECT place FROM ids WHERE digest = ?", (digest,)).fetchone()
             return id_twice(found.where, found.document.id, first)
@@ -188,7 +188,7 @@ class _Planner:
     def _skip(self, file: SourceFile, error: DataError) -> None:
         if self.reading.on_error == "stop":
             raise error
-        self.skipped.append({"path": file.name, "reason": str(error)})
+        self.skipped.append({"path": file.name, "reason": as_utf8(str(error))})
         if len(self.skipped) > MAX_SKIPPED:
             raise DataError(
                 f"more than {MAX_SKIPPED:,} files or records cannot be read; the last: {error}"

@@ -46,7 +46,8 @@ def is_index(path: str | Path) -> bool:
 
 def is_embedded(path: str | Path) -> bool:
     """Whether ``path`` is what ``nvembed embed`` writes, finished or not."""
-    return (Path(path) / "shards").is_dir() and (Path(path) / "files.jsonl").is_file()
+    begun = (Path(path) / name for name in ("shards", "plan.json"))
+    return (Path(path) / "files.jsonl").is_file() and any(entry.exists() for entry in begun)
 
 
 def read_record(path: Path) -> Record:

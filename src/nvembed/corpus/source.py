@@ -58,12 +58,6 @@ def from_vectors(read: Callable[[], Iterable[Passage]], vectors_CD: np.ndarray, 
     return Source(len(vectors_CD), vectors_CD.shape[1], settings, blocks)
 
 
-def is_embedded(folder: str | Path) -> bool:
-    """Return whether a folder is what ``nvembed embed`` writes (finished or not)."""
-    folder = Path(folder)
-    return any((folder / name).is_file() for name in ("manifest.json", "job.json"))
-
-
 def from_embedded(folder: str | Path) -> Source:
     """Return the source of a folder that ``nvembed embed`` wrote (docs/corpus-format.md).
 

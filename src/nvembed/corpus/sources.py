@@ -17,6 +17,7 @@ from nvembed.corpus.folder import BEIR_NAMES
 from nvembed.corpus.read import ID_FIELDS, to_passage
 from nvembed.corpus.records import LINE_KINDS, START, TABLE_KINDS, Place, file_records
 from nvembed.errors import DataError, DownloadError, InputError, MissingExtraError
+from nvembed.files import as_utf8
 
 RECORD_KINDS = (*LINE_KINDS, *TABLE_KINDS)
 HUB = "datasets:"
@@ -78,7 +79,7 @@ def list_files(corpus: str) -> Source:
     if kind is None:
         known = ", ".join([*(f".{name}" for name in RECORD_KINDS), *DOCUMENT_KINDS])
         raise InputError(f"{path}: the kind of file cannot be told from its name; expected one of {known}")
-    return Source([SourceFile(path, path.name, kind)])
+    return Source([SourceFile(path, as_utf8(path.name), kind)])
 
 
 def _record_kind(path: Path) -> str | None:
@@ -98,7 +99,7 @@ def _folder(folder: Path) -> Source:
         inside = path.relative_to(folder)
         if any(part.startswith(".") for part in inside.parts) or not path.is_file():
             continue
-        name = inside.as_posix()
+        name = as_utf8(inside.as_posix())
         if kind := DOCUMENT_KINDS.get(path.suffix.lower()):
             files.append(SourceFile(path, name, kind))
         elif kind := _record_kind(path):
@@ -178,11 +179,18 @@ def _document(
 
 
 def to_json(metadata: Mapping[str, Any]) -> str:
-    """Return a JSON object in ASCII: numbers that JSON lacks become null, dates and the like strings."""
+    """Return a JSON object in ASCII: numbers that JSON lacks become null, dates and the like strings.
+
+    Half a surrogate pair, which is no character and cannot be written, becomes a question mark.
+    """
     try:
-        return json.dumps(metadata, allow_nan=False, default=str)
+        text = json.dumps(metadata, allow_nan=False, default=str)
     except ValueError:
-        return json.dumps(_finite(metadata), default=str)
+        text = json.dumps(_finite(metadata), default=str)
+    if "\\ud" not in text:
+        return text
+    loose = json.dumps(json.loads(text), ensure_ascii=False)
+    return json.dumps(json.loads(loose.encode(errors="replace")))
 
 
 def _finite(value: Any) -> Any:

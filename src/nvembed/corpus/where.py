@@ -6,6 +6,7 @@ in (the other kind of) quotes. A passage without the field never matches.
 
 import json
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -129,5 +130,5 @@ def as_kind(value: object, kind: Kind) -> Value | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     if kind == "float":
-        return float(value)
+        return float(value) if abs(value) <= sys.float_info.max else None
     return int(value) if value == int(value) and abs(value) < 2**63 else None
