@@ -36,7 +36,7 @@ from nvembed.train.adapt import (
     trained,
 )
 from nvembed.train.checkpoint import Progress
-from nvembed.train.grad_cache import backward, embed
+from nvembed.train.grad_cache import backward, embed, kept_graphs
 from nvembed.train.loss import Guide, loss_and_gradient
 from nvembed.train.optim import Optimizer, learning_rate
 from nvembed.train.parallel import Ranks, shard
@@ -251,6 +251,10 @@ class _Stepper:
             # Sharded layers are fetched from all ranks: all of them must run the same number of times.
             count = ranks.most(max(1, len(pieces)), self.device) if self.sharded else max(1, len(pieces))
             pieces += [_spare(work.spare, self.device) for _ in range(count - len(pieces))]
+        graph_tokens = recipe.batch.graph_tokens
+        if self.sharded:  # and in the same order: each keeps as many graphs as all can
+            kept = -ranks.most(-kept_graphs(pieces, graph_tokens), self.device)
+            graph_tokens = sum(piece.num_tokens for piece in pieces[:kept])
         share, sizes = plan.shares[ranks.rank], [len(part) for part in plan.shares]
         guide = None
         if recipe.teacher is not None:
@@ -279,7 +283,7 @@ class _Stepper:
             pieces,
             gradient_of,
             seed=(recipe.run.seed * 1_000_003 + step) * ranks.count + ranks.rank,
-            graph_tokens=recipe.batch.graph_tokens,
+            graph_tokens=graph_tokens,
             done=self.optimizer.collect,
         )
         gradients = self.optimizer.gradients()
