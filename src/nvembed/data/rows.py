@@ -51,15 +51,22 @@ def text_key(text: str) -> bytes:
 
 
 class JsonlFile:
-    """Lines of a plain JSONL file by number, with only 8 bytes a line in memory."""
+    """Lines of a plain JSONL file by number, with only 8 bytes a line in memory; ``digest`` is the file's."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        digest = hashlib.blake2b(digest_size=8)
+
+        def taken(line: bytes) -> int:
+            digest.update(line)
+            return len(line)
+
         try:
             with self.path.open("rb") as handle:
-                lengths = np.fromiter((len(line) for line in handle), dtype=np.int64)
+                lengths = np.fromiter(map(taken, handle), dtype=np.int64)
         except OSError as error:
             raise DataError(f"{self.path}: expected a JSONL file: {error.strerror or error}") from error
+        self.digest = digest.hexdigest()
         self._starts = np.concatenate([[0], np.cumsum(lengths)])
         self._file = os.open(self.path, os.O_RDONLY)
         self.close = weakref.finalize(self, os.close, self._file)
