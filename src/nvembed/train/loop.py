@@ -32,7 +32,6 @@ from nvembed.train.adapt import (
     checkpoint_activations,
     compile_layers,
     frozen_layers,
-    set_trained,
     trained,
 )
 from nvembed.train.checkpoint import Progress
@@ -107,12 +106,12 @@ def train(
     recipe, model, device = job.recipe, job.model, job.model.device
     if sharded and recipe.optimizer.offload:
         raise ConfigError("optimizer.offload is for weights that are whole on one GPU: not with --sharded")
-    if ranks.first:
-        claim(job.folder / "settings.json", _decides(job, ranks))
-    ranks.wait()
     adapt(model, recipe.adapter, seed=recipe.run.seed)
     if job.start is not None:
-        set_trained(model, checkpoint.adapter_values(job.start))
+        checkpoint.start_from(job.start, model, recipe.adapter)
+    if ranks.first:  # only now: what is wrong with the recipe or the start leaves no claim behind
+        claim(job.folder / "settings.json", _decides(job, ranks))
+    ranks.wait()
     if recipe.run.compile:
         compile_layers(model)
     if recipe.run.activation_checkpointing:
