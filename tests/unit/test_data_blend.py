@@ -260,6 +260,9 @@ def test_a_set_that_leaks_whole_is_an_error(project: Path) -> None:
     write_rows(project / "faq.jsonl", [{"query": "what is number 7", "positive": "p"}])
     with pytest.raises(DataError, match="faq: 1 examples were read, and none is free of held-out records"):
         mine(project, out=project / "out", root=project)
+    write_rows(project / "faq.jsonl", [{"query": "q", "positive": " "}])
+    with pytest.raises(DataError, match="faq: its source gives no example: every row lacks a text"):
+        mine(project, out=project / "out", root=project)
 
 
 def test_unlabelled_texts_and_leaks(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
