@@ -127,3 +127,10 @@ def test_a_teacher_that_cannot_teach_is_refused_before_the_first_step(
     assert leave(command) == 1
     assert "a teacher's vector is not finite" in capsys.readouterr().err
     assert not list((tmp_path / "run").glob("step-*"))
+    mined = tmp_path / "mined" / "animals.jsonl"
+    mined.write_text(mined.read_text().replace("otter", "stoat"))
+    assert leave(command) == 1
+    assert "is of a run with another set animals" in " ".join(capsys.readouterr().err.split())
+    stage.write_text(told)
+    assert leave([*command, "--set", "teacher.weight=2"]) == 1
+    assert "the recipe has no [teacher]" in " ".join(capsys.readouterr().err.split())

@@ -87,6 +87,21 @@ def test_blend_is_a_function_of_seed_and_step(tmp_path: Path) -> None:
     assert all(e.positive_ids[0] == e.positives[0].upper() for e in everything)
 
 
+def test_blend_says_what_it_follows_from_and_reads_every_line_it_may_draw(tmp_path: Path) -> None:
+    stream = blend(tmp_path)
+    assert stream.identity == blend(tmp_path).identity
+    assert stream.check() == 10
+    path = tmp_path / "b.jsonl"
+    path.write_text(path.read_text().replace("b0", "b9"))  # as many rows, of as many bytes
+    files = {name: tmp_path / f"{name}.jsonl" for name in "ab"}
+    for changed in (Blend(files, {"a": 4, "b": 6}, seed=1), Blend(files, {"a": 4, "b": 5}, seed=1)):
+        differs = [key for key, value in stream.identity.items() if changed.identity[key] != value]
+        assert differs == ["set b"]
+    path.write_text(path.read_text() + "\n")
+    with pytest.raises(DataError, match=r"b\.jsonl:4: expected a JSON object, got b''"):
+        Blend(files, {"a": 4, "b": 6}, seed=1).check()
+
+
 def test_blend_without_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no file for a, b: prepare the sets first"):
         Blend({"b": tmp_path / "b.jsonl"}, {"a": 1, "b": 1}, seed=0)
@@ -244,6 +259,9 @@ def test_mine_command(project: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_a_set_that_leaks_whole_is_an_error(project: Path) -> None:
     write_rows(project / "faq.jsonl", [{"query": "what is number 7", "positive": "p"}])
     with pytest.raises(DataError, match="faq: 1 examples were read, and none is free of held-out records"):
+        mine(project, out=project / "out", root=project)
+    write_rows(project / "faq.jsonl", [{"query": "q", "positive": " "}])
+    with pytest.raises(DataError, match="faq: its source gives no example: every row lacks a text"):
         mine(project, out=project / "out", root=project)
 
 

@@ -66,6 +66,7 @@ def test_row_form_is_lossless() -> None:
             "a.jsonl:2: a hard negative has the id of a positive",
         ),
         ({"both_sides": "yes"}, "a.jsonl:2: both_sides: expected true or false, got str 'yes'"),
+        ({"query": "half \ud83d"}, r"a.jsonl:2: half a surrogate pair (\ud83d), which is no character"),
         ({"negatives": []}, "a.jsonl:2: unknown field 'negatives'; known: query, task"),
     ],
 )

@@ -247,6 +247,10 @@ def test_rows_that_do_not_fit_are_named(tmp_path: Path) -> None:
     scored = local(tmp_path, [{"text1": "a", "text2": "b", "score": "high"}], form="scores")
     with pytest.raises(DataError, match=r"a\.jsonl:1: score: expected a number, got 'high'"):
         list(read_source(scored, places, seed=0))
+    for passages in ("no list", [{"title": "T1"}]):
+        named = local(tmp_path, [{"query": "q", "passage_ids": passages}], form="ids")
+        with pytest.raises(DataError, match=r"a\.jsonl:1: passage_ids: expected a list of ids or of"):
+            list(read_source(named, places, seed=0))
 
 
 def test_keep_and_positives_as_a_list(tmp_path: Path) -> None:
@@ -279,6 +283,9 @@ def test_beir_folder(tmp_path: Path) -> None:
     (tmp_path / "set" / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq9\td1\t1\n")
     with pytest.raises(DataError, match="the qrels name 1 queries that are not there"):
         list(read_source(source, places, seed=0))
+    (tmp_path / "set" / "qrels" / "train.tsv").write_bytes(b"query-id\tcorpus-id\tscore\nq\xff\td1\t1\n")
+    with pytest.raises(DataError, match=r"train\.tsv: expected UTF-8 text"):
+        list(read_source(source, places, seed=0))
 
 
 def test_recipe_faults_are_said_before_anything_is_read(tmp_path: Path) -> None:
@@ -287,6 +294,7 @@ def test_recipe_faults_are_said_before_anything_is_read(tmp_path: Path) -> None:
         ('form = "scores"', 'form = "score"'): "sets.sts12.form: expected 'pairs', 'qrels'",
         ("min_score = 1.0", "minscore = 1.0"): "sets.mrpc.minscore: unknown key; did you mean 'min_score'",
         ('path = "pairs/medquad/train.jsonl.gz"', 'hub = "a/b"'): "sets.medquad: expected a revision",
+        ("seed = 1", "seed = -1"): "seed: expected greater than or equal to 0, got -1",
         ("label_texts", 'columns = { txt = "a" }\nlabel_texts'): "did you mean 'text'",
     }.items():
         (tmp_path / "blend.toml").write_text(text.replace(*change, 1))

@@ -29,6 +29,7 @@ SCENARIOS: dict[str, tuple[StageRecipe, bool]] = {  # name -> recipe, sharded
     "empty": (settings(batch={"global_batch": 1}), False),
     "sharded": (settings(batch={"global_batch": 5}), True),
     "sharded_empty": (settings(batch={"global_batch": 1}), True),
+    "sharded_graphs": (settings(batch={"global_batch": 5, "graph_tokens": 100}), True),
     "sharded_full": (settings(adapter={"kind": "full"}), True),
 }
 

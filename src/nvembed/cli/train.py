@@ -123,6 +123,8 @@ def _changed(stage: "StageRecipe", changes: list[str]) -> "StageRecipe":
     for change in changes:
         path, _, text = change.partition("=")
         section, _, key = path.strip().partition(".")
+        if text and section in told and told[section] is None:
+            raise ConfigError(f"--set {change!r}: the recipe has no [{section}]: write one into its file")
         if not text or not isinstance(told.get(section), dict):
             raise InputError(f"--set {change!r}: expected section.key=value, such as loss.temperature=0.05")
         known = type(getattr(stage, section)).model_fields
@@ -148,7 +150,6 @@ def _device(device: str | None) -> str:
 def _blend(stage: "StageRecipe", recipe: Path, data: Path, *, check: bool) -> "Blend":
     """Open the stage's training files; ``check`` reads every record first, so that no fault waits inside."""
     from nvembed.data.blend import Blend
-    from nvembed.data.example import read_examples
     from nvembed.data.sources import BlendRecipe
 
     sets = read_recipe(recipe.parent / stage.blend, BlendRecipe).of_stage(stage.stage)
@@ -160,8 +161,7 @@ def _blend(stage: "StageRecipe", recipe: Path, data: Path, *, check: bool) -> "B
     samples = {name: source.samples for name, source in sets.items()}
     blend = Blend(files, samples, seed=stage.run.seed, group=stage.batch.group)
     if check:
-        counts = {name: sum(1 for _ in read_examples(files[name])) for name in sets}
-        say(f"{len(sets)} sets, {sum(counts.values()):,} examples; {len(blend):,} a pass")
+        say(f"{len(sets)} sets, {blend.check():,} examples; {len(blend):,} a pass")
     return blend
 
 
@@ -192,7 +192,7 @@ def _job(stage: "StageRecipe", model: str, blend: "Blend", device: Any, sharded:
                 "checkpoint with `nvembed init` as the recipe says, or change the recipe"
             )
     dtype = torch.float32 if sharded else getattr(torch, stage.run.dtype)
-    identity = {"base": fingerprint(checkpoint), "sets": list(blend.names), "examples": len(blend)}
+    identity = {"base": fingerprint(checkpoint), "sets": list(blend.names), **blend.identity}
     teach = None
     if stage.teacher is not None:
         teach, identity["teacher"] = _teacher(stage, device)

@@ -91,6 +91,20 @@ class Blend:
         """Return the ``size`` examples of one step, counted from 0; an epoch's end falls where it falls."""
         return [self[place] for place in range(step * size, (step + 1) * size)]
 
+    def check(self) -> int:
+        """Read every record, and return how many there are.
+
+        Raises:
+            DataError: a record that cannot be trained on; the message names file and line.
+        """
+        return sum(1 for examples in self._sets for _ in examples)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What the stream follows from, beside its seed and group: of each set the samples and the file."""
+        sets = zip(self.names, self._samples, self._sets, strict=True)
+        return {f"set {name}": f"{count} samples of {each.digest}" for name, count, each in sets}
+
     def close(self) -> None:
         for examples in self._sets:
             examples.close()

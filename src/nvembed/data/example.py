@@ -95,6 +95,7 @@ class ExampleFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._lines = JsonlFile(path)
+        self.digest = self._lines.digest
 
     def __len__(self) -> int:
         return len(self._lines)

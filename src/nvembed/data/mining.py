@@ -56,6 +56,10 @@ class Corpus:
         """Return the numbers of the known positives, rising."""
         return sorted(self._known[text_key(query)])
 
+    def right(self, query: str, text: str) -> bool:
+        """Return whether a text is a known positive."""
+        return self._number.get(text_key(text)) in self._known[text_key(query)]
+
     def forbidden(self, example: Example) -> set[int]:
         """Return what may not be mined for an example: positives, its query itself, and its own negatives."""
         texts = (example.query, *example.hard_negatives)
@@ -76,9 +80,9 @@ def mine_set(
 ) -> dict[str, Any]:
     """Mine hard negatives for ``examples`` and write them, in the same order, to ``out``.
 
-    An example keeps the negatives it has, which somebody judged, and gets mined ones up to
-    ``rule.negatives``. A run that was stopped goes on after its last whole chunk. Beside ``out`` stand
-    ``OUT.report.json`` and ``OUT.report.md``.
+    An example keeps the negatives it has, which somebody judged, but for positives of another record of its
+    query, and gets mined ones up to ``rule.negatives``. A run that was stopped goes on after its last whole
+    chunk. Beside ``out`` stand ``OUT.report.json`` and ``OUT.report.md``.
 
     Args:
         teacher_name: names the teacher and its weights; it is part of what makes two runs the same.
@@ -133,15 +137,16 @@ def _mine_chunk(chunk: Sequence[Example], corpus: Corpus, teacher: Teacher, rule
     mined, scores, shown, filled = [], [], [], 0
     for row, example in enumerate(chunk):
         rng = seeded(seed, example.query)
-        room = max(rule.negatives - len(example.hard_negatives), 0)
+        own = [text for text in example.hard_negatives if not corpus.right(example.query, text)]
+        own = own[: rule.negatives]
+        room = rule.negatives - len(own)
         places = sample(kept_QK[row], rule, rng, count=room)
         numbers = [int(number) for number in candidates.ids[row, places]]
         extra = fill(numbers, room, forbidden[row], len(corpus.passages), rng) if rule.top_up else []
         filled += len(extra)
         scores.append(candidates.scores[row, places])
         texts = tuple(corpus.passages[number] for number in [*numbers, *extra])
-        own = example.hard_negatives[: rule.negatives]
-        mined.append(replace(example, hard_negatives=own + texts, hard_negative_ids=()))
+        mined.append(replace(example, hard_negatives=(*own, *texts), hard_negative_ids=()))
         if row % (CHUNK // 4) == 0:
             negatives = [
                 {"score": round(float(candidates.scores[row, place]), 4), "text": corpus.passages[number]}

@@ -145,6 +145,8 @@ def _choose_examples(
     seen = _Counter(read_source(source, places, seed=seed, leaks=leaks))
     clean = _Counter(without_leaks(seen, held_out))
     chosen = choose(clean, source.samples, seed=seed)
+    if not seen.count:
+        raise DataError(f"{name}: its source gives no example: every row lacks a text, or is not kept")
     if not chosen:
         raise DataError(f"{name}: {seen.count:,} examples were read, and none is free of held-out records")
     for number, example in enumerate(chosen, start=1):

@@ -124,9 +124,15 @@ def _ids(source: Source, places: Places) -> Iterator[Example]:
     wanted: list[tuple[str, list[str]]] = []
     for where, row in _main_rows(source, places):
         value = _value(source, row, "passage_ids", where)
-        names = json.loads(value) if isinstance(value, str) else value
-        if not isinstance(names, list):
-            raise DataError(f"{where}: passage_ids: expected a list, got {str(value)[:60]!r}")
+        try:
+            names = json.loads(value) if isinstance(value, str) else value
+        except ValueError:
+            names = None
+        if not isinstance(names, list) or any(isinstance(n, dict) and "key" not in n for n in names):
+            raise DataError(
+                f'{where}: passage_ids: expected a list of ids or of {{"key": id}}, or JSON of one; '
+                f"got {str(value)[:60]!r}"
+            )
         names = [str(name["key"] if isinstance(name, dict) else name) for name in names]
         wanted.append((_text(source, row, "query", where), names))
     texts = _wanted_texts(source, places, (names for _, names in wanted))

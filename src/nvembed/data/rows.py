@@ -38,7 +38,7 @@ def read_rows(path: str | os.PathLike[str]) -> Iterator[tuple[str, Row]]:
     if not path.is_file():
         raise DataError(f"{path}: expected a .jsonl, .jsonl.gz or .parquet file, found none")
     if path.name.endswith((".jsonl", ".jsonl.gz")):
-        yield from ((f"{path}:{number}", row) for number, row in json_lines(path))
+        yield from ((f"{path}:{number}", _whole(f"{path}:{number}", row)) for number, row in json_lines(path))
     elif path.suffix == ".parquet":
         yield from _parquet(path)
     else:
@@ -51,15 +51,22 @@ def text_key(text: str) -> bytes:
 
 
 class JsonlFile:
-    """Lines of a plain JSONL file by number, with only 8 bytes a line in memory."""
+    """Lines of a plain JSONL file by number, with only 8 bytes a line in memory; ``digest`` is the file's."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        digest = hashlib.blake2b(digest_size=8)
+
+        def taken(line: bytes) -> int:
+            digest.update(line)
+            return len(line)
+
         try:
             with self.path.open("rb") as handle:
-                lengths = np.fromiter((len(line) for line in handle), dtype=np.int64)
+                lengths = np.fromiter(map(taken, handle), dtype=np.int64)
         except OSError as error:
             raise DataError(f"{self.path}: expected a JSONL file: {error.strerror or error}") from error
+        self.digest = digest.hexdigest()
         self._starts = np.concatenate([[0], np.cumsum(lengths)])
         self._file = os.open(self.path, os.O_RDONLY)
         self.close = weakref.finalize(self, os.close, self._file)
@@ -74,7 +81,8 @@ class JsonlFile:
         # pread keeps no position, so that worker processes may share the handle.
         size = int(self._starts[index + 1] - self._starts[index])
         line = os.pread(self._file, size, int(self._starts[index]))
-        return json_object(f"{self.path}:{index + 1}", line)
+        where = f"{self.path}:{index + 1}"
+        return _whole(where, json_object(where, line))
 
 
 class TextFile:
@@ -104,6 +112,18 @@ def write_rows(path: Path, rows: Iterable[Row]) -> int:
             handle.write(json.dumps(row, ensure_ascii=False) + "\n")
             count += 1
     return count
+
+
+def _whole(where: str, row: Row) -> Row:
+    """Return the row; refuse half a surrogate pair, which JSON can spell and UTF-8 cannot."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise DataError(
+            f"{where}: half a surrogate pair ({half}), which is no character: take it out"
+        ) from error
+    return row
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Row]]:

@@ -110,7 +110,7 @@ class HeldOutSet(Recipe):
 class BlendRecipe(Recipe):
     """``blend.toml``: every training set of a model, by name, and what must not be among them."""
 
-    seed: int
+    seed: int = Field(ge=0)
     held_out: dict[str, HeldOutSet] = Field(default_factory=dict)
     sets: dict[str, Source] = Field(min_length=1)
 

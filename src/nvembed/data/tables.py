@@ -54,6 +54,8 @@ def _tsv(path: Path) -> Rows:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise DataError(f"{path}: expected qrels with a header: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: expected UTF-8 text: {error}") from error
     header = lines[0].split("\t") if lines else []
     for number, line in enumerate(lines[1:], start=2):
         values = line.split("\t")

@@ -165,11 +165,11 @@ def set_trained(model: nn.Module, values: dict[str, Tensor]) -> None:
     """Put stored tensors into a model's trained parameters.
 
     Raises:
-        ConfigError: other names than the model's: the state is of another recipe or base.
+        ConfigError: other names or shapes than the model's: the state is of another recipe or base.
     """
     own = {stored_name(name): value for name, value in trained(model).items()}
-    if own.keys() != values.keys():
-        odd = sorted(own.keys() ^ values.keys())
+    shapes, found = ({name: value.shape for name, value in each.items()} for each in (own, values))
+    if odd := sorted(name for name in {**shapes, **found} if shapes.get(name) != found.get(name)):
         raise ConfigError(
             f"the saved state is of another adapter: {len(odd)} tensors differ, the first is {odd[0]}; start "
             "from a state of the same adapter section, or in a new folder"

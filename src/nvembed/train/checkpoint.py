@@ -29,8 +29,8 @@ from nvembed.train.adapt import lora_config, pooler_names, set_trained, stored_n
 from nvembed.train.optim import Optimizer
 from nvembed.train.parallel import Ranks
 from nvembed.train.recipe import AdapterSection
-from nvembed.weights.adapter import BACKBONE_PREFIX, PEFT_PREFIX
-from nvembed.weights.load import ADAPTER_TENSORS, BACKBONE_TENSORS, POOLER_TENSORS
+from nvembed.weights.adapter import ADAPTER_CONFIG, BACKBONE_PREFIX, PEFT_PREFIX
+from nvembed.weights.load import ADAPTER_TENSORS, BACKBONE_TENSORS, POOLER_TENSORS, read_json
 
 OPTIMIZER = "optimizer.safetensors"
 SHARDED_OPTIMIZER = "optimizer"
@@ -107,6 +107,23 @@ def load(
         state = _read_tensors(path / OPTIMIZER, device)
     optimizer.load_state(state)
     return Progress(**json.loads((path / STATE).read_text()))
+
+
+def start_from(path: Path, model: nn.Module, adapter: AdapterSection) -> None:
+    """Take over the trained tensors of an earlier stage's state; the optimizer starts anew.
+
+    Raises:
+        ConfigError: none there, or of another adapter: other tensors, or an alpha that would scale it anew.
+        WeightsError: a corrupt file.
+    """
+    set_trained(model, adapter_values(path))
+    if (path / ADAPTER_CONFIG).is_file():
+        alpha = read_json(path / ADAPTER_CONFIG).get("lora_alpha")
+        if alpha != adapter.alpha:
+            raise ConfigError(
+                f"the recipe's adapter.alpha is {adapter.alpha}, that of {path} is {alpha}: another "
+                "would change what was trained; give the recipe the same"
+            )
 
 
 def adapter_values(path: Path) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ Shapes: U distinct texts of a share, D hidden size.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -49,7 +50,8 @@ def backward(
         embed: gives a micro-batch's vectors; it may draw from torch's random state (dropout): both passes
             find it seeded the same, from ``seed`` and the micro-batch's number.
         work: the micro-batches, at least one; their ``rows`` together are 0 to U - 1. One without rows is run
-            for its company alone: ranks that shard a model must call it equally often.
+            for its company alone: ranks that shard a model must call it equally often, and keep equally many
+            graphs (``kept_graphs``).
         gradient_of: all vectors, (U, D) -> the gradient of the loss with respect to them, (U, D).
         graph_tokens: the first micro-batches of at most so many tokens together keep their activations from
             the first pass and skip the second: faster, for memory. All of them: plain backpropagation.
@@ -57,12 +59,11 @@ def backward(
     """
     kept: dict[int, Tensor] = {}
     found: list[Tensor] = []
-    room = graph_tokens
+    graphs = kept_graphs(work, graph_tokens)
     for number, batch in enumerate(work):
-        room -= batch.num_tokens
-        with seeded(seed, number, batch), torch.set_grad_enabled(room >= 0):
+        with seeded(seed, number, batch), torch.set_grad_enabled(number < graphs):
             vectors = embed(batch)[: len(batch.rows)]
-        if room >= 0:
+        if number < graphs:
             kept[number] = vectors
         found.append(vectors.detach())
     joined = torch.cat(found)
@@ -76,6 +77,11 @@ def backward(
         torch.autograd.backward(vectors_or_none, gradient[batch.rows])
         batch.states = None
         done()
+
+
+def kept_graphs(work: Sequence[MicroBatch], graph_tokens: int) -> int:
+    """Return how many of the first micro-batches have at most ``graph_tokens`` tokens together."""
+    return sum(total <= graph_tokens for total in accumulate(batch.num_tokens for batch in work))
 
 
 @contextmanager

@@ -32,11 +32,10 @@ from nvembed.train.adapt import (
     checkpoint_activations,
     compile_layers,
     frozen_layers,
-    set_trained,
     trained,
 )
 from nvembed.train.checkpoint import Progress
-from nvembed.train.grad_cache import backward, embed
+from nvembed.train.grad_cache import backward, embed, kept_graphs
 from nvembed.train.loss import Guide, loss_and_gradient
 from nvembed.train.optim import Optimizer, learning_rate
 from nvembed.train.parallel import Ranks, shard
@@ -107,12 +106,12 @@ def train(
     recipe, model, device = job.recipe, job.model, job.model.device
     if sharded and recipe.optimizer.offload:
         raise ConfigError("optimizer.offload is for weights that are whole on one GPU: not with --sharded")
-    if ranks.first:
-        claim(job.folder / "settings.json", _decides(job, ranks))
-    ranks.wait()
     adapt(model, recipe.adapter, seed=recipe.run.seed)
     if job.start is not None:
-        set_trained(model, checkpoint.adapter_values(job.start))
+        checkpoint.start_from(job.start, model, recipe.adapter)
+    if ranks.first:  # only now: what is wrong with the recipe or the start leaves no claim behind
+        claim(job.folder / "settings.json", _decides(job, ranks))
+    ranks.wait()
     if recipe.run.compile:
         compile_layers(model)
     if recipe.run.activation_checkpointing:
@@ -251,6 +250,10 @@ class _Stepper:
             # Sharded layers are fetched from all ranks: all of them must run the same number of times.
             count = ranks.most(max(1, len(pieces)), self.device) if self.sharded else max(1, len(pieces))
             pieces += [_spare(work.spare, self.device) for _ in range(count - len(pieces))]
+        graph_tokens = recipe.batch.graph_tokens
+        if self.sharded:  # and in the same order: each keeps as many graphs as all can
+            kept = -ranks.most(-kept_graphs(pieces, graph_tokens), self.device)
+            graph_tokens = sum(piece.num_tokens for piece in pieces[:kept])
         share, sizes = plan.shares[ranks.rank], [len(part) for part in plan.shares]
         guide = None
         if recipe.teacher is not None:
@@ -279,7 +282,7 @@ class _Stepper:
             pieces,
             gradient_of,
             seed=(recipe.run.seed * 1_000_003 + step) * ranks.count + ranks.rank,
-            graph_tokens=recipe.batch.graph_tokens,
+            graph_tokens=graph_tokens,
             done=self.optimizer.collect,
         )
         gradients = self.optimizer.gradients()

@@ -92,7 +92,9 @@ class AdapterSection(Recipe):
     rank: PositiveInt = 16
     alpha: PositiveInt = 32
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    targets: tuple[str, ...] = Field(
+        default=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), min_length=1
+    )
     frozen_layers: NonNegativeInt = 0
     """The first layers, which stay as they are: they run once a step, without gradient."""
 
@@ -102,7 +104,7 @@ class RunSection(Recipe):
     activation_checkpointing: bool = False
     compile: bool = False
     """Compile the backbone's layers (torch.compile): a minute at the start, faster steps after it."""
-    seed: NonNegativeInt
+    seed: int = Field(ge=0, lt=2**63)
     log_every: PositiveInt = 1
     evaluate_every: PositiveInt
     save_every: PositiveInt

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
-from nvembed.errors import MissingExtraError
+from nvembed.errors import MissingExtraError, OutputError
 from nvembed.files import atomic_path
 
 
@@ -59,8 +60,15 @@ class Log:
         self._write({"kind": "scores", "step": step, **scores})
 
     def _write(self, record: dict[str, object]) -> None:
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise OutputError(
+                f"could not write {self.path}: {reason}; the last saved state is untouched: make room, and "
+                "give the same command again"
+            ) from error
         if self._board is not None:
             for name, value in record.items():
                 if name not in ("kind", "step") and isinstance(value, int | float):
@@ -72,7 +80,8 @@ class Log:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        with suppress(OSError):  # every record was flushed; one that could not be has been told of
+            self._file.close()
         if self._board is not None:
             self._board.close()
 
