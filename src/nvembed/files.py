@@ -2,10 +2,12 @@
 
 import codecs
 import errno
+import fcntl
 import gzip
 import json
 import os
 import shutil
+import socket
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -202,14 +204,56 @@ def claim(marker: Path, state: dict[str, Any]) -> None:
 
 def same_run(marker: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
     """Raise OutputError that says what differs, unless both are equal."""
-    differs = [name for name in {**found, **expected} if found.get(name) != expected.get(name)]
+    differs = list(_differences(found, expected))
     if differs:
-        name = differs[0]
-        there, here = _short(found.get(name)), _short(expected.get(name))
+        name, there, here = differs[0]
+        names = ", ".join(name for name, _, _ in differs[:5]) + (" and more" if len(differs) > 5 else "")
         raise OutputError(
-            f"{marker} is of a run with another {', '.join(differs)} ({name} there: {there}, here: {here}): "
-            "remove what that run left, or write to another folder"
+            f"{marker} is of a run with another {names} ({name} there: {_short(there)}, here: "
+            f"{_short(here)}): remove what that run left, or write to another folder"
         )
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold a folder's lock, which ends with the process however it ends; the folder is made if need be.
+
+    Raises:
+        OutputError: another process holds it, or the folder cannot be written.
+    """
+    lock = out / ".lock"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        handle = lock.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"cannot write to {out}: {error.strerror or error}") from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            handle.seek(0)
+            raise OutputError(
+                f"{out} is being written by another job ({handle.read().strip() or 'unknown'}): "
+                "wait for it, or write to another folder"
+            ) from error
+        except OSError as error:
+            raise OutputError(f"{lock} cannot be locked ({error.strerror}): write to a local disk") from error
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {socket.gethostname()}")
+        handle.flush()
+        try:
+            yield
+        finally:
+            handle.truncate(0)
+
+
+def _differences(found: Any, expected: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield (dotted name, value found, value expected) of what is not equal in two nested objects."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        for key in {**found, **expected}:
+            yield from _differences(found.get(key), expected.get(key), f"{name}.{key}" if name else key)
+    elif found != expected:
+        yield name, found, expected
 
 
 def _short(value: Any) -> str:

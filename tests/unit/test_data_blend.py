@@ -17,6 +17,7 @@ from nvembed.data.example import Example, read_examples, to_row
 from nvembed.data.prepare import choose
 from nvembed.data.rows import write_rows
 from nvembed.errors import DataError, InputError, OutputError
+from nvembed.files import locked
 
 
 @settings(max_examples=60, deadline=None)
@@ -241,6 +242,7 @@ def test_mine_command(project: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert len(list(read_examples(out / "mood.jsonl"))) == 10
     made = sorted(path.name for path in out.iterdir())
     assert made == [
+        ".lock",
         *("faq.jsonl", "faq.report.json", "faq.report.md", "faq.settings.json"),
         *("mood.jsonl", "mood.settings.json"),
     ]
@@ -248,8 +250,10 @@ def test_mine_command(project: Path, capsys: pytest.CaptureFixture[str]) -> None
     mine(project, out=out, root=project)
     assert "faq: there already" in capsys.readouterr().err
     assert (out / "faq.jsonl").stat().st_mtime_ns == stamp
-    with pytest.raises(OutputError, match=r"faq\.settings\.json is of a run with another mining"):
+    with pytest.raises(OutputError, match=r"faq\.settings\.json is .* another mining\.rule\.negatives"):
         mine(project, out=out, root=project, negatives=2)
+    with locked(out), pytest.raises(OutputError, match="is being written by another job"):
+        mine(project, out=out, root=project)
     with pytest.raises(InputError, match="the blend has no set 'fag': did you mean 'faq'"):
         mine(project, out=out, root=project, sets=["fag"])
     mine(project, out=project / "two", root=project, stage=2)

@@ -16,11 +16,11 @@ from servers import postgres
 from nvembed.corpus import index as indexes
 from nvembed.corpus.embedded import open_embedded
 from nvembed.corpus.index import Index, add, build, delete, open_index
-from nvembed.corpus.job import locked
 from nvembed.corpus.record import is_embedded, is_index
 from nvembed.corpus.retrieve import Hit, retrieve
 from nvembed.corpus.where import field_values, kinds_of, parse_where
 from nvembed.errors import DataError, InputError, OutputError
+from nvembed.files import locked
 
 pytest.importorskip("lancedb", reason="the extra 'index' is not installed")
 

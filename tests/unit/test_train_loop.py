@@ -192,7 +192,10 @@ def test_stage_2_starts_from_the_adapter_of_stage_1_with_a_new_optimizer(tmp_pat
 
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     train(job(tmp_path, recipe(optimizer={"steps": 3})))
-    with pytest.raises(OutputError, match=r"is of a run with another recipe.*another folder"):
+    with pytest.raises(
+        OutputError,
+        match=r"another recipe\.optimizer\.steps \(.*there: 3, here: 4\).*another folder",
+    ):
         train(job(tmp_path, recipe(optimizer={"steps": 4})))
     with pytest.raises(OutputError, match=r"is of a run with another base"):
         train(job(tmp_path, recipe(optimizer={"steps": 3}), identity={"base": "other"}))

@@ -53,6 +53,7 @@ def main(folder: Path) -> None:
     ranks, device = join("cpu")
     assert ranks.count == 2
     assert device.type == "cpu"
+    assert ranks.agreed(ranks.rank + 0.1, device) == 0.1
     for name, (chosen, sharded) in SCENARIOS.items():
         train(job(folder / name, chosen), ranks=ranks, sharded=sharded)
     for name in ("uneven", "sharded"):

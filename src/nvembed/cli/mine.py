@@ -13,6 +13,7 @@ from nvembed.data.sources import BlendRecipe, Source
 from nvembed.data.tables import Places
 from nvembed.data.teacher import Encode, VectorBlocks, bm25_teacher, dense_teacher
 from nvembed.errors import InputError
+from nvembed.files import locked
 from nvembed.recipe import nearest, read_recipe
 from nvembed.text.bm25 import Bm25
 from nvembed.text.prompt import format_prompt, instruction_for, training_instructions
@@ -90,16 +91,20 @@ def mine(
         update={"rule": rule, "teacher": teacher or mining.teacher, "instruct": instructed}
     )
     loaded = _Teachers(mining, device=device, dtype=dtype, max_tokens=max_tokens)
-    prepare(
-        blend,
-        mining,
-        _names(blend, sets, stage),
-        Places(root=root, mirror=mirror),
-        out=out,
-        make_teacher=loaded.make,
-        teacher_name=fingerprint(mining.teacher),
-        say=say,
-    )
+    name = fingerprint(mining.teacher)
+    if mining.teacher != "bm25":
+        name += f", {max_tokens:,} tokens"
+    with locked(out):
+        prepare(
+            blend,
+            mining,
+            _names(blend, sets, stage),
+            Places(root=root, mirror=mirror),
+            out=out,
+            make_teacher=loaded.make,
+            teacher_name=name,
+            say=say,
+        )
 
 
 def _names(blend: BlendRecipe, sets: Sequence[str] | None, stage: int | None) -> list[str]:

@@ -3,6 +3,7 @@
 import sys
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from nvembed.cli.screen import messages, say
 from nvembed.errors import ConfigError, InputError
+from nvembed.files import locked
 from nvembed.recipe import nearest, read_recipe
 
 if TYPE_CHECKING:
@@ -87,17 +89,18 @@ def train(
     ranks, chosen = join(_device(device))
     if sharded and ranks.count == 1:
         raise InputError("--sharded needs several processes: start it with torchrun")
-    blend = _blend(stage, recipe, data, check=ranks.first and not (out / "log.jsonl").exists())
-    try:
-        job = _job(stage, model, blend, chosen, sharded)
-        tasks = {path.resolve().name: _task(path, dev_passages) for path in dev or []}
-        identity = {**job.identity, "dev": sorted(tasks), "dev_passages": dev_passages}
-        evaluate = _evaluation(tasks) if tasks else None
-        job = replace(job, folder=out, start=start, evaluate=evaluate, identity=identity)
-        outcome = run(job, ranks=ranks, sharded=sharded, report=_reporter(stage), tensorboard=tensorboard)
-    finally:
-        blend.close()
-        ranks.stop()
+    with locked(out) if ranks.first else nullcontext():
+        blend = _blend(stage, recipe, data, check=ranks.first and not (out / "log.jsonl").exists())
+        try:
+            job = _job(stage, model, blend, chosen, sharded)
+            tasks = {path.resolve().name: _task(path, dev_passages) for path in dev or []}
+            identity = {**job.identity, "dev": sorted(tasks), "dev_passages": dev_passages}
+            evaluate = _evaluation(tasks) if tasks else None
+            job = replace(job, folder=out, start=start, evaluate=evaluate, identity=identity)
+            outcome = run(job, ranks=ranks, sharded=sharded, report=_reporter(stage), tensorboard=tensorboard)
+        finally:
+            blend.close()
+            ranks.stop()
     return _end(outcome, out, ranks)
 
 

@@ -17,12 +17,12 @@ import numpy as np
 import pyarrow as pa
 
 from nvembed.corpus.embedded import EmbeddedCorpus, vectors_of
-from nvembed.corpus.job import locked
 from nvembed.corpus.lance import KINDS, LanceStore
 from nvembed.corpus.record import FOLDER, RECORD, Record, StoreName, read_record, write_record
 from nvembed.corpus.store import Store
 from nvembed.corpus.where import kinds_of
 from nvembed.errors import DataError, InputError
+from nvembed.files import locked
 
 BEGUN, FORMER = "begun.json", "former.json"  # records of the index being built, and of the one it replaces
 

@@ -5,13 +5,10 @@ is made first, by reading the corpus through; then engines compute the shards th
 is written last.
 """
 
-import fcntl
 import hashlib
 import json
-import os
 import re
 import shutil
-import socket
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -36,7 +33,7 @@ from nvembed.corpus.shard import (
 )
 from nvembed.corpus.sources import Source
 from nvembed.errors import OutputError
-from nvembed.files import atomic_path, claim, same_run
+from nvembed.files import atomic_path, claim, locked, same_run
 
 Progress = Callable[[int, int], None]
 
@@ -278,35 +275,6 @@ def _remove_leftovers(out: Path) -> None:
     for path in [*out.glob(".*"), *(out / "shards").glob(".*")]:
         if _LEFTOVER.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
-
-
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Hold the folder's lock, which ends with the process however it ends."""
-    lock = out / ".lock"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        handle = lock.open("a+", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"cannot write to {out}: {error.strerror or error}") from error
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            handle.seek(0)
-            raise OutputError(
-                f"{out} is being written by another job ({handle.read().strip() or 'unknown'}): "
-                "wait for it, or write to another folder"
-            ) from error
-        except OSError as error:
-            raise OutputError(f"{lock} cannot be locked ({error.strerror}): write to a local disk") from error
-        handle.truncate(0)
-        handle.write(f"process {os.getpid()} on {socket.gethostname()}")
-        handle.flush()
-        try:
-            yield
-        finally:
-            handle.truncate(0)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

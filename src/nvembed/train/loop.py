@@ -184,7 +184,7 @@ def train(
             ):
                 scores = job.evaluate(partial(encode, job, max_tokens=recipe.batch.micro_batch_tokens))
                 log.scores(progress.step, scores)
-                score = float(np.mean(list(scores.values())))
+                score = ranks.agreed(float(np.mean(list(scores.values()))), device)  # all save, or none
                 if progress.best_score is None or score > progress.best_score:
                     progress = replace(progress, best_step=progress.step, best_score=score)
             improved = progress.best_step == progress.step

@@ -71,6 +71,14 @@ class Ranks:
         dist.all_reduce(found)
         return int(found)
 
+    def agreed(self, value: float, device: torch.device) -> float:
+        """Return the first rank's value."""
+        if self.count == 1:
+            return value
+        found = torch.tensor(value, device=device, dtype=torch.float64)
+        dist.broadcast(found, 0)
+        return float(found)
+
     def wait(self) -> None:
         if self.count > 1:
             dist.barrier()
