@@ -18,9 +18,11 @@ from urllib.request import urlopen
 
 import numpy as np
 import pytest
+from pydantic import BaseModel, ValidationError
 from serving import DIM, Fake, Got, ask, fake_model, openai, served, tokenise, vector
 
 from nvembed.errors import InputError
+from nvembed.serve import protocol
 from nvembed.serve.run import Server
 from nvembed.serve.settings import Settings
 from nvembed.text.prompt import TEMPLATE, instruction_for
@@ -570,6 +572,31 @@ class TestMisbehaviour:
         got = ask(server, "/v1/embeddings", body)
         assert got.status == 400, got.body
         assert got.json["error"]["message"]
+
+    @pytest.mark.parametrize(
+        ("form", "body"),
+        [
+            (protocol.OpenAIRequest, {"input": [None] * 999}),
+            (protocol.OpenAIRequest, {"input": [[1, None]] * 999}),
+            (protocol.CohereRequest, {"model": "", "input_type": "search_query", "texts": [None] * 999}),
+            (
+                protocol.CohereRequest,
+                {"model": "", "input_type": "search_query", "inputs": [{"content": [None] * 99}] * 9},
+            ),
+            (
+                protocol.CohereRequest,
+                {"model": "", "input_type": "search_query", "embedding_types": [None] * 99},
+            ),
+            (protocol.TeiEmbedRequest, {"inputs": ["a"] * 99 + [None] * 999}),
+            (protocol.TeiTokenizeRequest, {"inputs": [""] * 999}),
+            (protocol.TeiSimilarityRequest, {"inputs": {"source_sentence": "a", "sentences": [None] * 99}}),
+        ],
+    )
+    def test_a_lists_faults_are_not_all_described(self, form: type[BaseModel], body: dict[str, Any]) -> None:
+        """A body of 16 MB holds millions: describing them took minutes, in which nobody was answered."""
+        with pytest.raises(ValidationError) as refused:
+            form.model_validate(body)
+        assert refused.value.error_count() <= 4
 
     @pytest.mark.parametrize(
         "kind", ["text/plain", "", "application/x-www-form-urlencoded", "multipart/form-data"]
