@@ -75,6 +75,8 @@ class TextTokenizer:
         self.settings = settings
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {number for number, token in added.items() if token.special}
+        bos = [] if settings.bos_id is None else [settings.bos_id]
+        self._bos = bos if settings.mode == "clean" else self._tokenizer.encode("").ids[:1]
 
     @property
     def vocab_size(self) -> int:
@@ -108,8 +110,9 @@ class TextTokenizer:
             cut: which end of a longer text is cut. BOS and the prompt stay whichever it is.
 
         Raises:
-            InputError: not a string, not valid Unicode, too long with ``truncate=False``, or a prompt that
-                leaves no token to pool (where the published code returns NaN).
+            InputError: not a string, not valid Unicode (the prompt neither), too long with
+                ``truncate=False``, or a prompt that leaves no token to pool (where the published code
+                returns NaN).
         """
         limit = self.settings.max_length if max_length is None else max_length
         specials = 1 + (self.settings.bos_id is not None)
@@ -119,6 +122,7 @@ class TextTokenizer:
                 "the context this model reads"
             )
         check_texts(texts, first_row)
+        _check_unicode(prompt, "the prompt")
         encode = self._released if self.settings.mode == "released" else self._clean
         tokens = encode(texts, prompt, limit, cut)
         for row, item in enumerate(tokens, first_row):
@@ -143,7 +147,8 @@ class TextTokenizer:
         [tokens] = self([text], prompt=prompt)
         released = self.settings.mode == "released"
         joined = prompt + text + (self.settings.eos_token if released else "")
-        encoding = self._tokenizer.encode(joined, add_special_tokens=released)
+        # in a batch of one, which lets other threads run meanwhile
+        [encoding] = self._tokenizer.encode_batch([joined], add_special_tokens=released)
         ids, spans = encoding.ids, encoding.offsets
         if not released:
             bos = [] if self.settings.bos_id is None else [self.settings.bos_id]
@@ -164,8 +169,8 @@ class TextTokenizer:
         """Return the text that has these tokens; one BOS before and one EOS behind them may be there or not.
 
         Raises:
-            InputError: an id that is not in the vocabulary, or ids that this tokenizer makes of no text, as
-                another tokenizer's are.
+            InputError: an id that is not in the vocabulary, ids that this tokenizer makes of no text, as
+                another tokenizer's are, or none besides BOS and EOS.
         """
         for token in ids:
             if not 0 <= token < 2**32 or self._tokenizer.id_to_token(token) is None:
@@ -173,10 +178,14 @@ class TextTokenizer:
                     f"token id {token:,} is not in this model's vocabulary of {self.vocab_size:,}: {_FOREIGN}"
                 )
         body = list(ids)
-        body = body[1:] if body and body[0] in self._special else body
-        body = body[:-1] if body and body[-1] == self.settings.eos_id else body
-        text = self._tokenizer.decode(body, skip_special_tokens=False)
-        if self._tokenizer.encode(text, add_special_tokens=False).ids != body:
+        body = body[1:] if body[:1] == self._bos else body
+        body = body[:-1] if body[-1:] == [self.settings.eos_id] else body
+        if not body:
+            raise InputError("these token ids are of no text, so its vector would say nothing: leave it out")
+        # in batches of one: these let other threads run meanwhile
+        [text] = self._tokenizer.decode_batch([body], skip_special_tokens=False)
+        [again] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        if again.ids != body:
             raise InputError(
                 f"these {len(body):,} token ids are what this model's tokenizer makes of no text: {_FOREIGN}"
             )
@@ -240,10 +249,14 @@ def check_texts(texts: Sequence[str], first_row: int = 0) -> None:
         if not isinstance(text, str):
             kind = type(text).__name__
             raise InputError(f"text {row} is a {kind} ({text!r:.60}): expected str; convert or drop it")
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"text {row} has a lone surrogate (U+{ord(text[error.start]):04X}) at character "
-                f"{error.start}, which is not valid Unicode: read its source as UTF-8 with errors='replace'"
-            ) from error
+        _check_unicode(text, f"text {row}")
+
+
+def _check_unicode(text: str, name: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{name} has a lone surrogate (U+{ord(text[error.start]):04X}) at character "
+            f"{error.start}, which is not valid Unicode: read its source as UTF-8 with errors='replace'"
+        ) from error
