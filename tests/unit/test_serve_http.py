@@ -8,8 +8,9 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ from serving import DIM, Fake, Got, ask, fake_model, openai, served, tokenise, v
 
 from nvembed.errors import InputError
 from nvembed.serve import protocol
+from nvembed.serve.refusal import RefusedError, envelope
 from nvembed.serve.run import Server
 from nvembed.serve.settings import Settings
 from nvembed.text.prompt import TEMPLATE, instruction_for
+from nvembed.text.tokenize import Piece, Tokens
 
 TEXTS = ["one", "two and three", "ñ 🦊"]
 CARD = TEMPLATE.format(instruction="Given a question, retrieve passages that answer the question")
@@ -358,6 +361,39 @@ class TestOperator:
             assert time.monotonic() - start < 5
             device.hold.set()
 
+    def test_tokenising_has_a_deadline_too(self) -> None:
+        hold = threading.Event()
+
+        def pieces(text: str, prompt: str) -> list[Piece]:
+            hold.wait(20)
+            return []
+
+        with served(replace(fake_model(), pieces=pieces)) as server:
+            got = ask(server, "/tokenize", {"inputs": "x"}, {"X-Timeout-S": "0.2"})
+            hold.set()
+            assert (got.status, got.json["code"]) == (504, "deadline")
+
+    @pytest.mark.parametrize("path", ["/v1/embeddings", "/v2/embed", "/embed"])
+    def test_what_nobody_expects_is_said_in_the_apis_words(
+        self, path: str, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        def broken(texts: Sequence[str], **_: Any) -> list[Tokens]:
+            if "SECRET" in texts:
+                raise KeyError("SECRET")
+            return tokenise(texts)
+
+        with served(replace(fake_model(), tokenise=broken)) as server:
+            body = {"model": "fake", "texts": ["SECRET"], "input_type": "search_query"}
+            got = ask(
+                server, path, {"input": ["SECRET"], "inputs": ["SECRET"]} if path != "/v2/embed" else body
+            )
+        assert got.status == 500
+        what = "something broke: the log says where, under this request's id"
+        assert got.json == envelope(path, RefusedError(500, "internal", what))
+        log = capfd.readouterr().err
+        assert '"event": "crash"' in log
+        assert "SECRET" not in log
+
     def test_a_client_that_goes_takes_its_work_along(self) -> None:
         device = Fake()
         with served(fake_model(device)) as server:
@@ -605,6 +641,12 @@ class TestMisbehaviour:
         got = ask(server, "/v1/embeddings", b'{"input": "x"}', {"content-type": kind})
         assert got.status == 400
         assert "application/json" in got.json["error"]["message"]
+
+    @pytest.mark.parametrize("body", [gzip.compress(b'{"input": "x"}'), b'{"input": "\xff"}', b"[" * 100_000])
+    def test_a_body_that_cannot_be_read_is_told_what_is_expected(self, server: Server, body: bytes) -> None:
+        error = ask(server, "/v1/embeddings", body).json["error"]
+        assert "expected a JSON object in UTF-8, not compressed, nested less deeply" in error["message"]
+        assert error["code"] == "bad_request"
 
     def test_unknown_routes_and_methods(self, server: Server) -> None:
         assert ask(server, "/v1/chat/completions", {}).status == 404
