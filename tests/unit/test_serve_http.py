@@ -130,8 +130,9 @@ class TestOpenAI:
                 "'ada' is not served here: expected 'fake' or 'other'",
             ),
             ({"input": []}, 400, "input", "expected a text, a list of texts, token ids or lists of them"),
-            ({"input": ""}, 400, "input", "none of them empty"),
-            ({"input": ["a", ""]}, 400, "input", "none of them empty"),
+            ({"input": ""}, 400, "input", "input[0] is empty, so its vector would say nothing: leave it out"),
+            ({"input": ["a", ""]}, 400, "input", "input[1] is empty"),
+            ({"input": [[1], []]}, 400, "input", "no list of them empty"),
             ({"input": [["a"]]}, 400, "input", "expected a text"),
             ({"input": ["a", 1]}, 400, "input", "expected a text"),
             ({"input": {"a": 1}}, 400, "input", "expected a text"),
@@ -238,6 +239,7 @@ class TestTei:
         assert (long.status, long.json["error_type"]) == (400, "Validation")
         assert ask(server, "/embed", {"inputs": "x", "normalize": False}).status == 422
         assert ask(server, "/embed", {"inputs": []}).status == 422
+        assert ask(server, "/embed", {"inputs": ["x", ""]}).json["error"].startswith("inputs[1] is empty")
 
     def test_similarity_tokenize_info(self, server: Server) -> None:
         pair = {"source_sentence": "one", "sentences": ["one", "two"]}
@@ -624,7 +626,7 @@ class TestMisbehaviour:
                 {"model": "", "input_type": "search_query", "embedding_types": [None] * 99},
             ),
             (protocol.TeiEmbedRequest, {"inputs": ["a"] * 99 + [None] * 999}),
-            (protocol.TeiTokenizeRequest, {"inputs": [""] * 999}),
+            (protocol.TeiTokenizeRequest, {"inputs": [1] * 999}),
             (protocol.TeiSimilarityRequest, {"inputs": {"source_sentence": "a", "sentences": [None] * 99}}),
         ],
     )

@@ -116,6 +116,6 @@ def _fault(detail: Any) -> tuple[str, str]:
     if not path:
         return "", "expected a JSON object, sent as Content-Type: application/json"
     if path[0] in ("input", "inputs") and len(path) > 1 and not isinstance(path[1], int):
-        kinds = "a text, a list of texts, token ids or lists of them, none of them empty"
+        kinds = "a text, a list of texts, token ids or lists of them, no list of them empty"
         return str(path[0]), f"expected {kinds}"
     return ".".join(map(str, path)), str(detail["msg"])

@@ -12,7 +12,6 @@ T = TypeVar("T")
 # The first fault ends a list: a body holds millions, and describing each of them would hold up every request.
 Filled = Annotated[list[T], Field(min_length=1, fail_fast=True)]
 TokenIds = Filled[Annotated[StrictInt, Field(ge=0, lt=2**32)]]
-Text = Annotated[StrictStr, Field(min_length=1)]
 
 # NIM's, Cohere's and Voyage's words for the same
 _INPUT_TYPES: dict[str, InputType] = {
@@ -35,7 +34,7 @@ class Request(BaseModel):
 class OpenAIRequest(Request):
     """``POST /v1/embeddings``."""
 
-    input: Text | TokenIds | Filled[Text] | Filled[TokenIds] = Field(
+    input: StrictStr | TokenIds | Filled[StrictStr] | Filled[TokenIds] = Field(
         description="A text, token ids, a list of texts, or a list of lists of token ids."
     )
     model: StrictStr = Field(
@@ -74,7 +73,7 @@ class CohereContent(Request):
     """One part of a mixed input; only text can be embedded here."""
 
     type: Literal["text"]
-    text: Text
+    text: StrictStr
 
 
 class CohereInput(Request):
@@ -85,7 +84,7 @@ class CohereRequest(Request):
     """``POST /v2/embed``."""
 
     model: StrictStr
-    texts: Filled[Text] | None = None
+    texts: Filled[StrictStr] | None = None
     inputs: Filled[CohereInput] | None = Field(
         None, description="In place of texts; the texts of one input are joined by line breaks."
     )
@@ -136,7 +135,7 @@ class TeiRequest(Request):
 class TeiEmbedRequest(TeiRequest):
     """``POST /embed``."""
 
-    inputs: Text | TokenIds | Filled[Text] | Filled[TokenIds]
+    inputs: StrictStr | TokenIds | Filled[StrictStr] | Filled[TokenIds]
     normalize: StrictBool = Field(
         True, description="This model's vectors are of unit length; false is refused."
     )
@@ -146,14 +145,14 @@ class TeiEmbedRequest(TeiRequest):
 class TeiTokenizeRequest(Request):
     """``POST /tokenize``."""
 
-    inputs: Text | Filled[Text]
+    inputs: StrictStr | Filled[StrictStr]
     add_special_tokens: StrictBool = True
     prompt_name: StrictStr | None = None
 
 
 class TeiPair(BaseModel):
-    source_sentence: Text
-    sentences: Filled[Text]
+    source_sentence: StrictStr
+    sentences: Filled[StrictStr]
 
 
 class TeiSimilarityRequest(Request):
