@@ -245,7 +245,13 @@ def test_killed_outright_it_leaves_nothing_and_starts_again_on_the_same_port() -
     ("arguments", "variables", "code", "message"),
     [
         ([], {}, 1, "no model: expected nvembed serve MODEL"),
-        (["m", "--port", "many"], {}, 2, "port"),
+        (
+            ["m", "--port", "many", "--pause-ms", "0"],
+            {},
+            2,
+            "--port: Input should be a valid integer, unable to parse string as an integer, got 'many' "
+            "--pause-ms: Input should be greater than or equal to 1, got '0' see nvembed serve --help",
+        ),
         (["m", "--prot", "1"], {}, 2, "Did you mean --port?"),
         (
             ["m"],
