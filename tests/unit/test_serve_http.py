@@ -748,6 +748,17 @@ def test_settings_that_cannot_be() -> None:
         Settings().check()
     with pytest.raises(InputError, match="API key 0 is empty"):
         Settings(model="m", api_key=("a b",)).keys()
+    with pytest.raises(InputError, match="query_instruction: expected an instruction of one line"):
+        Settings(model="m", query_instruction="a\nb").check()
+    with pytest.raises(InputError, match="otlp_endpoint is 'collector': expected http://HOST:4318"):
+        Settings(model="m", otlp_endpoint="collector").check()
+
+
+def test_a_certificate_that_is_none_is_said_before_the_port_is_opened(tmp_path: Path) -> None:
+    file = tmp_path / "cert.pem"
+    file.write_text("no certificate")
+    with pytest.raises(InputError, match=r"tls_cert .*cert\.pem and tls_key .*cert\.pem cannot be used \("):
+        Server(Settings(model="m", port=0, tls_cert=file, tls_key=file), fake_model)
 
 
 def test_an_open_server_without_keys_is_warned_about(capfd: pytest.CaptureFixture[str]) -> None:
