@@ -104,6 +104,8 @@ class TestRoutes:
             ({"top": 101}, 400, "top: Input should be less than or equal to 100"),
             ({"mode": "magic"}, 400, "mode: Input should be"),
             ({"query": ""}, 400, "query: String should have at least 1 character"),
+            ({"where": ['lang = "\ud800"']}, 400, "where.0: Input should be a valid string, unable to parse"),
+            ({"id": "\ud800"}, 400, "id: Input should be a valid string, unable to parse"),
         ],
     )
     def test_refusals(self, server: Server, body: dict[str, object], status: int, message: str) -> None:
@@ -157,6 +159,18 @@ class TestRoutes:
             assert sorted(one.result().status for one in asked) == [200] * room + [429]
             assert (refused.status, refused.json["error"]["code"]) == (429, "busy")
             assert refused.headers["retry-after"] == "1"
+
+    def test_an_index_that_was_built_again(self, tmp_path: Path) -> None:
+        folder = write_embedded(tmp_path / "manuals")
+        with build(open_embedded(folder), folder / "index"):
+            pass
+        index, *_ = served_index(folder, None)
+        with served(model(), index_of=index) as server:
+            with build(open_embedded(folder), folder / "index"):
+                pass
+            got = ask(server, "/search", {"query": "cat", "mode": "vector"})
+            assert (got.status, got.json["error"]["code"]) == (503, "index_failed")
+            assert "the server must be started again" in got.json["error"]["message"]
 
     def test_without_an_index_or_a_map(self, corpus: Path) -> None:
         with served(fake_model()) as server:
