@@ -56,7 +56,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"id": name, "x": i / len(ids), "y": i % 2, "cluster": i % 2, "snippet": f"snippet {i}"}
         for i, name in enumerate(ids)
     ]
-    clusters = [{"cluster": n, "name": f"topic {n}", "size": 3, "x": 0.5, "y": n} for n in (0, 1)]
+    clusters = [
+        {"cluster": n, "name": f"topic {n}" + n * "x" * 2000, "size": 3, "x": 0.5, "y": n} for n in (0, 1)
+    ]
     (folder / "map.json").write_text(json.dumps({"format": 1, "clusters": clusters, "points": spots}))
     return folder
 
@@ -209,7 +211,11 @@ def test_page(browser: Chrome, server: Server) -> None:
 
     browser.get(f"{server.url}/page/search")
     until(lambda b: b.find_elements(By.CSS_SELECTOR, "dialog[open]"))
-    press("secret", Keys.ENTER)
+    press("ключ", Keys.ENTER)  # no header can hold it
+    key = browser.find_element(By.ID, "key")
+    assert not browser.execute_script("return arguments[0].validity.valid", key)
+    key.clear()
+    key.send_keys("secret", Keys.ENTER)
     until(lambda b: b.find_element(By.ID, "index-name").text == "manuals")
     until(lambda b: b.find_element(By.ID, "map").is_displayed())
 
@@ -218,6 +224,9 @@ def test_page(browser: Chrome, server: Server) -> None:
     until(lambda b: titles()[:1] == ["judo.md"])
     marks = [mark.text for mark in browser.find_elements(By.CSS_SELECTOR, "#hits li:first-child mark")]
     assert " ".join(marks).lower() == "judo throws"
+    for shown in ("#query", "#instruction", "#hits h3", "#hits .text", "#map-said"):
+        # from right to left where the text is
+        assert browser.find_element(By.CSS_SELECTOR, shown).get_attribute("dir") == "auto", shown
     press(Keys.ARROW_DOWN)
     assert browser.switch_to.active_element.text.startswith("judo.md")
     press("/")
