@@ -28,7 +28,7 @@ from schemathesis.specs.openapi.checks import (
 from serving import Fake, ask, fake_model, served
 
 from conftest import ROOT, TINY_A
-from nvembed.cli.serve import loaded
+from nvembed.cli.serve import from_environment, loaded
 from nvembed.encoder import Encoder
 from nvembed.serve.run import Server
 from nvembed.serve.settings import Settings
@@ -215,6 +215,12 @@ def test_settings_from_flags_environment_and_file_and_an_orderly_end(tmp_path: P
         assert last[-1] == "draining"
 
 
+def test_several_values_in_a_variable() -> None:
+    found = from_environment({"NVEMBED_API_KEY": "one,two", "NVEMBED_SERVED_NAME": "a", "NVEMBED_PORT": "0"})
+    assert (found.api_key, found.served_name, found.port) == (("one", "two"), ("a",), 0)
+    assert found.model_fields_set == {"api_key", "served_name", "port"}
+
+
 def test_the_readmes_server_and_client() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8").split("## Serve")[1].split("\n## ")[0]
     start, curl = re.findall(r"^```shell\n(.*?)^```$", readme, re.DOTALL | re.MULTILINE)
@@ -261,6 +267,7 @@ def test_killed_outright_it_leaves_nothing_and_starts_again_on_the_same_port() -
         ),
         (["m", "--config", "none.toml"], {}, 1, "none.toml: expected a recipe file"),
         (["no/such/model", "--port", "0"], {}, 1, "no/such/model"),
+        (["m", "--port", "0"], {"NVEMBED_API_KEY": "a b"}, 1, "API key 0 is empty, or not printable ASCII"),
         (["m", "--api-key-file", "none"], {}, 1, "api_key_file none cannot be read"),
     ],
 )
