@@ -235,7 +235,7 @@ class Engine:
                     400,
                     "text_too_long",
                     f"{asked.param}[{row}] is {item.full_length:,} tokens and at most {limit:,} are "
-                    f"read: shorten it, or send truncate END or START",
+                    f"read: shorten it, or have it cut, with truncate",
                     param=asked.param,
                 )
         return tokens
