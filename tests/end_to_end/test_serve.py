@@ -92,7 +92,7 @@ class TestOpenAIClient:
             client.embeddings.create(model="ada", input="x")
         with pytest.raises(openai.BadRequestError) as caught:
             client.embeddings.create(model="tiny-a", input="")
-        assert (caught.value.param, caught.value.code) == ("input", "bad_request")
+        assert (caught.value.param, caught.value.code) == ("input", "empty_input")
         with (
             pytest.raises(openai.AuthenticationError),
             openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong") as stranger,
