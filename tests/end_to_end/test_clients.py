@@ -153,10 +153,37 @@ class TestRemoteEncoder:
         with pytest.raises(DownloadError, match=r"http://127\.0\.0\.1:9 cannot be reached"):
             RemoteEncoder("http://127.0.0.1:9").encode_query(["x"])
 
-    def test_it_waits_for_a_busy_server(self) -> None:
+    def test_what_cannot_be_sent(self, server: Server, remote: RemoteEncoder) -> None:
+        with pytest.raises(InputError, match=r"text 1 is a NoneType \(None\): expected str"):
+            remote.encode_document(["x", None])  # type: ignore[list-item]
+        for texts, instruction in ((["\ud800"], "y"), (["x"], "\ud800")):
+            with pytest.raises(InputError, match=r"a lone surrogate \(U\+D800\), which is not valid Unicode"):
+                remote.encode_query(texts, instruction=instruction)
+        for key in ("SECRET\n", "ключ"):
+            with pytest.raises(InputError, match="api_key is not printable ASCII") as refused:
+                RemoteEncoder(server.url, api_key=key)
+            assert key.strip() not in str(refused.value)
+
+    def test_what_is_above_the_servers_limits_is_sent_in_parts(self, tiny_encoder: Encoder) -> None:
+        chosen = Settings(model=str(TINY_A), device="cpu")
+        limits = {"max_items": 3, "max_text_bytes": 99}
+        with (
+            served(lambda: loaded(chosen), model="tiny-a", **limits) as server,
+            RemoteEncoder(server.url) as remote,
+        ):
+            same(remote.encode_document([*TEXTS, *TEXTS]), tiny_encoder.encode_document([*TEXTS, *TEXTS]))
+            with pytest.raises(
+                InputError, match=r"413: input\[0\] is 100 bytes and max_text_bytes is 99: cut it"
+            ):
+                remote.encode_document(["x" * 100])
+
+    def test_it_waits_for_a_busy_server(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        waited: list[float] = []
+        monkeypatch.setattr("nvembed.integrations.remote.time.sleep", waited.append)
         row = {"embedding": base64.b64encode(np.array([0.6, 0.8], "<f4").tobytes()).decode()}
         answers = [
             httpx.Response(429, headers={"retry-after": "0"}),
+            httpx.Response(503, headers={"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}),  # a proxy's
             httpx.Response(200, json={"data": [row], "details": {"truncated": []}}),
             httpx.Response(503, headers={"retry-after": "9"}, json={"error": {"message": "draining"}}),
             httpx.Response(200, text="<html>"),
@@ -164,6 +191,7 @@ class TestRemoteEncoder:
         remote = RemoteEncoder("http://busy", timeout_s=5)
         remote._http = httpx.Client(transport=httpx.MockTransport(lambda request: answers.pop(0)))
         same(remote.encode_document(["x"]), np.array([[0.6, 0.8]], np.float32))
+        assert waited == [0, 1]
         with pytest.raises(DownloadError, match="http://busy answered 503: draining"):
             remote.encode_document(["x"])
         with pytest.raises(DownloadError, match="is no server of nvembed: '<html>'"):

@@ -79,6 +79,9 @@ def test_key_status_and_heat_map(browser: Chrome, server: Server) -> None:
     np.testing.assert_allclose(numbers(browser, 0), prompted, atol=6e-4)
     np.testing.assert_allclose(numbers(browser, 1), cosines(QUERIES, PASSAGES), atol=6e-4)
     assert browser.find_element(By.CSS_SELECTOR, ".heat tbody th").text == QUERIES[0], "markup stays text"
+    for shown in ("#queries", "#passages", "#instruction", ".heat thead th span", ".heat tbody th span"):
+        # from right to left where the text is
+        assert browser.find_element(By.CSS_SELECTOR, shown).get_attribute("dir") == "auto", shown
     until(browser, lambda b: b.find_element(By.ID, "total-texts").text == "7 texts")
 
     fill(browser, "passages", "")

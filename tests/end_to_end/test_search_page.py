@@ -56,7 +56,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"id": name, "x": i / len(ids), "y": i % 2, "cluster": i % 2, "snippet": f"snippet {i}"}
         for i, name in enumerate(ids)
     ]
-    clusters = [{"cluster": n, "name": f"topic {n}", "size": 3, "x": 0.5, "y": n} for n in (0, 1)]
+    clusters = [
+        {"cluster": n, "name": f"topic {n}" + n * "x" * 2000, "size": 3, "x": 0.5, "y": n} for n in (0, 1)
+    ]
     (folder / "map.json").write_text(json.dumps({"format": 1, "clusters": clusters, "points": spots}))
     return folder
 
@@ -104,6 +106,8 @@ class TestRoutes:
             ({"top": 101}, 400, "top: Input should be less than or equal to 100"),
             ({"mode": "magic"}, 400, "mode: Input should be"),
             ({"query": ""}, 400, "query: String should have at least 1 character"),
+            ({"where": ['lang = "\ud800"']}, 400, "where.0: Input should be a valid string, unable to parse"),
+            ({"id": "\ud800"}, 400, "id: Input should be a valid string, unable to parse"),
         ],
     )
     def test_refusals(self, server: Server, body: dict[str, object], status: int, message: str) -> None:
@@ -158,6 +162,18 @@ class TestRoutes:
             assert (refused.status, refused.json["error"]["code"]) == (429, "busy")
             assert refused.headers["retry-after"] == "1"
 
+    def test_an_index_that_was_built_again(self, tmp_path: Path) -> None:
+        folder = write_embedded(tmp_path / "manuals")
+        with build(open_embedded(folder), folder / "index"):
+            pass
+        index, *_ = served_index(folder, None)
+        with served(model(), index_of=index) as server:
+            with build(open_embedded(folder), folder / "index"):
+                pass
+            got = ask(server, "/search", {"query": "cat", "mode": "vector"})
+            assert (got.status, got.json["error"]["code"]) == (503, "index_failed")
+            assert "the server must be started again" in got.json["error"]["message"]
+
     def test_without_an_index_or_a_map(self, corpus: Path) -> None:
         with served(fake_model()) as server:
             assert ask(server, "/search", {"query": "x"}).status == 404
@@ -195,7 +211,11 @@ def test_page(browser: Chrome, server: Server) -> None:
 
     browser.get(f"{server.url}/page/search")
     until(lambda b: b.find_elements(By.CSS_SELECTOR, "dialog[open]"))
-    press("secret", Keys.ENTER)
+    press("ключ", Keys.ENTER)  # no header can hold it
+    key = browser.find_element(By.ID, "key")
+    assert not browser.execute_script("return arguments[0].validity.valid", key)
+    key.clear()
+    key.send_keys("secret", Keys.ENTER)
     until(lambda b: b.find_element(By.ID, "index-name").text == "manuals")
     until(lambda b: b.find_element(By.ID, "map").is_displayed())
 
@@ -204,6 +224,9 @@ def test_page(browser: Chrome, server: Server) -> None:
     until(lambda b: titles()[:1] == ["judo.md"])
     marks = [mark.text for mark in browser.find_elements(By.CSS_SELECTOR, "#hits li:first-child mark")]
     assert " ".join(marks).lower() == "judo throws"
+    for shown in ("#query", "#instruction", "#hits h3", "#hits .text", "#map-said"):
+        # from right to left where the text is
+        assert browser.find_element(By.CSS_SELECTOR, shown).get_attribute("dir") == "auto", shown
     press(Keys.ARROW_DOWN)
     assert browser.switch_to.active_element.text.startswith("judo.md")
     press("/")

@@ -28,7 +28,7 @@ from schemathesis.specs.openapi.checks import (
 from serving import Fake, ask, fake_model, served
 
 from conftest import ROOT, TINY_A
-from nvembed.cli.serve import loaded
+from nvembed.cli.serve import from_environment, loaded
 from nvembed.encoder import Encoder
 from nvembed.serve.run import Server
 from nvembed.serve.settings import Settings
@@ -92,7 +92,7 @@ class TestOpenAIClient:
             client.embeddings.create(model="ada", input="x")
         with pytest.raises(openai.BadRequestError) as caught:
             client.embeddings.create(model="tiny-a", input="")
-        assert (caught.value.param, caught.value.code) == ("input", "bad_request")
+        assert (caught.value.param, caught.value.code) == ("input", "empty_input")
         with (
             pytest.raises(openai.AuthenticationError),
             openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong") as stranger,
@@ -215,6 +215,12 @@ def test_settings_from_flags_environment_and_file_and_an_orderly_end(tmp_path: P
         assert last[-1] == "draining"
 
 
+def test_several_values_in_a_variable() -> None:
+    found = from_environment({"NVEMBED_API_KEY": "one,two", "NVEMBED_SERVED_NAME": "a", "NVEMBED_PORT": "0"})
+    assert (found.api_key, found.served_name, found.port) == (("one", "two"), ("a",), 0)
+    assert found.model_fields_set == {"api_key", "served_name", "port"}
+
+
 def test_the_readmes_server_and_client() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8").split("## Serve")[1].split("\n## ")[0]
     start, curl = re.findall(r"^```shell\n(.*?)^```$", readme, re.DOTALL | re.MULTILINE)
@@ -245,7 +251,13 @@ def test_killed_outright_it_leaves_nothing_and_starts_again_on_the_same_port() -
     ("arguments", "variables", "code", "message"),
     [
         ([], {}, 1, "no model: expected nvembed serve MODEL"),
-        (["m", "--port", "many"], {}, 2, "port"),
+        (
+            ["m", "--port", "many", "--pause-ms", "0"],
+            {},
+            2,
+            "--port: Input should be a valid integer, unable to parse string as an integer, got 'many' "
+            "--pause-ms: Input should be greater than or equal to 1, got '0' see nvembed serve --help",
+        ),
         (["m", "--prot", "1"], {}, 2, "Did you mean --port?"),
         (
             ["m"],
@@ -255,6 +267,7 @@ def test_killed_outright_it_leaves_nothing_and_starts_again_on_the_same_port() -
         ),
         (["m", "--config", "none.toml"], {}, 1, "none.toml: expected a recipe file"),
         (["no/such/model", "--port", "0"], {}, 1, "no/such/model"),
+        (["m", "--port", "0"], {"NVEMBED_API_KEY": "a b"}, 1, "API key 0 is empty, or not printable ASCII"),
         (["m", "--api-key-file", "none"], {}, 1, "api_key_file none cannot be read"),
     ],
 )

@@ -17,7 +17,7 @@ from nvembed.serve.model import Device, Model
 from nvembed.serve.run import Server
 from nvembed.serve.search import Index
 from nvembed.serve.settings import Settings
-from nvembed.text.tokenize import Piece, Tokens
+from nvembed.text.tokenize import Piece, Tokens, check_texts
 
 DIM = 8
 
@@ -26,6 +26,7 @@ def tokenise(
     texts: Sequence[str], *, prompt: str = "", max_length: int | None = None, cut: str = "end"
 ) -> list[Tokens]:
     """One token per character."""
+    check_texts(texts)
     found = []
     for text in texts:
         full = [ord(char) % 1000 for char in prompt + text]

@@ -157,6 +157,22 @@ def test_add_replaces_whole_documents(index: Index, tmp_path: Path) -> None:
     assert json.loads((index.folder / "nvembed-index.json").read_text())["fields"]["stars"] == "float"
 
 
+@pytest.mark.parametrize("kind", LANCE_KINDS)
+def test_an_open_index_sees_what_another_process_changes(kind: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "index"
+    more = write_embedded(tmp_path / "more", {"new.md": (["Sambo allows leg locks."], {})})
+    with (
+        build(open_embedded(write_embedded(tmp_path / "out")), folder, kind=kind) as writer,
+        open_index(folder) as reader,
+    ):
+        assert search(reader, "sambo", mode="text") == []
+        add(writer, open_embedded(more))
+        assert [hit.document for hit in search(reader, "sambo", mode="text")] == ["new.md"]
+        assert search(reader, "Sambo allows leg locks.", mode="vector")[0].document == "new.md"
+        delete(writer, ["new.md"])
+        assert search(reader, "sambo", mode="text") == []
+
+
 def test_delete(index: Index) -> None:
     with pytest.raises(InputError, match=r"no document 'nowhere' in the index \(1 of 2 unknown\)"):
         delete(index, ["radio.md", "nowhere"])

@@ -8,8 +8,9 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,16 @@ from urllib.request import urlopen
 
 import numpy as np
 import pytest
+from pydantic import BaseModel, ValidationError
 from serving import DIM, Fake, Got, ask, fake_model, openai, served, tokenise, vector
 
 from nvembed.errors import InputError
+from nvembed.serve import protocol
+from nvembed.serve.refusal import RefusedError, envelope
 from nvembed.serve.run import Server
 from nvembed.serve.settings import Settings
 from nvembed.text.prompt import TEMPLATE, instruction_for
+from nvembed.text.tokenize import Piece, Tokens
 
 TEXTS = ["one", "two and three", "ñ 🦊"]
 CARD = TEMPLATE.format(instruction="Given a question, retrieve passages that answer the question")
@@ -125,8 +130,9 @@ class TestOpenAI:
                 "'ada' is not served here: expected 'fake' or 'other'",
             ),
             ({"input": []}, 400, "input", "expected a text, a list of texts, token ids or lists of them"),
-            ({"input": ""}, 400, "input", "none of them empty"),
-            ({"input": ["a", ""]}, 400, "input", "none of them empty"),
+            ({"input": ""}, 400, "input", "input[0] is empty, so its vector would say nothing: leave it out"),
+            ({"input": ["a", ""]}, 400, "input", "input[1] is empty"),
+            ({"input": [[1], []]}, 400, "input", "no list of them empty"),
             ({"input": [["a"]]}, 400, "input", "expected a text"),
             ({"input": ["a", 1]}, 400, "input", "expected a text"),
             ({"input": {"a": 1}}, 400, "input", "expected a text"),
@@ -233,6 +239,7 @@ class TestTei:
         assert (long.status, long.json["error_type"]) == (400, "Validation")
         assert ask(server, "/embed", {"inputs": "x", "normalize": False}).status == 422
         assert ask(server, "/embed", {"inputs": []}).status == 422
+        assert ask(server, "/embed", {"inputs": ["x", ""]}).json["error"].startswith("inputs[1] is empty")
 
     def test_similarity_tokenize_info(self, server: Server) -> None:
         pair = {"source_sentence": "one", "sentences": ["one", "two"]}
@@ -355,6 +362,39 @@ class TestOperator:
             assert (got.status, got.json["error"]["code"]) == (504, "deadline")
             assert time.monotonic() - start < 5
             device.hold.set()
+
+    def test_tokenising_has_a_deadline_too(self) -> None:
+        hold = threading.Event()
+
+        def pieces(text: str, prompt: str) -> list[Piece]:
+            hold.wait(20)
+            return []
+
+        with served(replace(fake_model(), pieces=pieces)) as server:
+            got = ask(server, "/tokenize", {"inputs": "x"}, {"X-Timeout-S": "0.2"})
+            hold.set()
+            assert (got.status, got.json["code"]) == (504, "deadline")
+
+    @pytest.mark.parametrize("path", ["/v1/embeddings", "/v2/embed", "/embed"])
+    def test_what_nobody_expects_is_said_in_the_apis_words(
+        self, path: str, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        def broken(texts: Sequence[str], **_: Any) -> list[Tokens]:
+            if "SECRET" in texts:
+                raise KeyError("SECRET")
+            return tokenise(texts)
+
+        with served(replace(fake_model(), tokenise=broken)) as server:
+            body = {"model": "fake", "texts": ["SECRET"], "input_type": "search_query"}
+            got = ask(
+                server, path, {"input": ["SECRET"], "inputs": ["SECRET"]} if path != "/v2/embed" else body
+            )
+        assert got.status == 500
+        what = "something broke: the log says where, under this request's id"
+        assert got.json == envelope(path, RefusedError(500, "internal", what))
+        log = capfd.readouterr().err
+        assert '"event": "crash"' in log
+        assert "SECRET" not in log
 
     def test_a_client_that_goes_takes_its_work_along(self) -> None:
         device = Fake()
@@ -572,12 +612,43 @@ class TestMisbehaviour:
         assert got.json["error"]["message"]
 
     @pytest.mark.parametrize(
+        ("form", "body"),
+        [
+            (protocol.OpenAIRequest, {"input": [None] * 999}),
+            (protocol.OpenAIRequest, {"input": [[1, None]] * 999}),
+            (protocol.CohereRequest, {"model": "", "input_type": "search_query", "texts": [None] * 999}),
+            (
+                protocol.CohereRequest,
+                {"model": "", "input_type": "search_query", "inputs": [{"content": [None] * 99}] * 9},
+            ),
+            (
+                protocol.CohereRequest,
+                {"model": "", "input_type": "search_query", "embedding_types": [None] * 99},
+            ),
+            (protocol.TeiEmbedRequest, {"inputs": ["a"] * 99 + [None] * 999}),
+            (protocol.TeiTokenizeRequest, {"inputs": [1] * 999}),
+            (protocol.TeiSimilarityRequest, {"inputs": {"source_sentence": "a", "sentences": [None] * 99}}),
+        ],
+    )
+    def test_a_lists_faults_are_not_all_described(self, form: type[BaseModel], body: dict[str, Any]) -> None:
+        """A body of 16 MB holds millions: describing them took minutes, in which nobody was answered."""
+        with pytest.raises(ValidationError) as refused:
+            form.model_validate(body)
+        assert refused.value.error_count() <= 4
+
+    @pytest.mark.parametrize(
         "kind", ["text/plain", "", "application/x-www-form-urlencoded", "multipart/form-data"]
     )
     def test_other_content_types_are_400(self, server: Server, kind: str) -> None:
         got = ask(server, "/v1/embeddings", b'{"input": "x"}', {"content-type": kind})
         assert got.status == 400
         assert "application/json" in got.json["error"]["message"]
+
+    @pytest.mark.parametrize("body", [gzip.compress(b'{"input": "x"}'), b'{"input": "\xff"}', b"[" * 100_000])
+    def test_a_body_that_cannot_be_read_is_told_what_is_expected(self, server: Server, body: bytes) -> None:
+        error = ask(server, "/v1/embeddings", body).json["error"]
+        assert "expected a JSON object in UTF-8, not compressed, nested less deeply" in error["message"]
+        assert error["code"] == "bad_request"
 
     def test_unknown_routes_and_methods(self, server: Server) -> None:
         assert ask(server, "/v1/chat/completions", {}).status == 404
@@ -677,6 +748,17 @@ def test_settings_that_cannot_be() -> None:
         Settings().check()
     with pytest.raises(InputError, match="API key 0 is empty"):
         Settings(model="m", api_key=("a b",)).keys()
+    with pytest.raises(InputError, match="query_instruction: expected an instruction of one line"):
+        Settings(model="m", query_instruction="a\nb").check()
+    with pytest.raises(InputError, match="otlp_endpoint is 'collector': expected http://HOST:4318"):
+        Settings(model="m", otlp_endpoint="collector").check()
+
+
+def test_a_certificate_that_is_none_is_said_before_the_port_is_opened(tmp_path: Path) -> None:
+    file = tmp_path / "cert.pem"
+    file.write_text("no certificate")
+    with pytest.raises(InputError, match=r"tls_cert .*cert\.pem and tls_key .*cert\.pem cannot be used \("):
+        Server(Settings(model="m", port=0, tls_cert=file, tls_key=file), fake_model)
 
 
 def test_an_open_server_without_keys_is_warned_about(capfd: pytest.CaptureFixture[str]) -> None:

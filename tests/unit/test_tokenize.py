@@ -168,6 +168,13 @@ class TestBadInput:
         with pytest.raises(InputError, match=message.replace("text 1", "the prompt")):
             released(["good"], prompt=bad)  # type: ignore[arg-type]
 
+    def test_a_prompt_that_is_not_unicode(self, released: TextTokenizer, clean: TextTokenizer) -> None:
+        for tokenizer in (released, clean):
+            with pytest.raises(
+                InputError, match=r"the prompt has a lone surrogate \(U\+D800\) at character 4"
+            ):
+                tokenizer(["good"], prompt="bad \ud800")
+
     def test_one_string_is_not_a_list(self, released: TextTokenizer) -> None:
         with pytest.raises(InputError, match=r"texts is one string: expected a list of them; pass \[text\]"):
             released("hello")
@@ -220,6 +227,16 @@ def test_ids_of_another_tokenizer_are_refused(released: TextTokenizer, clean: Te
                 InputError, match=rf"token id {number:,} is not in this model's vocabulary of 3"
             ):
                 tokenizer.text_of([number])
+
+
+def test_special_tokens_among_ids_are_not_dropped(released: TextTokenizer, clean: TextTokenizer) -> None:
+    for tokenizer in (released, clean):
+        body = [int(i) for i in tokenizer(["hello"])[0].input_ids[1:-1]]
+        with pytest.raises(InputError, match=r"token ids are what this model's tokenizer makes of no text"):
+            tokenizer.text_of([0, *body])  # <unk>, which is no BOS
+        for ids in ([1], [2], [1, 2]):
+            with pytest.raises(InputError, match=r"these token ids are of no text"):
+                tokenizer.text_of(ids)
 
 
 def test_pieces_are_what_the_model_reads(released: TextTokenizer, clean: TextTokenizer) -> None:

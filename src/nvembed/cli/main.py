@@ -8,10 +8,10 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.text import Text
@@ -95,7 +95,14 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _usage_error(error: CycloptsError) -> Text:
     command = " ".join(["nvembed", *(error.command_chain or ())])
-    return Text.assemble(("error: ", "bold red"), f"{error}\nsee  {command} --help")
+    faults = getattr(error.__cause__, "errors", None)  # pydantic's, of an option that one of its models takes
+    said = "\n".join(map(_option_fault, faults())) if faults else str(error)
+    return Text.assemble(("error: ", "bold red"), f"{said}\nsee  {command} --help")
+
+
+def _option_fault(fault: Mapping[str, Any]) -> str:
+    name = ".".join(str(part) for part in fault["loc"]).replace("_", "-")
+    return f"--{name}: {fault['msg']}, got {fault['input']!r:.80}"
 
 
 def _terminated(_signal: int, _frame: FrameType | None) -> NoReturn:

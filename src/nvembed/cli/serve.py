@@ -102,7 +102,7 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         if value:
             given[name] = value.split(",") if get_origin(field.annotation) is tuple else value
     try:
-        return Settings.model_validate_strings(given)
+        return Settings.model_validate(given)  # not strict: numbers may be strings
     except ValidationError as error:
         faults = [
             f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}, got {e['input']!r:.80}" for e in error.errors()

@@ -49,7 +49,8 @@ class LanceStore:
 
     def __init__(self, folder: Path, name: str, kind: str) -> None:
         self._lance = _lancedb()
-        self._database = self._lance.connect(str(folder))
+        # A server has a table open for months: it sees what others change, and never reads what is gone.
+        self._database = self._lance.connect(str(folder), read_consistency_interval=timedelta(0))
         self._name = name
         self._kind = kind
         self._opened: Any = None

@@ -22,6 +22,7 @@ except ImportError as error:
 REQUEST_TEXTS = 256
 REQUEST_CHARACTERS = 1_000_000
 BUSY = (429, 503)  # what the server answers with Retry-After
+TOO_LARGE = 413
 
 # of the integrations, where neither an instruction nor a task is given: the model card's for questions
 DEFAULT_TASK = "NQ"
@@ -71,11 +72,13 @@ class RemoteEncoder:
             verify: check the server's certificate; or the context that does.
 
         Raises:
-            InputError: ``url`` is none.
+            InputError: ``url`` is none, or the key cannot stand in a header.
         """
         self.url = url.rstrip("/").removesuffix("/v1")
         if not self.url.startswith(("http://", "https://")):
             raise InputError(f"url is {url!r}: expected the server's, such as http://127.0.0.1:8000")
+        if api_key and not (api_key.isascii() and api_key.isprintable()):
+            raise InputError("api_key is not printable ASCII: look for a line break at its end, and strip it")
         self.api_key = api_key
         self.model = model
         self.truncate = truncate
@@ -117,9 +120,10 @@ class RemoteEncoder:
             raise InputError("expected texts, got one: pass a list")
         rows, cut, total = [], 0, 0
         for part in _parts(texts):
-            answer = self._post(part, options)
-            rows += [np.frombuffer(base64.b64decode(row["embedding"]), "<f4") for row in answer["data"]]
-            cut, total = cut + len(answer["details"]["truncated"]), total + len(part)
+            total += len(part)
+            for answer in self._answers(part, options):
+                rows += [np.frombuffer(base64.b64decode(row["embedding"]), "<f4") for row in answer["data"]]
+                cut += len(answer["details"]["truncated"])
         if not rows:
             raise InputError("there is nothing to encode: expected at least one text, got none")
         if cut:
@@ -129,7 +133,22 @@ class RemoteEncoder:
             raise NumericsError(f"{self.url} sent {len(vectors):,} vectors for {total:,} texts, or NaN")
         return vectors
 
-    def _post(self, texts: Sequence[str], options: dict[str, str]) -> dict[str, Any]:
+    def _answers(self, texts: Sequence[str], options: dict[str, str]) -> Iterator[dict[str, Any]]:
+        """Yield the server's answer, or those to each half of a request that is above its limits."""
+        response = self._post(texts, options)
+        if response.status_code == 200:
+            yield _json(response)
+        elif response.status_code == TOO_LARGE and len(texts) > 1:
+            middle = len(texts) // 2
+            yield from self._answers(texts[:middle], options)
+            yield from self._answers(texts[middle:], options)
+        else:
+            message = f"{self.url} answered {response.status_code}: {_said(response)}"
+            broken = response.status_code in BUSY or response.status_code >= 500
+            raise DownloadError(message) if broken else InputError(message)
+
+    def _post(self, texts: Sequence[str], options: dict[str, str]) -> httpx.Response:
+        """Send one request, again while the server is busy and time is left."""
         body: dict[str, Any] = {"input": texts, "model": self.model, "encoding_format": "base64", **options}
         body["truncate"] = "END" if self.truncate else "NONE"
         if self.truncate_dim is not None:
@@ -142,23 +161,27 @@ class RemoteEncoder:
                 raise DownloadError(
                     f"{self.url} cannot be reached: {error or type(error).__name__}"
                 ) from error
-            if response.status_code == 200:
-                return _json(response)
-            wait_s = float(response.headers.get("retry-after", "1")) if response.status_code in BUSY else None
-            if wait_s is None or time.monotonic() + wait_s > end:
-                break
+            except UnicodeEncodeError as error:
+                where = f"U+{ord(error.object[error.start]):04X}"
+                raise InputError(
+                    f"a text or the instruction has a lone surrogate ({where}), "
+                    "which is not valid Unicode: read its source as UTF-8 with errors='replace'"
+                ) from error
+            after = response.headers.get("retry-after", "")
+            wait_s = float(after) if after.isdecimal() else 1.0  # a proxy may name a date
+            if response.status_code not in BUSY or time.monotonic() + wait_s > end:
+                return response
             time.sleep(wait_s)
-        message = f"{self.url} answered {response.status_code}: {_said(response)}"
-        if response.status_code in BUSY or response.status_code >= 500:
-            raise DownloadError(message)
-        raise InputError(message)
 
 
 def _parts(texts: Iterable[str]) -> Iterator[list[str]]:
     """Yield lists of texts, each small enough for one request."""
     part: list[str] = []
     characters = 0
-    for text in texts:
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            kind = type(text).__name__
+            raise InputError(f"text {row} is a {kind} ({text!r:.60}): expected str; convert or drop it")
         if part and (len(part) == REQUEST_TEXTS or characters + len(text) > REQUEST_CHARACTERS):
             yield part
             part, characters = [], 0

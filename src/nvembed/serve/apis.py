@@ -1,6 +1,8 @@
 """The routes of OpenAI's, Cohere's and TEI's APIs: requests to ``Asked``, ``Answer`` to their responses."""
 
+import asyncio
 import time
+from functools import partial
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -25,14 +27,14 @@ async def embed(state: State, request: Request, asked: Asked) -> Answer:
     """Embed what a request asks for, and note it on the request's ticket."""
     ticket = cast(Ticket, request.state.ticket)
     ticket.texts = len(asked.texts)
-
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    answer = await state.serving().embed(asked, ticket.deadline, gone)
+    answer = await state.serving().embed(asked, ticket.deadline, partial(_gone, request))
     ticket.tokens, ticket.cut, ticket.queue_s = sum(answer.tokens), len(answer.truncated), answer.queue_s
     return answer
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def named(state: State, model: str) -> tuple[str, Suffix | None]:
@@ -151,15 +153,16 @@ def tei_routes(state: State) -> APIRouter:
         return json_response(np.clip(vectors[1:] @ vectors[0], -1, 1))
 
     @router.post("/tokenize", responses=answers.TEI_TOKENIZE)
-    async def tokenize(body: protocol.TeiTokenizeRequest) -> Response:
+    async def tokenize(body: protocol.TeiTokenizeRequest, request: Request) -> Response:
         """Return each text's tokens, uncut. Ours: ``pooled`` says whether a token is averaged."""
         engine = state.serving()
         asked = protocol.TeiRequest(prompt_name=body.prompt_name).asked_of(
             protocol.as_list(body.inputs), "inputs"
         )
-        found = await engine.pieces(asked)
-        special = body.add_special_tokens
-        return json_response([[_token(p) for p in pieces if special or not p.special] for pieces in found])
+        deadline = request.state.ticket.deadline
+        found = await engine.pieces(asked, deadline, partial(_gone, request))
+        # on a thread: a request may have a million tokens
+        return await asyncio.to_thread(_tokens, found, special=body.add_special_tokens)
 
     @router.get("/info", responses=answers.TEI_INFO)
     async def info() -> Response:
@@ -167,6 +170,10 @@ def tei_routes(state: State) -> APIRouter:
         return json_response(_info(state, state.serving()))
 
     return router
+
+
+def _tokens(found: list[list[Piece]], *, special: bool) -> Response:
+    return json_response([[_token(p) for p in pieces if special or not p.special] for pieces in found])
 
 
 def _token(piece: Piece) -> dict[str, Any]:

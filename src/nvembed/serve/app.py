@@ -35,6 +35,7 @@ def create_app(state: State, tracing: Tracing | None = None, index: Index | None
     app.add_exception_handler(RefusedError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _crashed)
     return Guard(app, state, tracing)
 
 
@@ -79,11 +80,22 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    said = {404: "no such route", 405: f"{request.method} is not served here"}
-    refusal = RefusedError(error.status_code, "http", said.get(error.status_code, str(error.detail)))
+    said = {
+        400: "the body cannot be read: expected a JSON object in UTF-8, not compressed, nested less deeply",
+        404: "no such route",
+        405: f"{request.method} is not served here",
+    }
+    code = "bad_request" if error.status_code == 400 else "http"
+    refusal = RefusedError(error.status_code, code, said.get(error.status_code, str(error.detail)))
     answer = _refusal(request, refusal)
     answer.headers.update(error.headers or {})
     return answer
+
+
+async def _crashed(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    """Answer where the guard can only log: it is raised again after this."""
+    what = "something broke: the log says where, under this request's id"
+    return _refusal(request, RefusedError(500, "internal", what))
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
@@ -104,6 +116,6 @@ def _fault(detail: Any) -> tuple[str, str]:
     if not path:
         return "", "expected a JSON object, sent as Content-Type: application/json"
     if path[0] in ("input", "inputs") and len(path) > 1 and not isinstance(path[1], int):
-        kinds = "a text, a list of texts, token ids or lists of them, none of them empty"
+        kinds = "a text, a list of texts, token ids or lists of them, no list of them empty"
         return str(path[0]), f"expected {kinds}"
     return ".".join(map(str, path)), str(detail["msg"])

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 from typing import Literal, TypeVar
 
@@ -59,6 +60,7 @@ class Answer:
 
 
 T = TypeVar("T")
+Gone = Callable[[], Coroutine[None, None, None]]  # returns when nobody waits any more; cancelled at the end
 
 
 class Engine:
@@ -129,14 +131,8 @@ class Engine:
         }
         return format_prompt(defaults.get(asked.input_type or "", ""))
 
-    async def embed(
-        self, asked: Asked, deadline: float, gone: Callable[[], Coroutine[None, None, None]]
-    ) -> Answer:
-        """Embed a request's texts.
-
-        Args:
-            deadline: on the monotonic clock.
-            gone: returns when nobody waits any more; it is cancelled at the end.
+    async def embed(self, asked: Asked, deadline: float, gone: Gone) -> Answer:
+        """Embed a request's texts; ``deadline`` is on the monotonic clock.
 
         Raises:
             RefusedError: why there are no vectors.
@@ -171,11 +167,15 @@ class Engine:
         reserved = size // BYTES_PER_TOKEN + len(asked.texts)
         self.batcher.reserve(reserved)
         try:
-            pool = self._small if size <= SMALL_BYTES else self._large
-            work = asyncio.get_running_loop().run_in_executor(pool, self._tokens, asked, prompt)
-            return await self._first(work, gone, deadline)
+            return await self._on_thread(partial(self._tokens, asked, prompt), size, gone, deadline)
         finally:
             self.batcher.release(reserved)
+
+    async def _on_thread(
+        self, work: Callable[[], T], size: int, gone: "asyncio.Future[None]", deadline: float
+    ) -> T:
+        pool = self._small if size <= SMALL_BYTES else self._large
+        return await self._first(asyncio.get_running_loop().run_in_executor(pool, work), gone, deadline)
 
     @staticmethod
     async def _first(work: "asyncio.Future[T]", gone: "asyncio.Future[None]", deadline: float) -> T:
@@ -235,7 +235,7 @@ class Engine:
                     400,
                     "text_too_long",
                     f"{asked.param}[{row}] is {item.full_length:,} tokens and at most {limit:,} are "
-                    f"read: shorten it, or send truncate END or START",
+                    f"read: shorten it, or have it cut, with truncate",
                     param=asked.param,
                 )
         return tokens
@@ -246,14 +246,10 @@ class Engine:
         except InputError as error:
             raise InputError(f"input {row}: {error}") from error
 
-    async def pieces(self, asked: Asked) -> list[list[Piece]]:
-        """Return every text's tokens, uncut.
-
-        Raises:
-            RefusedError: 400 or 413, as when embedding them.
-        """
+    async def pieces(self, asked: Asked, deadline: float, gone: Gone) -> list[list[Piece]]:
+        """Return every text's tokens, uncut; raises RefusedError as ``embed`` does."""
         prompt = self.prompt(asked)
-        self._checked_size(asked)
+        size = self._checked_size(asked)
 
         def all_pieces() -> list[list[Piece]]:
             try:
@@ -261,7 +257,11 @@ class Engine:
             except InputError as error:
                 raise RefusedError(400, "bad_input", str(error), param=asked.param) from error
 
-        return await asyncio.get_running_loop().run_in_executor(self._large, all_pieces)
+        left = asyncio.ensure_future(gone())
+        try:
+            return await self._on_thread(all_pieces, size, left, deadline)
+        finally:
+            left.cancel()
 
     def _urgent(self, asked: Asked, tokens: Sequence[Tokens]) -> bool:
         """A query, said or by its looks: one short text that is not called a passage."""

@@ -62,9 +62,6 @@ class Guard:
             await respond(scope["path"], refusal, sending, close=True)
         except Exception as error:
             self._log_crash(error, ticket)
-            if not status:
-                what = "something broke: the log says where, under this request's id"
-                await respond(scope["path"], RefusedError(500, "internal", what), sending, close=True)
         finally:
             self.state.at_work -= 1
             self.state.body_bytes -= ticket.body_bytes

@@ -1,6 +1,6 @@
 """What requests look like, API by API. Names are those APIs' own; what they do not have is marked ours."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
@@ -8,8 +8,10 @@ from nvembed.serve.engine import Asked, InputType, Truncate
 from nvembed.serve.refusal import RefusedError
 from nvembed.serve.wire import Kind
 
-TokenIds = Annotated[list[Annotated[StrictInt, Field(ge=0, lt=2**32)]], Field(min_length=1)]
-Text = Annotated[StrictStr, Field(min_length=1)]
+T = TypeVar("T")
+# The first fault ends a list: a body holds millions, and describing each of them would hold up every request.
+Filled = Annotated[list[T], Field(min_length=1, fail_fast=True)]
+TokenIds = Filled[Annotated[StrictInt, Field(ge=0, lt=2**32)]]
 
 # NIM's, Cohere's and Voyage's words for the same
 _INPUT_TYPES: dict[str, InputType] = {
@@ -32,12 +34,9 @@ class Request(BaseModel):
 class OpenAIRequest(Request):
     """``POST /v1/embeddings``."""
 
-    input: (
-        Text
-        | TokenIds
-        | Annotated[list[Text], Field(min_length=1)]
-        | Annotated[list[TokenIds], Field(min_length=1)]
-    ) = Field(description="A text, token ids, a list of texts, or a list of lists of token ids.")
+    input: StrictStr | TokenIds | Filled[StrictStr] | Filled[TokenIds] = Field(
+        description="A text, token ids, a list of texts, or a list of lists of token ids."
+    )
     model: StrictStr = Field(
         "", description="The model's name, or that with -query or -passage behind it (NIM)."
     )
@@ -74,25 +73,23 @@ class CohereContent(Request):
     """One part of a mixed input; only text can be embedded here."""
 
     type: Literal["text"]
-    text: Text
+    text: StrictStr
 
 
 class CohereInput(Request):
-    content: Annotated[list[CohereContent], Field(min_length=1)]
+    content: Filled[CohereContent]
 
 
 class CohereRequest(Request):
     """``POST /v2/embed``."""
 
     model: StrictStr
-    texts: Annotated[list[Text], Field(min_length=1)] | None = None
-    inputs: Annotated[list[CohereInput], Field(min_length=1)] | None = Field(
+    texts: Filled[StrictStr] | None = None
+    inputs: Filled[CohereInput] | None = Field(
         None, description="In place of texts; the texts of one input are joined by line breaks."
     )
     input_type: Literal["search_query", "search_document", "classification", "clustering"]
-    embedding_types: Annotated[list[Kind], Field(min_length=1)] | None = Field(
-        None, description="float unless given"
-    )
+    embedding_types: Filled[Kind] | None = Field(None, description="float unless given")
     truncate: Truncate = "END"
     max_tokens: Annotated[StrictInt, Field(ge=1)] | None = Field(None, description="Read of each text.")
     output_dimension: Annotated[StrictInt, Field(ge=1)] | None = None
@@ -138,12 +135,7 @@ class TeiRequest(Request):
 class TeiEmbedRequest(TeiRequest):
     """``POST /embed``."""
 
-    inputs: (
-        Text
-        | TokenIds
-        | Annotated[list[Text], Field(min_length=1)]
-        | Annotated[list[TokenIds], Field(min_length=1)]
-    )
+    inputs: StrictStr | TokenIds | Filled[StrictStr] | Filled[TokenIds]
     normalize: StrictBool = Field(
         True, description="This model's vectors are of unit length; false is refused."
     )
@@ -153,14 +145,14 @@ class TeiEmbedRequest(TeiRequest):
 class TeiTokenizeRequest(Request):
     """``POST /tokenize``."""
 
-    inputs: Text | Annotated[list[Text], Field(min_length=1)]
+    inputs: StrictStr | Filled[StrictStr]
     add_special_tokens: StrictBool = True
     prompt_name: StrictStr | None = None
 
 
 class TeiPair(BaseModel):
-    source_sentence: Text
-    sentences: Annotated[list[Text], Field(min_length=1)]
+    source_sentence: StrictStr
+    sentences: Filled[StrictStr]
 
 
 class TeiSimilarityRequest(Request):

@@ -38,7 +38,12 @@ def _listen(settings: Settings) -> socket.socket:
 
 
 def _config(settings: Settings, app: object) -> uvicorn.Config:
-    return uvicorn.Config(
+    """Return uvicorn's settings, with the certificate read.
+
+    Raises:
+        InputError: the certificate or its key cannot be used.
+    """
+    config = uvicorn.Config(
         app,  # type: ignore[arg-type]  # an ASGI application
         http=type("Protocol", (_Protocol,), {"head_timeout_s": settings.idle_timeout_s}),
         ws="none",
@@ -52,6 +57,13 @@ def _config(settings: Settings, app: object) -> uvicorn.Config:
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
     )
+    try:
+        config.load()
+    except OSError as error:  # ssl.SSLError among them
+        files = f"tls_cert {settings.tls_cert} and tls_key {settings.tls_key}"
+        what = "expected PEM, a certificate chain and the private key of its first certificate"
+        raise InputError(f"{files} cannot be used ({error}): {what}") from error
+    return config
 
 
 def _raise_file_limit(connections: int) -> None:
@@ -124,11 +136,12 @@ class Server(uvicorn.Server):
         self.failure: BaseException | None = None
         self.tracing = Tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None
         app = create_app(self.state, self.tracing, index)
+        config = _config(settings, app)
         self.listener = _listen(settings)
         host, port = self.listener.getsockname()[:2]
         scheme = "https" if settings.tls_cert else "http"
         self.url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
-        super().__init__(_config(settings, app))
+        super().__init__(config)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 

@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field, StrictInt, StrictStr
 
-from nvembed.errors import InputError
+from nvembed.errors import InputError, NvembedError
 from nvembed.serve import answers
 from nvembed.serve.apis import embed, json_response
 from nvembed.serve.engine import Asked
@@ -21,6 +21,7 @@ from nvembed.serve.state import State
 Mode = Literal["hybrid", "vector", "text"]
 AT_ONCE, WAITING = 4, 64  # searches at work, and in line for it
 MAX_TOP = 100
+Words = Annotated[StrictStr, Field(max_length=20_000)]  # with a bound, pydantic refuses what is not Unicode
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,13 @@ class Index:
 class SearchRequest(BaseModel):
     """``POST /search``."""
 
-    query: StrictStr = Field(min_length=1, max_length=20_000)
+    query: Words = Field(min_length=1)
     mode: Mode = Field("hybrid", description="By vector, by words (text), or both joined by reciprocal rank.")
     top: StrictInt = Field(10, ge=1, le=MAX_TOP)
-    where: list[StrictStr] = Field(
+    where: list[Words] = Field(
         [], max_length=20, description='Filters, such as year >= 2020 and lang = "en".'
     )
-    id: StrictStr | None = Field(None, description="Look for this passage alone.")
+    id: Words | None = Field(None, description="Look for this passage alone.")
     instruction: StrictStr | None = Field(None, description="In place of the index's own.")
 
 
@@ -81,6 +82,12 @@ def search_routes(state: State, index: Index) -> APIRouter:
             raise expired() from error
         except InputError as error:
             raise RefusedError(400, "bad_filter", str(error), param="where") from error
+        except NvembedError as error:
+            state.watch.log.write("error", "index failed", {"error": type(error).__name__})
+            message = (
+                "the index cannot be read: if it was built again since, the server must be started again"
+            )
+            raise RefusedError(503, "index_failed", message) from error
         finally:
             at_work -= 1
 

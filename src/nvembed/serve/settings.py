@@ -7,6 +7,7 @@ from pydantic import ConfigDict, Field
 
 from nvembed.errors import InputError
 from nvembed.recipe import Recipe
+from nvembed.text.prompt import format_prompt
 
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -105,7 +106,8 @@ class Settings(Recipe):
         """Refuse what no field alone can tell.
 
         Raises:
-            InputError: no model, half of a TLS pair, or files that are not there.
+            InputError: no model, half of a TLS pair, files that are not there, an instruction that is none,
+                or an OTLP address that is none.
         """
         if not self.model:
             raise InputError(
@@ -118,6 +120,13 @@ class Settings(Recipe):
         for name, path in (("tls_cert", self.tls_cert), ("tls_key", self.tls_key)):
             if path is not None and not path.is_file():
                 raise InputError(f"{name} {path} is not a file: expected PEM")
+        for name in ("query_instruction", "classification_instruction", "clustering_instruction"):
+            try:
+                format_prompt(getattr(self, name))
+            except InputError as error:
+                raise InputError(f"{name}: {error}") from error
+        if self.otlp_endpoint and not self.otlp_endpoint.startswith(("http://", "https://")):
+            raise InputError(f"otlp_endpoint is {self.otlp_endpoint!r}: expected http://HOST:4318, or https")
         if self.query_tokens > (self.max_queue_tokens or self.query_tokens):
             raise InputError(
                 f"query_tokens {self.query_tokens:,} is above max_queue_tokens {self.max_queue_tokens:,}"

@@ -75,6 +75,8 @@ class TextTokenizer:
         self.settings = settings
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {number for number, token in added.items() if token.special}
+        bos = [] if settings.bos_id is None else [settings.bos_id]
+        self._bos = bos if settings.mode == "clean" else self._tokenizer.encode("").ids[:1]
 
     @property
     def vocab_size(self) -> int:
@@ -145,7 +147,8 @@ class TextTokenizer:
         [tokens] = self([text], prompt=prompt)
         released = self.settings.mode == "released"
         joined = prompt + text + (self.settings.eos_token if released else "")
-        encoding = self._tokenizer.encode(joined, add_special_tokens=released)
+        # in a batch of one, which lets other threads run meanwhile
+        [encoding] = self._tokenizer.encode_batch([joined], add_special_tokens=released)
         ids, spans = encoding.ids, encoding.offsets
         if not released:
             bos = [] if self.settings.bos_id is None else [self.settings.bos_id]
@@ -166,8 +169,8 @@ class TextTokenizer:
         """Return the text that has these tokens; one BOS before and one EOS behind them may be there or not.
 
         Raises:
-            InputError: an id that is not in the vocabulary, or ids that this tokenizer makes of no text, as
-                another tokenizer's are.
+            InputError: an id that is not in the vocabulary, ids that this tokenizer makes of no text, as
+                another tokenizer's are, or none besides BOS and EOS.
         """
         for token in ids:
             if not 0 <= token < 2**32 or self._tokenizer.id_to_token(token) is None:
@@ -175,10 +178,14 @@ class TextTokenizer:
                     f"token id {token:,} is not in this model's vocabulary of {self.vocab_size:,}: {_FOREIGN}"
                 )
         body = list(ids)
-        body = body[1:] if body and body[0] in self._special else body
-        body = body[:-1] if body and body[-1] == self.settings.eos_id else body
-        text = self._tokenizer.decode(body, skip_special_tokens=False)
-        if self._tokenizer.encode(text, add_special_tokens=False).ids != body:
+        body = body[1:] if body[:1] == self._bos else body
+        body = body[:-1] if body[-1:] == [self.settings.eos_id] else body
+        if not body:
+            raise InputError("these token ids are of no text, so its vector would say nothing: leave it out")
+        # in batches of one: these let other threads run meanwhile
+        [text] = self._tokenizer.decode_batch([body], skip_special_tokens=False)
+        [again] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        if again.ids != body:
             raise InputError(
                 f"these {len(body):,} token ids are what this model's tokenizer makes of no text: {_FOREIGN}"
             )

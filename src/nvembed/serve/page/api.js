@@ -41,7 +41,7 @@ function askForKey(wrong) {
       element("h2", { id: "key-title" }, ["API key"]),
       element("p", {}, [wrong ? "This key is not known here. Try another one." : "This server asks for an API key. It is kept until you leave this page."]),
       element("form", { method: "dialog" }, [
-        element("label", {}, ["Key", element("input", { id: "key", type: "password", required: "", autocomplete: "off" })]),
+        element("label", {}, ["Key", element("input", { id: "key", type: "password", required: "", autocomplete: "off", pattern: "\\s*[!-~]+\\s*", title: "letters, digits and signs of ASCII, without spaces" })]),
         element("button", {}, ["Use it"]),
       ]),
     ]);

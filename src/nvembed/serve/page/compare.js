@@ -48,7 +48,7 @@ function draw(maps, rows, columns, square) {
 }
 
 function table(grid, rows, columns, share, square) {
-  const heads = columns.map((text) => element("th", { scope: "col", title: text }, [element("span", {}, [text])]));
+  const heads = columns.map((text) => element("th", { scope: "col", title: text }, [element("span", { dir: "auto" }, [text])]));
   const body = grid.map((values, i) => {
     const best = Math.max(...values.filter((_, j) => !(square && i === j)));
     const cells = values.map((value, j) => {
@@ -59,7 +59,7 @@ function table(grid, rows, columns, share, square) {
       cell.style.setProperty("--heat", `${100 * heat}%`);
       return cell;
     });
-    return element("tr", {}, [element("th", { scope: "row", title: rows[i] }, [element("span", {}, [rows[i]])]), ...cells]);
+    return element("tr", {}, [element("th", { scope: "row", title: rows[i] }, [element("span", { dir: "auto" }, [rows[i]])]), ...cells]);
   });
   return element("table", { class: "heat" }, [
     element("thead", {}, [element("tr", {}, [element("td"), ...heads])]),

@@ -45,8 +45,8 @@ function passage(hit) {
   const facts = Object.entries(hit.metadata).map(([name, value]) => element("span", {}, [`${name}: ${typeof value === "string" ? value : JSON.stringify(value)}`]));
   const ranks = Object.entries(hit.ranks).map(([mode, rank]) => `${mode} ${rank}`).join(", ");
   return element("li", { tabindex: "-1" }, [
-    element("h3", {}, [hit.document]),
-    element("p", { class: "text" }, marked(hit.text, hit.marks)),
+    element("h3", { dir: "auto" }, [hit.document]),
+    element("p", { class: "text", dir: "auto" }, marked(hit.text, hit.marks)),
     element("p", { class: "facts" }, [element("span", { title: `rank by ${ranks}` }, [`score ${hit.score.toFixed(3)}`]), element("span", {}, [hit.id]), ...facts]),
   ]);
 }
