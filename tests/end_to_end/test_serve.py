@@ -268,6 +268,7 @@ def test_killed_outright_it_leaves_nothing_and_starts_again_on_the_same_port() -
         (["m", "--config", "none.toml"], {}, 1, "none.toml: expected a recipe file"),
         (["no/such/model", "--port", "0"], {}, 1, "no/such/model"),
         (["m", "--port", "0"], {"NVEMBED_API_KEY": "a b"}, 1, "API key 0 is empty, or not printable ASCII"),
+        (["m", "--port", "0"], {"NVEMBED_API_KEY": ""}, 1, "API key 0 is empty, or not printable ASCII"),
         (["m", "--api-key-file", "none"], {}, 1, "api_key_file none cannot be read"),
     ],
 )

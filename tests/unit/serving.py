@@ -129,11 +129,17 @@ class Got:
         return json.loads(self.body)
 
 
-def ask(server: Server, path: str, body: object = None, headers: dict[str, str] | None = None) -> Got:
+def ask(
+    server: Server,
+    path: str,
+    body: object = None,
+    headers: dict[str, str] | None = None,
+    method: str | None = None,
+) -> Got:
     """Send one request: GET without a body, else POST of JSON, or of bytes as they are."""
     where = urlsplit(server.url)
     data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-    method = "GET" if body is None else "POST"
+    method = method or ("GET" if body is None else "POST")
     with closing(http.client.HTTPConnection(where.hostname or "", where.port, timeout=20)) as connection:
         connection.request(method, path, data, {"content-type": "application/json", **(headers or {})})
         response = connection.getresponse()

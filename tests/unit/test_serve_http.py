@@ -316,6 +316,8 @@ class TestOperator:
             assert ask(server, "/v2/embed", {}).json["message"].startswith("no API key")
             for path in ("/health", "/health/live", "/health/ready"):
                 assert ask(server, path).status == 200
+                probe = ask(server, path, method="HEAD")
+                assert (probe.status, probe.body) == (200, b"")
 
     def test_limits_name_themselves(self) -> None:
         limits = {"max_items": 2, "max_body_bytes": 4000, "max_text_bytes": 300, "max_queue_tokens": 1024}

@@ -98,8 +98,8 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
     """
     given: dict[str, Any] = {}
     for name, field in Settings.model_fields.items():
-        value = environment.get(PREFIX + name.upper())
-        if value:
+        value = environment.get(PREFIX + name.upper(), "")
+        if value or (name == "api_key" and f"{PREFIX}API_KEY" in environment):  # an empty key opens no server
             given[name] = value.split(",") if get_origin(field.annotation) is tuple else value
     try:
         return Settings.model_validate(given)  # not strict: numbers may be strings

@@ -42,12 +42,15 @@ def create_app(state: State, tracing: Tracing | None = None, index: Index | None
 def operator_routes(state: State) -> APIRouter:
     router = APIRouter(tags=["operator"])
 
+    @router.head("/health/live", include_in_schema=False)
     @router.get("/health/live")
     async def live() -> Response:
         """200 while the process can answer and its model is not failing for good; else restart it."""
         failing = state.status == "failing"
         return JSONResponse({"status": state.status}, 503 if failing else 200)
 
+    @router.head("/health/ready", include_in_schema=False)
+    @router.head("/health", include_in_schema=False)
     @router.get("/health/ready")
     @router.get("/health", summary="TEI's name of the same")
     async def ready() -> Response:
