@@ -180,6 +180,7 @@ def test_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         arguments = ["embed", corpus, tmp_path / "new", *always, "--on-error", "skip", *options]
         with pytest.raises(InputError, match=re.escape(message)):
             app_for(["embed"])([str(argument) for argument in arguments])
+    assert not (tmp_path / "new").exists(), "a wrong option is said before the corpus is read"
     with pytest.raises(InputError, match="in lies in the corpus"):
         app_for(["embed"])(["embed", str(corpus), str(corpus / "in"), "--model", "m"])
 

@@ -128,10 +128,10 @@ def embed(
         if cluster is not None:
             count = cluster.workers(workers)
             device = "cuda" if cluster.gpus else "cpu"
-        with long_progress("reading the corpus") as update:
-            job = stack.enter_context(jobs.open_job(out, source, reading, update))
         facts = describe(model, device=device, dtype=dtype, prompt=passage_prompt, max_length=max_length)
         tokens, overlap = (None, None) if whole else passage_sizes(facts, chunk_tokens, overlap_tokens)
+        with long_progress("reading the corpus") as update:
+            job = stack.enter_context(jobs.open_job(out, source, reading, update))
         settings = jobs.Settings(
             fingerprint=facts.fingerprint,
             prompt=passage_prompt,
