@@ -102,14 +102,13 @@ def chart_quality(results: Results, path: Path) -> None:
         spent = costs[model]
         if spent.tokens_per_second:
             area = 20 + (spent.peak_bytes or 0) / 2**20 / 10
-            axes.scatter([spent.tokens_per_second], [mean], s=area, alpha=0.7)
             label = f"{model} ({spent.device})" if mixed else model
-            axes.annotate(label, (spent.tokens_per_second, mean), xytext=(8, 4), textcoords="offset points")
+            axes.scatter([spent.tokens_per_second], [mean], s=area, alpha=0.7, label=label)
         else:
-            axes.axhline(mean, linestyle="--", linewidth=1, color="grey")
-            axes.annotate(model, (0.01, mean), xycoords=("axes fraction", "data"), va="bottom")
+            axes.axhline(mean, linestyle="--", linewidth=1, color="grey", label=model)
     axes.set_xscale("log")
     axes.margins(x=0.3)
+    figure.legend(loc="outside upper center", ncols=2, labelspacing=1.2, frameon=False)
     axes.set_xlabel("tokens per second (mark area: peak memory)")
     axes.set_ylabel(f"mean main score of {len(shared)} tasks")
     axes.grid(alpha=0.3)
