@@ -51,7 +51,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     chosen = Settings(model=str(TINY_A), device="cpu")
-    names = {"model": "tiny-a", "served_name": ("small",)}
+    names = {"model": "tiny-a", "served_name": ("nvembed-small",)}
     with served(lambda: loaded(chosen), **names, api_key=(KEY,), max_length=MAX_LENGTH) as server:
         yield server
 
@@ -61,7 +61,7 @@ def openai_ids_server() -> Iterator[Server]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIKTOKEN_CACHE_DIR", str(TIKTOKEN))
         chosen = Settings(model=str(TINY_A), device="cpu", vocabulary="cl100k_base")
-        with served(lambda: loaded(chosen), model="tiny-a", served_name=("small",)) as server:
+        with served(lambda: loaded(chosen), model="tiny-a", served_name=("nvembed-small",)) as server:
             yield server
 
 
@@ -83,7 +83,9 @@ class TestUnchanged:
     ) -> None:
         from langchain_openai import OpenAIEmbeddings
 
-        client = OpenAIEmbeddings(model="small", base_url=f"{openai_ids_server.url}/v1", api_key="none")  # type: ignore[arg-type]
+        client = OpenAIEmbeddings(
+            model="nvembed-small", base_url=f"{openai_ids_server.url}/v1", api_key="none"
+        )  # type: ignore[arg-type]
         same(client.embed_documents(TEXTS), tiny_encoder.encode(TEXTS))
         same(client.embed_query(QUERY), tiny_encoder.encode([QUERY])[0])
         same(asyncio.run(client.aembed_documents(TEXTS)), tiny_encoder.encode(TEXTS))
@@ -92,7 +94,7 @@ class TestUnchanged:
         from langchain_openai import OpenAIEmbeddings
 
         client = OpenAIEmbeddings(
-            model="small",
+            model="nvembed-small",
             base_url=f"{server.url}/v1",
             api_key=KEY,  # type: ignore[arg-type]
             check_embedding_ctx_length=False,
@@ -102,7 +104,7 @@ class TestUnchanged:
     def test_llama_index_openai_like(self, server: Server, tiny_encoder: Encoder) -> None:
         from llama_index.embeddings.openai_like import OpenAILikeEmbedding
 
-        client = OpenAILikeEmbedding(model_name="small", api_base=f"{server.url}/v1", api_key=KEY)
+        client = OpenAILikeEmbedding(model_name="nvembed-small", api_base=f"{server.url}/v1", api_key=KEY)
         same(client.get_text_embedding_batch(TEXTS), tiny_encoder.encode(TEXTS))
         same(client.get_query_embedding(QUERY), tiny_encoder.encode([QUERY])[0])
 
@@ -111,7 +113,9 @@ class TestUnchanged:
         from haystack.utils import Secret
 
         client = OpenAITextEmbedder(
-            Secret.from_env_var("NVEMBED_API_KEY"), model="small-query", api_base_url=f"{server.url}/v1"
+            Secret.from_env_var("NVEMBED_API_KEY"),
+            model="nvembed-small-query",
+            api_base_url=f"{server.url}/v1",
         )
         same(client.run(QUERY)["embedding"], tiny_encoder.encode_query([QUERY], task="NQ")[0])
 

@@ -194,17 +194,17 @@ def process(*arguments: str | Path, **more: str) -> Iterator[SimpleNamespace]:
 
 def embed(url: str) -> Any:
     with openai.OpenAI(base_url=f"{url}/v1", api_key="k", max_retries=0) as client:
-        return client.embeddings.create(model="small", input="x")
+        return client.embeddings.create(model="nvembed-small", input="x")
 
 
 def test_settings_from_flags_environment_and_file_and_an_orderly_end(tmp_path: Path) -> None:
     file = tmp_path / "server.toml"
     file.write_text(
-        f'model = "{TINY_A}"\nserved_name = ["small"]\nmax_items = 7\nmax_length = 99\nhost = "::1"\n'
+        f'model = "{TINY_A}"\nserved_name = ["nvembed-small"]\nmax_items = 7\nmax_length = 99\nhost = "::1"\n'
     )
     with process("--host", "127.0.0.1", "--port", "0", "--config", file, NVEMBED_MAX_ITEMS="5") as server:
         info = ask(cast(Server, server), "/info").json
-        assert info["model_id"] == "small"
+        assert info["model_id"] == "nvembed-small"
         assert info["max_input_length"] == 99
         assert info["max_client_batch_size"] == 5
         assert server.url.startswith("http://127.0.0.1:")
@@ -225,9 +225,9 @@ def test_the_readmes_server_and_client() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8").split("## Serve")[1].split("\n## ")[0]
     start, curl = re.findall(r"^```shell\n(.*?)^```$", readme, re.DOTALL | re.MULTILINE)
     (code,) = re.findall(r"^```py\n(.*?)^```$", readme, re.DOTALL | re.MULTILINE)
-    assert start == "nvembed serve small --port 8000\n"
+    assert start == "nvembed serve models/nvembed-small --port 8000\n"
     chosen = Settings(model=str(TINY_A), device="cpu")
-    with served(lambda: loaded(chosen), model=chosen.model, served_name=("small",)) as server:
+    with served(lambda: loaded(chosen), model=chosen.model, served_name=("nvembed-small",)) as server:
         here = lambda text: text.replace("http://127.0.0.1:8000", server.url)  # noqa: E731
         done = subprocess.run(["/bin/sh", "-c", here(curl)], capture_output=True, check=True)
         assert json.loads(done.stdout)["details"]["prompt"].startswith("Instruct: ")
@@ -236,14 +236,14 @@ def test_the_readmes_server_and_client() -> None:
 
 
 def test_killed_outright_it_leaves_nothing_and_starts_again_on_the_same_port() -> None:
-    with process(TINY_A, "--served-name", "small", "--port", "0") as server:
+    with process(TINY_A, "--served-name", "nvembed-small", "--port", "0") as server:
         port = server.url.rpartition(":")[2]
         with openai.OpenAI(base_url=f"{server.url}/v1", api_key="k", max_retries=0) as client:
-            client.embeddings.create(model="small", input="x")
+            client.embeddings.create(model="nvembed-small", input="x")
             server.running.kill()
             with pytest.raises(openai.APIConnectionError):
-                client.embeddings.create(model="small", input="x " * 2000)
-    with process(TINY_A, "--served-name", "small", "--port", port) as server:
+                client.embeddings.create(model="nvembed-small", input="x " * 2000)
+    with process(TINY_A, "--served-name", "nvembed-small", "--port", port) as server:
         assert len(embed(server.url).data) == 1
 
 
