@@ -2,7 +2,6 @@
 
 import codecs
 import errno
-import fcntl
 import gzip
 import json
 import os
@@ -214,6 +213,20 @@ def same_run(marker: Path, found: dict[str, Any], expected: dict[str, Any]) -> N
         )
 
 
+def take_lock(handle: int) -> None:
+    """Take an open file's lock, which goes with the process, however it ends.
+
+    Raises:
+        BlockingIOError: another process has it.
+        OSError: the file system has no locks.
+    """
+    try:
+        import fcntl
+    except ImportError:  # no such lock on Windows
+        return
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
     """Hold a folder's lock, which ends with the process however it ends; the folder is made if need be.
@@ -229,7 +242,7 @@ def locked(out: Path) -> Iterator[None]:
         raise OutputError(f"cannot write to {out}: {error.strerror or error}") from error
     with handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            take_lock(handle.fileno())
         except BlockingIOError as error:
             handle.seek(0)
             raise OutputError(

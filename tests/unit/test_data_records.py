@@ -97,6 +97,15 @@ def test_bad_files(tmp_path: Path) -> None:
         list(read_rows(tmp_path / "b.jsonl"))
 
 
+@pytest.mark.parametrize("half", [rb"\ud83d", rb"\uDC00", b"\xed\xa0\xbd"], ids=["high", "low", "bytes"])
+def test_half_a_surrogate_pair_is_refused_by_line(tmp_path: Path, half: bytes) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"a": "\\ud83d\\ude00"}\n{"a": ["' + half + b'"]}\n')
+    lines = JsonlFile(tmp_path / "a.jsonl")
+    assert lines[0] == {"a": "\N{GRINNING FACE}"}
+    with pytest.raises(DataError, match=r"a\.jsonl:2: half a surrogate pair"):
+        lines[1]
+
+
 def test_prompts_come_from_the_task() -> None:
     nq = format_prompt(instruction_for("NQ"))
     assert prompts(Example("q", ("p",), "NQ")) == (nq, "")

@@ -152,6 +152,12 @@ def test_import_is_light() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_a_system_without_file_locks_runs_the_model() -> None:
+    """Windows has no ``fcntl``."""
+    code = "import sys; sys.modules['fcntl'] = None; import nvembed.encoder, nvembed.cli.main"
+    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+
+
 def test_exception_tree() -> None:
     from nvembed import errors
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -50,6 +51,10 @@ def text_key(text: str) -> bytes:
     return hashlib.blake2b(" ".join(text.lower().split()).encode(), digest_size=16).digest()
 
 
+# What a line without it cannot give half a surrogate pair: an escape, the three bytes of one, or UTF-16.
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]|\0")
+
+
 class JsonlFile:
     """Lines of a plain JSONL file by number, with only 8 bytes a line in memory; ``digest`` is the file's."""
 
@@ -82,7 +87,8 @@ class JsonlFile:
         size = int(self._starts[index + 1] - self._starts[index])
         line = os.pread(self._file, size, int(self._starts[index]))
         where = f"{self.path}:{index + 1}"
-        return _whole(where, json_object(where, line))
+        row = json_object(where, line)
+        return _whole(where, row) if _SURROGATE.search(line) else row  # training reads lines at every step
 
 
 class TextFile:

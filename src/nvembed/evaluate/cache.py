@@ -20,7 +20,7 @@ import numpy as np
 
 from nvembed.errors import InputError, NumericsError, OutputError
 from nvembed.evaluate.subject import Encoded, EncodeFn, Subject, Vectors
-from nvembed.files import atomic_path
+from nvembed.files import atomic_path, take_lock
 
 TEXTS_AT_ONCE = 1024  # texts between two writes: what a kill can cost
 KEY_BYTES = 16
@@ -98,13 +98,9 @@ class Drawer:
 
 
 def _lock(handle: int, folder: Path) -> None:
-    """Refuse a second writer; the lock goes with the process, however it ends."""
+    """Refuse a second writer."""
     try:
-        import fcntl
-    except ImportError:  # no such lock on Windows
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        take_lock(handle)
     except OSError as error:
         raise OutputError(
             f"another process writes to the embedding cache {folder}: wait for it, or pass another --cache"
