@@ -24,16 +24,16 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from nvembed.cli.classify import label_pairs
 from nvembed.cli.subjects import Loading, load_subject
-from nvembed.corpus import cluster
-from nvembed.corpus.classify import fit, softmax
-from nvembed.corpus.judge import calibration_error, judge, wilson
-from nvembed.corpus.map import project
 from nvembed.evaluate import record
 from nvembed.evaluate.learn import classification, clustering
 from nvembed.evaluate.scores import v_measure
 from nvembed.evaluate.subject import Subject
 from nvembed.evaluate.tasks import Labelled, Sets
 from nvembed.files import json_lines
+from nvembed.learn import cluster
+from nvembed.learn.classify import fit, softmax
+from nvembed.learn.judge import calibration_error, judge, wilson
+from nvembed.learn.map import project
 from nvembed.text.prompt import format_prompt, instruction_for
 
 CLUSTERED = ("stackoverflow_titles", "ag_news_titles")

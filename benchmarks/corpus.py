@@ -32,7 +32,7 @@ import pyarrow
 
 import nvembed
 from memory import hardware, heading
-from nvembed.corpus.embedded import EmbeddedCorpus, open_embedded
+from nvembed.embed.embedded import EmbeddedCorpus, open_embedded
 from nvembed.vectors.search import top_k
 from serve_load import NVEMBED, free_port, server
 

@@ -20,11 +20,11 @@ import pyarrow as pa
 
 from memory import hardware, heading
 from nvembed.cli.subjects import Loading, load_subject
-from nvembed.corpus.lance import LanceStore
-from nvembed.corpus.retrieve import FUSED_DEPTH, RRF_K, retrieve
 from nvembed.evaluate.cache import Embedder
 from nvembed.evaluate.run import prompts_of
 from nvembed.evaluate.tasks import Retrieval, Task, find_tasks, load_task
+from nvembed.search.lance import LanceStore
+from nvembed.search.retrieve import FUSED_DEPTH, RRF_K, retrieve
 from nvembed.text.bm25 import Bm25
 from nvembed.vectors.metric import score_run
 

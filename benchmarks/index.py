@@ -142,7 +142,7 @@ def lance(probes: tuple[int, ...]) -> Callable[[Data], Built]:
     def build(data: Data) -> Built:
         import pyarrow as pa
 
-        from nvembed.corpus import lance as module
+        from nvembed.search import lance as module
 
         module.EXACT_ROWS = 0  # also a small trial is one of the index
         store = module.LanceStore(data.folder / "lance", "rq", "rq")

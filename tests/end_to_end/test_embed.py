@@ -21,11 +21,11 @@ from corpora import DIM, content, make_corpus, sentences, word_offsets  # noqa: 
 from conftest import TINY_A  # noqa: E402
 from nvembed.cli.embedding import Facts  # noqa: E402
 from nvembed.cli.main import app_for  # noqa: E402
-from nvembed.corpus.embedded import open_embedded  # noqa: E402
+from nvembed.embed.embedded import open_embedded  # noqa: E402
 from nvembed.encoder import Encoder  # noqa: E402
 from nvembed.errors import InputError  # noqa: E402
 
-UNIT = Path(__file__).parents[1] / "unit"
+UNIT = Path(__file__).parents[1] / "helpers"
 
 # The command with a model that is no model: its name is the file in which it notes what it embeds.
 FAKE = """

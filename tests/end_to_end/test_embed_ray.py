@@ -12,13 +12,13 @@ pytest.importorskip("pypdfium2", reason="the extra 'corpus' is not installed")
 
 from corpora import content, encode, make_corpus, settings, word_offsets
 
-from nvembed.corpus.job import local_engine, open_job
-from nvembed.corpus.plan import Reading
-from nvembed.corpus.ray_engine import Cluster
-from nvembed.corpus.sources import list_files
+from nvembed.embed.job import local_engine, open_job
+from nvembed.embed.plan import Reading
+from nvembed.embed.ray_engine import Cluster
 from nvembed.errors import InputError
+from nvembed.read.corpus import list_files
 
-UNIT = Path(__file__).parents[1] / "unit"
+UNIT = Path(__file__).parents[1] / "helpers"
 
 # Each worker notes itself and the text that begins a shard; when both have begun one, the latter is killed in
 # the midst of it. Then a job fails, on the same cluster.
@@ -27,10 +27,10 @@ import os, signal, sys, threading, time
 from functools import partial
 from pathlib import Path
 from corpora import encode, settings, word_offsets
-from nvembed.corpus.job import open_job
-from nvembed.corpus.plan import Reading
-from nvembed.corpus.ray_engine import ray_cluster, ray_engine
-from nvembed.corpus.sources import list_files
+from nvembed.embed.job import open_job
+from nvembed.embed.plan import Reading
+from nvembed.embed.ray_engine import ray_cluster, ray_engine
+from nvembed.read.corpus import list_files
 from nvembed.errors import NumericsError
 
 corpus, out, failed, notes = map(Path, sys.argv[1:])

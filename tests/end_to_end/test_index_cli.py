@@ -16,7 +16,7 @@ from embedded_folder import FINGERPRINT, write_embedded
 
 from conftest import TINY_A
 from nvembed.cli.main import app_for
-from nvembed.corpus.embedded import open_embedded, vectors_of
+from nvembed.embed.embedded import open_embedded, vectors_of
 from nvembed.encoder import Encoder
 from nvembed.errors import InputError, NvembedError
 

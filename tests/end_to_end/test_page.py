@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browser import chromium
 from selenium.webdriver import Chrome, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 from serving import Fake, ask, fake_model, served, tokenise, vector
 
-from browser import chromium
 from nvembed.serve.run import Server
 from nvembed.text.prompt import format_prompt
 

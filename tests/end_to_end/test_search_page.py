@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import schemathesis
+from browser import chromium
 from embedded_folder import DIM, FINGERPRINT, embed, write_embedded
 from hypothesis import HealthCheck, given, settings
 from schemathesis.checks import not_a_server_error
@@ -20,12 +21,11 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 from serving import Got, ask, fake_model, served
 
-from browser import chromium
 from nvembed.cli.serve import serve
 from nvembed.cli.serve_index import served_index
-from nvembed.corpus.embedded import open_embedded
-from nvembed.corpus.index import build
+from nvembed.embed.embedded import open_embedded
 from nvembed.errors import DataError, InputError
+from nvembed.search.index import build
 from nvembed.serve.model import Device, Model
 from nvembed.serve.run import Server
 from nvembed.serve.search import AT_ONCE, WAITING, Wanted

@@ -11,8 +11,8 @@ from rich.text import Text
 
 from nvembed.cli.models import Dtype, needs_extra
 from nvembed.cli.screen import printable, results, say, waiting
-from nvembed.corpus.retrieve import Hit, Mode
 from nvembed.errors import InputError
+from nvembed.search.retrieve import Hit, Mode
 
 
 def ask(
@@ -73,7 +73,7 @@ def ask(
     with needs_extra("index"):
         from nvembed.cli.chat import chat_with
         from nvembed.cli.search_index import Wanted, find, load_for, opened
-        from nvembed.corpus.answer import answer, grounded_prompt
+        from nvembed.search.answer import answer, grounded_prompt
 
     if (endpoint is None) != (chat_model is None):
         raise InputError("expected --endpoint and --chat-model together, or neither to print the prompt")

@@ -7,8 +7,8 @@ from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 
-from nvembed.corpus.answer import Chat, Message
 from nvembed.errors import DataError, InputError
+from nvembed.search.answer import Chat, Message
 
 REPLY_BYTES = 8 << 20
 MAX_TIMEOUT_S = 86_400

@@ -15,11 +15,11 @@ from cyclopts import App, Parameter
 from nvembed.cli.learners import check_seed, embedded_by, open_embedded_source, open_source
 from nvembed.cli.models import Dtype, load, prompts
 from nvembed.cli.screen import results, say, waiting
-from nvembed.corpus.folder import read_corpus
-from nvembed.corpus.record import is_embedded
-from nvembed.corpus.source import Source
+from nvembed.embed.folder import is_embedded
 from nvembed.errors import InputError, OutputError
 from nvembed.files import as_utf8, atomic_path
+from nvembed.learn.source import Source
+from nvembed.read.folder import read_corpus
 from nvembed.text.prompt import format_prompt
 
 classify = App(
@@ -104,8 +104,8 @@ def fit(
     dtype
         What to compute in; bfloat16 on CUDA and float32 on CPU unless given.
     """
-    from nvembed.corpus.classify_files import Examples, examples, fit_to_folder
-    from nvembed.corpus.labels import read_labels, source_labels
+    from nvembed.learn.classify_files import Examples, examples, fit_to_folder
+    from nvembed.learn.labels import read_labels, source_labels
 
     check_seed(seed)
     if out.exists():
@@ -183,7 +183,7 @@ def predict(
     dtype
         What to compute in; bfloat16 on CUDA and float32 on CPU unless given.
     """
-    from nvembed.corpus.classifier import check_fits, load_classifier
+    from nvembed.learn.classifier import check_fits, load_classifier
 
     stored = load_classifier(classifier)
     _check_top(top)
@@ -264,7 +264,7 @@ def zero_shot(
     dtype
         What to compute in; bfloat16 on CUDA and float32 on CPU unless given.
     """
-    from nvembed.corpus.labels import read_labels, source_labels
+    from nvembed.learn.labels import read_labels, source_labels
 
     _check_top(top)
     names, label_texts = label_pairs(labels)
@@ -364,7 +364,7 @@ def _check_top(top: int) -> None:
 
 
 def _made_by(embedded: Path) -> str:
-    from nvembed.corpus.embedded import open_embedded
+    from nvembed.embed.embedded import open_embedded
 
     return str(open_embedded(embedded).manifest["model"])
 
@@ -378,7 +378,7 @@ def _check_truth(truth: Sequence[str], names: Sequence[str]) -> None:
 
 
 def _say_accuracy(truth: Sequence[str], guesses: Sequence[str], names: Sequence[str]) -> None:
-    from nvembed.corpus.judge import judge
+    from nvembed.learn.judge import judge
 
     number = {name: i for i, name in enumerate(names)}
     found = judge(np.array([number[t] for t in truth]), np.array([number[g] for g in guesses]), len(names))

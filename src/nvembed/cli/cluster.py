@@ -110,7 +110,7 @@ def cluster(
     check_seed(seed)
     if out.exists():
         raise OutputError(f"{out} exists already: remove it, or write to another path")
-    from nvembed.corpus.cluster_files import Options, cluster_corpus
+    from nvembed.learn.cluster_files import Options, cluster_corpus
 
     source = open_source(
         corpus, model=model, task=task, instruction=instruction, field=field, cache=cache,

@@ -150,7 +150,7 @@ def embed(
         if cluster is None:
             compute = jobs.local_engine(facts.build_offsets(), loading.encode())
         else:
-            from nvembed.corpus.ray_engine import ray_engine
+            from nvembed.embed.ray_engine import ray_engine
 
             compute = ray_engine(cluster, count, facts.build_offsets, loading.encode)
         _run(job, settings, compute, {"corpus": as_utf8(corpus), "model": as_utf8(model)})
@@ -159,7 +159,8 @@ def embed(
 def _modules() -> tuple[Any, Any, Any]:
     """Import what needs pyarrow, saying so where it is missing."""
     try:
-        from nvembed.corpus import job, plan, sources
+        from nvembed.embed import job, plan
+        from nvembed.read import corpus as sources
     except ImportError as error:
         if error.name != "pyarrow":
             raise
@@ -181,7 +182,7 @@ def _source(
 
 
 def _join(stack: ExitStack, address: str | None) -> Any:
-    from nvembed.corpus.ray_engine import ray_cluster
+    from nvembed.embed.ray_engine import ray_cluster
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Ray would report its use to its makers
     return stack.enter_context(ray_cluster(address))

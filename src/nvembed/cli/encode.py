@@ -11,9 +11,9 @@ import numpy as np
 
 from nvembed.cli.models import DASH, Dtype, Tally, counted, load, prompts
 from nvembed.cli.screen import say
-from nvembed.corpus.read import Passage, read_stream, read_texts
-from nvembed.corpus.write import output_format, write_jsonl, write_vectors
+from nvembed.embed.write import output_format, write_jsonl, write_vectors
 from nvembed.errors import InputError
+from nvembed.read.texts import Passage, read_stream, read_texts
 
 
 def encode(

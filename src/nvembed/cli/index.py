@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from nvembed.cli.models import needs_extra, prompts
 from nvembed.cli.screen import progress, say
-from nvembed.corpus.record import FOLDER
+from nvembed.embed.folder import INDEX
 from nvembed.errors import InputError
 
 if TYPE_CHECKING:
-    from nvembed.corpus.index import Index
+    from nvembed.search.index import Index
 
 
 def index(
@@ -62,10 +62,10 @@ def index(
         unless given. A corpus that was embedded with a prompt has its queries read behind the same.
     """
     with needs_extra("index"):
-        from nvembed.corpus.embedded import open_embedded
-        from nvembed.corpus.index import add as put
-        from nvembed.corpus.index import build, open_index
-        from nvembed.corpus.index import delete as remove
+        from nvembed.embed.embedded import open_embedded
+        from nvembed.search.index import add as put
+        from nvembed.search.index import build, open_index
+        from nvembed.search.index import delete as remove
 
     key = os.environ.get("QDRANT_API_KEY")
     start = perf_counter()
@@ -89,7 +89,7 @@ def index(
         progress("indexing") as update,
         build(
             source,
-            to or corpus / FOLDER,
+            to or corpus / INDEX,
             kind=kind,
             server=server,
             query_prompt=prompt,

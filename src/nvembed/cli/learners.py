@@ -9,12 +9,12 @@ import numpy as np
 
 from nvembed.cli.models import Dtype, Tally, counted, load, prompts
 from nvembed.cli.screen import progress, say
-from nvembed.corpus.cache import Settings, cache_folder, cached_vectors
-from nvembed.corpus.folder import read_corpus
-from nvembed.corpus.read import Passage
-from nvembed.corpus.record import is_embedded
-from nvembed.corpus.source import Source, from_embedded, from_vectors
+from nvembed.embed.cache import Settings, cache_folder, cached_vectors
+from nvembed.embed.folder import is_embedded
 from nvembed.errors import InputError
+from nvembed.learn.source import Source, from_embedded, from_vectors
+from nvembed.read.folder import read_corpus
+from nvembed.read.texts import Passage
 
 if TYPE_CHECKING:
     from nvembed.encoder import Encoder

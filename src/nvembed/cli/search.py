@@ -15,12 +15,13 @@ from rich.text import Text
 
 from nvembed.cli.models import DASH, Dtype, Tally, counted, load, needs_extra, prompts
 from nvembed.cli.screen import printable, progress, results, say, snippet
-from nvembed.corpus.cache import BLOCK, Settings, cache_folder, cached_vectors
-from nvembed.corpus.folder import read_corpus
-from nvembed.corpus.read import Passage, read_stream, read_texts
-from nvembed.corpus.record import is_embedded, is_index
-from nvembed.corpus.retrieve import Mark, Mode
+from nvembed.embed.cache import BLOCK, Settings, cache_folder, cached_vectors
+from nvembed.embed.folder import is_embedded
 from nvembed.errors import InputError
+from nvembed.read.folder import read_corpus
+from nvembed.read.texts import Passage, read_stream, read_texts
+from nvembed.search.record import is_index
+from nvembed.search.retrieve import Mark, Mode
 from nvembed.vectors.search import top_k
 
 Hit = tuple[float, Passage]

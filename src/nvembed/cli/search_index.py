@@ -14,10 +14,10 @@ from rich.text import Text
 
 from nvembed.cli.models import Dtype, load
 from nvembed.cli.screen import printable, results
-from nvembed.corpus.index import Index, open_index
-from nvembed.corpus.retrieve import Hit, Mark, Mode, mark_sentences, mark_words, retrieve
-from nvembed.corpus.where import parse_where
 from nvembed.errors import InputError, NvembedError
+from nvembed.search.index import Index, open_index
+from nvembed.search.retrieve import Hit, Mark, Mode, mark_sentences, mark_words, retrieve
+from nvembed.search.where import parse_where
 from nvembed.text.prompt import format_prompt, instruction_for
 
 if TYPE_CHECKING:

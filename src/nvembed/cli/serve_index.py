@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nvembed.cli.search_index import opened
-from nvembed.corpus.retrieve import mark_words, retrieve
-from nvembed.corpus.where import Condition, parse_where
 from nvembed.errors import DataError, InputError
+from nvembed.search.retrieve import mark_words, retrieve
+from nvembed.search.where import Condition, parse_where
 
 if TYPE_CHECKING:
     from nvembed.serve.search import Index, Wanted

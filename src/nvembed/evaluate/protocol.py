@@ -1,7 +1,7 @@
 """MTEB's protocol: a task and an encode function in, scores out.
 
 Seeds, sample counts, k-means and the classifier stand in ``recipes/nv_embed_v2/evaluation.toml``. Every
-protocol is checked against mteb's own code on the same data (``tests/unit/test_mteb.py``).
+protocol is checked against mteb's own code on the same data (``tests/evaluate/test_mteb.py``).
 """
 
 from nvembed.evaluate.learn import classification, clustering

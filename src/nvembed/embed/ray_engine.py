@@ -1,0 +1,186 @@
+"""The same shards on a Ray cluster, with Ray Data: tasks read and cut, an actor per device embeds.
+
+A killed task or actor is begun anew by Ray; a shard that was written before is found and not computed again.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from nvembed import errors
+from nvembed.embed.job import Engine, Work
+from nvembed.embed.plan import Shard, Span, Stamped
+from nvembed.embed.shard import Encode, Entry, Passages
+from nvembed.errors import InputError, MissingExtraError, NvembedError
+from nvembed.read.chunk import Offsets
+from nvembed.read.corpus import SourceFile
+from nvembed.read.lines import Place
+
+# Blocks of shards that Ray keeps account of; a block's shards are read by one task.
+MAX_BLOCKS = 10_000
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What a Ray cluster has."""
+
+    cpus: int
+    gpus: int
+
+    def workers(self, asked: int | None) -> int:
+        """Return how many models to load: one per GPU, or on CPUs as many as leave one CPU to read.
+
+        Raises:
+            InputError: more than that were asked for, so that nothing would be left to read with.
+        """
+        most = self.gpus or max(1, self.cpus - 1)
+        if asked is not None and not 1 <= asked <= most:
+            kind = f"{self.gpus} GPUs, a worker for each" if self.gpus else f"{self.cpus} CPUs, one to read"
+            raise InputError(f"--workers is {asked}; expected 1 to {most}: the cluster has {kind}")
+        return asked or most
+
+
+@contextmanager
+def ray_cluster(address: str | None = None, *, cpus: int | None = None) -> Iterator[Cluster]:
+    """Join a Ray cluster, or start one on this machine, and leave it at the end.
+
+    Args:
+        address: as ``ray.init`` takes it; None starts one, of ``cpus`` CPUs.
+
+    Raises:
+        InputError: there is no cluster at ``address``, or none could be started.
+        MissingExtraError: without the extra ``ray``.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingExtraError("--engine ray needs: pip install 'nvembed[ray]'") from error
+    local: dict[str, Any] = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
+    try:
+        ray.init(logging_level="error", **({"address": address} if address else local))
+    except Exception as error:  # what cannot be started in time is a bare Exception
+        what = f"no Ray cluster can be joined at {address}" if address else "Ray could not be started here"
+        raise InputError(f"{what}: {error}") from error
+    try:
+        found = ray.cluster_resources()
+        yield Cluster(int(found.get("CPU", 0)), int(found.get("GPU", 0)))
+    finally:
+        ray.shutdown()
+
+
+def ray_engine(
+    cluster: Cluster,
+    workers: int,
+    build_offsets: Callable[[], Offsets],
+    build_encode: Callable[[], Encode],
+) -> Engine:
+    """Compute shards on the cluster that was joined, with ``workers`` models.
+
+    Args:
+        build_offsets, build_encode: called where the work is done; they must be importable there.
+    """
+
+    def engine(work: Work, shards: list[Shard]) -> Iterator[Entry]:
+        from ray.data import ActorPoolStrategy, DataContext, from_items
+
+        if not shards:
+            return
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # it reports on itself at every step
+        context = DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        bare = replace(work, out=work.out.resolve(), stamped=[])  # a shard brings its own files
+        rows = [_to_row(shard, work.stamped) for shard in shards]
+        done = (
+            from_items(rows, override_num_blocks=min(len(rows), MAX_BLOCKS))
+            # half a CPU, because Ray would join both steps into one if they asked for the same
+            .map(_read, fn_args=(bare, build_offsets), num_cpus=0.5)
+            .map(
+                _Embed,
+                fn_constructor_args=(bare, build_encode),
+                compute=ActorPoolStrategy(size=workers),
+                num_cpus=1 if workers < cluster.cpus else 0,
+                num_gpus=1 if cluster.gpus else 0,
+            )
+        )
+        failed = ""
+        for row in done.iter_rows():
+            failed = row["error"]
+            if failed:
+                break
+            yield json.loads(row["entry"])
+        if failed:  # out of the loop: an error's trace would keep Ray's iterator, and so its thread, alive
+            name, message = json.loads(failed)
+            raise getattr(errors, name)(message)
+
+    return engine
+
+
+def _told(error: NvembedError) -> str:
+    """Return an error as text: what Ray hands on of an exception is its trace, not itself."""
+    return json.dumps([type(error).__name__, str(error)])
+
+
+def _read(row: dict[str, Any], work: Work, build_offsets: Callable[[], Offsets]) -> dict[str, Any]:
+    """Read and cut one shard: its passages travel as an Arrow stream."""
+    shard, stamped = _from_row(row)
+    result = {"shard": shard.number, "documents": 0, "passages": b"", "error": ""}
+    try:
+        passages = replace(work, stamped=stamped).read(shard, _once(build_offsets))
+    except NvembedError as error:
+        return {**result, "error": _told(error)}
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, passages.table.schema) as writer:
+        writer.write_table(passages.table)
+    return {**result, "documents": passages.documents, "passages": sink.getvalue().to_pybytes()}
+
+
+@cache
+def _once(build: Callable[[], Offsets]) -> Offsets:
+    """Build a function once for each process of the cluster that reads."""
+    return build()
+
+
+class _Embed:
+    """An actor: it loads the model once, and embeds and writes a shard at a time."""
+
+    def __init__(self, work: Work, build_encode: Callable[[], Encode]) -> None:
+        self._work = work
+        self._encode = build_encode()
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        if row["error"]:
+            return {"entry": "", "error": row["error"]}
+        with pa.ipc.open_stream(row["passages"]) as reader:
+            passages = Passages(int(row["documents"]), reader.read_all())
+        try:
+            entry = self._work.write(int(row["shard"]), passages, self._encode)
+        except NvembedError as error:
+            return {"entry": "", "error": _told(error)}
+        return {"entry": json.dumps(entry), "error": ""}
+
+
+def _to_row(shard: Shard, stamped: list[Stamped]) -> dict[str, Any]:
+    """Return a shard, with those files alone that it needs, as plain values."""
+    numbers = list(dict.fromkeys(span.file for span in shard.spans))
+    files = [
+        [str(item.file.path.resolve()), *item.file[1:], *item[1:]] for item in (stamped[n] for n in numbers)
+    ]
+    spans = [[numbers.index(span.file), *span.place, span.documents] for span in shard.spans]
+    return {"shard": shard.number, "files": json.dumps(files), "spans": json.dumps(spans)}
+
+
+def _from_row(row: dict[str, Any]) -> tuple[Shard, list[Stamped]]:
+    stamped = [
+        Stamped(SourceFile(Path(path), name, kind, prefix, before), *rest)
+        for path, name, kind, prefix, before, *rest in json.loads(row["files"])
+    ]
+    spans = [Span(file, Place(*place), documents) for file, *place, documents in json.loads(row["spans"])]
+    return Shard(int(row["shard"]), 0, spans), stamped

@@ -1,0 +1,232 @@
+"""One shard of an embedded corpus, written: docs/corpus-format.md.  n passages, D numbers each."""
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nvembed.embed.write import as_output_error
+from nvembed.errors import DataError, NumericsError, OutputError
+from nvembed.files import atomic_path
+from nvembed.read.chunk import Offsets, cut_texts
+from nvembed.read.corpus import Document
+
+FORMAT = 1
+ROW_GROUP = 1024
+METADATA_KEY = b"nvembed"
+
+Storage = Literal["float16", "float32"]
+DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
+
+
+class Embedded(Protocol):
+    """Vectors of some texts, and what became of each."""
+
+    @property
+    def vectors(self) -> np.ndarray: ...  # float32 (n, D)
+
+    @property
+    def num_tokens(self) -> np.ndarray: ...  # (n,), what was read: after any cut
+
+    @property
+    def truncated(self) -> np.ndarray: ...  # (n,) bool
+
+
+# what a manifest says of a shard
+Entry = dict[str, Any]
+
+# texts -> their vectors a part at a time, in order; the same texts always in the same parts
+Encode = Callable[[Sequence[str]], Iterable[Embedded]]
+
+
+@dataclass(frozen=True)
+class Passages:
+    """The passages of one shard, in order."""
+
+    documents: int
+    table: pa.Table  # the columns id, document, start, end, text, metadata
+
+    @property
+    def texts(self) -> list[str]:
+        texts: list[str] = self.table["text"].to_pylist()
+        return texts
+
+
+def cut_documents(
+    documents: Iterable[Document], offsets: Offsets, *, max_tokens: int | None, overlap: int | None
+) -> Passages:
+    """Cut documents into passages (``chunk.cut_texts``), or leave them whole where ``max_tokens`` is None."""
+    documents = list(documents)
+    rows: dict[str, list[Any]] = {name: [] for name in _TEXT_SCHEMA.names}
+    if max_tokens is None:
+        cuts: Iterator[list[tuple[int, int]]] = ([(0, len(document.text))] for document in documents)
+    else:
+        texts = [document.text for document in documents]
+        cuts = cut_texts(texts, offsets, max_tokens=max_tokens, overlap=overlap or 0)
+    for document, its_cuts in zip(documents, cuts, strict=True):
+        for number, (start, end) in enumerate(its_cuts):
+            rows["id"].append(document.id if max_tokens is None else f"{document.id}#{number}")
+            rows["document"].append(document.id)
+            rows["start"].append(start)
+            rows["end"].append(end)
+            rows["text"].append(document.text[start:end])
+            rows["metadata"].append(_metadata(document, start))
+    return Passages(len(documents), pa.table(rows, schema=_TEXT_SCHEMA))
+
+
+def _metadata(document: Document, start: int) -> str:
+    if not document.pages:
+        return document.metadata
+    return json.dumps({**json.loads(document.metadata), "page": bisect_right(document.pages, start)})
+
+
+_TEXT_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("document", pa.string(), nullable=False),
+        pa.field("start", pa.int64(), nullable=False),
+        pa.field("end", pa.int64(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("metadata", pa.string(), nullable=False),
+    ]
+)
+
+
+def schema(dim: int, storage: Storage) -> pa.Schema:
+    """Return the columns of a shard."""
+    number = pa.float16() if storage == "float16" else pa.float32()
+    vector = pa.list_(pa.field("element", number, nullable=False), dim)
+    fields = {field.name: field for field in _TEXT_SCHEMA}
+    fields["tokens"] = pa.field("tokens", pa.int32(), nullable=False)
+    fields["truncated"] = pa.field("truncated", pa.bool_(), nullable=False)
+    order = ("id", "document", "start", "end", "text", "tokens", "truncated", "metadata")
+    return pa.schema([*(fields[name] for name in order), pa.field("vector", vector, nullable=False)])
+
+
+def shard_path(out: Path, number: int) -> Path:
+    return out / "shards" / f"{number:05d}.parquet"
+
+
+def write_shard(
+    target: Path, passages: Passages, encode: Encode, made_by: Entry, *, dim: int, storage: Storage
+) -> None:
+    """Embed the passages of a shard and write it, whole or not at all.
+
+    The vectors of one part of what ``encode`` gives are in memory at a time.
+
+    Args:
+        made_by: ``job`` and ``shard``, kept in the file's metadata with the counts.
+
+    Raises:
+        DataError: ``encode`` gives another number of vectors, or of another length.
+        NumericsError: a vector that is not finite in ``storage``.
+        OutputError: the shard cannot be written.
+    """
+    columns = schema(dim, storage)
+    counts = {"documents": passages.documents, "tokens": 0, "truncated": 0, "empty": 0}
+    done = 0
+    with atomic_path(target) as temporary, _writer(temporary, target, columns) as writer:
+        for part in encode(passages.texts):
+            rows = passages.table.slice(done, len(part.vectors))
+            done += len(part.vectors)
+            counts["tokens"] += int(part.num_tokens.sum())
+            counts["truncated"] += int(part.truncated.sum())
+            counts["empty"] += sum(not text or text.isspace() for text in rows["text"].to_pylist())
+            table = _with_vectors(rows, part, columns, dim, storage)
+            with _as_output_error(target):
+                writer.write_table(table, row_group_size=ROW_GROUP)
+        if done != passages.table.num_rows:
+            raise DataError(f"{done:,} vectors of {passages.table.num_rows:,} passages")
+        about = json.dumps({"format": FORMAT, **made_by, **counts})
+        writer.add_key_value_metadata({METADATA_KEY: about.encode()})
+
+
+@contextmanager
+def _writer(path: Path, target: Path, columns: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    compression = {name: "zstd" for name in columns.names if name != "vector"}
+    with _as_output_error(target):
+        stream = path.open("wb")
+        writer = pq.ParquetWriter(
+            stream,
+            columns,
+            compression={**compression, "vector.list.element": "none"},
+            use_dictionary=False,
+            write_statistics=False,
+        )
+    try:
+        yield writer
+    except BaseException:
+        with suppress(Exception):  # this writes the footer, which may fail as the write did
+            writer.close()
+        with suppress(OSError):
+            stream.close()
+        raise
+    with _as_output_error(target):
+        writer.close()
+        stream.close()
+
+
+@contextmanager
+def _as_output_error(target: Path) -> Iterator[None]:
+    """Make what goes wrong while writing an OutputError, whatever the library calls it."""
+    try:
+        with as_output_error(target):
+            yield
+    except pa.ArrowException as error:
+        raise OutputError(f"could not write {target}: {error}; nothing was left behind") from error
+
+
+def _with_vectors(rows: pa.Table, part: Embedded, columns: pa.Schema, dim: int, storage: Storage) -> pa.Table:
+    if part.vectors.shape != (rows.num_rows, dim):
+        raise DataError(f"vectors of shape {part.vectors.shape}; expected ({rows.num_rows}, {dim})")
+    vectors = part.vectors.astype(DTYPES[storage])
+    if not np.isfinite(vectors).all():
+        raise NumericsError(f"a vector is not finite as {storage}: check the weights with  nvembed check")
+    numbers = pa.array(vectors.reshape(-1))
+    arrays = {name: rows[name] for name in rows.column_names}
+    arrays["tokens"] = pa.array(np.asarray(part.num_tokens, dtype=np.int32))
+    arrays["truncated"] = pa.array(np.asarray(part.truncated, dtype=bool))
+    arrays["vector"] = pa.FixedSizeListArray.from_arrays(numbers, type=columns.field("vector").type)
+    return pa.table([arrays[name] for name in columns.names], schema=columns)
+
+
+def is_shard(path: Path, job: str) -> bool:
+    """Whether there is a finished shard of this job."""
+    try:
+        return bool(_made_by(path)["job"] == job)
+    except (OSError, ValueError, KeyError, pa.ArrowException):
+        return False
+
+
+def shard_entry(path: Path) -> Entry:
+    """Return a finished shard's entry in the manifest.
+
+    Raises:
+        OutputError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        about = _made_by(path)
+        with path.open("rb") as stream:
+            while piece := stream.read(1 << 20):
+                digest.update(piece)
+        counts = {name: about[name] for name in ("documents", "rows", "tokens", "truncated", "empty")}
+        return {"name": path.name, **counts, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise OutputError(
+            f"cannot read {path} ({error}): remove it, and run the same command again"
+        ) from error
+
+
+def _made_by(path: Path) -> Entry:
+    with pq.ParquetFile(path) as file:
+        about: Entry = json.loads(file.metadata.metadata[METADATA_KEY])
+        return {**about, "rows": file.metadata.num_rows}

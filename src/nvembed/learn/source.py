@@ -1,0 +1,120 @@
+"""A corpus with its vectors, as learners read it: block by block, again and again.  C passages, D numbers."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from nvembed.embed.cache import BLOCK, Settings
+from nvembed.errors import DataError, MissingExtraError
+from nvembed.read.texts import Passage
+from nvembed.vectors.metric import unit
+
+
+@dataclass(frozen=True)
+class Block:
+    """Passages that follow one another, their vectors, and the JSON object kept beside each (or ``{}``)."""
+
+    passages: Sequence[Passage]
+    vectors: np.ndarray  # float32 (n, D), unit rows
+    metadata: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A corpus of ``rows`` passages with vectors of ``dim`` numbers.
+
+    ``blocks()`` starts reading from the beginning, each time in the same order; ``settings`` are what made
+    the vectors.
+    """
+
+    rows: int
+    dim: int
+    settings: Settings
+    blocks: Callable[[], Iterator[Block]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows of a source drawn without replacement; ``positions`` rise."""
+
+    positions: np.ndarray  # int64 (n,)
+    vectors: np.ndarray  # float32 (n, D), unit rows
+    passages: list[Passage]
+
+
+def from_vectors(read: Callable[[], Iterable[Passage]], vectors_CD: np.ndarray, settings: Settings) -> Source:
+    """Return the source of a corpus whose vectors are there already, in memory or mapped from disk."""
+
+    def blocks() -> Iterator[Block]:
+        passages = iter(read())
+        first = 0
+        while block := list(islice(passages, BLOCK)):
+            yield Block(block, _unit(vectors_CD[first : first + len(block)], first), ["{}"] * len(block))
+            first += len(block)
+
+    return Source(len(vectors_CD), vectors_CD.shape[1], settings, blocks)
+
+
+def from_embedded(folder: str | Path) -> Source:
+    """Return the source of a folder that ``nvembed embed`` wrote (docs/corpus-format.md).
+
+    Raises:
+        DataError: the folder is unfinished, of another format, or a shard is not as it was written.
+        MissingExtraError: pyarrow is not installed.
+    """
+    try:
+        from nvembed.embed.embedded import open_embedded, vectors_of
+    except ImportError as error:
+        raise MissingExtraError("an embedded corpus needs pyarrow: pip install 'nvembed[search]'") from error
+    corpus = open_embedded(folder)
+    given = corpus.manifest["settings"]
+    settings = Settings(given["fingerprint"], given["prompt"], given["max_length"], given["dtype"])
+
+    def blocks() -> Iterator[Block]:
+        first = 0
+        for batch in corpus.batches(["id", "text", "metadata", "vector"], rows=BLOCK):
+            ids, texts, metadata = (batch.column(name).to_pylist() for name in ("id", "text", "metadata"))
+            passages = [Passage(*pair) for pair in zip(ids, texts, strict=True)]
+            yield Block(passages, _unit(vectors_of(batch), first), metadata)
+            first += len(passages)
+
+    return Source(corpus.rows, corpus.dim, settings, blocks)
+
+
+def sample(source: Source, limit: int, *, seed: int) -> Sample:
+    """Draw ``limit`` rows at random, or take all where there are no more; one pass over the corpus.
+
+    Raises:
+        DataError: the corpus has another number of passages than vectors.
+    """
+    count = min(limit, source.rows)
+    positions = np.sort(np.random.default_rng(seed).choice(source.rows, count, replace=False))
+    vectors = np.empty((count, source.dim), dtype=np.float32)
+    passages: list[Passage] = []
+    first = done = 0
+    for block in source.blocks():
+        end = first + len(block.passages)
+        here = positions[done : np.searchsorted(positions, end)] - first
+        vectors[done : done + len(here)] = block.vectors[here]
+        passages += [block.passages[row] for row in here]
+        done, first = done + len(here), end
+    if first != source.rows:
+        raise DataError(
+            f"the corpus has {first:,} passages now; expected {source.rows:,}: it changed, run again"
+        )
+    return Sample(positions.astype(np.int64), vectors, passages)
+
+
+def _unit(vectors_ND: np.ndarray, first: int) -> np.ndarray:
+    """Return float32 unit rows; vectors stored in half precision are a little off length 1."""
+    vectors = np.asarray(vectors_ND, dtype=np.float32)
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if bad.size:
+        raise DataError(
+            f"the vector of row {first + bad[0]:,} is not finite ({bad.size} of {len(vectors)} in a block): "
+            "embed again with --dtype float32 or bfloat16, and check the model with nvembed check"
+        )
+    return unit(vectors)

@@ -1,0 +1,127 @@
+"""The passages of an index that answer a query: by vector, by words, or both joined by reciprocal rank.
+
+D numbers of a vector.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from nvembed.errors import InputError
+from nvembed.search.store import Row, Store
+from nvembed.search.where import Condition
+from nvembed.text.mark import Span, sentences, word_spans
+from nvembed.vectors.codec import rescore
+
+Mode = Literal["hybrid", "vector", "text"]
+Mark = Literal["words", "sentence", "none"]
+# Reciprocal rank fusion: Cormack et al. (2009) fixed 60, and nobody's tuning has moved it far since.
+RRF_K = 60
+# How deep each list is read for fusion, at least.
+FUSED_DEPTH = 50
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A passage that was found.
+
+    ``score``: the cosine (vector), ``1 / rank`` (text), or the fused score (hybrid). ``ranks``: its place,
+    from 1, in the list of each mode that found it. ``marks``: the characters of ``text`` that met the query.
+    """
+
+    score: float
+    ranks: dict[str, int]
+    id: str
+    document: str
+    start: int
+    end: int
+    text: str
+    metadata: dict[str, Any]
+    marks: tuple[Span, ...] = ()
+
+
+def retrieve(
+    store: Store,
+    text: str,
+    vector_D: np.ndarray | None,
+    *,
+    mode: Mode = "hybrid",
+    top: int = 5,
+    where: Sequence[Condition] = (),
+) -> list[Hit]:
+    """Return the ``top`` best passages for a query, best first, without marks; fewer where fewer match.
+
+    Args:
+        text: what is searched for by words.
+        vector_D: the query's unit vector, behind its prompt; not needed in mode ``text``.
+        where: conditions that every hit fulfils; see ``parse_where``.
+
+    Raises:
+        InputError: ``top`` below 1, or no vector where the mode needs one.
+    """
+    if top < 1:
+        raise InputError(f"top is {top}; expected at least 1")
+    if mode != "text" and vector_D is None:
+        raise InputError(f"mode {mode!r} needs the query's vector; mode 'text' does without")
+    depth = max(top, FUSED_DEPTH) if mode == "hybrid" else top
+    lists: dict[str, list[tuple[Row, float]]] = {}
+    if mode != "text" and vector_D is not None:
+        lists["vector"] = _nearest(store, vector_D, depth, where)
+    if mode != "vector":
+        rows = store.matching(text, depth, where)
+        lists["text"] = [(row, 1 / rank) for rank, row in enumerate(rows, start=1)]
+    ranks: dict[str, dict[str, int]] = {}
+    for name, found in lists.items():
+        for rank, (row, _) in enumerate(found, start=1):
+            ranks.setdefault(row.id, {})[name] = rank
+    rows_by_id = {row.id: (row, score) for found in lists.values() for row, score in found}
+    hits = []
+    for id_, its_ranks in ranks.items():
+        row, score = rows_by_id[id_]
+        hits.append(Hit(fused(its_ranks.values()) if mode == "hybrid" else score, its_ranks, *row))
+    return sorted(hits, key=lambda hit: -hit.score)[
+        :top
+    ]  # stable: of equal ones the vector list's come first
+
+
+def fused(ranks: Any) -> float:
+    """Reciprocal rank fusion: the sum of ``1 / (RRF_K + rank)`` over the lists a passage is in."""
+    return float(sum(1 / (RRF_K + rank) for rank in ranks))
+
+
+def mark_words(hits: Sequence[Hit], query: str) -> list[Hit]:
+    """Return the hits with the query's words marked."""
+    found = word_spans(query, [hit.text for hit in hits])
+    return [replace(hit, marks=tuple(spans)) for hit, spans in zip(hits, found, strict=True)]
+
+
+def mark_sentences(
+    hits: Sequence[Hit], vector_D: np.ndarray, encode: Callable[[list[str]], np.ndarray]
+) -> list[Hit]:
+    """Return the hits with the sentence marked whose own vector is nearest to the query's.
+
+    Args:
+        encode: texts -> float32 (n, D), as passages are embedded; called once with every sentence.
+    """
+    spans = [sentences(hit.text) for hit in hits]
+    pieces = [hit.text[a:b] for hit, its in zip(hits, spans, strict=True) for a, b in its]
+    scores = encode(pieces) @ vector_D if pieces else np.empty(0)
+    marked, place = [], 0
+    for hit, its in zip(hits, spans, strict=True):
+        best = (its[int(np.argmax(scores[place : place + len(its)]))],) if its else ()
+        marked.append(replace(hit, marks=best))
+        place += len(its)
+    return marked
+
+
+def _nearest(
+    store: Store, vector_D: np.ndarray, count: int, where: Sequence[Condition]
+) -> list[tuple[Row, float]]:
+    near = store.nearest(np.asarray(vector_D, dtype=np.float32), count, where)
+    if not near.rows:
+        return []
+    order = sorted(range(len(near.rows)), key=lambda i: near.rows[i].id)  # equal scores come by id
+    scores, places = rescore(vector_D, near.vectors[order], np.asarray(order), count)
+    return [(near.rows[int(i)], float(score)) for score, i in zip(scores[0], places[0], strict=True)]

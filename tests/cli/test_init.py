@@ -1,0 +1,137 @@
+"""``nvembed init``: from a causal LM to a checkpoint the encoder loads, and its refusals."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_lm
+import torch
+from safetensors.torch import load_file, save_file
+from training import RECIPE, toml
+
+from nvembed.cli.init import init
+from nvembed.encoder import Encoder
+from nvembed.errors import InputError, OutputError, WeightsError
+from nvembed.model.config import Architecture, PoolingKind
+from nvembed.weights.load import open_checkpoint
+
+TEXTS = ["The judge threw people out.", "it's the third time", "squares"]
+
+
+@pytest.mark.parametrize("architecture", ["mistral", "llama", "qwen2", "qwen3"])
+def test_untrained_pooling_is_mean_pooling(tmp_path: Path, architecture: Architecture) -> None:
+    tiny_lm.folder(tmp_path / "lm", tiny_lm.sizes(architecture))
+    vectors = {}
+    kinds: tuple[PoolingKind, ...] = ("latent", "self", "mean", "eos")
+    for pooling in kinds:
+        init(str(tmp_path / "lm"), tmp_path / pooling, pooling=pooling, num_latents=8, num_heads=2)
+        vectors[pooling] = Encoder.from_pretrained(tmp_path / pooling, device="cpu").encode(TEXTS)
+        assert vectors[pooling].shape == (3, 64)
+    np.testing.assert_allclose(vectors["latent"], vectors["mean"], atol=1e-6)
+    np.testing.assert_allclose(vectors["self"], vectors["mean"], atol=1e-6)
+    assert np.abs(vectors["eos"] - vectors["mean"]).max() > 0.01
+
+
+def test_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    backbone = tiny_lm.folder(tmp_path / "lm", tiny_lm.sizes())
+    init(str(tmp_path / "lm"), tmp_path / "out", num_latents=8, num_heads=2, dtype="bfloat16", max_length=100)
+    assert "an untrained NV-Embed, latent pooling, 64 dimensions" in capsys.readouterr().err
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(value.dtype == torch.bfloat16 for value in stored.values())
+    for name, value in backbone.items():
+        assert torch.equal(stored[f"embedding_model.{name}"], value.bfloat16())
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    latent = config["latent_attention_config"]
+    assert (latent["num_latents_value"], latent["num_cross_heads"], latent["cross_dim_head"]) == (8, 2, 64)
+    assert config["text_config"]["model_type"] == "bidir_mistral"  # this Llama is a Mistral
+    ours = config["nvembed"]
+    assert (ours["text_mode"], ours["max_length"], ours["bos_token_id"]) == ("clean", 100, 0)
+
+
+def test_dtype_is_the_backbones_unless_given(tmp_path: Path) -> None:
+    tiny_lm.folder(tmp_path / "lm", tiny_lm.sizes())
+    file = tmp_path / "lm" / "model.safetensors"
+    save_file({name: value.half() for name, value in load_file(file).items()}, file)
+    init(str(tmp_path / "lm"), tmp_path / "out", num_latents=8, num_heads=2)
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert {value.dtype for value in stored.values()} == {torch.float16}
+
+
+def test_from_gguf(tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    from gguf_writer import write
+
+    config = tiny_lm.sizes()
+    values = tiny_lm.folder(tmp_path / "lm", config)
+    write(tmp_path / "lm.gguf", config, values)
+    init(str(tmp_path / "lm"), tmp_path / "a", num_latents=8, num_heads=2)
+    init(str(tmp_path / "lm.gguf"), tmp_path / "b", num_latents=8, num_heads=2)
+    a, b = (Encoder.from_pretrained(tmp_path / name, device="cpu").encode(TEXTS) for name in "ab")
+    np.testing.assert_array_equal(a, b)
+
+
+def test_the_recipe_says_what_options_do_not(tmp_path: Path) -> None:
+    tiny_lm.folder(tmp_path / "lm", tiny_lm.sizes(num_layers=3))
+    told = {"bidirectional": False, "pooling": "self", "num_heads": 2, "num_layers": 2}
+    (tmp_path / "stage1.toml").write_text(toml({**RECIPE, "model": {**RECIPE["model"], **told}}))
+    init(str(tmp_path / "lm"), tmp_path / "out", recipe=tmp_path / "stage1.toml")
+    config = open_checkpoint(tmp_path / "out").config
+    assert (config.pooling, config.pooler.num_heads, config.backbone.num_layers) == ("self", 2, 2)
+    assert config.backbone.causal
+    init(str(tmp_path / "lm"), tmp_path / "mean", recipe=tmp_path / "stage1.toml", pooling="mean")
+    assert open_checkpoint(tmp_path / "mean").config.pooling == "mean"
+    # the backbone of a checkpoint of ours, with all its layers and without the mask again
+    init(str(tmp_path / "mean"), tmp_path / "again", pooling="mean")
+    again = open_checkpoint(tmp_path / "again").config.backbone
+    assert (again.num_layers, again.causal) == (2, False)
+
+
+def test_fewer_layers_and_the_causal_mask_change_vectors(tmp_path: Path) -> None:
+    config = tiny_lm.sizes(num_layers=3)
+    values = tiny_lm.folder(tmp_path / "lm", config)
+    init(str(tmp_path / "lm"), tmp_path / "whole", pooling="mean")
+    init(str(tmp_path / "lm"), tmp_path / "cut", pooling="mean", num_layers=2)
+    init(str(tmp_path / "lm"), tmp_path / "causal", pooling="mean", causal=True)
+    found = {n: Encoder.from_pretrained(tmp_path / n, device="cpu") for n in ("whole", "cut", "causal")}
+    vectors = {name: encoder.encode(TEXTS) for name, encoder in found.items()}
+    assert np.abs(vectors["cut"] - vectors["whole"]).max() > 1e-3
+    assert np.abs(vectors["causal"] - vectors["whole"]).max() > 1e-3
+    assert len({encoder.fingerprint for encoder in found.values()}) == 3
+    cut = load_file(tmp_path / "cut" / "model.safetensors")
+    kept = [name for name in values if not name.startswith("layers.2.")]
+    assert sorted(cut) == sorted(f"embedding_model.{name}" for name in kept)
+    with pytest.raises(InputError, match=r"num_layers is 4: expected 1 to 3, which the backbone has"):
+        init(str(tmp_path / "lm"), tmp_path / "more", num_layers=4)
+
+
+def test_existing_output_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"out exists already: remove it, or write to another path"):
+        init("nowhere", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_latents": 0}, "--num-latents is 0: expected at least 1"),
+        ({"num_heads": 0}, "--num-heads is 0: expected at least 1"),
+        ({"head_dim": -1}, "--head-dim is -1: expected at least 1"),
+        ({"pooling": "self", "num_heads": 5}, "--num-heads is 5: expected a divisor of the hidden size, 64"),
+        ({"bos": "<s>"}, "'<s>' is not a token of this model's vocabulary"),
+    ],
+)
+def test_refused_options_write_nothing(tmp_path: Path, options: dict[str, object], message: str) -> None:
+    tiny_lm.folder(tmp_path / "lm", tiny_lm.sizes())
+    with pytest.raises(InputError, match=message):
+        init(str(tmp_path / "lm"), tmp_path / "out", **options)  # type: ignore[arg-type]
+    assert [path.name for path in tmp_path.iterdir()] == ["lm"]
+
+
+def test_no_such_base(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"absent.gguf is neither a causal LM's folder nor a \.gguf file"):
+        init(str(tmp_path / "absent.gguf"), tmp_path / "out")

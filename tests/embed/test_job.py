@@ -1,0 +1,434 @@
+"""A job on a folder: what is written, resumed, refused, skipped; and read back."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pa = pytest.importorskip("pyarrow", reason="the extra 'corpus' is not installed")
+pq = pytest.importorskip("pyarrow.parquet", reason="the extra 'corpus' is not installed")
+pytest.importorskip("pypdfium2", reason="the extra 'corpus' is not installed")
+
+from corpora import DIM, content, encode, make_corpus, settings, vector, word_offsets  # noqa: E402
+
+from nvembed.embed import plan, shard  # noqa: E402
+from nvembed.embed.embedded import open_embedded, vectors_of  # noqa: E402
+from nvembed.embed.job import Settings, local_engine, open_job  # noqa: E402
+from nvembed.embed.plan import Reading, read_plan, read_shard, stamp  # noqa: E402
+from nvembed.errors import DataError, InputError, NumericsError, OutputError  # noqa: E402
+from nvembed.read.corpus import list_files  # noqa: E402
+
+READING = Reading(shard_passages=4)
+NAMES = {"corpus": "c", "model": "m"}
+
+
+def run(
+    corpus: Path,
+    out: Path,
+    *,
+    reading: Reading = READING,
+    using: Settings | None = None,
+    encode: Callable[[Sequence[str]], Any] = encode,
+    told: list[tuple[int, int]] | None = None,
+) -> dict[str, Any]:
+    with open_job(out, list_files(str(corpus)), reading, lambda *_: None) as job:
+        progress = (lambda *pair: told.append(pair)) if told is not None else (lambda *_: None)
+        engine = local_engine(word_offsets, encode)
+        return job.run(using or settings(), engine, progress, names=NAMES)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return make_corpus(tmp_path / "corpus")
+
+
+def test_what_is_written(corpus: Path, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    manifest = run(corpus, tmp_path / "out", told=told)
+    found = open_embedded(tmp_path / "out")
+    found.verify()
+    assert found.manifest == manifest
+    assert (found.dim, found.storage) == (DIM, "float16")
+    rows = [row for batch in found.batches() for row in batch.to_pylist()]
+    assert len(rows) == found.rows == sum(shard["rows"] for shard in manifest["shards"])
+    counts = manifest["counts"]
+    assert counts["documents"] == len({row["document"] for row in rows}) == 24
+    assert (counts["files"], counts["skipped"], counts["truncated"], counts["empty"]) == (7, 0, 0, 0)
+    assert counts["tokens"] == sum(row["tokens"] for row in rows)
+    assert len({row["id"] for row in rows}) == len(rows)
+    assert manifest["ignored"] == {".png": 1}
+    files = [json.loads(line) for line in (tmp_path / "out" / "files.jsonl").read_text().splitlines()]
+    for file in files:
+        raw = (corpus / file["path"]).read_bytes()
+        assert (file["bytes"], file["sha256"]) == (len(raw), hashlib.sha256(raw).hexdigest())
+    texts = {"b.txt": (corpus / "b.txt").read_bytes().decode()}
+    for row in rows:
+        np.testing.assert_array_equal(row["vector"], vector(row["text"]).astype(np.float16))
+        whole = texts.get(row["document"])
+        assert whole is None or whole[row["start"] : row["end"]] == row["text"]
+    pages = {json.loads(row["metadata"])["page"]: row["text"] for row in rows if row["document"] == "d.pdf"}
+    assert pages.keys() == {1, 2}
+    assert pages[2].startswith("Document 4")
+    blocks = list(found.vectors(rows=3))
+    assert all(block.dtype == np.float16 and block.shape[1] == DIM and len(block) <= 3 for block in blocks)
+    assert sum(map(len, blocks)) == len(rows)
+    assert told[0][0] == 0
+    assert told[-1][0] == told[-1][1]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        ".lock",
+        "files.jsonl",
+        "manifest.json",
+        "shards",
+    ]
+
+
+def test_whole_documents_and_float32(corpus: Path, tmp_path: Path) -> None:
+    manifest = run(
+        corpus, tmp_path / "out", using=settings(chunk_tokens=None, overlap_tokens=None, storage="float32")
+    )
+    found = open_embedded(tmp_path / "out")
+    (batch,) = [b for b in found.batches() if "sub/e.jsonl:r8" in b["id"].to_pylist()]
+    row = batch["id"].to_pylist().index("sub/e.jsonl:r8")
+    assert batch["truncated"][row].as_py()
+    assert manifest["counts"]["passages"] == 24
+    assert manifest["counts"]["truncated"] == sum(
+        sum(b["truncated"].to_pylist()) for b in found.batches(["truncated"])
+    )
+    np.testing.assert_array_equal(vectors_of(batch)[row], vector(batch["text"][row].as_py()))
+
+
+def test_a_stopped_job_goes_on_with_the_same_bytes(corpus: Path, tmp_path: Path) -> None:
+    run(corpus, tmp_path / "one")
+    expected = content(tmp_path / "one")
+    assert sum(name.startswith("shards/") for name in expected) >= 5
+    embedded: list[str] = []
+
+    def stops(texts: Sequence[str]) -> Any:
+        embedded.extend(texts)
+        parts = list(encode(texts))
+        if len(embedded) % 3 == 1:
+            raise KeyboardInterrupt
+        return parts
+
+    for _ in range(30):
+        try:
+            run(corpus, tmp_path / "two", encode=stops)
+            break
+        except KeyboardInterrupt:
+            with pytest.raises(DataError, match="holds an unfinished job: run its command again"):
+                open_embedded(tmp_path / "two")
+    assert content(tmp_path / "two") == expected
+    assert run(corpus, tmp_path / "two", encode=lambda _: pytest.fail("nothing is computed twice"))
+    assert content(tmp_path / "two") == expected
+
+
+def test_shards_are_read_again_from_the_plan(corpus: Path, tmp_path: Path) -> None:
+    source = list_files(str(corpus))
+    stamped = stamp(source, lambda *_: None)
+    (tmp_path / "out").mkdir()
+    plan.make_plan(tmp_path / "out", source, stamped, READING, lambda *_: None)
+    shards = list(read_plan(tmp_path / "out"))
+    ids = [doc.id for shard in shards for doc in read_shard(shard, stamped, None)]
+    assert len(ids) == len(set(ids)) == 24
+    assert [len(list(read_shard(shards[i], stamped, None))) for i in (3, 1)] == [
+        sum(span.documents for span in shards[i].spans) for i in (3, 1)
+    ]
+    os.utime(corpus / "a.md", (1, 1))
+    with pytest.raises(DataError, match=r"a\.md has changed while the corpus was embedded: restore it"):
+        list(read_shard(shards[0], stamped, None))
+
+
+def interrupted(corpus: Path, out: Path, reading: Reading = READING) -> None:
+    calls: list[int] = []
+
+    def stops(texts: Sequence[str]) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return encode(texts)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(corpus, out, reading=reading, encode=stops)
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_another_corpus_or_setting_is_refused(corpus: Path, tmp_path: Path, finished: bool) -> None:
+    out = tmp_path / "out"
+    if finished:
+        run(corpus, out)
+    else:
+        interrupted(corpus, out)
+    before = content(out)
+    marker = "manifest" if finished else "job"
+    message = rf"out/{marker}\.json is of a run with another chunk_tokens \(.* there: 20, here: 30\)"
+    with pytest.raises(OutputError, match=message):
+        run(corpus, out, using=settings(chunk_tokens=30))
+    with pytest.raises(OutputError, match="another fingerprint"):
+        run(corpus, out, using=settings(fingerprint="0" * 32))
+    with pytest.raises(OutputError, match=r"another on_error \(on_error there: \"stop\", here: \"skip\"\)"):
+        run(corpus, out, reading=replace(READING, on_error="skip"))
+    original = (corpus / "a.md").read_bytes()
+    (corpus / "a.md").write_bytes(original + b"more")
+    (corpus / "new.md").write_text("new")
+    (corpus / "b.txt").rename(corpus / "away")
+    message = r"begun with another corpus: a\.md has changed, new\.md is new, b\.txt is missing: restore"
+    with pytest.raises(OutputError, match=message):
+        run(corpus, out)
+    assert content(out) == before
+    (corpus / "a.md").write_bytes(original)
+    (corpus / "new.md").unlink()
+    (corpus / "away").rename(corpus / "b.txt")
+    run(corpus, out)
+
+
+def test_a_damaged_or_foreign_shard_is_computed_again(corpus: Path, tmp_path: Path) -> None:
+    run(corpus, tmp_path / "one")
+    out = tmp_path / "two"
+    interrupted(corpus, out)
+    first = out / "shards" / "00000.parquet"
+    first.write_bytes(first.read_bytes()[:-9])
+    leftover = out / "shards" / ".00002.parquet.a_b0c1d2" / "00002.parquet"
+    leftover.parent.mkdir()
+    leftover.write_bytes(b"PAR1")
+    run(corpus, tmp_path / "other", using=settings(fingerprint="e" * 32))
+    (out / "shards" / "00001.parquet").write_bytes(
+        (tmp_path / "other" / "shards" / "00001.parquet").read_bytes()
+    )
+    run(corpus, out)
+    assert content(out) == content(tmp_path / "one")
+
+
+@pytest.mark.parametrize("lose", [Path.unlink, lambda path: path.write_bytes(b"PAR1")])
+def test_a_finished_job_computes_lost_shards_again(
+    corpus: Path, tmp_path: Path, lose: Callable[[Path], None]
+) -> None:
+    out = tmp_path / "out"
+    run(corpus, out)
+    expected = content(out)
+    lose(out / "shards" / "00001.parquet")
+    with pytest.raises(OutputError, match="another chunk_tokens"):
+        run(corpus, out, using=settings(chunk_tokens=5))
+    with pytest.raises(OutputError, match="another shard_passages"):
+        run(corpus, out, reading=Reading(shard_passages=5))
+    (corpus / "new.md").write_text("New.")
+    with pytest.raises(OutputError, match=r"new\.md is new"):
+        run(corpus, out)
+    (corpus / "new.md").unlink()
+    with pytest.raises(DataError, match="an unfinished job"):
+        open_embedded(out)
+    told: list[tuple[int, int]] = []
+    run(corpus, out, told=told)
+    assert len(told) == 2  # where it begins, and one shard
+    assert content(out) == expected
+
+
+def test_one_job_at_a_time(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    source = list_files(str(corpus))
+    with open_job(out, source, READING, lambda *_: None):
+        code = (
+            "import sys; from pathlib import Path; from nvembed.embed.job import open_job\n"
+            "from nvembed.embed.plan import Reading; from nvembed.read.corpus import list_files\n"
+            "with open_job(Path(sys.argv[2]), list_files(sys.argv[1]), Reading(), print): pass"
+        )
+        done = subprocess.run([sys.executable, "-c", code, corpus, out], capture_output=True, text=True)
+        assert f"out is being written by another job (process {os.getpid()} on " in done.stderr
+        assert "wait for it, or write to another folder" in done.stderr
+    run(corpus, out)
+
+
+def test_a_folder_with_something_else(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"corpus holds .*, which is of no such job: expected a new folder"):
+        run(corpus, corpus)
+    (tmp_path / "home" / ".git").mkdir(parents=True)
+    with pytest.raises(OutputError, match=r"home holds \.git, which is of no such job"):
+        run(corpus, tmp_path / "home")
+    assert (tmp_path / "home" / ".git").is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"cannot write to .*file: File exists"):
+        run(corpus, tmp_path / "file")
+
+
+def break_corpus(corpus: Path) -> None:
+    (corpus / "d.pdf").write_bytes(b"%PDF-1.4 broken")
+    (corpus / "empty.md").write_text("")
+    (corpus / "latin.txt").write_bytes(b"caf\xe9")
+    (corpus / "sub" / "f.csv").write_text('text\nfine\n"open')
+    with (corpus / "sub" / "e.jsonl").open("a") as file:
+        file.write('{"text": \n{"_id": "r2", "text": "again"}\n{"_id": "r9", "text": "last"}\n')
+
+
+def test_what_cannot_be_read_stops_or_is_recorded(corpus: Path, tmp_path: Path) -> None:
+    break_corpus(corpus)
+    with pytest.raises(DataError, match=r"d\.pdf: not a PDF that can be read"):
+        run(corpus, tmp_path / "out")
+    assert content(tmp_path / "out") == {}
+    manifest = run(corpus, tmp_path / "out", reading=replace(READING, on_error="skip"))
+    reasons = {entry["path"]: entry["reason"] for entry in manifest["skipped"]}
+    assert manifest["counts"]["skipped"] == len(manifest["skipped"]) == 6
+    assert "not a PDF" in reasons["d.pdf"]
+    assert "no text in it" in reasons["empty.md"]
+    assert "latin.txt:1: not UTF-8" in reasons["latin.txt"]
+    assert "f.csv:3: not CSV" in reasons["sub/f.csv"]
+    lines = [entry["reason"] for entry in manifest["skipped"] if entry["path"] == "sub/e.jsonl"]
+    assert "e.jsonl:9: not JSON" in lines[0]
+    assert "e.jsonl:10: the id 'sub/e.jsonl:r2' stood before, at " in lines[1]
+    documents = {
+        d for b in open_embedded(tmp_path / "out").batches(["document"]) for d in b["document"].to_pylist()
+    }
+    assert {"sub/e.jsonl:r9", "sub/f.csv:0", "sub/g.parquet:9"} <= documents
+    assert len(documents) == manifest["counts"]["documents"] == 23
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for name, text in ((b"caf\xe9.txt", "A text."), (b"\xe9.md", "")):
+        (corpus / os.fsdecode(name)).write_text(text)
+    manifest = run(corpus, tmp_path / "out", reading=Reading(on_error="skip"))
+    assert [skipped["path"] for skipped in manifest["skipped"]] == ["\\udce9.md"]
+    (batch,) = open_embedded(tmp_path / "out").batches()
+    assert batch["document"].to_pylist() == ["caf\\udce9.txt"]
+    assert run(corpus, tmp_path / "out", reading=Reading(on_error="skip")) == manifest
+
+
+def test_nothing_readable_or_too_much_that_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    skip = replace(READING, on_error="skip")
+    (tmp_path / "a.jsonl").write_text("oops\n" * 30)
+    with pytest.raises(DataError, match=r"no document could be read: 30 were skipped; .*:1: not JSON"):
+        run(tmp_path / "a.jsonl", tmp_path / "out", reading=skip)
+    monkeypatch.setattr(plan, "MAX_SKIPPED", 10)
+    with pytest.raises(DataError, match=r"more than 10 files or records cannot be read; .*a\.jsonl:11"):
+        run(tmp_path / "a.jsonl", tmp_path / "out", reading=skip)
+
+
+def test_empty_records_and_a_prompt_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": ""}\n{"text": "  "}\n{"text": "one two"}\n')
+    manifest = run(tmp_path / "a.jsonl", tmp_path / "out")
+    assert manifest["counts"]["empty"] == 2
+    rows = [row for batch in open_embedded(tmp_path / "out").batches() for row in batch.to_pylist()]
+    assert [(r["id"], r["start"], r["end"]) for r in rows] == [("0#0", 0, 0), ("1#0", 0, 0), ("2#0", 0, 7)]
+
+
+def wrong(change: Callable[[Any], Any]) -> Callable[[Sequence[str]], Any]:
+    return lambda texts: [change(part) for part in encode(texts)]
+
+
+@pytest.mark.parametrize(
+    ("broken", "error", "message"),
+    [
+        (wrong(lambda p: replace(p, vectors=p.vectors * np.nan)), NumericsError, "not finite as float16"),
+        (wrong(lambda p: replace(p, vectors=p.vectors[:, 1:])), DataError, r"expected \(\d, 8\)"),
+        (lambda texts: [], DataError, r"0 vectors of \d+ passages"),
+    ],
+)
+def test_wrong_vectors_leave_nothing(
+    corpus: Path, tmp_path: Path, broken: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        run(corpus, tmp_path / "out", encode=broken)
+    assert not list((tmp_path / "out" / "shards").iterdir())
+    run(corpus, tmp_path / "out")
+
+
+def test_a_full_disk(corpus: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands in for it; then there is room again."""
+    run(corpus, tmp_path / "one", using=settings(dim=DIM))
+    code = """
+import resource, sys
+from pathlib import Path
+import test_job as t
+resource.setrlimit(resource.RLIMIT_FSIZE, (3500, 3500))
+t.run(Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+    here = str(Path(__file__).parent)
+    done = subprocess.run(
+        [sys.executable, "-c", code, corpus, tmp_path / "two"],
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{here}:{here}/../helpers:{here}/..:{os.environ.get('PYTHONPATH', '')}",
+        },
+    )
+    assert "OutputError: could not write" in done.stderr, done.stderr
+    assert "File too large" in done.stderr
+    assert not [p for p in (tmp_path / "two").rglob(".*") if p.is_dir()]
+    run(corpus, tmp_path / "two")
+    assert content(tmp_path / "two") == content(tmp_path / "one")
+
+
+def test_memory_is_bounded_by_a_shard(tmp_path: Path) -> None:
+    """Ids are on disk and texts come a shard at a time: 6 MB of corpus in far less."""
+    import tracemalloc
+
+    line = json.dumps({"text": "word " * 600}) + "\n"
+    (tmp_path / "a.jsonl").write_text(line * 2_000)
+    whole = settings(chunk_tokens=None, overlap_tokens=None)
+    tracemalloc.start()
+    run(tmp_path / "a.jsonl", tmp_path / "out", using=whole, reading=Reading(shard_passages=30))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2_500_000
+
+
+def test_folders_that_are_no_embedded_corpus(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"holds no embedded corpus: make one \(nvembed embed CORPUS "):
+        open_embedded(tmp_path)
+    out = tmp_path / "out"
+    run(corpus, out)
+    path = out / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "format": 2}))
+    with pytest.raises(DataError, match=r"manifest\.json has format 2; expected 1"):
+        open_embedded(out)
+    path.write_text("{")
+    with pytest.raises(DataError, match=r"manifest\.json cannot be read"):
+        open_embedded(out)
+    path.write_text(json.dumps(manifest))
+    last = out / "shards" / manifest["shards"][-1]["name"]
+    raw = bytearray(last.read_bytes())
+    raw[60] ^= 1
+    last.write_bytes(raw)
+    with pytest.raises(DataError, match="its sha256 differs"):
+        open_embedded(out).verify()
+    last.write_bytes(raw[:-1])
+    with pytest.raises(DataError, match=r"parquet has [\d,]+ bytes; expected [\d,]+"):
+        open_embedded(out)
+    last.unlink()
+    with pytest.raises(DataError, match="parquet is missing"):
+        open_embedded(out)
+
+
+def test_sizes_out_of_range(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="passages of 5 tokens with an overlap of 5"):
+        run(corpus, tmp_path / "out", using=settings(chunk_tokens=5, overlap_tokens=5))
+
+
+def test_columns_are_as_documented(corpus: Path, tmp_path: Path) -> None:
+    run(corpus, tmp_path / "out")
+    with pq.ParquetFile(tmp_path / "out" / "shards" / "00000.parquet") as file:
+        assert file.schema_arrow.equals(shard.schema(DIM, "float16"))
+        group = file.metadata.row_group(0)
+        columns = [group.column(i) for i in range(group.num_columns)]
+        compression = {column.path_in_schema: column.compression for column in columns}
+        assert compression["vector.list.element"] == "UNCOMPRESSED"
+        assert compression["text"] == "ZSTD"
+        about = json.loads(file.metadata.metadata[b"nvembed"])
+    assert about.keys() == {"format", "job", "shard", "documents", "tokens", "truncated", "empty"}
+    document = (Path(__file__).parents[2] / "docs" / "corpus-format.md").read_text()
+    assert all(f"`{name}`" in document for name in [*shard.schema(8, "float16").names, *about])
+    example = json.loads(document.split("```json")[1].split("```")[0])
+    manifest = open_embedded(tmp_path / "out").manifest
+    for name in ("settings", "counts"):
+        assert example[name].keys() == manifest[name].keys()
+    assert example.keys() == manifest.keys()
+    assert example["shards"][0].keys() == manifest["shards"][0].keys()

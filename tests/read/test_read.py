@@ -1,0 +1,271 @@
+"""Texts from files: every format, streaming, and each malformed input by its message."""
+
+import gzip
+import io
+import json
+import os
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nvembed.errors import DataError, InputError
+from nvembed.read.folder import read_corpus, split_passages
+from nvembed.read.texts import Passage, read_stream, read_texts
+
+pa = pytest.importorskip("pyarrow", reason="the extra 'search' is not installed")
+pq = pytest.importorskip("pyarrow.parquet", reason="the extra 'search' is not installed")
+
+TEXTS = ['plain, "quoted"', "two words\u2028one line", "emoji 🦊 and ñ", "", "x" * 200_000]
+
+
+def write_jsonl(path: Path, records: list[object]) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def test_txt_one_text_per_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("\ufeffone\r\n\ntwo\u2028half\nlast".encode())
+    assert list(read_texts(path)) == [
+        Passage("0", "one"),
+        Passage("1", ""),
+        Passage("2", "two\u2028half"),
+        Passage("3", "last"),
+    ]
+
+
+def test_jsonl_ids_and_title(tmp_path: Path) -> None:
+    path = write_jsonl(
+        tmp_path / "a.jsonl",
+        [
+            {"_id": "a", "title": "T", "text": "body "},
+            {"id": 7, "title": "", "text": " as it is "},
+            {"text": "no id", "other": 1},
+            {"_id": None, "title": None, "text": "no title"},
+        ],
+    )
+    expected = [("a", "T body"), ("7", " as it is "), ("2", "no id"), ("3", "no title")]
+    assert [(p.id, p.text) for p in read_texts(path)] == expected
+    assert [p.text for p in read_texts(write_jsonl(path, [{"title": "T", "text": "x"}]), field="title")] == [
+        "T"
+    ]
+    assert [p.text for p in read_texts(path, field="text")] == ["x"]
+
+
+def test_every_format_gives_the_same_texts(tmp_path: Path) -> None:
+    records: list[object] = [{"_id": str(i), "text": text} for i, text in enumerate(TEXTS)]
+    write_jsonl(tmp_path / "a.jsonl", records)
+    pq.write_table(pa.table({"_id": [str(i) for i in range(5)], "text": TEXTS}), tmp_path / "a.parquet")
+    quoted = [text.replace('"', '""') for text in TEXTS]
+    for name, mark in (("a.csv", ","), ("a.tsv", "\t")):
+        rows = [f"_id{mark}text", *(f'{i}{mark}"{text}"' for i, text in enumerate(quoted))]
+        (tmp_path / name).write_text("\n".join(rows) + "\n", encoding="utf-8")
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
+    expected = [Passage(str(i), text) for i, text in enumerate(TEXTS)]
+    for name in ("a.jsonl", "a.jsonl.gz", "a.csv", "a.tsv", "a.parquet"):
+        assert list(read_texts(tmp_path / name)) == expected, name
+    for kind in ("jsonl", "csv"):
+        stream = io.BytesIO((tmp_path / f"a.{kind}").read_bytes())
+        assert list(read_stream(stream, format=kind)) == expected
+    assert [p.text for p in read_stream(io.BytesIO(b"one\ntwo"))] == ["one", "two"]
+
+
+def test_csv_with_line_breaks_in_a_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('text,n\n"one\ntwo",1\n\nthree,2\n')
+    assert [(p.id, p.text) for p in read_texts(path)] == [("0", "one\ntwo"), ("1", "three")]
+
+
+def test_a_large_file_streams(tmp_path: Path) -> None:
+    """40 MB of text are read in under 2 MB of memory."""
+    path = tmp_path / "a.jsonl"
+    line = json.dumps({"text": "word " * 2000}) + "\n"
+    path.write_text(line * 4000)
+    tracemalloc.start()
+    count = sum(1 for _ in read_texts(path))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count == 4000
+    assert peak < 2_000_000
+
+
+BAD: dict[str, tuple[str, bytes, str]] = {
+    "not json": ("a.jsonl", b'{"text": "a"}\n{"text": \n', r"a\.jsonl:2: not JSON \(Expecting value\)"),
+    "not an object": ("a.jsonl", b'["a"]\n', r"a\.jsonl:1: a JSON list; expected one object per line"),
+    "nested too deep": ("a.jsonl", b"[" * 200_000, r"a\.jsonl:1: not JSON"),
+    "huge number": ("a.jsonl", b'{"text": ' + b"1" * 5000 + b"}", r"a\.jsonl:1: not JSON"),
+    "wrong field": (
+        "a.jsonl",
+        b'{"_id": "1", "body": "a"}\n',
+        r"a\.jsonl:1: no field 'text'; the fields here are '_id', 'body': choose",
+    ),
+    "not a string": (
+        "a.jsonl",
+        b'{"text": 3.5}\n',
+        r"the field 'text' is a number \(3\.5\); expected a string",
+    ),
+    "null": ("a.jsonl", b'{"text": null}\n', r"the field 'text' is a null"),
+    "list id": ("a.jsonl", b'{"_id": [1], "text": "a"}\n', r"'_id' is a list; expected a string"),
+    "true id": ("a.jsonl", b'{"_id": true, "text": "a"}\n', r"'_id' is a truth value; expected a string"),
+    "latin-1": ("a.txt", b"good\ncaf\xe9\n", r"a\.txt:2: not UTF-8 \(byte 0xe9 at position 4\): .*iconv"),
+    "utf-16": ("a.txt", "hello".encode("utf-16"), r"a\.txt: UTF-16 text; expected UTF-8"),
+    "NUL byte": ("a.txt", b"a\nb\0c\n", r"a\.txt:2: a NUL character"),
+    "NUL escape": ("a.jsonl", b'{"text": "a\\u0000b"}\n', r"a\.jsonl:1: the field 'text' holds a NUL"),
+    "surrogate": (
+        "a.jsonl",
+        b'{"text": "ok"}\n{"text": "a\\ud83d"}\n',
+        r"a\.jsonl:2: the field 'text' holds half a surrogate pair \(\\ud83d\)",
+    ),
+    "surrogate in id": (
+        "a.jsonl",
+        b'{"_id": "\\udc00", "text": "a"}\n',
+        r"'_id' holds half a surrogate pair",
+    ),
+    "empty": ("a.txt", b"", r"a\.txt: no text in it; expected at least one"),
+    "empty jsonl": ("a.jsonl", b"\n \n", r"a\.jsonl: no text in it"),
+    "empty csv": ("a.csv", b"text\n", r"a\.csv: no text in it"),
+    "wrong column": (
+        "a.csv",
+        b"id,body\n1,a\n",
+        r"a\.csv:2: no field 'text'; the fields here are 'body', 'id'",
+    ),
+    "too many columns": ("a.csv", b"id,text\n1,a\n2,b,c\n", r"a\.csv:3: 3 fields; expected 2"),
+    "open quote": ("a.csv", b'text\nok\n"open\n', r"a\.csv:3: not CSV \(unexpected end of data\)"),
+    "not gzip": ("a.jsonl.gz", b'{"text": "a"}\n', r"a\.jsonl\.gz: not a whole gzip file"),
+    "cut gzip": ("a.txt.gz", gzip.compress(os.urandom(999).hex().encode())[:-20], r"not a whole gzip file"),
+    "not parquet": ("a.parquet", b"hello", r"a\.parquet: not a whole Parquet file"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_malformed_input_says_where(tmp_path: Path, case: str) -> None:
+    name, content, message = BAD[case]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        list(read_texts(tmp_path / name))
+
+
+def test_parquet_columns_and_nulls(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"body": ["a", None], "n": [1, 2]}), path)
+    with pytest.raises(DataError, match=r"a\.parquet: no field 'text'; the fields here are 'body', 'n'"):
+        list(read_texts(path))
+    with pytest.raises(DataError, match=r"a\.parquet, row 1: the field 'body' is a null"):
+        list(read_texts(path, field="body"))
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(DataError, match="not a whole Parquet file"):
+        list(read_texts(path, field="body"))
+
+
+def test_unknown_formats(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"a\.docx: the format cannot be told.*\.txt, \.jsonl"):
+        read_texts(tmp_path / "a.docx")
+    with pytest.raises(InputError, match="unknown format 'xml'; expected one of txt, jsonl"):
+        read_texts(tmp_path / "a.txt", format="xml")
+    with pytest.raises(InputError, match="Parquet cannot be read from standard input"):
+        read_stream(io.BytesIO(), format="parquet")
+
+
+def test_missing_and_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match=r"cannot read .*none\.txt: No such file"):
+        list(read_texts(tmp_path / "none.txt"))
+    with pytest.raises(DataError, match=r"no such file or folder: .*none"):
+        list(read_corpus(tmp_path / "none"))
+    with pytest.raises(DataError, match=r"cannot read .*: Is a directory"):
+        list(read_texts(tmp_path, format="txt"))
+
+    def refuse(self: Path, mode: str) -> None:  # root may read everything, so chmod proves nothing here
+        raise PermissionError(13, "Permission denied", str(self))
+
+    (tmp_path / "a.txt").write_text("a")
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(DataError, match=r"cannot read .*a\.txt: Permission denied"):
+        list(read_texts(tmp_path / "a.txt"))
+
+
+def test_a_readers_error_is_not_the_files(tmp_path: Path) -> None:
+    """An OSError of whoever consumes the texts passes untouched."""
+    (tmp_path / "a.txt").write_text("a\nb\n")
+
+    def consume() -> None:
+        for _ in read_texts(tmp_path / "a.txt"):
+            raise OSError("mine")
+
+    with pytest.raises(OSError, match="mine") as caught:
+        consume()
+    assert not isinstance(caught.value, DataError)
+
+
+def test_corpus_refuses_an_id_twice(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "c.jsonl", [{"_id": "x", "text": "a"}, {"_id": "y", "text": "b"}] * 2)
+    assert len(list(read_texts(path))) == 4
+    with pytest.raises(DataError, match=r"c\.jsonl:3: the id 'x' stood before, at .*c\.jsonl:1"):
+        list(read_corpus(path))
+
+
+def make_tree(root: Path) -> None:
+    (root / "sub").mkdir(parents=True)
+    (root / ".git").mkdir()
+    (root / ".git" / "x.md").write_text("hidden")
+    (root / "b.md").write_text("# Head\n\nfirst\nsecond\n\nthird\n## Two\n### Three\nfourth\n")
+    (root / "sub" / "a.txt").write_text("one\n\n\n\ntwo\n")
+    (root / "c.png").write_bytes(b"\x89PNG\0")
+
+
+def test_folder_of_text(tmp_path: Path) -> None:
+    make_tree(tmp_path / "notes")
+    assert list(read_corpus(tmp_path / "notes")) == [
+        Passage("b.md:1", "# Head\n\nfirst\nsecond\n\nthird"),
+        Passage("b.md:7", "## Two\n\n### Three\nfourth"),
+        Passage("sub/a.txt:1", "one\n\ntwo"),
+    ]
+    assert [p.id for p in read_corpus(tmp_path / "notes" / "b.md")] == ["b.md:1", "b.md:7"]
+
+
+def test_a_name_that_is_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.md")).write_text("text")
+    assert list(read_corpus(tmp_path)) == [Passage("caf\\udce9.md:1", "text")]
+    (path,) = tmp_path.iterdir()
+    assert list(read_corpus(path)) == [Passage("caf\\udce9.md:1", "text")]
+
+
+def test_beir_folder(tmp_path: Path) -> None:
+    (tmp_path / "queries.jsonl").write_text("not read")
+    write_jsonl(tmp_path / "corpus.jsonl", [{"_id": "1", "title": "T", "text": "x"}])
+    assert list(read_corpus(tmp_path)) == [Passage("1", "T x")]
+
+
+def test_folder_without_text(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("\n\n")
+    with pytest.raises(DataError, match=r"no text in it; expected corpus\.jsonl, or files that end in \.md"):
+        list(read_corpus(tmp_path))
+
+
+def words(text: str) -> list[str]:
+    return text.split()
+
+
+@pytest.mark.parametrize("keep", [words, lambda text: list("".join(text.split()))])
+def test_passages_lose_nothing_and_stay_small(tmp_path: Path, keep: Callable[[str], list[str]]) -> None:
+    text = "\n\n".join(" ".join(f"w{i}-{j}" for j in range(i)) for i in range(1, 90))
+    (tmp_path / "a.txt").write_text(text)
+    passages = list(split_passages(tmp_path / "a.txt", "a.txt", max_chars=300))
+    assert max(len(p.text) for p in passages) <= 300
+    assert len({p.id for p in passages}) == len(passages) > 20
+    assert [w for p in passages for w in keep(p.text)] == keep(text)
+
+
+def test_one_word_longer_than_a_passage(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("ab" * 1000)
+    passages = list(split_passages(tmp_path / "a.txt", "a.txt", max_chars=300))
+    assert [p.id for p in passages] == ["a.txt:1", *(f"a.txt:1.{n}" for n in range(2, 8))]
+    assert "".join(p.text for p in passages) == "ab" * 1000
+
+
+def test_demo_corpus_is_read_as_beir() -> None:
+    demo = Path(__file__).parents[2] / "demo" / "xquad_en"
+    passages = list(read_corpus(demo))
+    assert len(passages) == 240
+    assert passages[0].text.startswith("Super_Bowl_50 The Panthers defense")

@@ -1,0 +1,382 @@
+"""One set of checks for every store: LanceDB, PostgreSQL with pgvector, Qdrant's local mode."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from embedded_folder import DIM, DOCUMENTS, embed, write_embedded
+from servers import postgres
+
+from nvembed.embed.embedded import open_embedded
+from nvembed.embed.folder import is_embedded
+from nvembed.errors import DataError, InputError, OutputError
+from nvembed.files import locked
+from nvembed.search import index as indexes
+from nvembed.search.index import Index, add, build, delete, open_index
+from nvembed.search.record import is_index
+from nvembed.search.retrieve import Hit, retrieve
+from nvembed.search.where import field_values, kinds_of, parse_where
+
+pytest.importorskip("lancedb", reason="the extra 'index' is not installed")
+
+QDRANT = "http://localhost:6333"
+LANCE_KINDS = ("exact", "int8", "binary")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with postgres() as url:
+        yield url
+
+
+@pytest.fixture(params=[*LANCE_KINDS, "postgres", "qdrant"])
+def options(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What ``build`` is given for each store."""
+    if request.param == "postgres":
+        return {"server": request.getfixturevalue("server")}
+    if request.param == "qdrant":
+        client = pytest.importorskip("qdrant_client", reason="the extra 'qdrant' is not installed")
+        local = client.QdrantClient(":memory:")  # the real client with the server's logic in Python
+        monkeypatch.setattr(local, "close", lambda: None)  # one client for every store of a test
+        monkeypatch.setattr("nvembed.search.qdrant.connect", lambda *_: local)
+        return {"server": QDRANT}
+    return {"kind": request.param}
+
+
+@pytest.fixture
+def index(tmp_path: Path, options: dict[str, str]) -> Iterator[Index]:
+    made = build(open_embedded(write_embedded(tmp_path / "out")), tmp_path / "out" / "index", **options)  # type: ignore[arg-type]
+    with made:
+        yield made
+        made.store.drop()
+
+
+# Qdrant's local mode says what it does not do
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local Qdrant"),
+    pytest.mark.filterwarnings("ignore:Local mode performs exact"),
+]
+
+
+def search(index: Index, query: str, **options: Any) -> list[Hit]:
+    where = parse_where(options.pop("where", []), index.record.fields)
+    return retrieve(index.store, query, embed([query])[0], where=where, **options)
+
+
+def test_vector_search_is_exact(index: Index) -> None:
+    hits = search(index, "a cat sleeps", mode="vector", top=10)
+    texts = [text for texts, _ in DOCUMENTS.values() for text in texts]
+    scores = embed(texts).astype(np.float16).astype(np.float32) @ embed(["a cat sleeps"])[0]
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    own = dict(zip(texts, scores, strict=True))
+    assert len(hits) == len(texts)
+    np.testing.assert_allclose([hit.score for hit in hits], [own[hit.text] for hit in hits], atol=2e-4)
+    assert hits[0].id == "empty#0"
+    assert hits[0].ranks == {"vector": 1}
+
+
+def test_passages_come_back_as_they_were(index: Index) -> None:
+    (hit,) = search(index, "gatto", mode="text", top=1)
+    text, metadata = DOCUMENTS["it's; DROP TABLE x.md"]
+    assert (hit.id, hit.document) == ("it's; DROP TABLE x.md#0", "it's; DROP TABLE x.md")
+    assert (hit.text, hit.start, hit.end) == (text[0], 0, len(text[0]))
+    assert hit.metadata == metadata
+    assert index.store.count() == (4, 6)
+
+
+def test_words_are_stemmed_and_rare_ones_count(index: Index) -> None:
+    assert [hit.document for hit in search(index, "throwing wrestlers", mode="text")] == ["judo.md"]
+    assert search(index, "the of and", mode="text") == []
+    assert search(index, "unheard-of xyzzy", mode="text") == []
+    assert {hit.document for hit in search(index, "days? (picture) & !bones | \"'", mode="text")} == {
+        "radio.md",
+        "empty",
+    }
+
+
+def test_hybrid_joins_both_lists(index: Index) -> None:
+    hits = search(index, "judo throws", mode="hybrid", top=10)
+    assert hits[0].id == "judo.md#0"
+    assert hits[0].ranks == {"vector": 1, "text": 1}
+    assert hits[0].score == pytest.approx(2 / 61)
+    assert len({hit.id for hit in hits}) == 6
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("where", "documents"),
+    [
+        (["year >= 2021"], {"radio.md", "it's; DROP TABLE x.md"}),
+        (["year >= 2021 and lang = en"], {"radio.md"}),
+        (["year>=2021", "lang=it"], {"it's; DROP TABLE x.md"}),
+        (["lang != en"], {"it's; DROP TABLE x.md"}),
+        (["year < 2021"], {"judo.md"}),
+        (["draft = true"], {"radio.md"}),
+        (["draft != true"], {"judo.md"}),
+        (["page = 3"], {"radio.md"}),
+        (['document = "it\'s; DROP TABLE x.md"'], {"it's; DROP TABLE x.md"}),
+        (["lang = \"en' OR '1'='1\""], set()),
+        (["year > 3000"], set()),
+        (["year > 99999999999999999999"], set()),
+        (["year < 99999999999999999999 and year >= 2021"], {"radio.md", "it's; DROP TABLE x.md"}),
+    ],
+)
+def test_filters(index: Index, where: list[str], documents: set[str]) -> None:
+    for mode in ("vector", "hybrid"):
+        found = search(index, "all day judo", mode=mode, top=10, where=where)
+        assert {hit.document for hit in found} == documents
+    words = search(index, "judo day gatto lock radiologist", mode="text", top=10, where=where)
+    assert {hit.document for hit in words} == documents - ({"empty"})
+
+
+def test_numbers_that_a_column_cannot_hold_are_left_out() -> None:
+    records = ['{"f": 1.5, "i": 1}', f'{{"f": 1{"0" * 400}, "i": 1{"0" * 30}}}']
+    fields = kinds_of(records)
+    assert fields == {"f": "float", "i": "int"}
+    assert field_values(records, fields) == {"f": [1.5, None], "i": [1, None]}
+
+
+def test_add_replaces_whole_documents(index: Index, tmp_path: Path) -> None:
+    new = {
+        "judo.md": (["Sambo allows leg locks."], {"year": 2024, "lang": "en", "stars": 4.5}),
+        "new.md": (["A new document."], {"year": 2025}),
+    }
+    index = add(index, open_embedded(write_embedded(tmp_path / "more", new)))
+    assert index.store.count() == (5, 6)
+    assert [hit.text for hit in search(index, "judo throws", mode="text")] == []
+    assert search(index, "sambo", mode="text")[0].id == "judo.md#0"
+    assert search(index, "Sambo allows leg locks.", mode="vector")[0].text == "Sambo allows leg locks."
+    assert {hit.document for hit in search(index, "x", mode="vector", where=["stars > 4"])} == {"judo.md"}
+    again = add(index, open_embedded(tmp_path / "more"))
+    assert again.store.count() == (5, 6)
+    assert json.loads((index.folder / "nvembed-index.json").read_text())["fields"]["stars"] == "float"
+
+
+@pytest.mark.parametrize("kind", LANCE_KINDS)
+def test_an_open_index_sees_what_another_process_changes(kind: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "index"
+    more = write_embedded(tmp_path / "more", {"new.md": (["Sambo allows leg locks."], {})})
+    with (
+        build(open_embedded(write_embedded(tmp_path / "out")), folder, kind=kind) as writer,
+        open_index(folder) as reader,
+    ):
+        assert search(reader, "sambo", mode="text") == []
+        add(writer, open_embedded(more))
+        assert [hit.document for hit in search(reader, "sambo", mode="text")] == ["new.md"]
+        assert search(reader, "Sambo allows leg locks.", mode="vector")[0].document == "new.md"
+        delete(writer, ["new.md"])
+        assert search(reader, "sambo", mode="text") == []
+
+
+def test_delete(index: Index) -> None:
+    with pytest.raises(InputError, match=r"no document 'nowhere' in the index \(1 of 2 unknown\)"):
+        delete(index, ["radio.md", "nowhere"])
+    assert index.store.count() == (4, 6)
+    delete(index, ["radio.md", "it's; DROP TABLE x.md"])
+    assert index.store.count() == (2, 3)
+    assert search(index, "radiologists", mode="text") == []
+    assert {hit.document for hit in search(index, "radiologists train", mode="vector")} == {
+        "judo.md",
+        "empty",
+    }
+
+
+def test_another_model_is_refused(index: Index, tmp_path: Path) -> None:
+    other = open_embedded(write_embedded(tmp_path / "other", fingerprint="f" * 32))
+    with pytest.raises(InputError, match=r"the model fingerprint of the index is '0{32}', that of"):
+        add(index, other)
+    wide = open_embedded(write_embedded(tmp_path / "wide", dim=32))
+    with pytest.raises(InputError, match="the vector size of the index is 64"):
+        add(index, wide)
+    assert index.store.count() == (4, 6)
+
+
+def test_build_again_replaces(index: Index, tmp_path: Path, options: dict[str, str]) -> None:
+    source = open_embedded(write_embedded(tmp_path / "second", {"one": (["Only one."], {})}))
+    with build(source, index.folder, **options) as again:  # type: ignore[arg-type]
+        assert again.store.count() == (1, 1)
+        assert again.record.name != index.record.name
+        for path in (index.folder, index.folder.parent):
+            with open_index(path) as opened:
+                assert opened.record == again.record
+                assert opened.store.count() == (1, 1)
+        with pytest.raises(DataError, match="if the index was built again since, open it again"):
+            index.store.nearest(embed(["x"])[0], 1, ())
+        again.store.drop()
+
+
+def test_a_killed_build_leaves_the_old_index(
+    index: Index, tmp_path: Path, options: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_embedded(write_embedded(tmp_path / "second", {"one": (["Only one."], {})}))
+    with monkeypatch.context() as patch:
+        patch.setattr(type(index.store), "finish", lambda _self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            build(source, index.folder, **options)  # type: ignore[arg-type]
+    with open_index(index.folder) as opened:
+        assert opened.record == index.record
+        assert opened.store.count() == (4, 6)
+    begun = json.loads((index.folder / indexes.BEGUN).read_text())["name"]
+    assert json.loads((index.folder / indexes.FORMER).read_text())["name"] == index.record.name
+    with build(source, index.folder, **options) as again:  # type: ignore[arg-type]
+        assert not list(index.folder.glob("begun*")) + list(index.folder.glob("former*"))
+        assert begun not in {again.record.name, index.record.name}
+        if index.record.store == "lance":
+            assert [path.name for path in index.folder.glob("*.lance")] == [f"{again.record.name}.lance"]
+        again.store.drop()
+
+
+def test_is_index(tmp_path: Path) -> None:
+    out = write_embedded(tmp_path / "out")
+    assert not is_index(out)
+    assert is_embedded(out)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "manifest.json").touch()  # as many a project has
+    assert not is_embedded(tmp_path / "notes")
+    with pytest.raises(
+        DataError, match=r"out is no index \(nvembed-index.json is missing\): make one with  nvembed index"
+    ):
+        open_index(out)
+    build(open_embedded(out), out / "index", kind="exact")
+    assert is_index(out)
+    assert is_index(out / "index")
+    record = json.loads((out / "index" / "nvembed-index.json").read_text())
+    (out / "index" / "nvembed-index.json").write_text(json.dumps({**record, "format": 2}))
+    with pytest.raises(DataError, match="has format 2; expected 1"):
+        open_index(out)
+
+
+def test_unknown_kinds_and_servers(tmp_path: Path) -> None:
+    source = open_embedded(write_embedded(tmp_path / "out"))
+    with pytest.raises(InputError, match="unknown kind of index 'tree'; expected one of auto, exact, rq"):
+        build(source, tmp_path / "i", kind="tree")
+    with pytest.raises(InputError, match="unknown kind of index 'rq'; expected one of auto, exact"):
+        build(source, tmp_path / "i", kind="rq", server=QDRANT)
+    with pytest.raises(InputError, match="unknown server 'ftp://x'"):
+        build(source, tmp_path / "i", server="ftp://x")
+    assert source.dim == DIM
+
+
+def clustered(count: int, dim: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    latent = rng.standard_normal((12, 16))[rng.integers(0, 12, count)] + 0.5 * rng.standard_normal(
+        (count, 16)
+    )
+    x = latent @ rng.standard_normal((16, dim)) + 0.1 * rng.standard_normal((count, dim))
+    return np.asarray(x / np.linalg.norm(x, axis=1, keepdims=True), np.float32)
+
+
+@pytest.mark.parametrize("kind", ["rq", "int8", "binary", "half", "bits"])
+def test_approximate_kinds_find_the_nearest(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """Recall@10 of 0.98 and more, with exact scores, with a filter, and after documents were added."""
+    for module in ("lance", "postgres"):
+        monkeypatch.setattr(f"nvembed.search.{module}.EXACT_ROWS", 100)
+    dim, count = (4_096, 120) if kind == "bits" else (128, 600)
+    x = clustered(count + 50, dim)
+    monkeypatch.setattr("embedded_folder.embed", lambda texts, _dim: x[[int(text) for text in texts]])
+
+    def written(name: str, numbers: range) -> Any:
+        documents: dict[str, Any] = {str(i): ([str(i)], {"odd": i % 2}) for i in numbers}
+        return open_embedded(write_embedded(tmp_path / name, documents, dim=dim, per_shard=1_000))
+
+    server = kind in ("half", "bits")
+    options = {"server": request.getfixturevalue("server")} if server else {"kind": kind}
+    with build(written("first", range(count)), tmp_path / "index", **options) as index:  # type: ignore[arg-type]
+        add(index, written("more", range(count - 50, count + 50)))
+        assert index.store.count() == (count + 50, count + 50)
+        if server:
+            plan = index.store._rows(
+                "SELECT indexdef FROM pg_indexes WHERE indexname = %s", [f"{index.record.name}_vector"]
+            )  # type: ignore[attr-defined]
+            assert ("halfvec_cosine_ops" if kind == "half" else "bit_hamming_ops") in plan[0][0]
+        elif kind == "rq":
+            names = [found.index_type for found in index.store._table().list_indices()]  # type: ignore[attr-defined]
+            assert any(name.startswith("Ivf") for name in names)
+        half = x.astype(np.float16).astype(np.float32)
+        for where in ([], ["odd = 1"]):
+            found = 0
+            rows = np.arange(1 if where else 0, len(x), 2 if where else 1)
+            conditions = parse_where(where, index.record.fields)
+            for i in range(10):
+                hits = retrieve(index.store, "", x[i], mode="vector", top=10, where=conditions)
+                scores = half[rows] @ x[i]
+                best = rows[np.argsort(-scores)[:10]]
+                found += len({int(hit.id[:-2]) for hit in hits} & set(best.tolist()))
+                for hit in hits:
+                    assert hit.score == pytest.approx(half[int(hit.document)] @ x[i], abs=1e-4)
+            assert found >= 98, f"{kind}, {where}: {found} of 100"
+        index.store.drop()
+
+
+def test_rank_fusion_is_that_of_lancedb(tmp_path: Path) -> None:
+    from lancedb.query import MatchQuery
+    from lancedb.rerankers import RRFReranker
+
+    with build(open_embedded(write_embedded(tmp_path / "out")), tmp_path / "index") as index:
+        query = "all day judo cats"
+        ours = search(index, query, mode="hybrid", top=6)
+        table = index.store._table()  # type: ignore[attr-defined]
+        both = table.search(query_type="hybrid").vector(embed([query])[0]).text(MatchQuery(query, "text"))
+        theirs = both.distance_type("cosine").rerank(RRFReranker(K=60)).limit(6).to_list()
+        assert {hit.id: pytest.approx(hit.score, abs=1e-6) for hit in ours} == {
+            row["id"]: row["_relevance_score"] for row in theirs
+        }
+
+
+ADDING = """
+import sys
+from nvembed.embed.embedded import open_embedded
+from nvembed.search.index import add, open_index
+print("ready", flush=True)
+with open_index(sys.argv[1]) as index:
+    while True:
+        for source in sys.argv[2:]:
+            add(index, open_embedded(source))
+"""
+
+
+def test_killed_while_adding(tmp_path: Path) -> None:
+    """Every document is always whole: its old passages or its new ones."""
+
+    def written(name: str, version: str, passages: int) -> Path:
+        documents: dict[str, Any] = {
+            f"d{i}": ([f"{version} part {j}" for j in range(passages)], {"version": version})
+            for i in range(12)
+        }
+        return write_embedded(tmp_path / name, documents)
+
+    sources = [written("old", "old", 3), written("new", "new", 2)]
+    build(open_embedded(sources[0]), tmp_path / "index")
+    for i in range(4):
+        command = [sys.executable, "-c", ADDING, tmp_path / "index", *sources]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as job:
+            assert job.stdout is not None
+            assert job.stdout.readline() == b"ready\n"
+            time.sleep(0.3 + 0.17 * i)
+            job.kill()
+        with open_index(tmp_path / "index") as index:
+            table = index.store._table().to_arrow().select(["document", "metadata", "text"]).to_pylist()  # type: ignore[attr-defined]
+            assert len(index.store.matching("part", 100, ())) == len(table)
+        by_document: dict[str, list[str]] = {}
+        for row in table:
+            by_document.setdefault(row["document"], []).append(json.loads(row["metadata"])["version"])
+        assert len(by_document) == 12
+        assert {tuple(found) for found in by_document.values()} <= {("old",) * 3, ("new",) * 2}
+
+
+def test_two_jobs_on_one_index(tmp_path: Path) -> None:
+    source = open_embedded(write_embedded(tmp_path / "out"))
+    with build(source, tmp_path / "index") as index, locked(tmp_path / "index"):
+        with pytest.raises(OutputError, match="is being written by another job"):
+            add(index, source)
+        with pytest.raises(OutputError, match="is being written by another job"):
+            build(source, tmp_path / "index")
+        assert index.store.count() == (4, 6)

@@ -1,0 +1,172 @@
+"""The floor plan as a test: which room may import which, where a third-party library lives, and sizes."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import nvembed
+
+SRC = Path(nvembed.__file__).parent
+
+# room -> the rooms it may import (itself always); the same table stands in docs/architecture.md
+ROOMS: dict[str, set[str]] = {
+    "errors": set(),
+    "files": {"errors"},
+    "recipe": {"errors", "files"},
+    "model": {"errors"},
+    "text": {"errors", "recipe", "files"},
+    "vectors": {"errors", "files"},
+    "weights": {"errors", "files", "recipe", "model", "text"},
+    "data": {"errors", "files", "recipe", "read", "text", "vectors"},
+    "encoder": {"errors", "model", "text", "vectors", "weights"},
+    "train": {"errors", "files", "recipe", "model", "text", "data", "weights"},
+    "read": {"errors", "files"},
+    "embed": {"errors", "files", "read", "text", "vectors"},
+    "search": {"errors", "files", "text", "vectors", "embed"},
+    "learn": {"errors", "files", "read", "vectors", "embed"},
+    "evaluate": {"errors", "files", "recipe", "read", "text", "vectors"},
+    "serve": {"errors", "files", "recipe", "text"},
+    "integrations": {"errors"},
+    "compress": {"errors", "files", "recipe", "model", "weights", "train"},
+}
+ROOMS["cli"] = set(ROOMS)
+
+# third-party library -> the rooms it stays in
+LIBRARIES: dict[str, set[str]] = {
+    "torch": {"model", "weights", "encoder", "train", "compress", "cli"},
+    "tokenizers": {"text"},
+    "safetensors": {"weights", "train"},
+    "huggingface_hub": {"weights"},
+    "gguf": {"weights"},
+    "bm25s": {"text"},
+    "Stemmer": {"text"},
+    "cyclopts": {"cli"},
+    "lancedb": {"search"},
+    "qdrant_client": {"search"},
+    "psycopg": {"search"},
+    "pgvector": {"search"},
+    "rich": {"cli", "encoder"},
+    "fastapi": {"serve"},
+    "uvicorn": {"serve"},
+    "starlette": {"serve"},
+    "orjson": {"serve"},
+    "prometheus_client": {"serve"},
+    "opentelemetry": {"serve"},
+    "tiktoken": {"cli"},
+    "httpx": {"integrations"},
+    "langchain_core": {"integrations"},
+    "llama_index": {"integrations"},
+    "haystack": {"integrations"},
+    "mteb": {"evaluate"},
+    "datasets": {"data", "evaluate", "read"},
+    "inscriptis": {"read"},
+    "lxml": {"read"},
+    "pypdfium2": {"read"},
+    "ray": {"embed"},
+    "peft": {"train"},
+    "sklearn": {"evaluate", "learn"},
+    "scipy": {"evaluate", "learn"},
+    "matplotlib": {"evaluate", "learn"},  # charts of scores; maps and confusion matrices of a corpus
+    "umap": {"learn"},
+    "sentence_transformers": {"cli"},
+    "transformers": set(),  # the runtime never needs it: tests use it as an oracle
+}
+
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+LONG_FUNCTIONS = {"train/loop.py:train"}
+
+
+def modules() -> list[Path]:
+    return sorted(SRC.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(SRC).parts[0].removesuffix(".py")
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the room they come from"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(SRC)))
+def test_imports_run_one_way(path: Path) -> None:
+    room = room_of(path)
+    if room == "__init__":
+        return
+    for name in imports(ast.parse(path.read_text())):
+        top, *rest = name.split(".")
+        if top == "nvembed" and rest and rest[0] != "__version__":
+            assert rest[0] == room or rest[0] in ROOMS[room], f"{room} may not import {name}"
+        elif top in LIBRARIES:
+            assert room in LIBRARIES[top], f"{top} does not belong in {room}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(SRC)))
+def test_sizes(path: Path) -> None:
+    source = path.read_text()
+    lines = source.count("\n")
+    assert lines <= MAX_FILE_LINES, f"{lines} lines; the limit is {MAX_FILE_LINES}"
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.lineno
+            if room_of(path) == "cli":  # a command's signature and docstring are its options and its help
+                first = node.body[1 if ast.get_docstring(node) and len(node.body) > 1 else 0].lineno
+            size = (node.end_lineno or 0) - first + 1
+            if f"{path.relative_to(SRC)}:{node.name}" not in LONG_FUNCTIONS:
+                assert size <= MAX_FUNCTION_LINES, f"{node.name} has {size} lines"
+            count = len([a for a in node.args.posonlyargs + node.args.args if a.arg not in ("self", "cls")])
+            count += len(node.args.kwonlyargs)
+            if room_of(path) != "cli":  # a command's options are its arguments
+                assert count <= 8, f"{node.name} has {count} parameters; the limit is 8"
+                assert node.args.kwarg is None, f"{node.name} passes **kwargs through"
+    if path.name == "__init__.py" and path.parent != SRC:
+        assert source == "", "a room's __init__ stays empty"
+
+
+def test_only_cli_reads_the_environment() -> None:
+    for path in modules():
+        if room_of(path) != "cli":
+            source = path.read_text()
+            assert "os.environ" not in source, path
+            assert "sys.argv" not in source, path
+            assert "getenv" not in source, path
+
+
+def test_public_names() -> None:
+    assert len(nvembed.__all__) <= 10
+    for name in nvembed.__all__:
+        assert getattr(nvembed, name) is not None
+
+
+def test_import_is_light() -> None:
+    """``import nvembed`` loads neither torch nor any extra."""
+    code = "import sys, nvembed; print([m for m in ('torch', 'rich', 'numpy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_system_without_file_locks_runs_the_model() -> None:
+    """Windows has no ``fcntl``."""
+    code = "import sys; sys.modules['fcntl'] = None; import nvembed.encoder, nvembed.cli.main"
+    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+
+
+def test_exception_tree() -> None:
+    from nvembed import errors
+
+    leaves = errors.NvembedError.__subclasses__()
+    assert len(leaves) <= 8
+    for leaf in leaves:
+        standard = [base for base in leaf.__mro__ if base.__module__ == "builtins" and base is not Exception]
+        assert any(issubclass(base, Exception) for base in standard), leaf
+        assert leaf.__name__ in (errors.__doc__ or "")
