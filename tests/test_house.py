@@ -1,6 +1,7 @@
 """The floor plan as a test: which room may import which, where a third-party library lives, and sizes."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -76,9 +77,27 @@ LIBRARIES: dict[str, set[str]] = {
     "transformers": set(),  # the runtime never needs it: tests use it as an oracle
 }
 
-MAX_FILE_LINES = 400
+MAX_FILE_LINES = 600
 MAX_FUNCTION_LINES = 60
 LONG_FUNCTIONS = {"train/loop.py:train"}
+
+
+# lines of a group of rooms; raised only together with what it buys, in the same commit
+BUDGETS: dict[str, tuple[set[str], int]] = {
+    "core": ({"model", "text", "vectors", "weights", "encoder", "files", "recipe", "errors"}, 5_900),
+    "data and train": ({"data", "train"}, 3_800),
+    "read, embed, search, learn": ({"read", "embed", "search", "learn"}, 5_700),
+    "compress": ({"compress"}, 700),
+    "evaluate": ({"evaluate"}, 2_800),
+    "serve": ({"serve"}, 2_600),
+    "integrations": ({"integrations"}, 700),
+    "cli": ({"cli"}, 4_200),
+}
+# class names that still stand in several files; this list only ever gets shorter
+TWICE = {
+    "Embeddings", "Result", "Outcome", "Progress", "Labelled", "Batch", "Model", "Job", "Wanted",
+    "Index", "Log", "Settings", "Answer", "Hit", "Record", "Finding", "Extracted", "Source", "Cluster", "Prompt", "Reading",
+}  # fmt: skip
 
 
 def modules() -> list[Path]:
@@ -98,24 +117,88 @@ def imports(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(SRC)))
-def test_imports_run_one_way(path: Path) -> None:
+def test_imports_run_one_way() -> None:
+    for path in modules():
+        _check_imports(path)
+
+
+def _check_imports(path: Path) -> None:
     room = room_of(path)
     if room == "__init__":
         return
     for name in imports(ast.parse(path.read_text())):
         top, *rest = name.split(".")
         if top == "nvembed" and rest and rest[0] != "__version__":
-            assert rest[0] == room or rest[0] in ROOMS[room], f"{room} may not import {name}"
+            assert rest[0] == room or rest[0] in ROOMS[room], f"{path}: {room} may not import {name}"
         elif top in LIBRARIES:
-            assert room in LIBRARIES[top], f"{top} does not belong in {room}"
+            assert room in LIBRARIES[top], f"{path}: {top} does not belong in {room}"
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(SRC)))
-def test_sizes(path: Path) -> None:
+def module_name(path: Path) -> str:
+    parts = path.relative_to(SRC.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@pytest.mark.xfail(strict=True, reason="weights: load, adapter and backbone")
+def test_no_file_imports_itself_through_others() -> None:
+    """No circle, imports inside functions included."""
+    known = {module_name(path) for path in modules()}
+    graph = {
+        module_name(path): {
+            name if name in known else name.rpartition(".")[0]
+            for name in imports(ast.parse(path.read_text()))
+            if name.startswith("nvembed.")
+        }
+        & known - {module_name(path), "nvembed"}
+        for path in modules()
+    }
+    try:
+        list(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        pytest.fail(f"import circle: {' <- '.join(error.args[1])}")
+
+
+def test_no_class_name_stands_twice() -> None:
+    places: dict[str, list[str]] = {}
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(str(path.relative_to(SRC)))
+    twice = {name: found for name, found in places.items() if len(found) > 1}
+    assert twice.keys() <= TWICE, {name: twice[name] for name in twice.keys() - TWICE}
+
+
+def test_no_two_modules_have_nearly_one_name() -> None:
+    """Not ``record`` beside ``records``, nor ``classify`` beside ``classifier``."""
+    for folder in {path.parent for path in modules()}:
+        stems = sorted(path.stem for path in folder.glob("*.py"))
+        for one in stems:
+            near = {
+                one + "s",
+                one + "r",
+                one + "er",
+                one.removesuffix("e") + "ing",
+                one.removesuffix("y") + "ier",
+            }
+            assert not near & (set(stems) - {one}), f"{folder}: {one} and {near & set(stems)}"
+
+
+@pytest.mark.parametrize("group", BUDGETS)
+def test_budget(group: str) -> None:
+    rooms, limit = BUDGETS[group]
+    lines = sum(path.read_text().count("\n") for path in modules() if room_of(path) in rooms)
+    assert lines <= limit, f"{group} has {lines:,} lines; its budget is {limit:,}"
+
+
+def test_sizes() -> None:
+    for path in modules():
+        _check_sizes(path)
+
+
+def _check_sizes(path: Path) -> None:
     source = path.read_text()
     lines = source.count("\n")
-    assert lines <= MAX_FILE_LINES, f"{lines} lines; the limit is {MAX_FILE_LINES}"
+    assert lines <= MAX_FILE_LINES, f"{path}: {lines} lines; the limit is {MAX_FILE_LINES}"
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.lineno
@@ -123,7 +206,7 @@ def test_sizes(path: Path) -> None:
                 first = node.body[1 if ast.get_docstring(node) and len(node.body) > 1 else 0].lineno
             size = (node.end_lineno or 0) - first + 1
             if f"{path.relative_to(SRC)}:{node.name}" not in LONG_FUNCTIONS:
-                assert size <= MAX_FUNCTION_LINES, f"{node.name} has {size} lines"
+                assert size <= MAX_FUNCTION_LINES, f"{path}: {node.name} has {size} lines"
             count = len([a for a in node.args.posonlyargs + node.args.args if a.arg not in ("self", "cls")])
             count += len(node.args.kwonlyargs)
             if room_of(path) != "cli":  # a command's options are its arguments

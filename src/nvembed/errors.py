@@ -13,6 +13,9 @@ NvembedError
 A message says what was expected, what was got, and what to do.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class NvembedError(Exception):
     """Root of this package's exceptions."""
@@ -48,3 +51,21 @@ class NumericsError(NvembedError, ArithmeticError):
 
 class MissingExtraError(NvembedError, ImportError):
     """An optional dependency that is not installed."""
+
+
+@contextmanager
+def needs_extra(extra: str, what: str) -> Iterator[None]:
+    """Turn a failed import inside into a ``MissingExtraError`` that names the extra to install.
+
+    Args:
+        extra: the extra in pyproject.toml, such as ``learn``.
+        what: the subject of the message, such as ``"nvembed cluster"``.
+    """
+    try:
+        yield
+    except MissingExtraError:
+        raise
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{what} needs the package {error.name}. Install it with: pip install 'nvembed[{extra}]'"
+        ) from error

@@ -12,12 +12,94 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from nvembed.errors import DataError, NvembedError, OutputError
 
 # No text has a line this long: what has is no text, or lacks its line ends. So memory stays bounded.
 LINE_BYTES = 64 << 20
+
+
+# The largest JSON file of ours that is read. Manifests of a million shards are smaller.
+JSON_BYTES = 1 << 30
+
+T = TypeVar("T")
+
+
+class Schema(BaseModel):
+    """A frozen record read from a file: no unknown key, no silent conversion, no NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def read_json(path: Path, schema: type[T], *, cure: str, error: type[NvembedError] = DataError) -> T:
+    """Read one of the package's own JSON files and check it against a schema.
+
+    Args:
+        path: the file; a regular file of at most ``JSON_BYTES``.
+        schema: a ``Schema``, a frozen dataclass, or any type that pydantic can validate.
+        cure: what to do about a damaged file, such as ``"run nvembed index OUT again"``; ends the message.
+        error: the exception to raise.
+
+    Raises:
+        NvembedError: ``error``, where the file is missing, too large, not JSON, or does not fit the schema.
+            The message lists every fault as ``path: key: expected ..., got ...``.
+    """
+    try:
+        if not path.is_file():
+            raise error(f"{path}: expected a regular file, found none: {cure}")
+        if (size := path.stat().st_size) > JSON_BYTES:
+            raise error(f"{path}: {size:,} bytes; expected at most {JSON_BYTES:,}: {cure}")
+        raw = path.read_bytes()
+    except OSError as reason:
+        if isinstance(reason, NvembedError):
+            raise
+        raise error(f"{path}: cannot be read ({reason.strerror or reason}): {cure}") from reason
+    return parse_json(raw, str(path), schema, cure=cure, error=error)
+
+
+def parse_json(
+    raw: str | bytes, where: str, schema: type[T], *, cure: str, error: type[NvembedError] = DataError
+) -> T:
+    """Check JSON text against a schema; ``where`` names it in messages. Otherwise as ``read_json``."""
+    try:
+        return TypeAdapter(schema).validate_json(raw, strict=True)
+    except ValidationError as faults:
+        lines = [f"{where}: {fault_text(fault)}" for fault in faults.errors(include_url=False)[:10]]
+        raise error("\n".join(lines) + f"\n{cure}") from faults
+
+
+def fault_text(fault: ErrorDetails) -> str:
+    """Return one fault that pydantic found as ``key: expected ..., got ...``."""
+    key = ".".join(map(str, fault["loc"])) or "the file"
+    if fault["type"] == "missing":
+        return f"{key}: expected a value, got none"
+    if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"{key}: unknown key"
+    if fault["type"] == "json_invalid":
+        return f"expected JSON ({fault['msg']})"
+    message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return f"{key}: expected {message}, got {short_json(fault['input'])}"
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a record (a pydantic model, a dataclass or plain values) as indented JSON, whole or not at all.
+
+    Raises:
+        OutputError: as ``atomic_path``.
+    """
+    plain = TypeAdapter(Any).dump_python(content, mode="json", warnings=False)
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(plain, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def short_json(value: Any) -> str:
+    """Return a value as JSON, shortened to fit a message."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 100 else text[:97] + "..."
 
 
 @contextmanager
@@ -195,8 +277,7 @@ def claim(marker: Path, state: dict[str, Any]) -> None:
         OutputError: ``marker`` is of a run with another state; the message says what differs.
     """
     if not marker.exists():
-        with atomic_path(marker) as temporary:
-            temporary.write_text(json.dumps(state, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(marker, state)
         return
     same_run(marker, json.loads(marker.read_text(encoding="utf-8")), json.loads(json.dumps(state)))
 
@@ -208,8 +289,8 @@ def same_run(marker: Path, found: dict[str, Any], expected: dict[str, Any]) -> N
         name, there, here = differs[0]
         names = ", ".join(name for name, _, _ in differs[:5]) + (" and more" if len(differs) > 5 else "")
         raise OutputError(
-            f"{marker} is of a run with another {names} ({name} there: {_short(there)}, here: "
-            f"{_short(here)}): remove what that run left, or write to another folder"
+            f"{marker} is of a run with another {names} ({name} there: {short_json(there)}, here: "
+            f"{short_json(here)}): remove what that run left, or write to another folder"
         )
 
 
@@ -267,8 +348,3 @@ def _differences(found: Any, expected: Any, name: str = "") -> Iterator[tuple[st
             yield from _differences(found.get(key), expected.get(key), f"{name}.{key}" if name else key)
     elif found != expected:
         yield name, found, expected
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 120 else text[:117] + "..."

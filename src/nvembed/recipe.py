@@ -13,16 +13,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from nvembed.errors import ConfigError
+from nvembed.files import Schema, short_json
 
 
-class Recipe(BaseModel):
-    """A frozen record read from TOML: no unknown key, no silent conversion, no NaN."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+class Recipe(Schema):
+    """A frozen record read from TOML."""
 
 
 R = TypeVar("R", bound=Recipe)
@@ -62,7 +61,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{path}: expected a recipe file, got {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -78,8 +77,7 @@ def _fault(path: Path, text: str, model: type[Recipe], detail: ErrorDetails) -> 
     if detail["type"] == "missing":
         return f"{where}: expected a value, got none"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    got = json.dumps(detail["input"], ensure_ascii=False)
-    return f"{where}: expected {message}, got {got if len(got) <= 100 else got[:97] + '...'}"
+    return f"{where}: expected {message}, got {short_json(detail['input'])}"
 
 
 def _known_keys(model: type[BaseModel], keys: tuple[int | str, ...]) -> list[str]:

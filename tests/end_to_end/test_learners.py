@@ -79,7 +79,7 @@ def test_classify(train: Path, tmp_path: Path, capsysbinary: pytest.CaptureFixtu
     run("classify", "predict", out, texts, "--top", "2")
     found = [json.loads(line) for line in capsysbinary.readouterr().out.splitlines()]
     encoder = Encoder.from_pretrained(TINY_A, device="cpu")
-    from nvembed.learn.classifier import load_classifier
+    from nvembed.learn.classifier_file import load_classifier
 
     fitted = load_classifier(out).classifier
     expected = fitted.probabilities(

@@ -10,7 +10,7 @@ from conftest import unit_rows
 from nvembed.cli.classify import label_pairs
 from nvembed.embed.cache import Settings
 from nvembed.errors import DataError, InputError, NumericsError, OutputError
-from nvembed.learn.classifier import Stored, check_fits, load_classifier, save_classifier
+from nvembed.learn.classifier_file import Stored, check_fits, load_classifier, save_classifier
 from nvembed.learn.classify import (
     Classifier,
     CrossValidation,

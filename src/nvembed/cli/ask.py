@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.text import Text
 
-from nvembed.cli.models import Dtype, needs_extra
+from nvembed.cli.options import Dtype
 from nvembed.cli.screen import printable, results, say, waiting
 from nvembed.errors import InputError
 from nvembed.search.retrieve import Hit, Mode
@@ -70,10 +70,9 @@ def ask(
     dtype
         What to compute in; bfloat16 on CUDA and float32 on CPU unless given.
     """
-    with needs_extra("index"):
-        from nvembed.cli.chat import chat_with
-        from nvembed.cli.search_index import Wanted, find, load_for, opened
-        from nvembed.search.answer import answer, grounded_prompt
+    from nvembed.cli.chat import chat_with
+    from nvembed.cli.search_index import Wanted, find, load_for, opened
+    from nvembed.search.answer import answer, grounded_prompt
 
     if (endpoint is None) != (chat_model is None):
         raise InputError("expected --endpoint and --chat-model together, or neither to print the prompt")

@@ -7,7 +7,8 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
-from nvembed.cli.models import Dtype, load
+from nvembed.cli.models import load
+from nvembed.cli.options import Dtype
 from nvembed.cli.screen import progress, results
 from nvembed.model.device import parse_devices
 from nvembed.weights.check import Finding, Report, bytes_text, check_folder

@@ -13,7 +13,8 @@ import numpy as np
 from cyclopts import App, Parameter
 
 from nvembed.cli.learners import check_seed, embedded_by, open_embedded_source, open_source
-from nvembed.cli.models import Dtype, load, prompts
+from nvembed.cli.models import load, prompts
+from nvembed.cli.options import Dtype
 from nvembed.cli.screen import results, say, waiting
 from nvembed.embed.folder import is_embedded
 from nvembed.errors import InputError, OutputError
@@ -183,7 +184,7 @@ def predict(
     dtype
         What to compute in; bfloat16 on CUDA and float32 on CPU unless given.
     """
-    from nvembed.learn.classifier import check_fits, load_classifier
+    from nvembed.learn.classifier_file import check_fits, load_classifier
 
     stored = load_classifier(classifier)
     _check_top(top)

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nvembed.cli.learners import check_seed, open_source
-from nvembed.cli.models import Dtype
+from nvembed.cli.options import Dtype
 from nvembed.cli.screen import printable, results, say, waiting
 from nvembed.errors import InputError, OutputError
 from nvembed.files import as_utf8

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from nvembed.cli.embedding import Model, describe, passage_sizes
-from nvembed.cli.models import Dtype, Tally, prompts
+from nvembed.cli.models import Tally, prompts
+from nvembed.cli.options import Dtype
 from nvembed.cli.screen import long_progress, say
 from nvembed.errors import InputError, MissingExtraError
 from nvembed.files import as_utf8

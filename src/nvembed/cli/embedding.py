@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nvembed.cli.models import Dtype, load
+from nvembed.cli.models import load
+from nvembed.cli.options import Dtype
 from nvembed.errors import InputError
 
 if TYPE_CHECKING:

@@ -5,11 +5,12 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 
-from nvembed.cli.models import DASH, Dtype, Tally, counted, load, prompts
+from nvembed.cli.models import Tally, counted, load, prompts
+from nvembed.cli.options import Dash, Dtype
 from nvembed.cli.screen import say
 from nvembed.embed.write import output_format, write_jsonl, write_vectors
 from nvembed.errors import InputError
@@ -18,8 +19,8 @@ from nvembed.read.texts import Passage, read_stream, read_texts
 
 def encode(
     model: str,
-    input: Annotated[str, DASH],
-    out: Annotated[str, DASH],
+    input: Dash,
+    out: Dash,
     /,
     *,
     format: Literal["npy", "parquet", "jsonl"] | None = None,

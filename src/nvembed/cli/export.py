@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nvembed.cli.models import Dtype
+from nvembed.cli.options import Dtype
 from nvembed.cli.screen import say
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from nvembed.cli.models import needs_extra, prompts
+from nvembed.cli.models import prompts
 from nvembed.cli.screen import progress, say
 from nvembed.embed.folder import INDEX
 from nvembed.errors import InputError
@@ -61,11 +61,10 @@ def index(
         A task whose instruction is known; NQ ("Given a question, retrieve passages that answer the question")
         unless given. A corpus that was embedded with a prompt has its queries read behind the same.
     """
-    with needs_extra("index"):
-        from nvembed.embed.embedded import open_embedded
-        from nvembed.search.index import add as put
-        from nvembed.search.index import build, open_index
-        from nvembed.search.index import delete as remove
+    from nvembed.embed.embedded import open_embedded
+    from nvembed.search.index import add as put
+    from nvembed.search.index import build, open_index
+    from nvembed.search.index import delete as remove
 
     key = os.environ.get("QDRANT_API_KEY")
     start = perf_counter()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from nvembed.cli.models import Dtype
+from nvembed.cli.options import Dtype
 from nvembed.cli.screen import say
 from nvembed.errors import InputError, OutputError
 from nvembed.model.config import PoolerConfig, PoolingKind

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nvembed.cli.models import Dtype, Tally, counted, load, prompts
+from nvembed.cli.models import Tally, counted, load, prompts
+from nvembed.cli.options import Dtype
 from nvembed.cli.screen import progress, say
 from nvembed.embed.cache import Settings, cache_folder, cached_vectors
 from nvembed.embed.folder import is_embedded

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nvembed.cli.models import Dtype
+from nvembed.cli.options import Dtype
 
 
 def merge(model: str, adapter: Path, out: Path, *, dtype: Dtype | None = None) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from nvembed.cli.models import Dtype
+from nvembed.cli.options import Dtype
 from nvembed.cli.screen import say
 from nvembed.cli.teachers import fingerprint, open_teacher
 from nvembed.data.mine import Method, Teacher

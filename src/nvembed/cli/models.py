@@ -1,37 +1,18 @@
 """Models for commands: the one place where a command loads one, and how it embeds with it."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from cyclopts import Parameter
 
+from nvembed.cli.options import Dtype
 from nvembed.cli.screen import waiting
 from nvembed.errors import DownloadError, InputError, MissingExtraError, WeightsError
 
 if TYPE_CHECKING:
     from nvembed.encoder import Embeddings, Encoder
-
-Dtype = Literal["float32", "bfloat16", "float16"]
-
-# An argument that may be "-", for standard input or output, which would else be taken for an option.
-DASH = Parameter(allow_leading_hyphen=True)
-
-
-@contextmanager
-def needs_extra(name: str) -> Iterator[None]:
-    """Say which extra to install where an import inside fails."""
-    try:
-        yield
-    except MissingExtraError:
-        raise
-    except ImportError as error:
-        raise MissingExtraError(
-            f"this needs the package {error.name}: install the extra with  pip install 'nvembed[{name}]'"
-        ) from error
 
 
 def load(

@@ -13,7 +13,8 @@ from cyclopts import Parameter
 from rich.table import Table
 from rich.text import Text
 
-from nvembed.cli.models import DASH, Dtype, Tally, counted, load, needs_extra, prompts
+from nvembed.cli.models import Tally, counted, load, prompts
+from nvembed.cli.options import Dash, Dtype
 from nvembed.cli.screen import printable, progress, results, say, snippet
 from nvembed.embed.cache import BLOCK, Settings, cache_folder, cached_vectors
 from nvembed.embed.folder import is_embedded
@@ -32,7 +33,7 @@ def search(
     corpus: str | None = None,
     /,
     *query: str,
-    queries: Annotated[str | None, DASH] = None,
+    queries: Dash | None = None,
     top: int = 5,
     instruction: str | None = None,
     task: str | None = None,
@@ -111,8 +112,8 @@ def search(
             )
             rest = query if path == corpus or corpus is None else (corpus, *query)
             texts = [q.text for q in _queries(rest, queries)]
-            with needs_extra("index"):
-                from nvembed.cli.search_index import Wanted, opened, search_index
+            from nvembed.cli.search_index import Wanted, opened, search_index
+
             wanted = Wanted(mode or "hybrid", where, top, mark or "words", instruction, task)
             with opened(Path(path)) as index:
                 search_index(

@@ -12,7 +12,8 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from nvembed.cli.models import Dtype, load
+from nvembed.cli.models import load
+from nvembed.cli.options import Dtype
 from nvembed.cli.screen import printable, results
 from nvembed.errors import InputError, NvembedError
 from nvembed.search.index import Index, open_index

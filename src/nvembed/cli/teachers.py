@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nvembed.cli.models import Dtype, encode_with, load_sentence_transformer
+from nvembed.cli.models import encode_with, load_sentence_transformer
+from nvembed.cli.options import Dtype
 from nvembed.data.teacher import Encode
 
 SENTENCE_TRANSFORMERS = "sentence-transformers:"

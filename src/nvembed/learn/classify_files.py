@@ -9,7 +9,7 @@ import numpy as np
 
 from nvembed.errors import DataError, InputError
 from nvembed.files import atomic_path
-from nvembed.learn.classifier import Stored, save_classifier
+from nvembed.learn.classifier_file import Stored, save_classifier
 from nvembed.learn.classify import CrossValidation, check_classes, fit, softmax
 from nvembed.learn.classify_report import Measured, as_data, how, measure, section
 from nvembed.learn.cluster_report import markdown

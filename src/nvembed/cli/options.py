@@ -1,0 +1,56 @@
+"""Options that several commands share, written once. Each dataclass becomes a panel of ``--help``."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Group, Parameter
+from cyclopts.validators import Number
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Count = Annotated[int, Parameter(validator=Number(gte=1))]
+Flag = Annotated[bool, Parameter(negative=())]
+# A name, or "-" for standard input or output, which would otherwise be taken for an option.
+Dash = Annotated[str, Parameter(allow_leading_hyphen=True)]
+
+
+def _panel(title: str, sort_key: int) -> Callable[[type], type]:
+    return Parameter(name="*", group=Group(title, sort_key=sort_key))
+
+
+@_panel("Computation", 30)
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """Where and how a model computes."""
+
+    device: str | None = None
+    """Device: cpu, cuda, cuda:1, or several separated by commas. Default: cuda where there is one."""
+    dtype: Dtype | None = None
+    """Number format. Default: bfloat16 on CUDA, float32 on CPU."""
+
+
+@_panel("Prompt", 20)
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """What the model is told about the texts. At most one of these."""
+
+    task: str | None = None
+    """Task with a known instruction, such as NQ or Banking77Classification."""
+    instruction: str | None = None
+    """Sentence that describes the task; each text becomes "Instruct: INSTRUCTION\\nQuery: TEXT"."""
+    prompt: str | None = None
+    """Exact string to prepend to each text."""
+
+
+@_panel("Reading", 10)
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How the records of a corpus are read."""
+
+    field: str | None = None
+    """Field or column with the text. Default: "text", with "title" before it."""
+    max_length: Count | None = None
+    """Most tokens read of one text, prompt included. Default: the model's limit."""
+    cache: Path | None = None
+    """Folder for the vectors. Default: .nvembed beside the corpus."""
