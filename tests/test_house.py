@@ -96,7 +96,8 @@ BUDGETS: dict[str, tuple[set[str], int]] = {
 # class names that still stand in several files; this list only ever gets shorter
 TWICE = {
     "Embeddings", "Result", "Outcome", "Progress", "Labelled", "Batch", "Model", "Job", "Wanted",
-    "Index", "Log", "Settings", "Answer", "Hit", "Record", "Finding", "Extracted", "Source", "Cluster", "Prompt", "Reading",
+    "Index", "Log", "Settings", "Answer", "Hit", "Record", "Finding", "Extracted", "Source", "Cluster",
+    "Prompt", "Reading",
 }  # fmt: skip
 
 
