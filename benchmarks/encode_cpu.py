@@ -37,7 +37,8 @@ from nvembed.encoder import Encoder
 from nvembed.model.device import CPU_BATCH_TOKENS
 from nvembed.text.pack import batches
 from nvembed.text.tokenize import TextTokenizer
-from nvembed.weights.load import load_model, open_checkpoint, read_tensor
+from nvembed.weights.checkpoint import load_model, open_checkpoint
+from nvembed.weights.tensors import read_tensor
 
 RESULTS = Path(__file__).parent / "results"
 VARIANTS = ("nvembed", "a1 sentence-transformers", "a2 transformers", "b padded, plain pooler", "products")

@@ -37,8 +37,8 @@ from nvembed.model.config import NV_EMBED_V2, ModelConfig, PoolerConfig
 from nvembed.text.tokenize import TextSettings
 from nvembed.weights.check import free_memory
 from nvembed.weights.known import known_weights
-from nvembed.weights.load import TOKENIZER_FILES, expected_tensors
 from nvembed.weights.save import SHARD_BYTES, save_checkpoint
+from nvembed.weights.tensors import TOKENIZER_FILES, expected_tensors
 
 LIMIT_GIB = 20.0
 TEXT = "Judo throws are allowed in freestyle and folkstyle wrestling."

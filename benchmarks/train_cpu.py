@@ -29,7 +29,7 @@ from nvembed.train.loss import loss_and_gradient
 from nvembed.train.optim import Optimizer
 from nvembed.train.recipe import AdapterSection, OptimizerSection
 from nvembed.train.step_batch import MicroBatch, micro_batches
-from nvembed.weights.load import load_model, open_checkpoint
+from nvembed.weights.checkpoint import load_model, open_checkpoint
 
 CPU = torch.device("cpu")
 OPTIMIZER = OptimizerSection(

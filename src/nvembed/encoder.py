@@ -20,8 +20,8 @@ from nvembed.text.pack import Batch, batches, windows
 from nvembed.text.prompt import format_prompt, instruction_for
 from nvembed.text.tokenize import TextTokenizer, Tokens, check_texts
 from nvembed.vectors.metric import cosine
+from nvembed.weights.checkpoint import Checkpoint, fingerprint, load_model, load_tokenizer, open_checkpoint
 from nvembed.weights.hub import model_folder
-from nvembed.weights.load import Checkpoint, fingerprint, load_model, load_tokenizer, open_checkpoint
 from nvembed.weights.save import save_checkpoint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

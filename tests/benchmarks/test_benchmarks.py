@@ -21,8 +21,8 @@ import train_gpu
 from nvembed.errors import DataError, InputError
 from nvembed.model.config import NV_EMBED_V2
 from nvembed.weights.known import known_weights
-from nvembed.weights.load import expected_tensors
 from nvembed.weights.save import SHARD_BYTES
+from nvembed.weights.tensors import expected_tensors
 
 
 def in_this_process(name: str, folder: Path) -> dict[str, object]:

@@ -14,7 +14,7 @@ from nvembed.cli.init import init
 from nvembed.encoder import Encoder
 from nvembed.errors import InputError, OutputError, WeightsError
 from nvembed.model.config import Architecture, PoolingKind
-from nvembed.weights.load import open_checkpoint
+from nvembed.weights.checkpoint import open_checkpoint
 
 TEXTS = ["The judge threw people out.", "it's the third time", "squares"]
 

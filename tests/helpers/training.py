@@ -14,7 +14,7 @@ from nvembed.model.nv_embed import NVEmbed
 from nvembed.text.tokenize import TextTokenizer
 from nvembed.train.loop import Job
 from nvembed.train.recipe import StageRecipe
-from nvembed.weights.load import load_model, open_checkpoint
+from nvembed.weights.checkpoint import load_model, open_checkpoint
 
 RECIPE: dict[str, Any] = {
     "stage": 1,

@@ -15,8 +15,8 @@ from nvembed.encoder import Encoder
 from nvembed.errors import ConfigError, MissingExtraError, WeightsError
 from nvembed.train.adapt import adapt
 from nvembed.train.loop import encode, train
-from nvembed.weights.adapter import Adapter, merged_tensors, read_adapter
-from nvembed.weights.load import open_checkpoint
+from nvembed.weights.adapter import Adapter, read_adapter
+from nvembed.weights.checkpoint import merged_tensors, open_checkpoint
 from nvembed.weights.save import save_checkpoint
 
 

@@ -10,9 +10,9 @@ from conftest import TINY_A
 from nvembed.cli.average import average as command
 from nvembed.errors import InputError, OutputError, WeightsError
 from nvembed.train.loop import train
-from nvembed.weights.adapter import merged_tensors, read_adapter
+from nvembed.weights.adapter import read_adapter
 from nvembed.weights.average import average
-from nvembed.weights.load import open_checkpoint
+from nvembed.weights.checkpoint import merged_tensors, open_checkpoint
 
 
 def state(folder: Path, seed: int, **adapter: object) -> Path:

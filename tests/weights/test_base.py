@@ -14,7 +14,7 @@ from nvembed.errors import ConfigError, InputError
 from nvembed.model.config import PoolerConfig, PoolingKind
 from nvembed.weights.base import embedding_tokenizer_files, read_causal_lm, text_settings, untrained
 from nvembed.weights.causal_lm import CausalLM
-from nvembed.weights.load import expected_tensors
+from nvembed.weights.tensors import expected_tensors
 
 POOLER = PoolerConfig(num_latents=24, num_heads=2, head_dim=64)
 

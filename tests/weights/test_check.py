@@ -22,6 +22,7 @@ from nvembed.text.tokenize import TextSettings
 from nvembed.weights import check as room
 from nvembed.weights import known as known_room
 from nvembed.weights.check import Report, check_folder, free_memory, memory_table
+from nvembed.weights.checkpoint import Checkpoint, load_model, open_checkpoint
 from nvembed.weights.known import (
     KnownFile,
     KnownWeights,
@@ -31,8 +32,8 @@ from nvembed.weights.known import (
     licence_of,
     sha256,
 )
-from nvembed.weights.load import Checkpoint, StoredTensor, expected_tensors, load_model, open_checkpoint
 from nvembed.weights.save import save_checkpoint
+from nvembed.weights.tensors import StoredTensor, expected_tensors
 
 CPU = torch.device("cpu")
 WORDS = ["<unk>", "<s>", "</s>", "a", "short", "text", ".", "A"]

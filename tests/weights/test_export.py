@@ -20,12 +20,12 @@ from nvembed.cli.main import main
 from nvembed.encoder import Encoder
 from nvembed.errors import ConfigError, InputError, MissingExtraError, OutputError, WeightsError
 from nvembed.train.loop import encode, train
-from nvembed.weights import backbone
-from nvembed.weights.adapter import merged_tensors, read_adapter
+from nvembed.weights import backbone, checkpoint
+from nvembed.weights.adapter import read_adapter
 from nvembed.weights.check import check_folder
+from nvembed.weights.checkpoint import Checkpoint, load_model, merged_tensors, open_checkpoint
 from nvembed.weights.export import Exported, export
 from nvembed.weights.hub import missing_files
-from nvembed.weights.load import Checkpoint, load_model, open_checkpoint
 from nvembed.weights.save import save_checkpoint
 
 TEXTS = ["The judge threw 12 people out", "it's the third time " * 3, "x"]
@@ -157,6 +157,7 @@ def test_a_base_on_the_hub(tmp_path: Path, package: Path, monkeypatch: pytest.Mo
         return snapshot
 
     monkeypatch.setattr(backbone, "model_folder", fetched)
+    monkeypatch.setattr(checkpoint, "model_folder", fetched)
     model = untrained(tmp_path / "base", snapshot)
     export(tmp_path / "small", model, trained(tmp_path / "state", model), base="owner/lm")
     card = (tmp_path / "small" / "README.md").read_text()

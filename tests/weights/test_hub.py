@@ -17,7 +17,7 @@ from huggingface_hub import constants
 
 from nvembed.errors import DownloadError, WeightsError
 from nvembed.weights.hub import model_folder
-from nvembed.weights.load import INDEX
+from nvembed.weights.tensors import INDEX
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]

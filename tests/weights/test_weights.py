@@ -17,8 +17,9 @@ from conftest import TINY_A, tiny_model
 from nvembed.encoder import Encoder
 from nvembed.errors import ConfigError, OutputError, WeightsError
 from nvembed.text.tokenize import TextSettings
-from nvembed.weights.load import expected_tensors, load_model, open_checkpoint, read_tensor
+from nvembed.weights.checkpoint import load_model, open_checkpoint
 from nvembed.weights.save import save_checkpoint
+from nvembed.weights.tensors import expected_tensors, read_tensor
 
 TOKENIZER_FILES = {name: (TINY_A / name).read_bytes() for name in ("tokenizer.json", "tokenizer_config.json")}
 SETTINGS = TextSettings("clean", 256, eos_token="</s>", eos_id=2, bos_id=1)
@@ -254,7 +255,7 @@ class TestRefused:
 # Root reads everything: the test below becomes another user first.
 AS_NOBODY = """
 import os, sys
-from nvembed.weights.load import open_checkpoint
+from nvembed.weights.checkpoint import open_checkpoint
 os.setgid(65534); os.setuid(65534)
 try:
     open_checkpoint(sys.argv[1])

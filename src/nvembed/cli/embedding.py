@@ -48,8 +48,8 @@ def describe(
         device: None is cuda where there is one.
     """
     from nvembed.model.device import parse_devices
+    from nvembed.weights.checkpoint import fingerprint, load_tokenizer, open_checkpoint
     from nvembed.weights.hub import model_folder
-    from nvembed.weights.load import fingerprint, load_tokenizer, open_checkpoint
 
     kind = parse_devices(device.split(",") if device else None)[0].type
     checkpoint = open_checkpoint(model_folder(model))

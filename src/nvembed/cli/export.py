@@ -50,9 +50,9 @@ def export(
     """
     import torch
 
+    from nvembed.weights.checkpoint import open_checkpoint
     from nvembed.weights.export import export as write
     from nvembed.weights.hub import model_folder
-    from nvembed.weights.load import open_checkpoint
 
     made = write(
         out,

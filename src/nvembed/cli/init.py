@@ -11,9 +11,10 @@ from nvembed.errors import InputError, OutputError
 from nvembed.model.config import PoolerConfig, PoolingKind
 from nvembed.recipe import read_recipe
 from nvembed.train.recipe import StageRecipe
-from nvembed.weights.backbone import locate, read_backbone
+from nvembed.weights.backbone import locate
 from nvembed.weights.base import embedding_tokenizer_files, text_settings, untrained
 from nvembed.weights.causal_lm import first_layers
+from nvembed.weights.checkpoint import read_backbone
 from nvembed.weights.save import save_checkpoint
 
 

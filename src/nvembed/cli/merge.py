@@ -28,9 +28,9 @@ def merge(model: str, adapter: Path, out: Path, *, dtype: Dtype | None = None) -
     import torch
 
     from nvembed.errors import OutputError
-    from nvembed.weights.adapter import merged_tensors, read_adapter
+    from nvembed.weights.adapter import read_adapter
+    from nvembed.weights.checkpoint import merged_tensors, open_checkpoint
     from nvembed.weights.hub import model_folder
-    from nvembed.weights.load import open_checkpoint
     from nvembed.weights.save import save_checkpoint
 
     if out.exists():

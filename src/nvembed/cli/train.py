@@ -172,8 +172,8 @@ def _job(stage: "StageRecipe", model: str, blend: "Blend", device: Any, sharded:
     import torch
 
     from nvembed.train.loop import Job
+    from nvembed.weights.checkpoint import fingerprint, load_model, load_tokenizer, open_checkpoint
     from nvembed.weights.hub import model_folder
-    from nvembed.weights.load import fingerprint, load_model, load_tokenizer, open_checkpoint
 
     checkpoint = open_checkpoint(model_folder(model))
     config, told = checkpoint.config, stage.model

@@ -30,7 +30,7 @@ from nvembed.train.optim import Optimizer
 from nvembed.train.parallel import Ranks
 from nvembed.train.recipe import AdapterSection
 from nvembed.weights.adapter import ADAPTER_CONFIG, BACKBONE_PREFIX, PEFT_PREFIX
-from nvembed.weights.load import ADAPTER_TENSORS, BACKBONE_TENSORS, POOLER_TENSORS, read_json
+from nvembed.weights.tensors import ADAPTER_TENSORS, BACKBONE_TENSORS, POOLER_TENSORS, read_json
 
 OPTIMIZER = "optimizer.safetensors"
 SHARDED_OPTIMIZER = "optimizer"

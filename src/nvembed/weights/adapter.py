@@ -6,7 +6,7 @@ them; ``pooler.safetensors`` beside them holds the pooler under its released nam
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,7 @@ from torch import Tensor
 
 from nvembed.errors import OutputError, WeightsError
 from nvembed.files import atomic_path
-from nvembed.weights.load import (
-    ADAPTER_TENSORS,
-    BACKBONE_TENSORS,
-    POOLER_TENSORS,
-    Checkpoint,
-    StoredTensor,
-    read_json,
-)
+from nvembed.weights.tensors import ADAPTER_TENSORS, BACKBONE_TENSORS, POOLER_TENSORS, StoredTensor, read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 PEFT_PREFIX = "base_model.model."  # peft's own, before the names of the model it wraps
@@ -90,21 +83,6 @@ def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
             f"{folder} has no adapter: expected {ADAPTER_TENSORS}, {POOLER_TENSORS} or {BACKBONE_TENSORS}"
         )
     return Adapter(scale, pairs, replaced)
-
-
-def merged_tensors(
-    checkpoint: Checkpoint, adapter: Adapter, *, dtype: torch.dtype | None = None
-) -> Iterator[tuple[str, Tensor]]:
-    """Yield a checkpoint's tensors with an adapter merged into them, one at a time.
-
-    They are in ``dtype``, or else in the dtype that each is stored in.
-
-    Raises:
-        WeightsError: the adapter is of another base: a name or shape that does not fit.
-    """
-    check_fit(adapter, checkpoint.tensors, str(checkpoint.folder))
-    for name in checkpoint.tensors:
-        yield name, adapter.merged(name, checkpoint.read(name), dtype)
 
 
 def peft_names(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:

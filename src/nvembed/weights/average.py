@@ -17,7 +17,7 @@ from nvembed.weights.adapter import (
     read_adapter,
     write_folder,
 )
-from nvembed.weights.load import ADAPTER_TENSORS, BACKBONE_TENSORS, POOLER_TENSORS, read_json
+from nvembed.weights.tensors import ADAPTER_TENSORS, BACKBONE_TENSORS, POOLER_TENSORS, read_json
 
 
 def average(

@@ -16,7 +16,7 @@ from nvembed.text.tokenize import TextSettings
 from nvembed.weights.causal_lm import PREFIX, CausalLM, read_folder
 from nvembed.weights.gguf import read_gguf
 from nvembed.weights.gguf_tokenizer import bos_first
-from nvembed.weights.load import expected_tensors
+from nvembed.weights.tensors import expected_tensors
 
 # The last layer of each residual branch of a pooler. Zeros there make an untrained pooler exactly the mean
 # of the backbone's states: training starts from a working baseline instead of from noise added to it.

@@ -9,7 +9,7 @@ from torch import Tensor
 from nvembed.errors import InputError, WeightsError
 from nvembed.model.config import BackboneConfig, ModelConfig, PoolerConfig
 from nvembed.weights.hub_config import backbone_config
-from nvembed.weights.load import (
+from nvembed.weights.tensors import (
     TOKENIZER_FILES,
     StoredTensor,
     compare_tensors,

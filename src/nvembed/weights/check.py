@@ -12,18 +12,9 @@ from nvembed.errors import NvembedError
 from nvembed.model.config import ModelConfig
 from nvembed.model.device import activation_bytes, batch_tokens_for
 from nvembed.model.nv_embed import NVEmbed
+from nvembed.weights.checkpoint import Checkpoint, load_tokenizer, open_checkpoint
 from nvembed.weights.known import Answer, expected_sha256, known_weights, licence_of, recognise, sha256
-from nvembed.weights.load import (
-    INDEX,
-    ITEM_BYTES,
-    Checkpoint,
-    StoredTensor,
-    load_tokenizer,
-    missing_files,
-    open_checkpoint,
-    read_json,
-    shard_names,
-)
+from nvembed.weights.tensors import INDEX, ITEM_BYTES, StoredTensor, missing_files, read_json, shard_names
 
 Status = Literal["pass", "warn", "fail", "skip"]
 Advance = Callable[[int], None]

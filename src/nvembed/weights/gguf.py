@@ -14,7 +14,7 @@ from nvembed.model.config import BackboneConfig, RopeScaling
 from nvembed.weights.causal_lm import CausalLM, check_backbone
 from nvembed.weights.gguf_tokenizer import tokenizer_files
 from nvembed.weights.hub_config import backbone_config
-from nvembed.weights.load import StoredTensor
+from nvembed.weights.tensors import StoredTensor
 
 if TYPE_CHECKING:
     from gguf.gguf_reader import GGUFReader, ReaderTensor

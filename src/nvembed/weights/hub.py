@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from nvembed.errors import DownloadError, WeightsError
-from nvembed.weights.load import missing_files
+from nvembed.weights.tensors import missing_files
 
 # Never fetched: code and pickles. Everything we read is data.
 WANTED = ["*.json", "*.safetensors", "*.md", "LICENSE*"]

@@ -15,8 +15,8 @@ from nvembed.errors import OutputError
 from nvembed.files import atomic_path
 from nvembed.model.config import ModelConfig
 from nvembed.text.tokenize import TextSettings
-from nvembed.weights.load import INDEX, SINGLE
 from nvembed.weights.model_config import write_config
+from nvembed.weights.tensors import INDEX, SINGLE
 
 SHARD_BYTES = 5_000_000_000  # released: the shards are just below
 

@@ -1,4 +1,4 @@
-"""Checkpoint files in, a module out. Safetensors only; one tensor at a time is held beside the model."""
+"""The files of a model's folder: headers of safetensors, names and shapes, one tensor at a time; JSON."""
 
 import hashlib
 import json
@@ -12,13 +12,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from nvembed.errors import ConfigError, WeightsError
 from nvembed.model.config import ModelConfig
 from nvembed.model.nv_embed import NVEmbed
-from nvembed.text.tokenize import TextSettings, TextTokenizer
-from nvembed.weights.model_config import read_config
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -36,102 +34,6 @@ class StoredTensor:
     file: Path
     shape: tuple[int, ...]
     dtype: str  # as safetensors names it: F16, BF16, F32
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint whose config was understood and whose tensors have the right names and shapes.
-
-    ``source(name, rows)`` gives the values where they are not simply those of ``tensors``: a backbone from
-    elsewhere with an adapter merged into it.
-    """
-
-    folder: Path
-    config: ModelConfig
-    text: TextSettings
-    tensors: dict[str, StoredTensor]
-    source: Callable[[str, int | None], Tensor] | None = None
-
-    def read(self, name: str, rows: int | None = None) -> Tensor:
-        """Read one tensor, or its first ``rows`` rows, in the dtype it is stored in."""
-        if self.source is not None:
-            return self.source(name, rows)
-        return read_tensor(self.tensors[name], name, rows)
-
-    def tokenizer_files(self) -> dict[str, bytes]:
-        paths = (self.folder / name for name in TOKENIZER_FILES)
-        return {path.name: path.read_bytes() for path in paths if path.is_file()}
-
-
-def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
-    """Read a checkpoint's configs and the headers of its safetensors files; load no weights.
-
-    A folder that holds an adapter and names its backbone (`weights.backbone`) is a checkpoint too.
-
-    Raises:
-        ConfigError: configs or a tokenizer that are missing, configs that are no JSON, or of a model this
-            package does not have.
-        WeightsError: no safetensors (pickles are refused), a corrupt file, or tensors that are missing,
-            unexpected or misshapen: all of them are named; or a backbone that is not the one it was made for.
-        MissingExtraError: the package that the backbone comes from is not installed.
-    """
-    folder = Path(folder)
-    told = read_json(folder / "config.json")
-    config, text = read_config(told, read_json(folder / "tokenizer_config.json"))
-    if not (folder / "tokenizer.json").is_file():
-        raise _incomplete(folder / "tokenizer.json")
-    if isinstance(told.get("nvembed"), dict) and "base" in told["nvembed"]:
-        from nvembed.weights.backbone import open_adapted  # which itself reads checkpoints
-
-        return open_adapted(folder, told, config, text)
-    tensors = stored_tensors(folder)
-    compare_tensors(folder, tensors, expected_tensors(config))
-    return Checkpoint(folder, config, text, tensors)
-
-
-def load_tokenizer(checkpoint: Checkpoint) -> TextTokenizer:
-    """Return a checkpoint's tokenizer.
-
-    Raises:
-        ConfigError: it cannot be read, or knows tokens that the model has no embedding of.
-    """
-    tokenizer = TextTokenizer(checkpoint.tokenizer_files()["tokenizer.json"], checkpoint.text)
-    rows = checkpoint.config.backbone.vocab_size
-    if tokenizer.vocab_size > rows:
-        raise ConfigError(
-            f"tokenizer.json has {tokenizer.vocab_size:,} tokens, but the model embeds {rows:,}: it belongs "
-            "to another model"
-        )
-    return tokenizer
-
-
-def load_model(
-    checkpoint: Checkpoint,
-    *,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    fold: bool = True,
-) -> NVEmbed:
-    """Load the weights into a model that was built without memory of its own.
-
-    Args:
-        fold: fold latent attention for inference (exact; smaller and faster) and freeze the weights.
-            ``False`` keeps the plain, trainable form.
-
-    The pooler is loaded and folded first, so that its plain form is gone before the backbone comes.
-    """
-    with torch.device("meta"):
-        model = NVEmbed(checkpoint.config)
-    names = sorted(checkpoint.tensors, key=lambda name: name.startswith("embedding_model."))
-    folded = not fold
-    for name in names:
-        if not folded and name.startswith("embedding_model."):
-            model.fold_pooler()
-            folded = True
-        tensor = checkpoint.read(name).to(device=device, dtype=dtype, copy=True)
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, nn.Parameter(tensor, requires_grad=not fold))
-    return model.eval() if fold else model.train()
 
 
 def read_tensor(stored: StoredTensor, name: str, rows: int | None = None) -> Tensor:
@@ -236,36 +138,18 @@ def compare_tensors(
         raise WeightsError(f"the weights in {folder} do not fit its config.json:\n  {lines}")
 
 
-def fingerprint(checkpoint: Checkpoint) -> str:
-    """Return 32 hex digits that name what a checkpoint computes: of its configs, tokenizer and tensors.
-
-    Of each tensor the name, shape, dtype and first 2,048 numbers are read: enough to tell trained models
-    apart without reading 15 GB.
-    """
-    digest = hashlib.sha256()
-    digest.update(repr((checkpoint.config, checkpoint.text)).encode())
-    if checkpoint.config.backbone.causal:
-        digest.update(b"causal")
-    digest.update((checkpoint.folder / "tokenizer.json").read_bytes())
-    for name in sorted(checkpoint.tensors):
-        stored = checkpoint.tensors[name]
-        head = _head(stored, partial(checkpoint.read, name)).view(torch.uint8)
-        digest.update(repr((name, stored.shape, stored.dtype)).encode() + head.numpy().tobytes())
-    return digest.hexdigest()[:32]
-
-
 def values_fingerprint(
     tensors: Mapping[str, StoredTensor], read: Callable[[str, int | None], Tensor], names: Iterable[str]
 ) -> str:
     """Return 32 hex digits that name the values of some tensors, as float32, in whatever form they lie."""
     digest = hashlib.sha256()
     for name in sorted(names):
-        head = _head(tensors[name], partial(read, name)).float().view(torch.uint8)
+        head = tensor_head(tensors[name], partial(read, name)).float().view(torch.uint8)
         digest.update(repr((name, tensors[name].shape)).encode() + head.numpy().tobytes())
     return digest.hexdigest()[:32]
 
 
-def _head(stored: StoredTensor, read: Callable[[int], Tensor]) -> Tensor:
+def tensor_head(stored: StoredTensor, read: Callable[[int], Tensor]) -> Tensor:
     """The first numbers of a tensor, without reading much more."""
     width = math.prod(stored.shape[1:])
     return read(-(-HEAD_NUMBERS // width)).flatten()[:HEAD_NUMBERS].contiguous()
@@ -275,7 +159,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise _incomplete(path) from error
+        raise incomplete(path) from error
     except PermissionError as error:
         raise ConfigError(f"{path} cannot be read: permission denied; check its owner and mode") from error
     except OSError as error:
@@ -287,7 +171,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _incomplete(path: Path) -> ConfigError:
+def incomplete(path: Path) -> ConfigError:
     return ConfigError(f"{path.parent} has no {path.name}: it is not a complete model folder")
 
 
