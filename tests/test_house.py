@@ -84,7 +84,7 @@ LONG_FUNCTIONS = {"train/loop.py:train"}
 
 # lines of a group of rooms; raised only together with what it buys, in the same commit
 BUDGETS: dict[str, tuple[set[str], int]] = {
-    "core": ({"model", "text", "vectors", "weights", "encoder", "files", "recipe", "errors"}, 5_900),
+    "core": ({"model", "text", "vectors", "weights", "encoder", "files", "recipe", "errors"}, 6_700),
     "data and train": ({"data", "train"}, 3_800),
     "read, embed, search, learn": ({"read", "embed", "search", "learn"}, 5_700),
     "compress": ({"compress"}, 700),

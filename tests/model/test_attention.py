@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from nvembed.model.attention import Segments, _attention_varlen, attention, attention_oracle
+from nvembed.model.attention import (
+    WHOLE,
+    Reach,
+    Segments,
+    _attention_varlen,
+    attention,
+    attention_oracle,
+)
 
 LENGTHS = [(1,), (5,), (3, 3, 3), (7, 7, 2, 1, 1), (1, 9, 4, 4, 130)]
 # atol against float64, for values of order 1: half precision rounds inputs, weights and outputs
@@ -25,13 +32,13 @@ def test_matches_float64_forward_and_backward(
     lengths: tuple[int, ...], dtype: torch.dtype, causal: bool
 ) -> None:
     (q, k, v), segments = inputs(lengths, dtype)
-    out = attention(q, k, v, segments, causal=causal)
+    out = attention(q, k, v, segments, Reach(causal))
     assert out.dtype == dtype
     weight = torch.randn_like(out)
     gradients = torch.autograd.grad((out * weight).sum(), (q, k, v))
 
     exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
-    expected = attention_oracle(*exact, segments, causal=causal)
+    expected = attention_oracle(*exact, segments, Reach(causal))
     expected_gradients = torch.autograd.grad((expected * weight.double()).sum(), exact)
 
     tolerance = TOLERANCE[dtype]
@@ -63,8 +70,8 @@ def test_a_causal_token_sees_what_came_before_it() -> None:
     for changed in range(7):
         other = v.detach().clone()
         other[changed] += 1
-        before = attention(q, k, v, segments, causal=True)
-        moved = (attention(q, k, other, segments, causal=True) != before).flatten(1).any(1)
+        before = attention(q, k, v, segments, Reach(causal=True))
+        moved = (attention(q, k, other, segments, Reach(causal=True)) != before).flatten(1).any(1)
         assert moved.nonzero().flatten().tolist() == list(range(changed, 3 if changed < 3 else 7))
 
 
@@ -83,8 +90,11 @@ def test_the_varlen_kernel_is_told_of_groups_where_it_asks(
     segments = Segments.of((3, 5), torch.device("cpu"))
     q, k, v = (torch.randn(8, heads, 16) for heads in (4, 2, 2))
 
-    def kernel(q: Tensor, k: Tensor, v: Tensor, *_: object, window_size: tuple[int, int]) -> Tensor:
+    def kernel(
+        q: Tensor, k: Tensor, v: Tensor, *_: object, window_size: tuple[int, int], scale: float | None
+    ) -> Tensor:
         assert window_size == (-1, -1)
+        assert scale is None
         return attention_oracle(q, k, v, segments)
 
     def later(*args: Any, enable_gqa: bool = False, **named: Any) -> Tensor:
@@ -92,5 +102,25 @@ def test_the_varlen_kernel_is_told_of_groups_where_it_asks(
         return kernel(*args, **named)
 
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", later if told else kernel)
-    found = _attention_varlen(q, k, v, segments, causal=False)
+    found = _attention_varlen(q, k, v, segments, WHOLE)
     torch.testing.assert_close(found, attention_oracle(q, k, v, segments))
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize("window", [0, 1, 3, 20, 200])
+@pytest.mark.parametrize("lengths", [(1,), (2, 5), (9, 9, 4), (300, 3, 130)], ids=str)
+def test_windows(lengths: tuple[int, ...], window: int, causal: bool) -> None:
+    (q, k, v), segments = inputs(lengths, torch.float32)
+    reach = Reach(causal, window, 0.3)
+    out = attention(q, k, v, segments, reach)
+    expected = attention_oracle(q, k, v, segments, reach)
+    torch.testing.assert_close(out.double(), expected, atol=3e-6, rtol=0)
+
+
+@pytest.mark.parametrize("reach", [WHOLE, Reach(window=2), Reach(causal=True)], ids=str)
+def test_bias(reach: Reach) -> None:
+    (q, k, v), segments = inputs((5, 5, 3), torch.float32, 4, 4)
+    bias = torch.randn(4, 5, 5)
+    out = attention(q, k, v, segments, reach, bias_HTT=bias)
+    expected = attention_oracle(q, k, v, segments, reach, bias_HTT=bias)
+    torch.testing.assert_close(out.double(), expected, atol=3e-6, rtol=0)

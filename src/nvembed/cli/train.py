@@ -179,7 +179,7 @@ def _job(stage: "StageRecipe", model: str, blend: "Blend", device: Any, sharded:
     config, told = checkpoint.config, stage.model
     found = {
         "pooling": config.pooling,
-        "bidirectional": not config.backbone.causal,
+        "bidirectional": not config.decoder.causal,
         "max_tokens": min(told.max_tokens, checkpoint.text.max_length),
     }
     if told.num_layers is not None:

@@ -2,8 +2,8 @@
 
 Shapes: B texts, N packed tokens, T tokens of one text, H heads, K key-value heads, E head size, R texts of
 one run.
-Every token attends to every token of its own text and to no other, without a sliding window; ``causal``, for
-the paper's ablation alone, takes away the tokens behind it.
+Every token attends to the tokens of its own text and to no other. ``causal`` leaves out those that follow;
+``window`` is an inclusive radius: token ``i`` attends to ``j`` where ``|i - j| <= window``.
 
 - ``attention_oracle``: float64, one text and one head at a time; what the others are tested against.
 - ``_attention_sdpa``: torch's fused kernel per run of equally long texts (CPU; CUDA in float32).
@@ -47,31 +47,60 @@ class Segments:
         return index - torch.repeat_interleave(starts, lengths, output_size=total)
 
 
+@dataclass(frozen=True)
+class Reach:
+    """Which tokens of its text a token attends to, and how scores are scaled and biased.
+
+    Args:
+        causal: leave out the tokens that follow.
+        window: inclusive radius, or None for the whole text.
+        scale: factor of the scores; None is ``1 / sqrt(E)``.
+    """
+
+    causal: bool = False
+    window: int | None = None
+    scale: float | None = None
+
+
+WHOLE = Reach()
+
+
 def attention(
-    q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segments, *, causal: bool = False
+    q_NHE: Tensor,
+    k_NKE: Tensor,
+    v_NKE: Tensor,
+    segments: Segments,
+    reach: Reach = WHOLE,
+    *,
+    bias_HTT: Tensor | None = None,
 ) -> Tensor:
-    """Return ``softmax(q k^T / sqrt(E)) v`` within each text, (N, H, E) in the inputs' dtype.
+    """Return ``softmax(scale q k^T + bias) v`` within each text, (N, H, E) in the inputs' dtype.
 
     Head ``h`` reads key-value head ``h // (H / K)``. Softmax is accumulated in float32 by the kernels.
+
+    Args:
+        bias_HTT: added to the scores of each text's first T positions, T the longest text; None is no bias.
     """
     half = q_NHE.dtype in (torch.float16, torch.bfloat16)
-    if q_NHE.is_cuda and half:
-        return _attention_varlen(q_NHE, k_NKE, v_NKE, segments, causal)
-    if half and q_NHE.requires_grad and q_NHE.device.type == "cpu":
-        out: Tensor = _Products.apply(q_NHE, k_NKE, v_NKE, segments, causal)  # type: ignore[no-untyped-call]
+    if q_NHE.is_cuda and half and bias_HTT is None:
+        return _attention_varlen(q_NHE, k_NKE, v_NKE, segments, reach)
+    plain = bias_HTT is None and reach.window is None
+    if half and plain and q_NHE.requires_grad and q_NHE.device.type == "cpu":
+        out: Tensor = _Products.apply(q_NHE, k_NKE, v_NKE, segments, reach)  # type: ignore[no-untyped-call]
         return out
-    return _attention_sdpa(q_NHE, k_NKE, v_NKE, segments, causal)
+    return _attention_sdpa(q_NHE, k_NKE, v_NKE, segments, reach, bias_HTT)
 
 
 def _attention_varlen(
-    q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segments, causal: bool
+    q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segments, reach: Reach
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     longest = max(segments.lengths)
     offsets = segments.cu_seqlens
-    # The kernel reads grouped heads in any release; its wrapper in later ones than 2.11 wants to be told.
+    # The kernel reads grouped heads in every release; its wrapper requires a flag from torch 2.12 on.
     grouped: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in _parameters(varlen_attn) else {}
+    radius = -1 if reach.window is None else reach.window
     out = varlen_attn(
         q_NHE,
         k_NKE,
@@ -80,7 +109,8 @@ def _attention_varlen(
         offsets,
         longest,
         longest,
-        window_size=(-1, 0) if causal else (-1, -1),
+        scale=reach.scale,
+        window_size=(radius, 0 if reach.causal else radius),
         **grouped,
     )
     assert isinstance(out, Tensor)
@@ -92,8 +122,10 @@ def _parameters(function: Callable[..., object]) -> frozenset[str]:
     return frozenset(signature(function).parameters)
 
 
-def _attention_sdpa(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segments, causal: bool) -> Tensor:
-    """Equally long neighbours share one call: sorted batches keep the number of calls small."""
+def _attention_sdpa(
+    q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segments, reach: Reach, bias_HTT: Tensor | None
+) -> Tensor:
+    """Neighbours of equal length share one call: sorted batches keep the number of calls small."""
     group = q_NHE.shape[1] // k_NKE.shape[1]
     if group > 1:  # repeating the heads is faster on CPU than SDPA's own enable_gqa
         k_NKE, v_NKE = k_NKE.repeat_interleave(group, 1), v_NKE.repeat_interleave(group, 1)
@@ -104,9 +136,46 @@ def _attention_sdpa(q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segme
     parts = []
     for (count, length), *run in zip(runs, *splits, strict=True):
         q, k, v = (x.view(count, length, *x.shape[1:]).transpose(1, 2) for x in run)
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        if bias_HTT is not None:
+            bias = bias_HTT[:, :length, :length]
+            hidden = _hidden(range(length), range(length), reach, q.device)
+            bias = bias if hidden is None else bias.masked_fill(hidden, -torch.inf)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=reach.scale)
+        elif reach.window is None or reach.window >= length - 1:
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=reach.causal, scale=reach.scale)
+        else:
+            out = _windowed(q, k, v, reach)
         parts.append(out.transpose(1, 2).flatten(0, 1))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _windowed(q_RHTE: Tensor, k_RHTE: Tensor, v_RHTE: Tensor, reach: Reach) -> Tensor:
+    """Blocks of queries against the keys within their reach: memory is linear in the length."""
+    assert reach.window is not None
+    length, radius = q_RHTE.shape[2], reach.window
+    step = max(2 * radius, 128)
+    parts = []
+    for first in range(0, length, step):
+        rows = range(first, min(first + step, length))
+        columns = range(max(0, first - radius), min(length, rows.stop + (0 if reach.causal else radius)))
+        hidden = _hidden(rows, columns, reach, q_RHTE.device)
+        k, v = (x[:, :, columns.start : columns.stop] for x in (k_RHTE, v_RHTE))
+        mask = None if hidden is None else ~hidden
+        q = q_RHTE[:, :, rows.start : rows.stop]
+        parts.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=reach.scale))
+    return torch.cat(parts, 2)
+
+
+def _hidden(rows: range, columns: range, reach: Reach, device: torch.device) -> Tensor | None:
+    """Return which keys (columns) are hidden from which queries (rows) of a text; None if none is."""
+    distance = (
+        torch.arange(columns.start, columns.stop, device=device)[None]
+        - torch.arange(rows.start, rows.stop, device=device)[:, None]
+    )
+    hidden = distance > 0 if reach.causal else torch.zeros_like(distance, dtype=torch.bool)
+    if reach.window is not None:
+        hidden = hidden | (distance.abs() > reach.window)
+    return hidden if bool(hidden.any()) else None
 
 
 @dataclass(frozen=True)
@@ -159,9 +228,10 @@ class _Products(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segments, causal: bool
+        ctx: Any, q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segments, reach: Reach
     ) -> Tensor:
-        ctx.scale, ctx.groups = q_NHE.shape[-1] ** -0.5, q_NHE.shape[1] // k_NKE.shape[1]
+        ctx.scale = q_NHE.shape[-1] ** -0.5 if reach.scale is None else reach.scale
+        ctx.groups = q_NHE.shape[1] // k_NKE.shape[1]
         ctx.layout, kept = [], []
         out_NHE, start = torch.empty_like(q_NHE, memory_format=torch.contiguous_format), 0
         for _, run in groupby(segments.lengths, key=lambda length: -(-length // 16)):
@@ -169,7 +239,7 @@ class _Products(torch.autograd.Function):
             start = layout.tokens.stop
             q, k, v = layout.pad(q_NHE, ctx.groups), layout.pad(k_NKE), layout.pad(v_NKE)
             scores = torch.bmm(q, k.transpose(1, 2)).mul_(ctx.scale)
-            unseen = layout.unseen(ctx.groups, causal)
+            unseen = layout.unseen(ctx.groups, reach.causal)
             if unseen is not None:
                 rows, width = layout.shape
                 scores.view(rows, -1, scores.shape[1], width).masked_fill_(unseen, -torch.inf)
@@ -208,20 +278,29 @@ def _behind(length: int, device: torch.device) -> Tensor:
 
 
 def attention_oracle(
-    q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segments, *, causal: bool = False
+    q_NHE: Tensor,
+    k_NKE: Tensor,
+    v_NKE: Tensor,
+    segments: Segments,
+    reach: Reach = WHOLE,
+    *,
+    bias_HTT: Tensor | None = None,
 ) -> Tensor:
-    """The same in float64, one text and one head at a time; returns (N, H, E) float64."""
+    """The same in float64, one text, head and query at a time; returns (N, H, E) float64."""
     out = torch.empty_like(q_NHE, dtype=torch.float64)
     group = q_NHE.shape[1] // k_NKE.shape[1]
+    scale = q_NHE.shape[-1] ** -0.5 if reach.scale is None else reach.scale
     start = 0
     for length in segments.lengths:
-        text = slice(start, start + length)
         for head in range(q_NHE.shape[1]):
-            q_TE = q_NHE[text, head].double()
-            k_TE, v_TE = k_NKE[text, head // group].double(), v_NKE[text, head // group].double()
-            scores_TT = q_TE @ k_TE.T / q_TE.shape[-1] ** 0.5
-            if causal:
-                scores_TT = scores_TT.masked_fill(_behind(length, q_TE.device), float("-inf"))
-            out[text, head] = scores_TT.softmax(-1) @ v_TE
+            for row in range(length):
+                first = 0 if reach.window is None else max(0, row - reach.window)
+                last = length - 1 if reach.window is None else min(length - 1, row + reach.window)
+                last = min(last, row) if reach.causal else last
+                seen = slice(start + first, start + last + 1)
+                scores_T = scale * (k_NKE[seen, head // group].double() @ q_NHE[start + row, head].double())
+                if bias_HTT is not None:
+                    scores_T = scores_T + bias_HTT[head, row, first : last + 1].double()
+                out[start + row, head] = scores_T.softmax(-1) @ v_NKE[seen, head // group].double()
         start += length
     return out

@@ -3,8 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-Architecture = Literal["mistral", "llama", "qwen2", "qwen3"]
-PoolingKind = Literal["latent", "mean", "eos", "self"]
+from nvembed.errors import ConfigError
+
+Architecture = Literal["mistral", "llama", "qwen2", "qwen3", "ministral3"]
+PoolingKind = Literal["latent", "mean", "eos", "self", "cls", "max", "mean_sqrt_len", "weighted_mean"]
+Activation = Literal["identity", "gelu", "gelu_tanh", "relu", "silu", "tanh"]
 
 
 @dataclass(frozen=True)
@@ -18,8 +21,20 @@ class RopeScaling:
 
 
 @dataclass(frozen=True)
+class YarnScaling:
+    """YaRN's scaling of rotary frequencies.  Paper: Peng et al. 2023, sections 3.2 to 3.4."""
+
+    factor: float
+    original_max_position: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float = 1.0  # of cosines and sines
+    truncate: bool = True  # whether the corrected dimensions are rounded outwards
+
+
+@dataclass(frozen=True)
 class BackboneConfig:
-    """The decoder: Mistral, Llama, Qwen2 (biases on q, k, v) or Qwen3 (RMS norms on q and k)."""
+    """The decoder: Mistral, Llama, Qwen2 (biases on q, k, v), Qwen3 (RMS norms on q and k) or Ministral 3."""
 
     architecture: Architecture
     vocab_size: int
@@ -32,9 +47,11 @@ class BackboneConfig:
     max_position: int
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10000.0
-    rope_scaling: RopeScaling | None = None
+    rope_scaling: RopeScaling | YarnScaling | None = None
     causal: bool = field(default=False, repr=False)
-    """Keep the causal mask: the paper's ablation. Not shown, so that other models keep their fingerprints."""
+    """Keep the causal mask. Not shown, so that other models keep their fingerprints."""
+    temperature_beta: float = field(default=0.0, repr=False)
+    """Ministral 3: queries at position p are multiplied by ``1 + beta ln(1 + floor(p / original))``."""
 
     @property
     def qkv_bias(self) -> bool:
@@ -43,6 +60,105 @@ class BackboneConfig:
     @property
     def qk_norm(self) -> bool:
         return self.architecture == "qwen3"
+
+
+@dataclass(frozen=True)
+class GemmaConfig:
+    """Gemma 3's text model: norms before and after each block, local and global layers.
+
+    ``windows`` has one entry per layer: the inclusive radius of a local layer, None for a global one.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_position: int
+    windows: tuple[int | None, ...]
+    query_scale: float  # factor of the attention scores
+    rms_norm_eps: float = 1e-6
+    global_theta: float = 1_000_000.0
+    local_theta: float = 10_000.0
+    global_factor: float = 1.0  # linear scaling of positions in the global layers
+    activation: Activation = "gelu_tanh"
+    causal: bool = False
+
+
+@dataclass(frozen=True)
+class BertConfig:
+    """BERT, XLM-RoBERTa and MPNet: learned positions, norms after each block, biases everywhere."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    position_rows: int  # rows of the position table
+    first_position: int = 0  # row of a text's first token: 0 in BERT, 2 in XLM-RoBERTa and MPNet
+    token_types: int = 2  # rows of the token type table; 0 where there is none (MPNet)
+    relative_buckets: int = 0  # MPNet: buckets of relative positions; 0 is no bias
+    relative_distance: int = 128
+    layer_norm_eps: float = 1e-12
+    activation: Activation = "gelu"
+
+    @property
+    def max_position(self) -> int:
+        return self.position_rows - self.first_position
+
+    @property
+    def num_kv_heads(self) -> int:
+        return self.num_heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+
+@dataclass(frozen=True)
+class ModernBertConfig:
+    """ModernBERT: rotary positions, pre-norm, gated MLP, local and global layers.
+
+    ``windows`` has one entry per layer: the inclusive radius of a local layer, None for a global one.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    max_position: int
+    windows: tuple[int | None, ...]
+    layer_norm_eps: float = 1e-5
+    global_theta: float = 160_000.0
+    local_theta: float = 10_000.0
+    activation: Activation = "gelu"
+    norm_bias: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+
+    @property
+    def num_kv_heads(self) -> int:
+        return self.num_heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+
+AnyBackbone = BackboneConfig | GemmaConfig | BertConfig | ModernBertConfig
+
+
+@dataclass(frozen=True)
+class DenseConfig:
+    """A linear layer after pooling."""
+
+    in_size: int
+    out_size: int
+    bias: bool
+    activation: Activation
 
 
 @dataclass(frozen=True)
@@ -59,9 +175,28 @@ class PoolerConfig:
 class ModelConfig:
     """A whole model. ``pooler`` is read for ``pooling`` ``latent`` and ``self`` (number of heads) only."""
 
-    backbone: BackboneConfig
+    backbone: AnyBackbone
     pooler: PoolerConfig
     pooling: PoolingKind = "latent"
+    dense: tuple[DenseConfig, ...] = field(default=(), repr=False)
+    """Layers after pooling, of sentence-transformers' Dense modules."""
+
+    @property
+    def decoder(self) -> BackboneConfig:
+        """The backbone, where it is a decoder of the Llama family, as NV-Embed's layout requires.
+
+        Raises:
+            ConfigError: it is another.
+        """
+        if isinstance(self.backbone, BackboneConfig):
+            return self.backbone
+        kind = type(self.backbone).__name__.removesuffix("Config")
+        raise ConfigError(f"the backbone is a {kind}; expected a decoder (Mistral, Llama, Qwen2, Qwen3)")
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self.dense[-1].out_size if self.dense else self.backbone.hidden_size
 
 
 NV_EMBED_V2 = ModelConfig(

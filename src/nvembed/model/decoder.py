@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nvembed.model.attention import Segments, attention
-from nvembed.model.config import BackboneConfig, RopeScaling
+from nvembed.model.attention import Reach, Segments, attention
+from nvembed.model.config import BackboneConfig, RopeScaling, YarnScaling
 
 
 class RMSNorm(nn.Module):
@@ -33,6 +33,8 @@ def rope_frequencies(config: BackboneConfig, device: torch.device) -> Tensor:
     """Return the rotary frequencies ``theta^(-2i/E)``, (E/2,) float32, scaled as the config says."""
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device) / config.head_dim
     frequencies = 1.0 / config.rope_theta**exponents
+    if isinstance(config.rope_scaling, YarnScaling):
+        return _yarn(frequencies, config.rope_scaling, config.rope_theta)
     return frequencies if config.rope_scaling is None else _llama3(frequencies, config.rope_scaling)
 
 
@@ -42,6 +44,32 @@ def _llama3(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
     smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     smooth = smooth.clamp(0, 1)
     return frequencies * (smooth + (1 - smooth) / scaling.factor)
+
+
+def _yarn(frequencies: Tensor, scaling: YarnScaling, theta: float) -> Tensor:
+    """Divide the low frequencies by ``factor``, keep the high ones, ramp linearly between (YaRN)."""
+    pairs = len(frequencies)
+
+    def pair_of(turns: float) -> float:
+        """The pair of dimensions that turns so often within the original context."""
+        return pairs * math.log(scaling.original_max_position / (turns * 2 * math.pi)) / math.log(theta)
+
+    low, high = pair_of(scaling.beta_fast), pair_of(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, 2 * pairs - 1)
+    high = high + 0.001 if low == high else high
+    ramp = ((torch.arange(pairs, dtype=torch.float32, device=frequencies.device) - low) / (high - low)).clamp(
+        0, 1
+    )
+    return frequencies / scaling.factor * ramp + frequencies * (1 - ramp)
+
+
+def cos_sin(positions_N: Tensor, frequencies: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return cosines and sines of each token's angles, (N, 1, E) each; angles are computed in float32."""
+    angles = positions_N.float()[:, None, None] * frequencies
+    cos, sin = (torch.cat((half, half), -1).to(dtype) for half in (angles.cos(), angles.sin()))
+    return cos, sin
 
 
 def rotate(x_NHE: Tensor, cos_N1E: Tensor, sin_N1E: Tensor) -> Tensor:
@@ -64,16 +92,25 @@ class SelfAttention(nn.Module):
             self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.qk_norm = config.qk_norm
         self.attend = attention  # training puts one here that is not compiled with the layer
-        self.causal = config.causal
+        self.reach = Reach(causal=config.causal)
 
-    def forward(self, x_ND: Tensor, cos_N1E: Tensor, sin_N1E: Tensor, segments: Segments) -> Tensor:
+    def forward(
+        self,
+        x_ND: Tensor,
+        cos_N1E: Tensor,
+        sin_N1E: Tensor,
+        segments: Segments,
+        query_scale_N11: Tensor | None = None,
+    ) -> Tensor:
         q, k, v = (
             proj(x_ND).view(len(x_ND), -1, self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, cos_N1E, sin_N1E), rotate(k, cos_N1E, sin_N1E)
-        out: Tensor = self.o_proj(self.attend(q, k, v, segments, causal=self.causal).flatten(1))
+        if query_scale_N11 is not None:
+            q = q * query_scale_N11
+        out: Tensor = self.o_proj(self.attend(q, k, v, segments, self.reach).flatten(1))
         return out
 
 
@@ -109,8 +146,9 @@ class DecoderLayer(nn.Module):
         sin_N1E: Tensor,
         segments: Segments,
         pause: Callable[[], None] = lambda: None,
+        query_scale_N11: Tensor | None = None,
     ) -> Tensor:
-        x_ND = x_ND + self.self_attn(self.input_layernorm(x_ND), cos_N1E, sin_N1E, segments)
+        x_ND = x_ND + self.self_attn(self.input_layernorm(x_ND), cos_N1E, sin_N1E, segments, query_scale_N11)
         pause()
         out: Tensor = x_ND + self.mlp(self.post_attention_layernorm(x_ND))
         return out
@@ -137,18 +175,29 @@ class Decoder(nn.Module):
         ``pause`` is called twice in each layer; what it does, a whole other batch perhaps, changes nothing
         here but the time.
         """
-        x_ND: Tensor = self.embed_tokens(input_ids_N)
+        x_ND = self.embed(input_ids_N, segments)
         out: Tensor = self.norm(self.run(x_ND, segments, range(len(self.layers)), pause))
+        return out
+
+    def embed(self, input_ids_N: Tensor, _segments: Segments) -> Tensor:
+        """Return what the first layer reads, (N, D)."""
+        out: Tensor = self.embed_tokens(input_ids_N)
         return out
 
     def run(
         self, x_ND: Tensor, segments: Segments, layers: range, pause: Callable[[], None] = lambda: None
     ) -> Tensor:
         """Return what these layers make of ``x_ND``, without the final norm."""
-        frequencies = rope_frequencies(self.config, x_ND.device)
-        angles = segments.positions().float()[:, None, None] * frequencies
-        cos, sin = (torch.cat((half, half), -1).to(x_ND.dtype) for half in (angles.cos(), angles.sin()))
+        scaling = self.config.rope_scaling
+        positions = segments.positions()
+        cos, sin = cos_sin(positions, rope_frequencies(self.config, x_ND.device), x_ND.dtype)
+        query_scale = None
+        if isinstance(scaling, YarnScaling):
+            cos, sin = cos * scaling.attention_factor, sin * scaling.attention_factor
+            if self.config.temperature_beta:
+                turns = (positions // scaling.original_max_position).float()
+                query_scale = (1 + self.config.temperature_beta * turns.log1p()).to(x_ND.dtype)[:, None, None]
         for number in layers:
-            x_ND = self.layers[number](x_ND, cos, sin, segments, pause)
+            x_ND = self.layers[number](x_ND, cos, sin, segments, pause, query_scale)
             pause()
         return x_ND

@@ -1,4 +1,4 @@
-"""Packed tokens to one unit vector per text: decoder, pooling, L2 norm.
+"""Packed tokens to one unit vector per text: backbone, pooling, dense layers where there are any, L2 norm.
 
 Shapes: N packed tokens, P pooled tokens, B texts, D hidden size.
 """
@@ -11,11 +11,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nvembed.model.activation import FUNCTIONS
 from nvembed.model.attention import Segments
-from nvembed.model.config import ModelConfig
+from nvembed.model.bert import Bert
+from nvembed.model.config import (
+    AnyBackbone,
+    BackboneConfig,
+    BertConfig,
+    DenseConfig,
+    GemmaConfig,
+    ModelConfig,
+)
 from nvembed.model.decoder import Decoder
+from nvembed.model.gemma import Gemma
 from nvembed.model.latent import FoldedLatentAttention, LatentAttention, fold
-from nvembed.model.pooling import SelfAttentionPooler, eos_pool, mean_pool
+from nvembed.model.modernbert import ModernBert
+from nvembed.model.pooling import POOLINGS, SelfAttentionPooler
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,31 @@ class PackedBatch:
         )
 
 
+Backbone = Decoder | Gemma | Bert | ModernBert
+
+
+def build_backbone(config: AnyBackbone) -> Backbone:
+    """Return the module of a backbone's config."""
+    if isinstance(config, BackboneConfig):
+        return Decoder(config)
+    if isinstance(config, GemmaConfig):
+        return Gemma(config)
+    return Bert(config) if isinstance(config, BertConfig) else ModernBert(config)
+
+
+class Dense(nn.Module):
+    """``act(W x + b)`` of pooled vectors, computed in float32."""
+
+    def __init__(self, config: DenseConfig) -> None:
+        super().__init__()
+        self.linear = nn.Linear(config.in_size, config.out_size, bias=config.bias)
+        self.act = FUNCTIONS[config.activation]
+
+    def forward(self, x_BD: Tensor) -> Tensor:
+        bias = None if self.linear.bias is None else self.linear.bias.float()
+        return self.act(F.linear(x_BD, self.linear.weight.float(), bias))
+
+
 class NVEmbed(nn.Module):
     """The whole model. ``fold_pooler`` makes it smaller and faster, and fit for inference only."""
 
@@ -52,7 +88,8 @@ class NVEmbed(nn.Module):
         super().__init__()
         self.config = config
         size, pooler = config.backbone.hidden_size, config.pooler
-        self.embedding_model = Decoder(config.backbone)
+        self.embedding_model = build_backbone(config.backbone)
+        self.dense = nn.ModuleList(map(Dense, config.dense))
         self.latent_attention_model: LatentAttention | FoldedLatentAttention | None = None
         self.self_attention_model: SelfAttentionPooler | None = None
         if config.pooling == "latent":
@@ -74,10 +111,10 @@ class NVEmbed(nn.Module):
         x_PD = x_ND if len(batch.pool_index) == len(x_ND) else x_ND[batch.pool_index]
         if self.latent_attention_model is not None:
             pooled_BD = self.latent_attention_model(x_PD, batch.pool_lengths)
-        elif self.config.pooling == "eos":
-            pooled_BD = eos_pool(x_PD, batch.pool_lengths)
         else:
-            pooled_BD = mean_pool(x_PD, batch.pool_lengths)
+            pooled_BD = POOLINGS[self.config.pooling](x_PD, batch.pool_lengths)
+        for dense in self.dense:
+            pooled_BD = dense(pooled_BD)
         return F.normalize(pooled_BD, dim=-1)
 
     def fold_pooler(self) -> None:
@@ -88,8 +125,8 @@ class NVEmbed(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.embedding_model.embed_tokens.weight.device
+        return next(self.embedding_model.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.embedding_model.embed_tokens.weight.dtype
+        return next(self.embedding_model.parameters()).dtype

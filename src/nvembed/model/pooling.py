@@ -1,8 +1,11 @@
-"""Packed token states to one vector per text: mean, EOS, and the self-attention of the paper's ablation.
+"""Packed token states to one vector per text: means, maximum, first and last token, and the self-attention
+of the paper's ablation.
 
 Shapes: N packed tokens, P pooled tokens, B texts, D hidden size, H heads, F feed-forward width.
 All return (B, D) float32, summed in float32.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +26,45 @@ def eos_pool(x_PD: Tensor, lengths: tuple[int, ...]) -> Tensor:
     """Return each text's last pooled token, which is its EOS. Paper: section 3.2, Tables 2 and 3."""
     last = torch.tensor(lengths, device=x_PD.device).cumsum(0) - 1
     return x_PD[last].float()
+
+
+def cls_pool(x_PD: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """Return each text's first pooled token."""
+    sizes = torch.tensor(lengths, device=x_PD.device)
+    return x_PD[sizes.cumsum(0) - sizes].float()
+
+
+def max_pool(x_PD: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """Return the maximum of each dimension over each text's tokens."""
+    sizes = torch.tensor(lengths, device=x_PD.device)
+    return torch.segment_reduce(x_PD.float(), "max", lengths=sizes, unsafe=True)
+
+
+def mean_sqrt_len_pool(x_PD: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """Return each text's sum divided by the square root of its number of tokens."""
+    sizes = torch.tensor(lengths, device=x_PD.device, dtype=torch.float32)
+    return mean_pool(x_PD, lengths) * sizes.sqrt()[:, None]
+
+
+def weighted_mean_pool(x_PD: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """Return the mean of each text's tokens, weighted 1, 2, 3, ... from the first one (SGPT)."""
+    weights_P = torch.cat([torch.arange(1, n + 1, device=x_PD.device, dtype=torch.float32) for n in lengths])
+    totals_B = torch.tensor([n * (n + 1) / 2 for n in lengths], device=x_PD.device)
+    sizes = torch.tensor(lengths, device=x_PD.device)
+    sums = torch.segment_reduce(x_PD.float() * weights_P[:, None], "sum", lengths=sizes, unsafe=True)
+    return sums / totals_B[:, None]
+
+
+# Poolings without weights of their own: (pooled tokens (P, D), tokens of each text) -> (B, D) float32.
+POOLINGS: dict[str, Callable[[Tensor, tuple[int, ...]], Tensor]] = {
+    "mean": mean_pool,
+    "self": mean_pool,  # after the attention block
+    "eos": eos_pool,
+    "cls": cls_pool,
+    "max": max_pool,
+    "mean_sqrt_len": mean_sqrt_len_pool,
+    "weighted_mean": weighted_mean_pool,
+}
 
 
 class GEGLU(nn.Module):

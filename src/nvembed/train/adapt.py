@@ -13,8 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nvembed.errors import ConfigError, MissingExtraError
 from nvembed.model.attention import attention
-from nvembed.model.decoder import Decoder
-from nvembed.model.nv_embed import NVEmbed
+from nvembed.model.nv_embed import Backbone, NVEmbed
 from nvembed.recipe import nearest
 from nvembed.train.recipe import AdapterSection
 from nvembed.weights.adapter import BACKBONE_PREFIX, PEFT_PREFIX
@@ -79,7 +78,7 @@ def lora_config(settings: AdapterSection, num_layers: int, base: str | None = No
     )
 
 
-def _add_lora(decoder: Decoder, settings: AdapterSection, seed: int) -> None:
+def _add_lora(decoder: Backbone, settings: AdapterSection, seed: int) -> None:
     linears = sorted({name.split(".")[-1] for name, m in decoder.named_modules() if isinstance(m, nn.Linear)})
     for target in settings.targets:
         if target not in linears:

@@ -29,7 +29,7 @@ def embed(model: NVEmbed, batch: MicroBatch, *, frozen_layers: int = 0) -> Tenso
     decoder, packed = model.embedding_model, batch.packed
     if batch.states is None:
         with torch.no_grad():
-            states = decoder.embed_tokens(packed.input_ids)
+            states = decoder.embed(packed.input_ids, packed.segments)
             batch.states = decoder.run(states, packed.segments, range(frozen_layers))
     states = decoder.run(batch.states, packed.segments, range(frozen_layers, len(decoder.layers)))
     return model.pool(decoder.norm(states), packed)

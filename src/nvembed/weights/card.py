@@ -59,7 +59,7 @@ def model_card(
         dim=config.backbone.hidden_size,
         max_length=text.max_length,
         layers=config.backbone.num_layers,
-        architecture=config.backbone.architecture,
+        architecture=config.decoder.architecture,
         pooling=_POOLING[config.pooling],
         base=base,
         base_model=f"base_model: {base_model}\n" if base_model else "",

@@ -191,7 +191,7 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     """
     digest = hashlib.sha256()
     digest.update(repr((checkpoint.config, checkpoint.text)).encode())
-    if checkpoint.config.backbone.causal:
+    if checkpoint.config.decoder.causal:
         digest.update(b"causal")
     digest.update((checkpoint.folder / "tokenizer.json").read_bytes())
     for name in sorted(checkpoint.tensors):
@@ -252,7 +252,7 @@ def backbone_of(checkpoint: Checkpoint) -> CausalLM:
         if name.startswith(PREFIX)
     }
     return CausalLM(
-        checkpoint.config.backbone,
+        checkpoint.config.decoder,
         stored,
         lambda name, rows: checkpoint.read(PREFIX + name, rows),
         checkpoint.tokenizer_files(),

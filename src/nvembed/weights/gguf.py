@@ -153,7 +153,7 @@ def _config(
             "rope_scaling": None if rope_factors is None else _llama3_scaling(rope_factors),
         }
     )
-    if rope_factors is not None and config.rope_scaling is not None:
+    if rope_factors is not None and isinstance(config.rope_scaling, RopeScaling):
         expected = _llama3_factors(config, config.rope_scaling)
         if expected.shape != rope_factors.shape or not np.allclose(expected, rope_factors, rtol=1e-4):
             raise ConfigError(

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 
 from nvembed.errors import ConfigError
-from nvembed.model.config import Architecture, BackboneConfig, RopeScaling
+from nvembed.model.config import Architecture, BackboneConfig, RopeScaling, YarnScaling
 
 # "bidir_mistral" is what NV-Embed v2 calls a Mistral without its causal mask
 ARCHITECTURES: dict[str, Architecture] = {
@@ -86,7 +86,7 @@ def hub_config_dict(
     architecture = config.architecture
     if architecture == "llama" and config.rope_scaling is None and plain_heads:
         architecture = "mistral"
-    class_name = {"mistral": "Mistral", "llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[architecture]
+    class_name = architecture.capitalize()
     written: dict[str, object] = {
         "architectures": [f"{class_name}Model"],
         "attention_dropout": 0.0,
@@ -112,6 +112,8 @@ def hub_config_dict(
     }
     if not plain_heads or architecture == "qwen3":
         written["head_dim"] = config.head_dim
+    if isinstance(config.rope_scaling, YarnScaling):
+        raise ConfigError("a backbone with YaRN positions (Ministral 3) has no place in NV-Embed's layout")
     if config.rope_scaling is not None:
         written["rope_scaling"] = {
             "rope_type": "llama3",

@@ -60,8 +60,8 @@ def write_config(model: ModelConfig, text: TextSettings, dtype: str) -> dict[str
     that code with the checkpoint as its working folder.
     """
     size, pooler = model.backbone.hidden_size, model.pooler
-    causal = {"causal": True} if model.backbone.causal else {}  # the published code has no such model
-    backbone = hub_config_dict(model.backbone, bos_token_id=text.bos_id, eos_token_id=text.eos_id)
+    causal = {"causal": True} if model.decoder.causal else {}  # the published code has no such model
+    backbone = hub_config_dict(model.decoder, bos_token_id=text.bos_id, eos_token_id=text.eos_id)
     return {
         "_name_or_path": ".",
         "add_eos": True,

@@ -1,0 +1,121 @@
+"""BERT, XLM-RoBERTa and MPNet: learned positions, attention, a GELU layer, norms after each block.
+
+Shapes: N packed tokens, D hidden size, H heads, E head size, T tokens of the longest text.
+Module names are ours; ``weights`` translates the published checkpoints' names.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from nvembed.model.activation import FUNCTIONS
+from nvembed.model.attention import Segments, attention
+from nvembed.model.config import BertConfig
+
+
+class BertLayer(nn.Module):
+    """``h = LN(x + attention(x))``, then ``LN(h + W2 act(W1 h))``."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        size, eps = config.hidden_size, config.layer_norm_eps
+        self.num_heads = config.num_heads
+        self.q_proj = nn.Linear(size, size)
+        self.k_proj = nn.Linear(size, size)
+        self.v_proj = nn.Linear(size, size)
+        self.o_proj = nn.Linear(size, size)
+        self.attention_norm = nn.LayerNorm(size, eps)
+        self.up_proj = nn.Linear(size, config.intermediate_size)
+        self.down_proj = nn.Linear(config.intermediate_size, size)
+        self.mlp_norm = nn.LayerNorm(size, eps)
+        self.act = FUNCTIONS[config.activation]
+        self.attend = attention  # training replaces it by one that is not compiled with the layer
+
+    def forward(
+        self,
+        x_ND: Tensor,
+        bias_HTT: Tensor | None,
+        segments: Segments,
+        pause: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        q, k, v = (
+            proj(x_ND).view(len(x_ND), self.num_heads, -1) for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        attended = self.attend(q, k, v, segments, bias_HTT=bias_HTT).flatten(1)
+        x_ND = self.attention_norm(x_ND + self.o_proj(attended))
+        pause()
+        out: Tensor = self.mlp_norm(x_ND + self.down_proj(self.act(self.up_proj(x_ND))))
+        return out
+
+
+class Bert(nn.Module):
+    """Token ids to hidden states. Every token has type 0."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.config = config
+        size = config.hidden_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, size)
+        self.position_embeddings = nn.Embedding(config.position_rows, size)
+        self.token_types = nn.Embedding(config.token_types, size) if config.token_types else None
+        self.embedding_norm = nn.LayerNorm(size, config.layer_norm_eps)
+        buckets = config.relative_buckets
+        self.relative_bias = nn.Embedding(buckets, config.num_heads) if buckets else None
+        self.layers = nn.ModuleList(BertLayer(config) for _ in range(config.num_layers))
+        self.norm = nn.Identity()  # each layer ends with its norm
+
+    def forward(
+        self, input_ids_N: Tensor, segments: Segments, pause: Callable[[], None] = lambda: None
+    ) -> Tensor:
+        """Return the last hidden states, (N, D); ``pause`` is called twice per layer."""
+        return self.run(self.embed(input_ids_N, segments), segments, range(len(self.layers)), pause)
+
+    def embed(self, input_ids_N: Tensor, segments: Segments) -> Tensor:
+        """Return what the first layer reads, (N, D)."""
+        positions = segments.positions() + self.config.first_position
+        x_ND = self.embed_tokens(input_ids_N) + self.position_embeddings(positions)
+        if self.token_types is not None:
+            x_ND = x_ND + self.token_types.weight[0]
+        out: Tensor = self.embedding_norm(x_ND)
+        return out
+
+    def run(
+        self, x_ND: Tensor, segments: Segments, layers: range, pause: Callable[[], None] = lambda: None
+    ) -> Tensor:
+        """Return what these layers make of ``x_ND``."""
+        bias_HTT = self._relative_bias(max(segments.lengths), x_ND)
+        for number in layers:
+            x_ND = self.layers[number](x_ND, bias_HTT, segments, pause)
+            pause()
+        return x_ND
+
+    def _relative_bias(self, length: int, like: Tensor) -> Tensor | None:
+        """Return what is added to the scores of two positions, (H, T, T); None without such a bias."""
+        if self.relative_bias is None:
+            return None
+        positions = torch.arange(length, device=like.device)
+        # every row of the (T, T) table is a slice of one row of 2 T - 1 distances
+        distances = torch.arange(1 - length, length, device=like.device)
+        buckets = relative_bucket(distances, self.config.relative_buckets, self.config.relative_distance)
+        values_DH = self.relative_bias(buckets)
+        index_TT = positions[None] - positions[:, None] + length - 1
+        bias: Tensor = values_DH[index_TT].permute(2, 0, 1)
+        return bias
+
+
+def relative_bucket(distance: Tensor, buckets: int, max_distance: int) -> Tensor:
+    """Return the bucket of ``key position - query position``, int64.
+
+    Half of the buckets are for keys that follow. Of each half, the first half holds one distance each, the
+    rest grow logarithmically up to ``max_distance``.
+
+    Paper: Raffel et al. 2020 (T5), section 2.1; MPNet uses the same.
+    """
+    half = buckets // 2
+    exact = half // 2
+    size = distance.abs()
+    growth = torch.log(size.float().clamp(min=1) / exact) / math.log(max_distance / exact)
+    far = (exact + (growth * (half - exact)).long()).clamp(max=half - 1)
+    return (distance > 0).long() * half + torch.where(size < exact, size, far)
