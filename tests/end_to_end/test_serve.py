@@ -71,11 +71,18 @@ class TestOpenAIClient:
 
     def test_token_ids(self, client: openai.OpenAI, tiny_encoder: Encoder) -> None:
         ids = [[int(i) for i in item.input_ids] for item in tiny_encoder.tokenizer(TEXTS)]
-        for some in (ids, [row[1:-1] for row in ids]):
-            got = client.embeddings.create(model="tiny-a", input=some)
-            np.testing.assert_allclose(self.rows(got), tiny_encoder.encode(TEXTS), atol=1e-6)
-        with pytest.raises(openai.BadRequestError, match="another tokenizer's"):
-            client.embeddings.create(model="tiny-a", input=[15339, 1917])
+        with pytest.raises(openai.BadRequestError, match="--vocabulary"):
+            client.embeddings.create(model="tiny-a", input=ids)
+        own = Settings(model=str(TINY_A), device="cpu", vocabulary="model")
+        with (
+            served(lambda: loaded(own), model=own.model) as server,
+            openai.OpenAI(base_url=f"{server.url}/v1", api_key="k", max_retries=0) as client,
+        ):
+            for some in (ids, [row[1:-1] for row in ids]):
+                got = client.embeddings.create(model="tiny-a", input=some)
+                np.testing.assert_allclose(self.rows(got), tiny_encoder.encode(TEXTS), atol=1e-6)
+            with pytest.raises(openai.BadRequestError, match="another tokenizer's"):
+                client.embeddings.create(model="tiny-a", input=[15339, 1917])
 
     def test_prompts_dimensions_and_cuts(self, client: openai.OpenAI, tiny_encoder: Encoder) -> None:
         query = client.embeddings.create(model="tiny-a-query", input=TEXTS)

@@ -143,13 +143,15 @@ def loaded(settings: Settings) -> "Model":
     )
 
 
-def _tiktoken(name: str) -> Callable[[Sequence[int]], str]:
-    """Return how a tiktoken encoding decodes ids.
+def _tiktoken(name: str | None) -> Callable[[Sequence[int]], str] | None:
+    """Return the function that decodes ids of a tiktoken encoding; None without a name.
 
     Raises:
         MissingExtraError: tiktoken is not installed.
         InputError: it knows no such encoding, or cannot fetch it.
     """
+    if name is None:
+        return None
     try:
         import tiktoken
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Haystack: queries behind an instruction, documents without.
+"""Haystack embedders: queries with an instruction, documents without.
 
 ``Pipeline.load(..., allowed_modules=["nvembed.integrations.haystack"])`` reads them from YAML.
 """
@@ -6,15 +6,12 @@
 from dataclasses import replace
 from typing import Any
 
-from nvembed.errors import InputError, MissingExtraError
+from nvembed.errors import InputError, needs_extra
 from nvembed.integrations.remote import Encodes, RemoteEncoder, query_task
 
-try:
+with needs_extra("haystack", "nvembed.integrations.haystack"):
     from haystack import Document, component, default_from_dict, default_to_dict
     from haystack.utils import Secret
-except ImportError as error:
-    message = f"pip install 'nvembed[haystack]' to use Haystack ({error.name} is missing)"
-    raise MissingExtraError(message) from error
 
 LOCAL = "http://127.0.0.1:8000"
 
@@ -32,14 +29,17 @@ class NVEmbedTextEmbedder:
         task: str | None = None,
         encoder: Encodes | None = None,
     ) -> None:
-        """Describe the queries: by a sentence, or a task that has one; questions (NQ) without either.
+        """Set the server and the prompt of queries.
 
         Args:
-            url: of the server.
-            encoder: use this one in place of a server; such a pipeline cannot be written to YAML.
+            url: the server's address.
+            api_key: the server's key.
+            instruction: a sentence that describes the queries.
+            task: a task with a known instruction, in place of ``instruction``. Default: NQ (questions).
+            encoder: an encoder to use in place of a server; such a pipeline cannot be written to YAML.
 
         Raises:
-            InputError: instruction and task are both given.
+            InputError: instruction and task were both passed.
         """
         query_task(instruction, task)
         self.url, self.api_key, self.instruction, self.task = url, api_key, instruction, task
@@ -50,7 +50,7 @@ class NVEmbedTextEmbedder:
         """Return what ``from_dict`` needs.
 
         Raises:
-            InputError: it has an encoder of its own.
+            InputError: it uses an encoder in this process.
         """
         _refuse(self.encoder)
         return default_to_dict(
@@ -67,7 +67,7 @@ class NVEmbedTextEmbedder:
 
     @component.output_types(embedding=list[float])
     def run(self, text: str) -> dict[str, Any]:
-        """Embed one query; raises what the encoder does."""
+        """Embed one query; raises what the encoder raises."""
         self.warm_up()
         assert self._ready is not None
         instruction, task = query_task(self.instruction, self.task)
@@ -88,13 +88,15 @@ class NVEmbedDocumentEmbedder:
         embedding_separator: str = "\n",
         encoder: Encodes | None = None,
     ) -> None:
-        """Say where the model is and what of a document it reads.
+        """Set the server and what is read of a document.
 
         Args:
-            url: of the server.
-            task: for tasks that have an instruction on both sides, such as STS12.
-            meta_fields_to_embed: put before the content, with ``embedding_separator`` after each.
-            encoder: use this one in place of a server; such a pipeline cannot be written to YAML.
+            url: the server's address.
+            api_key: the server's key.
+            task: a task with an instruction for documents too, such as STS12.
+            meta_fields_to_embed: metadata put before the content, each followed by ``embedding_separator``.
+            embedding_separator: the text between these.
+            encoder: an encoder to use in place of a server; such a pipeline cannot be written to YAML.
         """
         self.url, self.api_key, self.task = url, api_key, task
         self.meta_fields_to_embed = meta_fields_to_embed or []
@@ -106,7 +108,7 @@ class NVEmbedDocumentEmbedder:
         """Return what ``from_dict`` needs.
 
         Raises:
-            InputError: it has an encoder of its own.
+            InputError: it uses an encoder in this process.
         """
         _refuse(self.encoder)
         return default_to_dict(
@@ -128,7 +130,7 @@ class NVEmbedDocumentEmbedder:
 
     @component.output_types(documents=list[Document])
     def run(self, documents: list[Document]) -> dict[str, Any]:
-        """Embed documents; raises what the encoder does."""
+        """Embed documents; raises what the encoder raises."""
         if not documents:
             return {"documents": []}
         self.warm_up()
@@ -139,8 +141,8 @@ class NVEmbedDocumentEmbedder:
         return {"documents": [replace(document, embedding=vector) for document, vector in pairs]}
 
     def _text(self, document: Document) -> str:
-        found = [document.meta.get(name) for name in self.meta_fields_to_embed]
-        parts = [str(value) for value in found if value is not None]
+        values = [document.meta.get(name) for name in self.meta_fields_to_embed]
+        parts = [str(value) for value in values if value is not None]
         return self.embedding_separator.join([*parts, document.content or ""])
 
 
@@ -150,4 +152,4 @@ def _connect(url: str, api_key: Secret | None) -> RemoteEncoder:
 
 def _refuse(encoder: Encodes | None) -> None:
     if encoder is not None:
-        raise InputError("an embedder with an encoder of its own cannot be written down: give it a url")
+        raise InputError("an encoder in this process cannot be written to YAML: pass url in its place")

@@ -1,17 +1,16 @@
-"""LangChain: queries behind an instruction, passages without."""
+"""LangChain embeddings: queries with an instruction, passages without."""
 
-from nvembed.errors import MissingExtraError
-from nvembed.integrations.remote import Encodes, query_task
+from uuid import uuid4
 
-try:
+from nvembed.errors import needs_extra
+from nvembed.integrations.remote import Encodes, cache_key, query_task
+
+with needs_extra("langchain", "nvembed.integrations.langchain"):
     from langchain_core.embeddings import Embeddings
-except ImportError as error:
-    message = f"pip install 'nvembed[langchain]' to use LangChain ({error.name} is missing)"
-    raise MissingExtraError(message) from error
 
 
 class NVEmbedEmbeddings(Embeddings):
-    """``Embeddings`` of an ``Encoder`` in this process, or of a ``RemoteEncoder``.
+    """LangChain ``Embeddings`` of an ``Encoder`` in this process or of a ``RemoteEncoder``.
 
     >>> store = InMemoryVectorStore(NVEmbedEmbeddings(RemoteEncoder("http://127.0.0.1:8000")))
 
@@ -19,24 +18,39 @@ class NVEmbedEmbeddings(Embeddings):
     """
 
     def __init__(self, encoder: Encodes, *, instruction: str | None = None, task: str | None = None) -> None:
-        """Describe the queries: by a sentence, or a task that has one; questions (NQ) without either.
+        """Set the encoder and the prompt of queries.
+
+        Args:
+            encoder: the model.
+            instruction: a sentence that describes the queries.
+            task: a task with a known instruction, in place of ``instruction``. Default: NQ (questions).
 
         Raises:
-            InputError: both are given.
+            InputError: instruction and task were both passed.
         """
         self.encoder = encoder
         self.task = task
         self.instruction, self.query_task = query_task(instruction, task)
+        self._unnamed = f"memory-{uuid4().hex}"
+
+    @property
+    def model(self) -> str:
+        """A name of model, prompts and dimensions.
+
+        Pass it to caches: ``CacheBackedEmbeddings.from_bytes_store(e, store, namespace=e.model)``.
+        """
+        prompts = f"instruction {self.instruction!r} task {self.query_task!r} passages {self.task!r}"
+        return f"{cache_key(self.encoder, self._unnamed)} {prompts}"
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Embed passages; raises what the encoder does."""
+        """Embed passages; raises what the encoder raises."""
         if not texts:
             return []
         rows: list[list[float]] = self.encoder.encode_document(texts, task=self.task).tolist()
         return rows
 
     def embed_query(self, text: str) -> list[float]:
-        """Embed a query; raises what the encoder does."""
+        """Embed a query; raises what the encoder raises."""
         vectors = self.encoder.encode_query([text], instruction=self.instruction, task=self.query_task)
         row: list[float] = vectors[0].tolist()
         return row

@@ -1,21 +1,21 @@
-"""LlamaIndex: queries behind an instruction, passages without."""
+"""LlamaIndex embeddings: queries with an instruction, passages without."""
 
 import asyncio
 from typing import Any
+from uuid import uuid4
 
-from nvembed.errors import MissingExtraError
-from nvembed.integrations.remote import REQUEST_TEXTS, Encodes, query_task
+from pydantic import computed_field
 
-try:
+from nvembed.errors import needs_extra
+from nvembed.integrations.remote import REQUEST_TEXTS, Encodes, cache_key, query_task
+
+with needs_extra("llama-index", "nvembed.integrations.llama_index"):
     from llama_index.core.base.embeddings.base import BaseEmbedding
-    from llama_index.core.bridge.pydantic import PrivateAttr
-except ImportError as error:
-    message = f"pip install 'nvembed[llama-index]' to use LlamaIndex ({error.name} is missing)"
-    raise MissingExtraError(message) from error
+    from llama_index.core.bridge.pydantic import BaseModel, PrivateAttr
 
 
 class NVEmbedEmbedding(BaseEmbedding):
-    """A ``BaseEmbedding`` of an ``Encoder`` in this process, or of a ``RemoteEncoder``.
+    """A ``BaseEmbedding`` of an ``Encoder`` in this process or of a ``RemoteEncoder``.
 
     >>> Settings.embed_model = NVEmbedEmbedding(RemoteEncoder("http://127.0.0.1:8000"))
     """
@@ -23,6 +23,7 @@ class NVEmbedEmbedding(BaseEmbedding):
     instruction: str | None = None
     task: str | None = None
     _encoder: Any = PrivateAttr()
+    _unnamed: str = PrivateAttr()
 
     def __init__(
         self,
@@ -32,19 +33,41 @@ class NVEmbedEmbedding(BaseEmbedding):
         task: str | None = None,
         embed_batch_size: int = REQUEST_TEXTS,
     ) -> None:
-        """Describe the queries: by a sentence, or a task that has one; questions (NQ) without either.
+        """Set the encoder and the prompt of queries. A ``RemoteEncoder`` asks its server for the fingerprint.
+
+        Args:
+            encoder: the model.
+            instruction: a sentence that describes the queries.
+            task: a task with a known instruction, in place of ``instruction``. Default: NQ (questions).
+            embed_batch_size: texts that LlamaIndex passes at a time.
 
         Raises:
-            InputError: both are given.
+            InputError: instruction and task were both passed.
+            InputError, DownloadError: the server refuses, or cannot be reached.
         """
         query_task(instruction, task)
-        super().__init__(model_name="nvembed", embed_batch_size=embed_batch_size)
+        unnamed = f"memory-{uuid4().hex}"
+        name = cache_key(encoder, unnamed)
+        super().__init__(model_name=name, embed_batch_size=embed_batch_size)
         self.instruction, self.task = instruction, task
-        self._encoder = encoder
+        self._encoder, self._unnamed = encoder, unnamed
 
     @classmethod
     def class_name(cls) -> str:
         return "NVEmbedEmbedding"
+
+    @computed_field  # type: ignore[prop-decorator]  # in to_dict, of which LlamaIndex makes its caches' keys
+    @property
+    def vectors_of(self) -> str:
+        """The model, the length it reads and its dimensions, as they are now."""
+        return cache_key(self._encoder, self._unnamed)
+
+    # LlamaIndex's own two leave out an encoder that cannot be pickled; here that is an error.
+    def __getstate__(self) -> dict[Any, Any]:
+        return BaseModel.__getstate__(self)
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        BaseModel.__setstate__(self, state)
 
     def _get_query_embedding(self, query: str) -> list[float]:
         instruction, task = query_task(self.instruction, self.task)

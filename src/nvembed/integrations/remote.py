@@ -1,6 +1,6 @@
-"""An encoder that lives in a server: the verbs of ``Encoder``, over HTTP.
+"""A client for ``nvembed serve`` with the methods of ``Encoder``.
 
-What the integrations are handed is either of them, so that one model serves several components of a program.
+The integrations accept either of them, so that several components of a program can share one model.
 """
 
 import base64
@@ -10,29 +10,32 @@ from collections.abc import Iterable, Iterator, Sequence
 from ssl import SSLContext
 from typing import Any, Protocol
 
+import httpx
 import numpy as np
 
-from nvembed.errors import DownloadError, InputError, MissingExtraError, NumericsError
-
-try:
-    import httpx
-except ImportError as error:
-    raise MissingExtraError("pip install 'nvembed[client]' to use a server (httpx is missing)") from error
+from nvembed.errors import DownloadError, InputError, NumericsError
 
 REQUEST_TEXTS = 256
 REQUEST_CHARACTERS = 1_000_000
 BUSY = (429, 503)  # what the server answers with Retry-After
 TOO_LARGE = 413
 
-# of the integrations, where neither an instruction nor a task is given: the model card's for questions
+# of the integrations, without an instruction or a task: the model card's for questions
 DEFAULT_TASK = "NQ"
 
 
 class Encodes(Protocol):
-    """What the integrations need: an ``nvembed.Encoder``, or a ``RemoteEncoder``.
+    """What the integrations need: an ``nvembed.Encoder`` or a ``RemoteEncoder``.
 
     Texts to float32 unit rows (n, d). ``instruction`` describes a query's task; ``task`` names a known one.
+    ``fingerprint`` names what the model computes: with ``max_length`` it belongs in the key of every cache.
     """
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def max_length(self) -> int: ...
 
     def encode_query(
         self, texts: Iterable[str], *, instruction: str | None = None, task: str | None = None
@@ -42,12 +45,13 @@ class Encodes(Protocol):
 
 
 class RemoteEncoder:
-    """A model that ``nvembed serve`` serves.
+    """The model of an ``nvembed serve`` process.
 
     >>> model = RemoteEncoder("http://127.0.0.1:8000", api_key="secret")
     >>> model.encode_query(["who wrote it?"], instruction="Given a question, retrieve passages")
 
-    It may be used from several threads at once. ``close`` it, or use it in a ``with`` statement.
+    Several threads can share it. Copies and unpickled ones open their own connections. Call ``close``, or use
+    it in a ``with`` statement.
     """
 
     def __init__(
@@ -61,32 +65,72 @@ class RemoteEncoder:
         timeout_s: float = 300.0,
         verify: bool | SSLContext = True,
     ) -> None:
-        """Connect on the first use.
+        """Set the server's address; the first request connects.
 
         Args:
-            url: of the server: ``http://127.0.0.1:8000``.
-            model: the name the server gives it; ``""`` is the one it serves.
-            truncate: cut longer texts at their end and warn how many; ``False`` refuses them.
-            truncate_dim: keep the first so many dimensions and normalise again.
-            timeout_s: of one request, waiting for a busy server included.
-            verify: check the server's certificate; or the context that does.
+            url: the server's address, such as ``http://127.0.0.1:8000``.
+            model: the model's name on the server; ``""`` accepts the model it serves.
+            truncate: cut longer texts at their end and warn how many; ``False`` raises instead.
+            truncate_dim: number of leading dimensions to keep; vectors are normalised again.
+            timeout_s: limit for one request, including the wait for a busy server.
+            verify: check the server's certificate, or an SSL context that checks it.
 
         Raises:
-            InputError: ``url`` is none, or the key cannot stand in a header.
+            InputError: ``url`` is not an HTTP address, or the key is not printable ASCII.
         """
         self.url = url.rstrip("/").removesuffix("/v1")
         if not self.url.startswith(("http://", "https://")):
-            raise InputError(f"url is {url!r}: expected the server's, such as http://127.0.0.1:8000")
+            raise InputError(f"url is {url!r}: expected the server's address, such as http://127.0.0.1:8000")
         if api_key and not (api_key.isascii() and api_key.isprintable()):
-            raise InputError("api_key is not printable ASCII: look for a line break at its end, and strip it")
+            raise InputError(
+                "api_key is not printable ASCII: remove line breaks and other control characters"
+            )
         self.api_key = api_key
         self.model = model
         self.truncate = truncate
         self.truncate_dim = truncate_dim
         self.timeout_s = timeout_s
+        self.verify = verify
+        self._facts: dict[str, Any] = {}  # what /info answered
+        self._open()
+
+    def _open(self) -> None:
+        api_key = self.api_key
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        # no proxy or .netrc of the environment: texts and key go to this server alone
-        self._http = httpx.Client(headers=headers, timeout=timeout_s, verify=verify, trust_env=False)
+        # Proxies and .netrc of the environment are ignored: texts and key go to this server alone.
+        self._http = httpx.Client(
+            headers=headers, timeout=self.timeout_s, verify=self.verify, trust_env=False
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the connections out: a copy, in another process perhaps, opens its own."""
+        return {name: value for name, value in self.__dict__.items() if name != "_http"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    @property
+    def fingerprint(self) -> str:
+        """The name of what the server's model computes, asked for once.
+
+        Raises:
+            InputError, DownloadError: as ``encode_query``.
+        """
+        return str(self._info()["model_sha"])
+
+    @property
+    def max_length(self) -> int:
+        """Tokens the server reads of one text; raises what ``fingerprint`` does."""
+        return int(self._info()["max_input_length"])
+
+    def _info(self) -> dict[str, Any]:
+        if not self._facts:
+            response = self._send("GET", "/info")
+            if response.status_code != 200:
+                raise self._refusal(response)
+            self._facts = _json(response, "model_sha", "max_input_length")
+        return self._facts
 
     def close(self) -> None:
         self._http.close()
@@ -103,12 +147,12 @@ class RemoteEncoder:
         """Encode queries, as ``Encoder.encode_query`` does: (n, d) float32, unit rows.
 
         Raises:
-            InputError: the server refuses the texts, the options or the key, and says why.
-            DownloadError: it cannot be reached, is busy for too long, or breaks.
+            InputError: the server refused the texts, the options or the key; the message has its reason.
+            DownloadError: the server cannot be reached, stays busy, or fails.
         """
         chosen = {"instruction": instruction or ""} if task is None else {"task": task}
         if instruction is not None and task is not None:
-            raise InputError(f"instruction and task ({task!r}) are both given: pass one of them")
+            raise InputError(f"expected instruction or task, got both (task {task!r}): pass one of them")
         return self._encode(texts, {"input_type": "query", **chosen})
 
     def encode_document(self, texts: Iterable[str], *, task: str | None = None) -> np.ndarray:
@@ -117,46 +161,62 @@ class RemoteEncoder:
 
     def _encode(self, texts: Iterable[str], options: dict[str, str]) -> np.ndarray:
         if isinstance(texts, str | bytes):
-            raise InputError("expected texts, got one: pass a list")
+            raise InputError("expected a list of texts, got one text: pass [text]")
         rows, cut, total = [], 0, 0
         for part in _parts(texts):
             total += len(part)
             for answer in self._answers(part, options):
+                self._check_model(answer)
                 rows += [np.frombuffer(base64.b64decode(row["embedding"]), "<f4") for row in answer["data"]]
                 cut += len(answer["details"]["truncated"])
         if not rows:
-            raise InputError("there is nothing to encode: expected at least one text, got none")
+            raise InputError("expected at least one text, got none")
         if cut:
-            warnings.warn(f"{cut:,} of {total:,} texts: cut to what the server reads", stacklevel=3)
+            warnings.warn(f"{cut:,} of {total:,} texts were cut to the server's max_length", stacklevel=3)
         vectors = np.stack(rows).astype(np.float32, copy=False)
         if len(vectors) != total or not np.isfinite(vectors).all():
             raise NumericsError(f"{self.url} sent {len(vectors):,} vectors for {total:,} texts, or NaN")
         return vectors
 
     def _answers(self, texts: Sequence[str], options: dict[str, str]) -> Iterator[dict[str, Any]]:
-        """Yield the server's answer, or those to each half of a request that is above its limits."""
+        """Yield the server's answer; a request above its limits is sent in halves."""
         response = self._post(texts, options)
         if response.status_code == 200:
-            yield _json(response)
+            yield _json(response, "data", "details")
         elif response.status_code == TOO_LARGE and len(texts) > 1:
             middle = len(texts) // 2
             yield from self._answers(texts[:middle], options)
             yield from self._answers(texts[middle:], options)
         else:
-            message = f"{self.url} answered {response.status_code}: {_said(response)}"
-            broken = response.status_code in BUSY or response.status_code >= 500
-            raise DownloadError(message) if broken else InputError(message)
+            raise self._refusal(response)
+
+    def _check_model(self, answer: dict[str, Any]) -> None:
+        """Refuse vectors of another model than the one whose fingerprint was read."""
+        fingerprint = answer["details"].get("fingerprint")
+        if self._facts and fingerprint != self._facts["model_sha"]:
+            raise InputError(
+                f"{self.url} serves another model now (fingerprint {fingerprint}; "
+                f"expected {self._facts['model_sha']}): create a new RemoteEncoder"
+            )
+
+    def _refusal(self, response: httpx.Response) -> DownloadError | InputError:
+        message = f"{self.url} answered {response.status_code}: {_message(response)}"
+        broken = response.status_code in BUSY or response.status_code >= 500
+        return DownloadError(message) if broken else InputError(message)
 
     def _post(self, texts: Sequence[str], options: dict[str, str]) -> httpx.Response:
-        """Send one request, again while the server is busy and time is left."""
         body: dict[str, Any] = {"input": texts, "model": self.model, "encoding_format": "base64", **options}
         body["truncate"] = "END" if self.truncate else "NONE"
         if self.truncate_dim is not None:
             body["dimensions"] = self.truncate_dim
+        return self._send("POST", "/v1/embeddings", body)
+
+    def _send(self, method: str, path: str, body: object = None) -> httpx.Response:
+        """Send one request; while the server is busy and time is left, send it again."""
         end = time.monotonic() + self.timeout_s
         while True:
             try:
-                response = self._http.post(f"{self.url}/v1/embeddings", json=body)
+                response = self._http.request(method, f"{self.url}{path}", json=body)
             except httpx.HTTPError as error:
                 raise DownloadError(
                     f"{self.url} cannot be reached: {error or type(error).__name__}"
@@ -164,8 +224,8 @@ class RemoteEncoder:
             except UnicodeEncodeError as error:
                 where = f"U+{ord(error.object[error.start]):04X}"
                 raise InputError(
-                    f"a text or the instruction has a lone surrogate ({where}), "
-                    "which is not valid Unicode: read its source as UTF-8 with errors='replace'"
+                    f"a text or the instruction has a lone surrogate ({where}), which is not valid Unicode: "
+                    "read its source as UTF-8 with errors='replace'"
                 ) from error
             after = response.headers.get("retry-after", "")
             wait_s = float(after) if after.isdecimal() else 1.0  # a proxy may name a date
@@ -175,7 +235,7 @@ class RemoteEncoder:
 
 
 def _parts(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Yield lists of texts, each small enough for one request."""
+    """Yield lists of texts that are small enough for one request."""
     part: list[str] = []
     characters = 0
     for row, text in enumerate(texts):
@@ -191,28 +251,47 @@ def _parts(texts: Iterable[str]) -> Iterator[list[str]]:
         yield part
 
 
-def _json(response: httpx.Response) -> dict[str, Any]:
+def _json(response: httpx.Response, *keys: str) -> dict[str, Any]:
     try:
         answer: dict[str, Any] = response.json()
-        answer["data"], answer["details"]["truncated"]
+        for key in keys:
+            answer[key]
     except (ValueError, KeyError, TypeError) as error:
-        raise DownloadError(f"{response.url} is no server of nvembed: {response.text[:100]!r}") from error
+        raise DownloadError(f"{response.url} is not an nvembed server: {response.text[:100]!r}") from error
     return answer
 
 
-def _said(response: httpx.Response) -> str:
+def _message(response: httpx.Response) -> str:
     try:
-        return str(response.json()["error"]["message"])
+        error = response.json()["error"]
+        return str(error["message"] if isinstance(error, dict) else error)
     except (ValueError, KeyError, TypeError):
         return response.text[:200]
 
 
+def cache_key(encoder: Encodes, unnamed: str) -> str:
+    """Name the vectors of an encoder: its model, the length it reads, and the dimensions it keeps.
+
+    ``unnamed`` stands in for the fingerprint of a model that was made in memory and has none.
+    """
+    try:
+        fingerprint = encoder.fingerprint
+    except InputError:
+        if isinstance(encoder, RemoteEncoder):
+            raise
+        fingerprint = unnamed
+    parts = [fingerprint, f"length {encoder.max_length}"]
+    if dimensions := getattr(encoder, "truncate_dim", None):
+        parts.append(f"dimensions {dimensions}")
+    return " ".join(["nvembed", *parts])
+
+
 def query_task(instruction: str | None, task: str | None) -> tuple[str | None, str | None]:
-    """Return instruction and task for queries; with neither, the task ``DEFAULT_TASK``.
+    """Return instruction and task for queries; without either, the task is ``DEFAULT_TASK``.
 
     Raises:
-        InputError: both are given.
+        InputError: both were passed.
     """
     if instruction is not None and task is not None:
-        raise InputError(f"instruction and task ({task!r}) are both given: pass one of them")
+        raise InputError(f"expected instruction or task, got both (task {task!r}): pass one of them")
     return instruction, DEFAULT_TASK if instruction is None and task is None else task

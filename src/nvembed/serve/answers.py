@@ -14,6 +14,7 @@ class Details(BaseModel):
     full_tokens: list[int]
     truncated: list[int]
     prompt: str
+    fingerprint: str
 
 
 class Embedding(BaseModel):

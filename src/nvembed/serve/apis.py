@@ -99,6 +99,7 @@ def details(answer: Answer) -> dict[str, Any]:
         "full_tokens": answer.full_tokens,
         "truncated": answer.truncated,
         "prompt": answer.prompt,
+        "fingerprint": answer.fingerprint,
     }
 
 

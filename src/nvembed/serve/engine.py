@@ -25,6 +25,11 @@ Truncate = Literal["NONE", "START", "END"]
 
 SMALL_BYTES = 16_384  # requests up to this size are tokenised on a thread that larger ones cannot hold
 BYTES_PER_TOKEN = 4  # to reserve a place before a text is tokenised
+NO_IDS = (
+    "this server accepts texts, not token ids: their vocabulary is unknown. Send texts (in LangChain's "
+    "OpenAIEmbeddings: check_embedding_ctx_length=False), or start the server with --vocabulary cl100k_base "
+    "for OpenAI's ids, or --vocabulary model for ids of the model's own tokenizer"
+)
 WARM_UP = ("warm-up", "The quick brown fox jumps over the lazy dog. " * 16)
 
 
@@ -51,6 +56,7 @@ class Answer:
     full_tokens: list[int]  # before any cut
     prompt: str
     queue_s: float  # from tokens to the first batch
+    fingerprint: str  # names what the model computes
 
     @property
     def truncated(self) -> list[int]:
@@ -155,7 +161,7 @@ class Engine:
         queue_s = (job.started or job.submitted) - job.submitted
         self.watch.queue_s.observe(queue_s)
         read, full = [len(t.input_ids) for t in tokens], [t.full_length for t in tokens]
-        answer = Answer(vectors, read, full, prompt, queue_s)
+        answer = Answer(vectors, read, full, prompt, queue_s, self.model.fingerprint)
         self.watch.texts.inc(len(tokens))
         self.watch.cut.inc(len(answer.truncated))
         return answer
@@ -241,6 +247,8 @@ class Engine:
         return tokens
 
     def _text_of(self, ids: Sequence[int], row: int) -> str:
+        if self.model.text_of is None:  # ids do not show which tokenizer made them
+            raise InputError(NO_IDS)
         try:
             return self.model.text_of(ids)
         except InputError as error:

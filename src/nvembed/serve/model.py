@@ -48,6 +48,6 @@ class Model:
     pooling: str
     fingerprint: str  # names what the model computes
     tokenise: Tokenise
-    text_of: Callable[[Sequence[int]], str]  # token ids to the text they stand for; raises InputError
+    text_of: Callable[[Sequence[int]], str] | None  # token ids to their text; raises InputError; None refuses
     pieces: Callable[[str, str], list[Piece]]  # text, prompt
     devices: tuple[Device, ...]

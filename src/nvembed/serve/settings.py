@@ -44,9 +44,9 @@ class Settings(Recipe):
     )
     classification_instruction: str = Field("", description="The same for input_type classification.")
     clustering_instruction: str = Field("", description="The same for input_type clustering.")
-    vocabulary: str = Field(
-        "model",
-        description="Whose token ids requests send: the model's own, or a tiktoken encoding's (cl100k_base).",
+    vocabulary: str | None = Field(
+        None,
+        description="Accept token ids of this vocabulary: model, or a tiktoken encoding (cl100k_base).",
     )
 
     max_length: Positive | None = Field(
