@@ -13,7 +13,7 @@ import nvembed
 
 SRC = Path(nvembed.__file__).parent
 
-# room -> the rooms it may import (itself always); the same table stands in docs/architecture.md
+# room -> the rooms it may import (itself always); the same table stands in docs/explanation/architecture.md
 ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},

@@ -36,8 +36,8 @@ def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "demo").symlink_to(ROOT / "demo")
     (folder / "models").symlink_to(ROOT / "models")
     (folder / "docs").mkdir()
-    few = (ROOT / "docs" / "quirks.md").read_text(encoding="utf-8")[:2000]  # quick to embed
-    (folder / "docs" / "quirks.md").write_text(few, encoding="utf-8")
+    few = (ROOT / "docs" / "explanation" / "quirks.md").read_text(encoding="utf-8")[:2000]  # quick to embed
+    (folder / "docs" / "explanation" / "quirks.md").write_text(few, encoding="utf-8")
     return folder
 
 

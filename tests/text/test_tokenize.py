@@ -49,7 +49,7 @@ def test_model_card_query(released: TextTokenizer) -> None:
 
 
 class TestQuirks:
-    """Each odd thing of the released text path, beside what clean mode does (docs/quirks.md)."""
+    """Each odd thing of the released text path, beside what clean mode does (docs/explanation/quirks.md)."""
 
     def test_eos_is_lost_where_a_text_is_cut(self, released: TextTokenizer, clean: TextTokenizer) -> None:
         long = "word " * 100

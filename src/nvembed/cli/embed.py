@@ -48,7 +48,7 @@ def embed(
     Long documents are cut into passages at sentence ends. The corpus is read through before anything is
     embedded, so that what is wrong with it is said at the beginning. Killed anywhere and started again,
     the command ends with the same bytes, and no finished shard is computed twice; with another corpus,
-    model or setting it refuses to go on. docs/corpus-format.md says what is written.
+    model or setting it refuses to go on. docs/reference/embedded-corpus.md says what is written.
 
     Examples:
 

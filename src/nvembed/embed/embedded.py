@@ -1,4 +1,4 @@
-"""An embedded corpus, read: docs/corpus-format.md.  n rows of a block, D numbers each."""
+"""An embedded corpus, read: docs/reference/embedded-corpus.md.  n rows of a block, D numbers each."""
 
 import hashlib
 import json
@@ -121,7 +121,7 @@ def open_embedded(folder: str | Path) -> EmbeddedCorpus:
         raise _damaged(first, f"cannot be read ({error})") from error
     if not columns.equals(expected):
         raise DataError(
-            f"{first} has columns {columns.names}; expected {expected.names} as docs/corpus-format.md says"
+            f"{first} has columns {columns.names}; expected {expected.names} as docs/reference/embedded-corpus.md says"
         )
     return corpus
 

@@ -1,4 +1,4 @@
-"""One shard of an embedded corpus, written: docs/corpus-format.md.  n passages, D numbers each."""
+"""One shard of an embedded corpus, written: docs/reference/embedded-corpus.md.  n passages, D numbers each."""
 
 import hashlib
 import json

@@ -59,7 +59,7 @@ def from_vectors(read: Callable[[], Iterable[Passage]], vectors_CD: np.ndarray, 
 
 
 def from_embedded(folder: str | Path) -> Source:
-    """Return the source of a folder that ``nvembed embed`` wrote (docs/corpus-format.md).
+    """Return the source of a folder that ``nvembed embed`` wrote (docs/reference/embedded-corpus.md).
 
     Raises:
         DataError: the folder is unfinished, of another format, or a shard is not as it was written.

@@ -21,7 +21,7 @@ EXACT_ROWS = 20_000
 
 
 class Row(NamedTuple):
-    """A stored passage; see docs/corpus-format.md."""
+    """A stored passage; see docs/reference/embedded-corpus.md."""
 
     id: str
     document: str

@@ -4,7 +4,7 @@ Two modes, recorded in a model's config:
 
 ``released``  what the published code does. The text is ``prompt + text + "</s>"`` as one string, so the EOS
               is lost where a text is cut, and ``</s>`` inside a text is parsed as the special token; the
-              first ``len(tokenize(prompt))`` positions are not pooled (docs/quirks.md).
+              first ``len(tokenize(prompt))`` positions are not pooled (docs/explanation/quirks.md).
 ``clean``     the default for models trained here. BOS and EOS are always there, a user's text is never
               parsed as special tokens, and what is not pooled is what the offsets say is the prompt.
 """
@@ -197,7 +197,7 @@ class TextTokenizer:
         masked = before if self.settings.mask_instruction else 0
         eos = self.settings.eos_token
         encodings = self._tokenizer.encode_batch_fast([prompt + text + eos for text in texts])
-        # BOS counts among the prompt's tokens (docs/quirks.md); without a prompt it is kept all the same.
+        # BOS counts among the prompt's tokens (docs/explanation/quirks.md); without a prompt it is kept all the same.
         kept = before or 1
         return [Tokens(_int32(_cut(e.ids, limit, kept, cut)), masked, len(e.ids)) for e in encodings]
 
