@@ -37,8 +37,8 @@ html_show_sphinx = False
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-REPOSITORY = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "benchmarks", "models/nvembed-small")
-LEAVES_DOCS = re.compile(r"(\]\((?:\.\./)*)\.\./(README|CHANGELOG|CONTRIBUTING|benchmarks|models)\b")
+REPOSITORY = ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks", "models/nvembed-small")
+LEAVES_DOCS = re.compile(r"(\]\((?:\.\./)*)\.\./(CHANGELOG|CONTRIBUTING|benchmarks|models)\b")
 ENTERS_DOCS = re.compile(r"(\]\((?:\.\./)*)docs/")
 
 
