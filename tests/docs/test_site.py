@@ -1,4 +1,4 @@
-"""The documentation builds without a warning: links lead somewhere, references resolve, pages are in the menu."""
+"""The documentation builds without a warning: links and references resolve, pages are in the menu."""
 
 import re
 import subprocess
@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 from conftest import ROOT
-
 from nvembed.cli.main import COMMANDS
 
 

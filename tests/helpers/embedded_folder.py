@@ -1,4 +1,4 @@
-"""An embedded corpus as ``docs/reference/embedded-corpus.md`` has it, of documents with vectors made from their words."""
+"""An embedded corpus in the format of ``docs/reference/embedded-corpus.md``, with vectors made from words."""
 
 import hashlib
 import json

@@ -121,7 +121,8 @@ def open_embedded(folder: str | Path) -> EmbeddedCorpus:
         raise _damaged(first, f"cannot be read ({error})") from error
     if not columns.equals(expected):
         raise DataError(
-            f"{first} has columns {columns.names}; expected {expected.names} as docs/reference/embedded-corpus.md says"
+            f"{first} has columns {columns.names}; expected {expected.names} "
+            "(docs/reference/embedded-corpus.md)"
         )
     return corpus
 

@@ -1,4 +1,4 @@
-"""One shard of an embedded corpus, written: docs/reference/embedded-corpus.md.  n passages, D numbers each."""
+"""Write one shard of an embedded corpus (docs/reference/embedded-corpus.md).  n passages, D numbers each."""
 
 import hashlib
 import json

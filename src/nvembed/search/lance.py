@@ -1,8 +1,8 @@
 """An index on this machine's disk: a LanceDB table.  N rows, D numbers of a vector, W words of its bits.
 
-The table has the columns of docs/reference/embedded-corpus.md, one of each metadata field that can be filtered on
-(``m_...``), and with the kinds ``int8`` and ``binary`` one of codes. LanceDB writes a version per change and
-commits it at the end, so that a killed job leaves the version before it.
+The table has the columns of docs/reference/embedded-corpus.md, one for each metadata field that can be
+filtered on (``m_...``), and with the kinds ``int8`` and ``binary`` one of codes. LanceDB writes a version
+per change and commits it at the end, so that a killed job leaves the version before it.
 """
 
 import json

@@ -197,7 +197,7 @@ class TextTokenizer:
         masked = before if self.settings.mask_instruction else 0
         eos = self.settings.eos_token
         encodings = self._tokenizer.encode_batch_fast([prompt + text + eos for text in texts])
-        # BOS counts among the prompt's tokens (docs/explanation/quirks.md); without a prompt it is kept all the same.
+        # BOS counts among the prompt's tokens (docs/explanation/quirks.md); without one it is kept too.
         kept = before or 1
         return [Tokens(_int32(_cut(e.ids, limit, kept, cut)), masked, len(e.ids)) for e in encodings]
 
