@@ -24,7 +24,6 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphin
 myst_heading_anchors = 3
 myst_links_external_new_tab = False
 exclude_patterns = ["_build"]
-suppress_warnings = ["toc.empty_glob"]  # index.md names pages in order, and then whatever else there is
 nitpick_ignore_regex = [("py:.*", ".*")]
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"

@@ -6,7 +6,6 @@ import copy
 import gc
 import importlib
 import pickle
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 import pytest
 from serving import served
 
-from conftest import ROOT, TINY_A, tiny_model
+from conftest import TINY_A, tiny_model
 from nvembed.cli.serve import loaded
 from nvembed.encoder import Encoder
 from nvembed.errors import DownloadError, InputError, MissingExtraError
@@ -363,18 +362,3 @@ class TestIntegrations:
         extra = module.replace("_", "-")
         with pytest.raises(MissingExtraError, match=rf"pip install 'nvembed\[{extra}\]'"):
             importlib.import_module(name)
-
-
-def examples() -> list[Any]:
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## Clients\n")[1].split("\n## ")[0]
-    codes = re.findall(r"^```py\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
-    return [pytest.param(code, id=re.findall(r"from (\w+)", code)[0]) for code in codes]
-
-
-@pytest.mark.parametrize("code", examples())
-def test_readme(code: str, server: Server, tiny_encoder: Encoder, capsys: pytest.CaptureFixture[str]) -> None:
-    """They run as they stand, and find what the library finds with this (random) model."""
-    exec(code.replace("http://127.0.0.1:8000", server.url), {})
-    texts = ["Judo throws are allowed in freestyle wrestling.", "2 + 2 = 4"]
-    scores = tiny_encoder.encode_query([QUERY], task="NQ") @ tiny_encoder.encode_document(texts).T
-    assert capsys.readouterr().out == f"{texts[int(scores.argmax())]}\n"

@@ -27,7 +27,7 @@ from schemathesis.specs.openapi.checks import (
 )
 from serving import Fake, ask, fake_model, served
 
-from conftest import ROOT, TINY_A
+from conftest import TINY_A
 from nvembed.cli.serve import from_environment, loaded
 from nvembed.encoder import Encoder
 from nvembed.serve.run import Server
@@ -226,20 +226,6 @@ def test_several_values_in_a_variable() -> None:
     found = from_environment({"NVEMBED_API_KEY": "one,two", "NVEMBED_SERVED_NAME": "a", "NVEMBED_PORT": "0"})
     assert (found.api_key, found.served_name, found.port) == (("one", "two"), ("a",), 0)
     assert found.model_fields_set == {"api_key", "served_name", "port"}
-
-
-def test_the_readmes_server_and_client() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8").split("## Serve")[1].split("\n## ")[0]
-    start, curl = re.findall(r"^```shell\n(.*?)^```$", readme, re.DOTALL | re.MULTILINE)
-    (code,) = re.findall(r"^```py\n(.*?)^```$", readme, re.DOTALL | re.MULTILINE)
-    assert start == "nvembed serve models/nvembed-small --port 8000\n"
-    chosen = Settings(model=str(TINY_A), device="cpu")
-    with served(lambda: loaded(chosen), model=chosen.model, served_name=("nvembed-small",)) as server:
-        here = lambda text: text.replace("http://127.0.0.1:8000", server.url)  # noqa: E731
-        done = subprocess.run(["/bin/sh", "-c", here(curl)], capture_output=True, check=True)
-        assert json.loads(done.stdout)["details"]["prompt"].startswith("Instruct: ")
-        done = subprocess.run([sys.executable, "-c", here(code)], capture_output=True, check=True)
-        assert -1 <= float(done.stdout) <= 1
 
 
 def test_killed_outright_it_leaves_nothing_and_starts_again_on_the_same_port() -> None:
