@@ -85,7 +85,8 @@ LONG_FUNCTIONS = {"train/loop.py:train"}
 # lines of a group of rooms; raised only together with what it buys, in the same commit
 BUDGETS: dict[str, tuple[set[str], int]] = {
     "core": ({"model", "text", "vectors", "weights", "encoder", "files", "recipe", "errors"}, 6_700),
-    "data and train": ({"data", "train"}, 3_800),
+    # 250 lines for training formats of other tools, own instructions, digests and documented recipe keys
+    "data and train": ({"data", "train"}, 4_050),
     "read, embed, search, learn": ({"read", "embed", "search", "learn"}, 5_700),
     "compress": ({"compress"}, 700),
     "evaluate": ({"evaluate"}, 2_800),
@@ -96,7 +97,7 @@ BUDGETS: dict[str, tuple[set[str], int]] = {
 # class names that still stand in several files; this list only ever gets shorter
 TWICE = {
     "Embeddings", "Result", "Outcome", "Progress", "Labelled", "Batch", "Model", "Job", "Wanted",
-    "Index", "Log", "Settings", "Answer", "Hit", "Record", "Finding", "Extracted", "Source", "Cluster",
+    "Index", "Log", "Settings", "Answer", "Hit", "Record", "Extracted", "Source", "Cluster",
     "Prompt", "Reading",
 }  # fmt: skip
 

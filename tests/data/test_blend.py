@@ -9,14 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvembed.cli.audit import audit
+from nvembed.cli.leaks import leaks
+from nvembed.cli.main import main
 from nvembed.cli.mine import mine
 from nvembed.data.blend import Blend, draw
 from nvembed.data.collate import collate
-from nvembed.data.example import Example, read_examples, to_row
+from nvembed.data.example import Example, ExampleFile, prompts, to_row
 from nvembed.data.prepare import choose
 from nvembed.data.rows import write_rows
-from nvembed.errors import DataError, InputError, OutputError
+from nvembed.errors import ConfigError, DataError, InputError, OutputError
 from nvembed.files import locked
 
 
@@ -104,10 +105,10 @@ def test_blend_says_what_it_follows_from_and_reads_every_line_it_may_draw(tmp_pa
 
 
 def test_blend_without_files(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no file for a, b: prepare the sets first"):
+    with pytest.raises(DataError, match="no file for a, b"):
         Blend({"b": tmp_path / "b.jsonl"}, {"a": 1, "b": 1}, seed=0)
     (tmp_path / "b.jsonl").touch()
-    with pytest.raises(DataError, match=r"b\.jsonl: expected examples of b, found none"):
+    with pytest.raises(DataError, match=r"b\.jsonl: expected examples of b"):
         Blend({"b": tmp_path / "b.jsonl"}, {"b": 1}, seed=0)
 
 
@@ -235,20 +236,20 @@ def test_mine_command(project: Path, capsys: pytest.CaptureFixture[str]) -> None
     out = project / "out"
     mine(project, out=out, root=project)
     assert "faq: 20 examples, 1 left out as leaks, 19 chosen" in capsys.readouterr().err
-    faq = list(read_examples(out / "faq.jsonl"))
+    faq = list(ExampleFile(out / "faq.jsonl"))
     assert len(faq) == 19
     assert all(len(example.hard_negatives) == 3 for example in faq)
     assert "what is number 7" not in {example.query for example in faq}
-    assert len(list(read_examples(out / "mood.jsonl"))) == 10
+    assert len(list(ExampleFile(out / "mood.jsonl"))) == 10
     made = sorted(path.name for path in out.iterdir())
     assert made == [
         ".lock",
-        *("faq.jsonl", "faq.report.json", "faq.report.md", "faq.settings.json"),
-        *("mood.jsonl", "mood.settings.json"),
+        *("faq.digest", "faq.jsonl", "faq.report.json", "faq.report.md", "faq.settings.json"),
+        *("mood.digest", "mood.jsonl", "mood.settings.json"),
     ]
     stamp = (out / "faq.jsonl").stat().st_mtime_ns
     mine(project, out=out, root=project)
-    assert "faq: there already" in capsys.readouterr().err
+    assert "faq: finished before" in capsys.readouterr().err
     assert (out / "faq.jsonl").stat().st_mtime_ns == stamp
     with pytest.raises(OutputError, match=r"faq\.settings\.json is .* another mining\.rule\.negatives"):
         mine(project, out=out, root=project, negatives=2)
@@ -260,12 +261,76 @@ def test_mine_command(project: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert [path.name for path in (project / "two").glob("*.jsonl")] == ["mood.jsonl"]
 
 
+def test_a_command_that_can_do_nothing_is_refused_before_it_writes(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = project / "out"
+    with pytest.raises(InputError, match="no set of stage 7; its stages: 1, 2"):
+        mine(project, out=out, root=project, stage=7)
+    for threshold in (2.0, float("nan")):
+        with pytest.raises(InputError, match="threshold of percentage: expected 0 to 1"):
+            mine(project, out=out, root=project, threshold=threshold)
+    assert not out.exists()
+    for option in ("--negatives=-1", "--negatives=0", "--max-tokens=-3"):
+        with pytest.raises(SystemExit):
+            main(["mine", str(project), "--out", str(out), "--root", str(project), option])
+        assert option.split("=")[0] in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_what_a_killed_run_left_is_removed(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = project / "out"
+    mine(project, out=out, root=project)
+    files = {path.name for path in out.iterdir()}
+    (out / "faq.work" / "vectors").mkdir(parents=True)
+    (out / "faq.chosen.jsonl").write_text("{}")
+    mine(project, out=out, root=project)
+    assert {path.name for path in out.iterdir()} == files
+    (out / "faq.jsonl").write_text((out / "faq.jsonl").read_text().replace("successor", "successir", 1))
+    with pytest.raises(OutputError, match="not as it was written"):
+        mine(project, out=out, root=project)
+
+
+OWN = """
+seed = 1
+[sets.helpdesk]
+form = "pairs"
+path = "faq.jsonl"
+instruction = "Given a question to the help desk, retrieve its answer"
+"""
+
+
+def test_a_task_of_ones_own(project: Path) -> None:
+    """Only form, path and the instruction; the rest has defaults."""
+    (project / "blend.toml").write_text(OWN)
+    for stage in (1, 2):
+        mine(project, out=project / "out", root=project, stage=stage)
+    (example, *rest) = ExampleFile(project / "out" / "helpdesk.jsonl")
+    assert len(rest) == 19
+    query = "Instruct: Given a question to the help desk, retrieve its answer\nQuery: "
+    assert prompts(example) == (query, "")
+    assert collate([example], negatives=1, in_batch=True).query_prompts == (query,)
+    both = OWN + 'passage_instruction = "Represent the answer"\n'
+    (project / "blend.toml").write_text(both)
+    with pytest.raises(OutputError, match=r"another source\.passage_instruction"):
+        mine(project, out=project / "out", root=project)
+    mine(project, out=project / "both", root=project)
+    example = ExampleFile(project / "both" / "helpdesk.jsonl")[0]
+    assert prompts(example) == (query, "Instruct: Represent the answer\nQuery: ")
+    (project / "blend.toml").write_text(OWN.replace("instruction =", "# "))
+    with pytest.raises(ConfigError, match=r'helpdesk.*instruction = "..."'):
+        mine(project, out=project / "none", root=project)
+    (project / "blend.toml").write_text(OWN.replace("Given a", "Given\\na"))
+    with pytest.raises(ConfigError, match="one line"):
+        mine(project, out=project / "none", root=project)
+
+
 def test_a_set_that_leaks_whole_is_an_error(project: Path) -> None:
     write_rows(project / "faq.jsonl", [{"query": "what is number 7", "positive": "p"}])
-    with pytest.raises(DataError, match="faq: 1 examples were read, and none is free of held-out records"):
+    with pytest.raises(DataError, match="faq: 1 examples read, all of them in a held-out set"):
         mine(project, out=project / "out", root=project)
     write_rows(project / "faq.jsonl", [{"query": "q", "positive": " "}])
-    with pytest.raises(DataError, match="faq: its source gives no example: every row lacks a text"):
+    with pytest.raises(DataError, match="faq: the source has no example"):
         mine(project, out=project / "out", root=project)
 
 
@@ -281,21 +346,21 @@ def test_unlabelled_texts_and_leaks(project: Path, capsys: pytest.CaptureFixture
     (project / "blend.toml").write_text(changed)
     mine(project, out=project / "out", root=project, stage=1)
     assert "faq: 2 examples, 1 left out as leaks, 2 chosen" in capsys.readouterr().err
-    found = list(read_examples(project / "out" / "faq.jsonl"))
+    found = list(ExampleFile(project / "out" / "faq.jsonl"))
     assert {example.query[:3] for example in found} == {"Red"}
-    audit(project, root=project, out=project / "audit.json")
-    (line,) = json.loads((project / "audit.json").read_text())
+    capsys.readouterr()
+    assert leaks(project, root=project, json=True) == 3
+    (line,) = [each for each in json.loads(capsys.readouterr().out)["overlaps"] if each["leaking"]]
     assert (line["records"], line["leaking"]) == (2, 1)
 
 
-def test_audit_command(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    audit(project, root=project, out=project / "audit.json")
-    said = capsys.readouterr()
-    assert "faq" in said.out
-    assert "1 pairs of sets share a text; in 1 of them a held-out record is leaked" in said.err
-    (found,) = json.loads((project / "audit.json").read_text())
-    assert (found["records"], found["leaking"], found["leaked_exactly"]) == (20, 1, 1)
+def test_leaks_of_a_recipe(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert leaks(project, root=project) == 3
+    output = capsys.readouterr()
+    assert "faq" in output.out
+    assert "1 pairs leak" in output.err
+    assert leaks(project, root=project, json=True) == 3
+    (overlap,) = [each for each in json.loads(capsys.readouterr().out)["overlaps"] if each["leaking"]]
+    assert (overlap["records"], overlap["leaking"], overlap["leaked_exactly"]) == (20, 1, 1)
     mine(project, out=project / "out", root=project)
-    capsys.readouterr()
-    audit(project, root=project, prepared=project / "out")
-    assert "0 pairs of sets" in capsys.readouterr().err
+    assert leaks(project / "out", against=[project], root=project) == 0

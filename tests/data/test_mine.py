@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvembed.data.example import Example, read_examples
-from nvembed.data.mine import Candidates, Method, Rule, check_rule, fill, keep, limit, sample
-from nvembed.data.mining import CHUNK, Corpus, mine_set
+from nvembed.data.example import Example, ExampleFile
+from nvembed.data.mine import CHUNK, Corpus, mine_set
+from nvembed.data.rule import Candidates, Method, Rule, check_rule, fill, keep, limit, sample
 from nvembed.data.teacher import VectorBlocks, bm25_teacher, checked, dense_teacher
 from nvembed.errors import DataError, InputError, NumericsError, OutputError
 from nvembed.text.bm25 import Bm25
@@ -134,7 +134,7 @@ def test_fill_ends_when_there_is_nothing_left() -> None:
         ({"method": "shifted", "threshold": 2.5}, "expected a whole number of ranks, got 2.5"),
         ({"method": "shifted", "threshold": 99.0}, "threshold of shifted: expected 1 to 49, got 99"),
         ({"method": "margin", "threshold": -1.0}, "threshold of margin: expected 0 to inf, got -1"),
-        ({"negatives": 51}, "depth is 50: expected at least the 51 negatives it must give"),
+        ({"negatives": 51}, "depth is 50: expected at least 51"),
         ({"pool": 10}, "pool is 10: expected 0, or with random sampling at least the 7 negatives"),
     ],
 )
@@ -207,7 +207,7 @@ def test_never_a_positive(
     mine_set(
         examples, Corpus(passages, examples), teacher, rule, out=folder / "a.jsonl", seed=1, teacher_name="t"
     )
-    mined = list(read_examples(folder / "a.jsonl"))
+    mined = list(ExampleFile(folder / "a.jsonl"))
     assert [(e.query, e.positives) for e in mined] == [(e.query, e.positives) for e in examples]
     known: dict[str, set[str]] = {}
     for e in examples:
@@ -235,7 +235,7 @@ def test_whole_run_against_the_oracle(tmp_path: Path) -> None:
     )
     vectors = bag_of_words(passages, "")
     lengths = []
-    for before, after in zip(examples, read_examples(tmp_path / "a.jsonl"), strict=True):
+    for before, after in zip(examples, ExampleFile(tmp_path / "a.jsonl"), strict=True):
         scores = (vectors @ bag_of_words([before.query], "")[0]).tolist()
         known = corpus.positives(before.query)
         hidden = [i for i, text in enumerate(passages) if text == before.query and i not in known]
@@ -248,7 +248,13 @@ def test_whole_run_against_the_oracle(tmp_path: Path) -> None:
     assert sum(report["negative_scores"]) == sum(lengths)
     assert json.loads((tmp_path / "a.report.json").read_text())["full"] == report["full"]
     assert f"{report['excluded']:,} candidates left out" in (tmp_path / "a.report.md").read_text()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.jsonl", "a.report.json", "a.report.md", "v"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "a.digest",
+        "a.jsonl",
+        "a.report.json",
+        "a.report.md",
+        "v",
+    ]
 
 
 def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -277,10 +283,19 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
         mine_set(examples, corpus, dies, rule, out=out, seed=5, teacher_name="t")
     assert not out.exists()
     other = rule.model_copy(update={"negatives": 3})
-    with pytest.raises(OutputError, match=r"cut\.jsonl\.mining.state\.json is of a run with another rule"):
+    with pytest.raises(OutputError, match=r"cut\.work.mined.state\.json is of a run with another rule"):
         mine_set(examples, corpus, teach, other, out=out, seed=5, teacher_name="t")
+    chunk = tmp_path / "cut.work" / "mined" / "chunk-00000.npz"
+    whole = chunk.read_bytes()
+    shutil.copyfile(chunk.with_suffix(".digest"), tmp_path / "kept.digest")
     mine_set(examples, corpus, dies, rule, out=out, seed=5, teacher_name="t")
     assert calls[0] == 4  # the first chunk was not done again
+    assert not chunk.exists()
+    out.unlink()
+    chunk.parent.mkdir(parents=True)
+    chunk.write_bytes(whole.replace(b"query", b"qeury", 1))
+    chunk.with_suffix(".digest").write_bytes((tmp_path / "kept.digest").read_bytes())
+    mine_set(examples, corpus, teach, rule, out=out, seed=5, teacher_name="t")
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     with pytest.raises(OutputError, match=r"cut\.jsonl exists already"):
         mine_set(examples, corpus, teach, rule, out=out, seed=5, teacher_name="t")

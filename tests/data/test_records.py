@@ -4,13 +4,14 @@ import gzip
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 from nvembed.data.crop import by_crop
-from nvembed.data.example import Example, ExampleFile, check_example, from_row, prompts, read_examples, to_row
+from nvembed.data.example import Example, ExampleFile, check_example, from_row, prompts, to_row
 from nvembed.data.label import by_example, by_label, by_score
 from nvembed.data.rows import JsonlFile, read_rows, text_key
 from nvembed.errors import DataError
@@ -32,7 +33,7 @@ def test_three_kinds_of_file_read_the_same(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     expected = [from_row(row, "") for row in rows]
     for name in ("a.jsonl", "a.jsonl.gz", "a.parquet"):
-        assert list(read_examples(tmp_path / name)) == expected, name
+        assert [from_row(row, where) for where, row in read_rows(tmp_path / name)] == expected, name
     assert list(ExampleFile(plain)) == expected
 
 
@@ -48,32 +49,54 @@ def test_any_line_of_a_file(tmp_path: Path) -> None:
 def test_row_form_is_lossless() -> None:
     example = Example("q", ("p", "r"), "NQ", ("n",), True, ("1", "2"), ("3",))
     assert from_row(json.loads(json.dumps(to_row(example))), "") == example
+    own = Example("q", ("p",), "help desk", instruction="Find the answer", passage_instruction="")
+    assert from_row(json.loads(json.dumps(to_row(own))), "") == own
+
+
+def test_instructions_of_ones_own() -> None:
+    def both(**changes: Any) -> tuple[str, str]:
+        return prompts(Example("q", ("p",), "help desk", **changes))
+
+    own = "Instruct: Find the answer\nQuery: "
+    assert both(instruction="Find the answer") == (own, "")
+    assert both(instruction="Find the answer", both_sides=True) == (own, own)
+    passage = "Instruct: An answer\nQuery: "
+    assert both(instruction="Find the answer", passage_instruction="An answer") == (own, passage)
+    assert both(instruction="") == ("", "")
+    with pytest.raises(DataError, match=r"f:1: .*no instruction for task 'help desk'"):
+        from_row({"query": "q", "positives": ["p"], "task": "help desk"}, "f:1")
+    with pytest.raises(DataError, match=r"f:1: .*one line"):
+        from_row({"query": "q", "positives": ["p"], "task": "help desk", "instruction": "a\nb"}, "f:1")
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"positives": []}, "a.jsonl:2: expected one positive or more, got none"),
+        ({"positives": []}, "a.jsonl:2: expected at least one positive, got none"),
         ({"positives": "p"}, "a.jsonl:2: positives: expected a list of strings, got str 'p'"),
         ({"query": None}, "a.jsonl:2: query: expected a string, got none"),
         ({"query": " "}, "a.jsonl:2: query is blank"),
         ({"positives": ["p", ""]}, "a.jsonl:2: a positive is blank"),
         ({"hard_negatives": ["x", " P "]}, "a.jsonl:2: a hard negative is a positive too: ' P '"),
         ({"task": "NQQ"}, "a.jsonl:2: no instruction for task 'NQQ': did you mean 'NQ'"),
-        ({"positive_ids": ["1", "2"]}, "a.jsonl:2: expected no positive_ids or 1, one for each text; got 2"),
+        (
+            {"positive_ids": ["1", "2"]},
+            "a.jsonl:2: expected 1 positive_ids, one for each text, or none; got 2",
+        ),
         (
             {"positive_ids": ["1"], "hard_negative_ids": ["1"]},
             "a.jsonl:2: a hard negative has the id of a positive",
         ),
         ({"both_sides": "yes"}, "a.jsonl:2: both_sides: expected true or false, got str 'yes'"),
         ({"query": "half \ud83d"}, r"a.jsonl:2: half a surrogate pair (\ud83d), which is no character"),
-        ({"negatives": []}, "a.jsonl:2: unknown field 'negatives'; known: query, task"),
+        ({"instruction": 3}, "a.jsonl:2: instruction: expected a string, got int '3'"),
+        ({"negatives": []}, "a.jsonl:2: unknown field 'negatives'; known: query, positives"),
     ],
 )
 def test_bad_records_name_file_and_line(tmp_path: Path, change: dict[str, object], said: str) -> None:
     path = write(tmp_path / "a.jsonl", [GOOD, {**GOOD, **change}])
     with pytest.raises(DataError) as caught:
-        list(read_examples(path))
+        [from_row(row, where) for where, row in read_rows(path)]
     assert said in str(caught.value).replace(f"{tmp_path}/", "")
 
 

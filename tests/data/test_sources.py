@@ -10,6 +10,7 @@ import pytest
 from nvembed.data.example import check_example, prompts
 from nvembed.data.prepare import MiningRecipe
 from nvembed.data.read import read_held_out, read_passages, read_records, read_source
+from nvembed.data.rows import write_rows
 from nvembed.data.sources import BlendRecipe, HeldOutSet, Source
 from nvembed.data.tables import Places
 from nvembed.errors import ConfigError, DataError
@@ -301,3 +302,90 @@ def test_recipe_faults_are_said_before_anything_is_read(tmp_path: Path) -> None:
         with pytest.raises(ConfigError) as caught:
             read_recipe(tmp_path / "blend.toml", BlendRecipe)
         assert said in str(caught.value)
+
+
+def source(**values: Any) -> Source:
+    return Source(**{"form": "pairs", "task": "NQ", "path": "rows.jsonl", "mine": False, **values})
+
+
+@pytest.mark.parametrize(
+    ("values", "rows", "message"),
+    [
+        (
+            {"form": "label"},
+            [{"text": "a", "label": None}],
+            "label: expected a string or a whole number, got nothing",
+        ),
+        ({"form": "example"}, [{"text": "a", "label": True}], "label: expected a string or a whole number"),
+        ({"form": "example"}, [{"text": "a", "label": 0.5}], "label: expected a string or a whole number"),
+        ({"form": "label"}, [{"text": "a", "label": []}], "label: expected 1, one for each text; got 0"),
+        (
+            {"form": "example"},
+            [{"text": ["a", "b"], "label": ["x"]}],
+            "label: expected 2, one for each text; got 1",
+        ),
+        ({"form": "example"}, [{"text": ["a", "b"], "label": "x"}], "label: expected 2"),
+        ({"form": "label"}, [{"text": 5, "label": "x"}], "text: expected a string"),
+        ({}, [{"query": None, "positive": "b"}], "query: expected a string, got nothing"),
+        ({}, [{"query": "a", "positive": None}], "positive: expected a string or a list of strings"),
+        ({}, [{"query": "a", "positive": ["b", None]}], "positive: expected a string or a list of strings"),
+        ({"form": "scores"}, [{"text1": "a", "text2": "b", "score": None}], "score: expected a number"),
+        (
+            {"form": "nli"},
+            [{"premise": "a", "hypothesis": None, "label": 0}],
+            "hypothesis: expected a string",
+        ),
+    ],
+)
+def test_rows_that_cannot_be_read(tmp_path: Path, values: dict[str, Any], rows: Rows, message: str) -> None:
+    write_rows(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: ") as caught:
+        list(read_source(source(**values), Places(root=tmp_path), seed=0))
+    assert message in str(caught.value)
+
+
+def test_absent_negatives_are_none(tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", [{"query": "a", "positive": "b", "negatives": None}])
+    (example,) = read_source(source(), Places(root=tmp_path), seed=0)
+    assert example.hard_negatives == ()
+
+
+@pytest.mark.parametrize(
+    ("values", "rows", "message"),
+    [
+        ({}, [{"text": None}], "rows.jsonl:1: text: expected text, got nothing"),
+        ({}, [{"text": 5}], "rows.jsonl:1: text: expected text"),
+        ({}, [{"texts": "a"}], "rows.jsonl:1: no column 'text'"),
+        (
+            {"columns": ("a", "b")},
+            [{"a": ["x", "y"], "b": ["z"]}],
+            "1: a, b: expected lists of one length",
+        ),
+        ({}, [], "no record"),
+    ],
+)
+def test_held_out_sets_that_cannot_be_read(
+    tmp_path: Path, values: dict[str, Any], rows: Rows, message: str
+) -> None:
+    write_rows(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(DataError) as caught:
+        list(read_held_out(HeldOutSet(path="rows.jsonl", **values), Places(root=tmp_path)))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("qrels", "queries", "message"),
+    [
+        ("query\tdoc\tgrade\nq1\td1\t1\n", [{"_id": "q1", "text": "a"}], "query-id"),
+        ("q1\td1\t1\n", [{"_id": "q1", "text": "a"}], "query-id|no record"),
+        ("query-id\tcorpus-id\tscore\nq1\td1\t1\n", [{"text": "a"}], "no column '_id'"),
+        ("query-id\tcorpus-id\tscore\nq7\td1\t1\n", [{"_id": "q1", "text": "a"}], "no record"),
+        ("query-id\tcorpus-id\tscore\n", [{"_id": "q1", "text": "a"}], "no record"),
+    ],
+)
+def test_held_out_qrels_that_cannot_be_read(tmp_path: Path, qrels: str, queries: Rows, message: str) -> None:
+    (tmp_path / "set" / "qrels").mkdir(parents=True)
+    (tmp_path / "set" / "qrels" / "test.tsv").write_text(qrels)
+    write_rows(tmp_path / "set" / "queries.jsonl", queries)
+    with pytest.raises(DataError, match=message):
+        list(read_held_out(HeldOutSet(path="set", form="qrels"), Places(root=tmp_path)))

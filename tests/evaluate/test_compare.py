@@ -8,7 +8,6 @@ import pytest
 from eval_folders import encode, make_all
 
 from nvembed.cli.compare import compare as compare_command
-from nvembed.cli.contamination import contamination as contamination_command
 from nvembed.errors import DataError, InputError
 from nvembed.evaluate.compare import against_published, category, compare, randomisation
 from nvembed.evaluate.outcome import Items
@@ -148,6 +147,3 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (tmp_path / "twins" / "difference-fake__words f1.png").is_file()
     with pytest.raises(DataError, match="results of 2 models of one name: give the folder of one of them"):
         compare_command(folders[0].parent)
-    train = root / "sts" / "alike" / "test.jsonl"
-    contamination_command(train, data=root, tasks=["alike,news"], out=tmp_path / "leaks")
-    assert "| alike | pair | 60 | 60 | 0 | 100.0% |" in (tmp_path / "leaks" / "contamination.md").read_text()

@@ -117,9 +117,6 @@ def test_what_cannot_be_adapted_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
         adapt(model, recipe(adapter={"targets": ["q_prj"]}).adapter, seed=0)
     with pytest.raises(ConfigError, match=r"frozen_layers is 9: expected less than 2"):
         adapt(model, recipe(adapter={"frozen_layers": 9}).adapter, seed=0)
-    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(MissingExtraError, match="QLoRA needs bitsandbytes: pip install bitsandbytes"):
-        adapt(model, recipe(adapter={"kind": "qlora"}).adapter, seed=0)
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(MissingExtraError, match=r"LoRA needs peft: pip install 'nvembed\[train\]'"):
+    with pytest.raises(MissingExtraError, match=r"peft.*pip install 'nvembed\[train\]'"):
         adapt(model, recipe().adapter, seed=0)

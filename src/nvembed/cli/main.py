@@ -1,7 +1,7 @@
 """The command ``nvembed``: which commands there are, and how each of them ends.
 
 Exit codes: 0 done; 1 an error that a message explains, or a reader that went away (``| head``); 2 a command
-line that cannot be understood; 130 Ctrl-C; 143 asked to end.
+line that cannot be understood; 3 leaks found (``leaks``); 130 Ctrl-C; 143 SIGTERM.
 """
 
 import os
@@ -35,9 +35,8 @@ COMMANDS = {
     "check": "Check a model: files, tensors, values, tokenizer, memory, licence and known answer.",
     "evaluate": "Score models on evaluation tasks; results in mteb's format, resumed by task.",
     "compare": "Compare models: every task side by side, with paired tests over queries.",
-    "contamination": "Count evaluation texts that stand in training files, exactly or nearly.",
     "mine": "Make training files: choose examples, leave out leaks, mine hard negatives.",
-    "audit": "Compare the training sets of a recipe with its held-out sets, text by text.",
+    "leaks": "Find evaluation texts in training data, equal or nearly equal.",
     "train": "Train one stage from a recipe; the same command goes on where it was stopped.",
     "merge": "Merge a trained adapter into its checkpoint.",
     "average": "Average states of training into one.",

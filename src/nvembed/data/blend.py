@@ -50,26 +50,27 @@ class Blend:
 
     Args:
         files: name -> JSONL file of examples.
-        samples: name -> how many examples an epoch draws.
+        samples: name -> how many examples an epoch draws; None for each once.
         seed: decides the order.
-        group: how many examples of one set stand together.
+        group: how many examples of one set are neighbours.
 
     Raises:
         DataError: a set without a file, or an empty one.
     """
 
     def __init__(
-        self, files: Mapping[str, Path], samples: Mapping[str, int], *, seed: int, group: int = 1
+        self, files: Mapping[str, Path], samples: Mapping[str, int | None], *, seed: int, group: int = 1
     ) -> None:
         missing = [name for name in samples if name not in files or not files[name].is_file()]
         if missing:
-            raise DataError(f"no file for {', '.join(missing)}: prepare the sets first (nvembed mine)")
+            raise DataError(f"no file for {', '.join(missing)}: make it with nvembed mine")
         self.names = tuple(samples)
         self._sets = [ExampleFile(files[name]) for name in self.names]
         for name, examples in zip(self.names, self._sets, strict=True):
             if not len(examples):
-                raise DataError(f"{files[name]}: expected examples of {name}, found none")
-        self._samples = [samples[name] for name in self.names]
+                raise DataError(f"{files[name]}: expected examples of {name}, got an empty file")
+        sizes = map(len, self._sets)
+        self._samples = [samples[name] or size for name, size in zip(self.names, sizes, strict=True)]
         self._seed, self._group = seed, group
         self._epoch, self._order = -1, np.empty((0, 3), dtype=np.int64)
 

@@ -1,165 +1,208 @@
-"""Hard negatives: passages that a teacher ranks high for a query, and that are no answer to it.
+"""Mining a whole set: in chunks that survive a kill, into one file of examples and a report to read.
 
-Mining is three small steps: *score* (the teacher's best passages, and its score of the known positives),
-*filter* (what is too close to a positive is probably an unlabelled one) and *sample*.
-
-    naive        every candidate
-    shifted      all but the first N
-    absolute     score below T
-    margin       score below p - m,      p the lowest score of a known positive
-    percentage   score below alpha * p   (NV-Embed: alpha = 0.95)
-
-Shapes: Q queries, K candidates of each.  Paper: section 4.1.1; NV-Retriever (2407.15831).
+While it runs, ``OUT.work/mined/`` holds the finished chunks; it is removed at the end.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+import hashlib
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 
-from nvembed.errors import InputError, NumericsError
-from nvembed.recipe import Recipe
+from nvembed.data.example import Example, to_row
+from nvembed.data.label import seeded
+from nvembed.data.report import render_report, summarize
+from nvembed.data.rows import Numbered, is_intact, sealed_path, text_key
+from nvembed.data.rule import Rule, Teacher, check_candidates, check_rule, fill, keep, sample
+from nvembed.errors import DataError, OutputError
+from nvembed.files import atomic_path, claim, write_json
 
-Method = Literal["naive", "shifted", "absolute", "margin", "percentage"]
-Sampling = Literal["top", "random", "top1_random"]
+CHUNK = 1024  # queries between two points from which a killed run resumes
 
 
-class Rule(Recipe):
-    """Which candidates become hard negatives."""
+class Corpus:
+    """The distinct passages of a set, and which of them answer which query.
 
-    method: Method
-    threshold: float = 0.0
-    """N, T, m or alpha of the method; naive has none."""
-    negatives: int = Field(gt=0)
-    """How many a query gets, at most."""
-    depth: int = Field(gt=0)
-    """How many candidates of each query the teacher returns."""
-    sampling: Sampling = "top"
-    pool: int = Field(default=0, ge=0)
-    """Random sampling draws from the first ``pool`` candidates left; 0: from all."""
-    top_up: bool = False
-    """Fill up with random passages where fewer are left."""
+    Passages that differ in case and white space at most are one: a copy of a positive counts as a positive.
+    Every query's known positives are those of all its records; a passage that equals the query counts too.
+    """
+
+    def __init__(self, passages: Numbered[str], examples: Iterable[Example]) -> None:
+        self.passages = passages
+        self._number: dict[bytes, int] = {}
+        digest = hashlib.blake2b(digest_size=16)
+        for number in range(len(passages)):
+            key = text_key(passages[number])
+            self._number.setdefault(key, number)
+            digest.update(key)
+        self._known: dict[bytes, set[int]] = defaultdict(set)
+        for example in examples:
+            query = text_key(example.query)
+            digest.update(query)
+            for text in example.positives:
+                if (key := text_key(text)) not in self._number:
+                    raise DataError(
+                        f"a positive of {example.query[:80]!r} is not among the passages: {text[:80]!r}"
+                    )
+                self._known[query].add(self._number[key])
+        self.fingerprint = digest.hexdigest()
+
+    def positives(self, query: str) -> list[int]:
+        """Return the numbers of the known positives, rising."""
+        return sorted(self._known[text_key(query)])
+
+    def right(self, query: str, text: str) -> bool:
+        """Return whether a text is a known positive."""
+        return self._number.get(text_key(text)) in self._known[text_key(query)]
+
+    def forbidden(self, example: Example) -> set[int]:
+        """Return what may not be mined for an example: positives, its query itself, and its own negatives."""
+        texts = (example.query, *example.hard_negatives)
+        own = (self._number.get(text_key(text)) for text in texts)
+        return self._known[text_key(example.query)] | {number for number in own if number is not None}
+
+
+def mine_set(
+    examples: Numbered[Example],
+    corpus: Corpus,
+    teacher: Teacher,
+    rule: Rule,
+    *,
+    out: Path,
+    seed: int,
+    teacher_name: str,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Mine hard negatives for ``examples`` and write them, in the same order, to ``out``.
+
+    An example keeps the negatives it has, which somebody judged, except positives of another record of its
+    query, and gets mined ones up to ``rule.negatives``. A run that was stopped resumes after its last whole
+    chunk. ``OUT.report.json`` and ``OUT.report.md`` are written beside ``out``.
+
+    Args:
+        teacher_name: names the teacher and its weights; it is part of what makes two runs the same.
+        seed: decides what is random, query by query: chunks and restarts change nothing.
+
+    Returns:
+        The report: counts, score histograms, and examples to read.
+
+    Raises:
+        OutputError: ``out`` exists, or its work folder belongs to a run with other settings.
+        DataError: a positive that is not among the passages.
+        InputError: the rule cannot do what it states.
+        NumericsError: the teacher's scores are not finite.
+    """
+    check_rule(rule)
+    if out.exists():
+        raise OutputError(f"{out} exists already: remove it to mine again, or write to another path")
+    state = {"rule": rule.model_dump(), "teacher": teacher_name, "inputs": corpus.fingerprint, "seed": seed}
+    work = out.with_suffix(".work") / "mined"
+    claim(work / "state.json", {**state, "chunk": CHUNK})
+    starts = range(0, len(examples), CHUNK)
+    paths = [work / f"chunk-{index:05d}.npz" for index in range(len(starts))]
+    for path, start in zip(paths, starts, strict=True):
+        stop = min(start + CHUNK, len(examples))
+        if not is_intact(path):
+            _save(path, _mine_chunk([examples[i] for i in range(start, stop)], corpus, teacher, rule, seed))
+        say(f"{out.name}: {stop:,} of {len(examples):,} queries")
+    report = {**state, **_finish(paths, rule, out)}
+    shutil.rmtree(work)
+    with suppress(OSError):  # whoever called may keep files of their own in it
+        work.parent.rmdir()
+    return report
 
 
 @dataclass(frozen=True)
-class Candidates:
-    """What a teacher says of some queries."""
-
-    scores: np.ndarray
-    """(Q, K) float32, best first."""
-    ids: np.ndarray
-    """(Q, K) int64, numbers of passages."""
-    positive: np.ndarray
-    """(Q,) float32: the lowest score of a query's known positives."""
-
-
-# (queries, numbers of each query's known positives) -> candidates
-Teacher = Callable[[Sequence[str], Sequence[Sequence[int]]], Candidates]
+class _Mined:
+    examples: list[Example]
+    positive: np.ndarray  # (Q,) lowest score of a known positive
+    best: np.ndarray  # (Q,) best score of a passage that is no positive; -inf without one
+    negative: np.ndarray  # scores of all mined negatives, one after the other
+    excluded: int  # candidates that the rule took for false negatives
+    filled: int  # random passages
+    shown: list[dict[str, Any]]
 
 
-def limit(method: Method, threshold: float, positive_Q: np.ndarray) -> np.ndarray:
-    """Return the score (Q,) below which a candidate is kept.
-
-    Differs: ``alpha * p`` lies above p where p is negative; ``p - (1 - alpha) * |p|`` is the same for the
-    rest, and stays below p everywhere.
-    """
-    if method == "absolute":
-        return np.full(len(positive_Q), threshold, dtype=np.float32)
-    if method == "margin":
-        return np.asarray(positive_Q - np.float32(threshold))
-    if method == "percentage":
-        return np.asarray(positive_Q - np.float32(1 - threshold) * np.abs(positive_Q))
-    return np.full(len(positive_Q), np.inf, dtype=np.float32)
-
-
-def keep(candidates: Candidates, rule: Rule, forbidden: Sequence[set[int]]) -> np.ndarray:
-    """Return which candidates (Q, K) the rule keeps; ``forbidden`` are each query's known positives.
-
-    ``shifted`` counts ranks among what is not forbidden, so that a found positive costs no candidate.
-    """
-    rows = zip(candidates.ids.tolist(), forbidden, strict=True)
-    known = np.array([[number in wrong for number in row] for row, wrong in rows], dtype=bool)
-    known = known.reshape(candidates.ids.shape)  # no candidates at all would lose their second axis
-    below = limit(rule.method, rule.threshold, candidates.positive)
-    kept = ~known & (candidates.scores < below[:, None])
-    if rule.method == "shifted":
-        kept &= np.cumsum(~known, axis=1) > int(rule.threshold)
-    return kept
-
-
-def sample(kept: np.ndarray, rule: Rule, rng: np.random.Generator, *, count: int) -> np.ndarray:
-    """Return the places (rising) of up to ``count`` candidates for one query, of those ``kept`` (K,) allows.
-
-    Paper: NV-Retriever (2407.15831): the best; random ones of the best ``pool``; or the best one and random
-    ones after it.
-    """
-    places = np.flatnonzero(kept)
-    count = min(count, len(places))
-    if rule.sampling == "top":
-        return places[:count]
-    places = places[: max(rule.pool, count)] if rule.pool else places
-    if rule.sampling == "random":
-        return np.sort(rng.choice(places, count, replace=False))
-    rest = rng.choice(places[1:], max(count - 1, 0), replace=False)
-    return np.sort(np.concatenate([places[:1], rest])).astype(np.int64)
+def _mine_chunk(chunk: Sequence[Example], corpus: Corpus, teacher: Teacher, rule: Rule, seed: int) -> _Mined:
+    queries = [example.query for example in chunk]
+    known = [corpus.positives(query) for query in queries]
+    candidates = teacher(queries, known)
+    check_candidates(candidates, len(chunk), len(corpus.passages))
+    forbidden = [corpus.forbidden(example) for example in chunk]
+    kept_QK = keep(candidates, rule, forbidden)
+    allowed_QK = keep(candidates, Rule(method="naive", negatives=1, depth=1), forbidden)
+    mined, scores, shown, filled = [], [], [], 0
+    for row, example in enumerate(chunk):
+        rng = seeded(seed, example.query)
+        own = [text for text in example.hard_negatives if not corpus.right(example.query, text)]
+        own = own[: rule.negatives]
+        room = rule.negatives - len(own)
+        places = sample(kept_QK[row], rule, rng, count=room)
+        numbers = [int(number) for number in candidates.ids[row, places]]
+        extra = fill(numbers, room, forbidden[row], len(corpus.passages), rng) if rule.top_up else []
+        filled += len(extra)
+        scores.append(candidates.scores[row, places])
+        texts = tuple(corpus.passages[number] for number in [*numbers, *extra])
+        mined.append(replace(example, hard_negatives=(*own, *texts), hard_negative_ids=()))
+        if row % (CHUNK // 4) == 0:
+            negatives = [
+                {"score": round(float(candidates.scores[row, place]), 4), "text": corpus.passages[number]}
+                for place, number in zip(places, numbers, strict=True)
+            ]
+            positive = {"score": round(float(candidates.positive[row]), 4), "text": example.positives[0]}
+            shown.append({"query": example.query, "positive": positive, "negatives": negatives})
+    best = np.where(allowed_QK, candidates.scores, -np.inf).max(axis=1, initial=-np.inf)
+    return _Mined(
+        examples=mined,
+        positive=candidates.positive,
+        best=best,
+        negative=np.concatenate(scores),
+        excluded=int((allowed_QK & ~kept_QK).sum()),
+        filled=filled,
+        shown=shown,
+    )
 
 
-def fill(
-    chosen: Sequence[int], wanted: int, forbidden: set[int], num_passages: int, rng: np.random.Generator
-) -> list[int]:
-    """Return up to ``wanted - len(chosen)`` random passages, none chosen or forbidden before."""
-    taken = forbidden | set(chosen)
-    wanted = min(wanted - len(chosen), num_passages - len(taken))
-    found: list[int] = []
-    while len(found) < wanted:
-        number = int(rng.integers(num_passages))
-        if number not in taken:
-            taken.add(number)
-            found.append(number)
-    return found
+def _save(path: Path, mined: _Mined) -> None:
+    lines = "".join(json.dumps(to_row(example), ensure_ascii=False) + "\n" for example in mined.examples)
+    counts = {"excluded": mined.excluded, "filled": mined.filled, "shown": mined.shown}
+    texts = {"lines": lines, "counts": json.dumps(counts)}
+    arrays = {"positive": mined.positive, "best": mined.best, "negative": mined.negative}
+    arrays |= {name: np.frombuffer(text.encode(), dtype=np.uint8) for name, text in texts.items()}
+    with sealed_path(path) as temporary, temporary.open("wb") as handle:
+        np.savez(handle, **arrays)  # type: ignore[arg-type]  # its stub takes the arrays for flags
 
 
-def check_rule(rule: Rule) -> None:
-    """Refuse a rule that cannot do what it says.
-
-    Raises:
-        InputError: the message says which value, and what is possible.
-    """
-    ranges: dict[str, tuple[float, float]] = {
-        "naive": (0, 0),
-        "shifted": (1, rule.depth - 1),
-        "absolute": (-np.inf, np.inf),
-        "margin": (0, np.inf),
-        "percentage": (0, 1),
-    }
-    low, high = ranges[rule.method]
-    if not low <= rule.threshold <= high:
-        raise InputError(f"threshold of {rule.method}: expected {low:g} to {high:g}, got {rule.threshold:g}")
-    if rule.method == "shifted" and rule.threshold != int(rule.threshold):
-        raise InputError(f"threshold of shifted: expected a whole number of ranks, got {rule.threshold:g}")
-    if rule.depth < rule.negatives:
-        raise InputError(
-            f"depth is {rule.depth}: expected at least the {rule.negatives} negatives it must give"
+def _finish(paths: Sequence[Path], rule: Rule, out: Path) -> dict[str, Any]:
+    """Join the chunks into ``out``, the reports first: where ``out`` is, everything is."""
+    parts = [np.load(path) for path in paths]
+    counts = [json.loads(part["counts"].tobytes()) for part in parts]
+    lengths: list[int] = []
+    with sealed_path(out) as temporary:
+        with temporary.open("wb") as handle:
+            for part in parts:
+                for line in part["lines"].tobytes().split(b"\n")[:-1]:
+                    lengths.append(len(json.loads(line).get("hard_negatives", [])))
+                    handle.write(line + b"\n")
+        report = summarize(
+            *(np.concatenate([part[name] for part in parts]) for name in ("positive", "best", "negative")),
+            lengths=np.array(lengths),
+            full=rule.negatives,
+            shown=_spread([item for count in counts for item in count["shown"]], 20),
         )
-    if rule.pool and (rule.sampling == "top" or rule.pool < rule.negatives):
-        least = f"with random sampling at least the {rule.negatives} negatives"
-        raise InputError(f"pool is {rule.pool}: expected 0, or {least}")
+        report |= {name: sum(count[name] for count in counts) for name in ("excluded", "filled")}
+        write_json(out.with_suffix(".report.json"), report)
+        with atomic_path(out.with_suffix(".report.md")) as file:
+            file.write_text(render_report(out.stem, report), encoding="utf-8")
+    return report
 
 
-def check_candidates(candidates: Candidates, num_queries: int, num_passages: int) -> None:
-    """Refuse what no teacher may return.
-
-    Raises:
-        NumericsError: a score that is not finite.
-        InputError: shapes that do not fit, or a passage that is not there.
-    """
-    shape = candidates.ids.shape
-    if len(shape) != 2 or shape[0] != num_queries or candidates.scores.shape != shape:
-        got = f"scores {candidates.scores.shape} and ids {shape}"
-        raise InputError(f"a teacher gave {got}; expected ({num_queries}, K) of both")
-    if not (np.isfinite(candidates.scores).all() and np.isfinite(candidates.positive).all()):
-        raise NumericsError("a teacher's score is not finite: check the teacher before mining with it")
-    if shape[1] and not 0 <= candidates.ids.min() <= candidates.ids.max() < num_passages:
-        raise InputError(f"a teacher names passage {candidates.ids.max()}; there are {num_passages:,}")
+def _spread(items: list[Any], count: int) -> list[Any]:
+    step = max(len(items) / count, 1)
+    return [items[int(i * step)] for i in range(min(count, len(items)))]

@@ -1,32 +1,41 @@
-"""From a blend's recipe to files to train on: read, leave out leaks, choose, mine; set by set, resumable."""
+"""From a blend to training files: read, leave out leaks, choose, mine; set by set, resumable.
+
+NAME.jsonl           the finished set
+NAME.digest          digest of that file, compared by the next run
+NAME.settings.json   what the set was made with
+NAME.report.md       what mining did, to read; NAME.report.json the same as data
+NAME.chosen.jsonl    while the set is made: the examples without negatives
+NAME.work/           while the set is made: passages, their vectors, mined chunks
+"""
 
 import heapq
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nvembed.data.audit import HeldOut, Record, leaks_any, without_leaks
 from nvembed.data.example import Example, ExampleFile, check_example, to_row
-from nvembed.data.mine import Rule, Teacher
-from nvembed.data.mining import Corpus, mine_set
+from nvembed.data.leaks import HeldOut, TextRecord, leaks_any, without_leaks
+from nvembed.data.mine import Corpus, mine_set
 from nvembed.data.read import read_held_out, read_passages, read_source
-from nvembed.data.rows import Numbered, TextFile, text_key, write_rows
+from nvembed.data.rows import Numbered, TextFile, is_changed, is_intact, sealed_path, text_key, write_rows
+from nvembed.data.rule import Rule, Teacher, check_rule
 from nvembed.data.sources import BlendRecipe, Source
 from nvembed.data.tables import Places
-from nvembed.errors import DataError
-from nvembed.files import atomic_path, claim
+from nvembed.errors import DataError, OutputError
+from nvembed.files import claim
 from nvembed.recipe import Recipe
 
 
 class MiningRecipe(Recipe):
-    """``mining.toml``: who teaches, and which of its candidates are taken."""
+    """``mining.toml``: which model ranks the passages, and which of its candidates become negatives."""
 
     teacher: str
-    """``bm25``, or a model: a folder or an id of the hub."""
+    """``bm25``, or an embedding model: a folder, an id of the hub, or ``sentence-transformers:MODEL``."""
     instruct: bool
-    """Whether the teacher is given each task's instruction, as NV-Embed and E5-mistral are."""
+    """Give the teacher each task's instruction, which NV-Embed and E5-mistral expect."""
     rule: Rule
+    """``[rule]``: which candidates become hard negatives."""
 
 
 # (passages, source, folder for vectors) -> teacher
@@ -36,7 +45,7 @@ MakeTeacher = Callable[[Numbered[str], Source, Path], Teacher]
 def prepare(
     blend: BlendRecipe,
     mining: MiningRecipe,
-    names: Sequence[str],
+    sources: Mapping[str, Source],
     places: Places,
     *,
     out: Path,
@@ -44,49 +53,71 @@ def prepare(
     teacher_name: str,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Path]:
-    """Make ``OUT/NAME.jsonl`` for every named set of ``blend``, and return these files.
+    """Make ``OUT/NAME.jsonl`` for every source of ``blend`` named in ``sources``, and return these files.
 
-    A set that is there already is left as it is; one that was begun goes on. Both only if the recipe, the
-    teacher and the held-out sets are what they were: else that is an error, and nothing is overwritten.
+    A finished set is left as it is, one that was begun is resumed. Both only if the recipe, the teacher and
+    the held-out sets are the same: otherwise that is an error, and nothing is overwritten.
 
     Raises:
-        OutputError: a set was made, or begun, from other settings.
+        InputError: the rule cannot do what it states.
+        OutputError: a set was made, or begun, with other settings; or its file was changed since.
         DataError: a source that does not fit its recipe, or that gives no example.
     """
+    check_rule(mining.rule)
     held_out: list[HeldOut] | None = None
-    files = {name: out / f"{name}.jsonl" for name in names}
+    files = {name: out / f"{name}.jsonl" for name in sources}
     for name, file in files.items():
-        source = blend.sets[name]
+        source = sources[name]
         claim(out / f"{name}.settings.json", _settings(blend, source, mining, teacher_name))
         if file.exists():
-            say(f"{name}: there already")
-            continue
-        if held_out is None:
-            held_out = [HeldOut(read_held_out(each, places)) for each in blend.held_out.values()]
-        chosen = out / f"{name}.chosen.jsonl"
-        _choose_examples(chosen, source, blend.seed, held_out, places, say)
-        if not source.mine:
-            chosen.replace(file)
-            continue
-        examples, work = ExampleFile(chosen), out / f"{name}.work"
-        passages = _passages(source, examples, work / "passages.jsonl", places)
-        corpus = Corpus(passages, examples)
-        teach = make_teacher(passages, source, work / "vectors")
-        mine_set(
-            examples,
-            corpus,
-            teach,
-            mining.rule,
-            out=file,
-            seed=blend.seed,
-            teacher_name=teacher_name,
-            say=say,
-        )
-        examples.close()
-        passages.close()
-        shutil.rmtree(work)
-        chosen.unlink()
+            if is_changed(file):
+                raise OutputError(
+                    f"{file} is not as it was written: remove it to make the set again; if you changed it on "
+                    f"purpose, train with it as it is and leave {name} out of nvembed mine (--sets)"
+                )
+            say(f"{name}: finished before")
+        else:
+            if held_out is None:
+                held_out = [HeldOut(read_held_out(each, places)) for each in blend.held_out.values()]
+            chosen = _choose_examples(out / f"{name}.chosen.jsonl", source, blend.seed, held_out, places, say)
+            if source.mine:
+                _mine(chosen, source, mining, places, file, (blend.seed, teacher_name), make_teacher, say)
+            else:
+                with sealed_path(file) as temporary:
+                    shutil.copyfile(chosen, temporary)
+        _tidy(file)
     return files
+
+
+def _mine(
+    chosen: Path,
+    source: Source,
+    mining: MiningRecipe,
+    places: Places,
+    file: Path,
+    identity: tuple[int, str],
+    make_teacher: MakeTeacher,
+    say: Callable[[str], None],
+) -> None:
+    seed, teacher_name = identity
+    examples, work = ExampleFile(chosen), _work(file)
+    passages = _passages(source, examples, work / "passages.jsonl", places)
+    corpus = Corpus(passages, examples)
+    teach = make_teacher(passages, source, work / "vectors")
+    mine_set(examples, corpus, teach, mining.rule, out=file, seed=seed, teacher_name=teacher_name, say=say)
+    examples.close()
+    passages.close()
+
+
+def _work(file: Path) -> Path:
+    return file.with_suffix(".work")
+
+
+def _tidy(file: Path) -> None:
+    """Remove what making a set left behind: this run, or an earlier one that was killed."""
+    shutil.rmtree(_work(file), ignore_errors=True)
+    for name in (f"{file.stem}.chosen.jsonl", f"{file.stem}.chosen.digest"):
+        file.with_name(name).unlink(missing_ok=True)
 
 
 def _settings(blend: BlendRecipe, source: Source, mining: MiningRecipe, teacher_name: str) -> dict[str, Any]:
@@ -100,8 +131,8 @@ def _settings(blend: BlendRecipe, source: Source, mining: MiningRecipe, teacher_
     }
 
 
-def choose(examples: Iterable[Example], count: int, *, seed: int) -> list[Example]:
-    """Return ``count`` distinct examples of a stream, drawn at random, holding no more than these.
+def choose(examples: Iterable[Example], count: int | None, *, seed: int) -> list[Example]:
+    """Return ``count`` distinct examples of a stream, drawn at random, holding no more than these; None: all.
 
     The draw goes by a digest of seed, query and positives: it does not depend on the stream's order, and a
     larger count contains a smaller one. A repeated record counts once.
@@ -112,7 +143,9 @@ def choose(examples: Iterable[Example], count: int, *, seed: int) -> list[Exampl
         key = int.from_bytes(text_key(f"{seed}\n{example.query}\n{example.positives}"), "big")
         if key in found:
             continue
-        if len(found) < count:
+        if count is None:
+            pass
+        elif len(found) < count:
             heapq.heappush(heap, -key)
         elif -key > heap[0]:
             del found[-heapq.heapreplace(heap, -key)]
@@ -129,39 +162,40 @@ def _choose_examples(
     held_out: Sequence[HeldOut],
     places: Places,
     say: Callable[[str], None],
-) -> None:
-    """Write the chosen examples, not yet mined, to ``path``, unless they stand there."""
-    if path.exists():
-        return
+) -> Path:
+    """Write the chosen examples, not yet mined, to ``path``, unless they are there; return it."""
+    if is_intact(path):
+        return path
     name = path.name.removesuffix(".chosen.jsonl")
-    left_out = 0
+    leaking = 0
 
-    def leaks(record: Record) -> bool:
-        nonlocal left_out
-        found = leaks_any(record, held_out)
-        left_out += found
-        return found
+    def leaks(record: TextRecord) -> bool:
+        nonlocal leaking
+        leaked = leaks_any(record, held_out)
+        leaking += leaked
+        return leaked
 
-    seen = _Counter(read_source(source, places, seed=seed, leaks=leaks))
-    clean = _Counter(without_leaks(seen, held_out))
+    examples = _Counter(read_source(source, places, seed=seed, leaks=leaks))
+    clean = _Counter(without_leaks(examples, held_out))
     chosen = choose(clean, source.samples, seed=seed)
-    if not seen.count:
-        raise DataError(f"{name}: its source gives no example: every row lacks a text, or is not kept")
+    if not examples.count:
+        raise DataError(f"{name}: the source has no example: every row lacks a text, or is not kept")
     if not chosen:
-        raise DataError(f"{name}: {seen.count:,} examples were read, and none is free of held-out records")
+        raise DataError(f"{name}: {examples.count:,} examples read, all of them in a held-out set")
     for number, example in enumerate(chosen, start=1):
         check_example(example, f"{name}: example {number}")
-    with atomic_path(path) as temporary:
+    with sealed_path(path) as temporary:
         write_rows(temporary, map(to_row, chosen))
-    left_out += seen.count - clean.count
-    say(f"{name}: {seen.count:,} examples, {left_out:,} left out as leaks, {len(chosen):,} chosen")
+    leaking += examples.count - clean.count
+    say(f"{name}: {examples.count:,} examples, {leaking:,} left out as leaks, {len(chosen):,} chosen")
+    return path
 
 
 def _passages(source: Source, examples: Iterable[Example], path: Path, places: Places) -> TextFile:
-    """Return the set's distinct passages, written to ``path`` first unless they stand there."""
-    if not path.exists():
+    """Return the set's distinct passages, written to ``path`` first unless they are there."""
+    if not is_intact(path):
         passages = read_passages(source, examples, places)
-        with atomic_path(path) as temporary:
+        with sealed_path(path) as temporary:
             write_rows(temporary, ({"text": text} for text in _distinct(passages)))
     return TextFile(path)
 

@@ -3,12 +3,13 @@
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
-from nvembed.data.audit import Record
 from nvembed.data.crop import by_crop
 from nvembed.data.example import Example
 from nvembed.data.label import by_example, by_label, by_score
+from nvembed.data.leaks import TextRecord
 from nvembed.data.rows import Row, text_key
 from nvembed.data.sources import COLUMNS, HeldOutSet, Source
 from nvembed.data.tables import Places, Rows, Table, open_table
@@ -16,7 +17,7 @@ from nvembed.errors import DataError
 
 
 def read_source(
-    source: Source, places: Places, *, seed: int, leaks: Callable[[Record], bool] = lambda _: False
+    source: Source, places: Places, *, seed: int, leaks: Callable[[TextRecord], bool] = lambda _: False
 ) -> Iterator[Example]:
     """Yield every example that ``source`` gives, not yet mined, in the order of its rows.
 
@@ -25,16 +26,20 @@ def read_source(
         leaks: whether a whole unlabelled text must be left out: its parts would not show it.
 
     Raises:
-        DataError: rows that do not fit the source's form, or another number of them than stated.
+        DataError: rows that do not fit the source's form, or another number of rows than the source states.
         DownloadError, MissingExtraError: as ``open_table``.
     """
     if source.form == "example":
-        yield from by_example(list(_labelled(source, places)), task=source.task, seed=seed)
+        examples = by_example(list(_labelled(source, places)), task=source.task, seed=seed)
     elif source.form == "text":
         texts = (text for text in _texts(source, places) if not leaks((text,)))
-        yield from by_crop(texts, task=source.task, seed=seed)
+        examples = by_crop(texts, task=source.task, seed=seed)
     else:
-        yield from _READERS[source.form](source, places)
+        examples = _READERS[source.form](source, places)
+    query, passage = source.instruction, source.passage_instruction
+    if query is None and passage is None:
+        return examples
+    return (replace(example, instruction=query, passage_instruction=passage) for example in examples)
 
 
 def read_passages(source: Source, examples: Iterable[Example], places: Places) -> Iterator[str]:
@@ -54,7 +59,7 @@ def read_passages(source: Source, examples: Iterable[Example], places: Places) -
             yield from (*example.positives, *example.hard_negatives)
 
 
-def read_records(source: Source, places: Places) -> Iterator[tuple[str, ...]]:
+def read_records(source: Source, places: Places) -> Iterator[TextRecord]:
     """Yield the texts by which a training set can leak, a record at a time.
 
     Every scored pair once, every labelled or unlabelled text, of other forms the query and positives of each
@@ -71,26 +76,44 @@ def read_records(source: Source, places: Places) -> Iterator[tuple[str, ...]]:
         yield from ((example.query, *example.positives) for example in read_source(source, places, seed=0))
 
 
-def read_held_out(held_out: HeldOutSet, places: Places) -> Iterator[tuple[str, ...]]:
+def read_held_out(held_out: HeldOutSet, places: Places) -> Iterator[TextRecord]:
     """Yield the records of a held-out set, each as its texts.
 
     Raises:
         DataError: a column that is not there.
     """
+    count = 0
+    for where, row in _held_out_rows(held_out, places):
+        values = [_cell(row, column, where) for column in held_out.columns]
+        if all(isinstance(value, list) for value in values):
+            if len({len(value) for value in values}) > 1:
+                lengths = ", ".join(str(len(value)) for value in values)
+                names = ", ".join(held_out.columns)
+                raise DataError(f"{where}: {names}: expected lists of one length, got {lengths}")
+            records = list(zip(*values, strict=True))
+        else:
+            records = [tuple(values)]
+        for record in records:
+            if odd := [value for value in record if not isinstance(value, str)]:
+                names = ", ".join(held_out.columns)
+                raise DataError(f"{where}: {names}: expected text, got {_shown(odd[0])}")
+            count += 1
+            yield record
+    if not count:
+        name = held_out.hub or held_out.path
+        raise DataError(
+            f"{name}: the held-out set has no record, so no leak can be found: check path, split and qrels"
+        )
+
+
+def _held_out_rows(held_out: HeldOutSet, places: Places) -> Rows:
     table = _table(held_out, places)
     rows = table(held_out.config, held_out.split)
-    if held_out.form == "qrels":
-        judged = {str(row[COLUMNS["query_id"]]) for _, row in rows}
-        queries = table("queries", "queries")
-        rows = ((where, row) for where, row in queries if str(row[COLUMNS["id"]]) in judged)
-    for where, row in rows:
-        if lost := [column for column in held_out.columns if column not in row]:
-            raise DataError(f"{where}: no column {lost[0]!r}; columns: {', '.join(sorted(row))}")
-        values = [row[column] for column in held_out.columns]
-        if all(isinstance(value, list) for value in values):
-            yield from zip(*values, strict=True)
-        else:
-            yield tuple(str(value) for value in values)
+    if held_out.form == "rows":
+        return rows
+    judged = {_id(_cell(row, COLUMNS["query_id"], where), where) for where, row in rows}
+    queries = table("queries", "queries")
+    return ((where, row) for where, row in queries if _id(_cell(row, COLUMNS["id"], where), where) in judged)
 
 
 def _pairs(source: Source, places: Places) -> Iterator[Example]:
@@ -211,13 +234,31 @@ def _table(place: Source | HeldOutSet, places: Places) -> Table:
 
 
 def _labelled(source: Source, places: Places) -> Iterator[tuple[str, str]]:
-    """Yield (text, label); a row may hold lists of both, as clustering sets do."""
+    """Yield (text, label) of every text that is not blank.
+
+    A row may hold lists of both, as clustering sets do; of one text's list of labels the first counts.
+    """
     for where, row in _main_rows(source, places):
-        text, label = _value(source, row, "text", where), _value(source, row, "label", where)
-        if isinstance(text, list) and isinstance(label, list):
-            yield from ((str(t), str(name)) for t, name in zip(text, label, strict=True) if str(t).strip())
-        elif text and str(text).strip():
-            yield _text(source, row, "text", where), str(label[0] if isinstance(label, list) else label)
+        texts, labels = _value(source, row, "text", where), _value(source, row, "label", where)
+        if not isinstance(texts, list):
+            blank = texts is None or not str(texts).strip()
+            texts = [None if blank else _text(source, row, "text", where)]
+            labels = labels[:1] if isinstance(labels, list) else [labels]
+        if not isinstance(labels, list) or len(labels) != len(texts):
+            got = len(labels) if isinstance(labels, list) else _shown(labels)
+            raise DataError(f"{where}: label: expected {len(texts)}, one for each text; got {got}")
+        for text, label in zip(texts, labels, strict=True):
+            if not isinstance(text, str | None):
+                raise DataError(f"{where}: text: expected a string, got {_shown(text)}")
+            if text and text.strip():
+                yield text, _label_name(label, where)
+
+
+def _label_name(label: Any, where: str) -> str:
+    """Return a label's name: a string, or a whole number."""
+    if isinstance(label, bool) or not isinstance(label, str | int) or label == "":
+        raise DataError(f"{where}: label: expected a string or a whole number, got {_shown(label)}")
+    return str(label)
 
 
 def _texts(source: Source, places: Places) -> Iterator[str]:
@@ -240,10 +281,17 @@ def _main_rows(source: Source, places: Places) -> Rows:
 
 
 def _value(source: Source, row: Row, role: str, where: str) -> Any:
-    column = _column(source, role)
+    return _cell(row, _column(source, role), where, f" (the {role})")
+
+
+def _cell(row: Row, column: str, where: str, role: str = "") -> Any:
     if column not in row:
-        raise DataError(f"{where}: no column {column!r} (the {role}); columns: {', '.join(sorted(row))}")
+        raise DataError(f"{where}: no column {column!r}{role}; columns: {', '.join(sorted(row))}")
     return row[column]
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None else f"{type(value).__name__} {str(value)[:60]!r}"
 
 
 def _column(source: Source, role: str) -> str:
@@ -251,14 +299,20 @@ def _column(source: Source, role: str) -> str:
 
 
 def _name(source: Source, row: Row, role: str, where: str) -> str:
-    return str(_value(source, row, role, where))
+    return _id(_value(source, row, role, where), f"{where}: {role}")
+
+
+def _id(value: Any, where: str) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise DataError(f"{where}: expected an id, a string or a whole number; got {_shown(value)}")
+    return str(value)
 
 
 def _text(source: Source, row: Row, role: str, where: str, *, title: bool = True) -> str:
-    """Return the text in ``role``, after its title where the source names a column for it."""
+    """Return the text in ``role``, with its title before it where the source names a column of titles."""
     value = _value(source, row, role, where)
     if not isinstance(value, str):
-        raise DataError(f"{where}: {role}: expected a string, got {type(value).__name__} {str(value)[:60]!r}")
+        raise DataError(f"{where}: {role}: expected a string, got {_shown(value)}")
     heading = {"text": "title", "query": "query_title", "positive": "positive_title"}.get(role, "")
     if title and (heading in source.columns or (source.form in ("qrels", "ids") and heading in row)):
         return f"{_value(source, row, heading, where) or ''} {value}".strip()
@@ -275,7 +329,7 @@ def _number(source: Source, row: Row, role: str, where: str) -> float:
 
 def _several(source: Source, row: Row, role: str, where: str) -> tuple[str, ...]:
     """Return the texts of a column that holds one string or a list, without blanks and repetitions."""
-    if role == "negatives" and _column(source, role) not in row:
+    if role == "negatives" and row.get(_column(source, role)) is None:
         return ()
     value = _value(source, row, role, where)
     if isinstance(value, list) and all(isinstance(text, str) for text in value):
@@ -283,7 +337,7 @@ def _several(source: Source, row: Row, role: str, where: str) -> tuple[str, ...]
     elif isinstance(value, str):
         texts = [_text(source, row, role, where)]
     else:
-        raise DataError(f"{where}: {role}: expected a string or a list of them, got {str(value)[:60]!r}")
+        raise DataError(f"{where}: {role}: expected a string or a list of strings, got {_shown(value)}")
     return tuple(dict.fromkeys(text for text in texts if text))
 
 

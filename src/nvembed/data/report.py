@@ -1,4 +1,4 @@
-"""What mining did, in numbers and for the eye."""
+"""What mining did: counts, histograms of scores, and examples to read."""
 
 from typing import Any
 
@@ -13,26 +13,26 @@ def summarize(
     negative: np.ndarray,
     *,
     lengths: np.ndarray,
-    wanted: int,
+    full: int,
     shown: list[Any],
 ) -> dict[str, Any]:
     """Return the report of a mined set.
 
     Args:
         positive_Q: each query's lowest score of a known positive.
-        best_Q: each query's best score of any other passage; -inf where there is none.
+        best_Q: each query's best score of any other passage; -inf without one.
         negative: the scores of the mined negatives.
         lengths: how many negatives each query got.
-        wanted: how many it should have got.
-        shown: queries with their positive and negatives, for the eye.
+        full: how many it should have got.
+        shown: queries with their positive and negatives.
     """
     everything = np.concatenate([positive_Q, negative])
     low, high = (float(everything.min()), float(everything.max())) if len(everything) else (0.0, 1.0)
     edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
     return {
         "queries": len(positive_Q),
-        "full": int((lengths >= wanted).sum()),
-        "short": int(((lengths > 0) & (lengths < wanted)).sum()),
+        "full": int((lengths >= full).sum()),
+        "short": int(((lengths > 0) & (lengths < full)).sum()),
         "without": int((lengths == 0).sum()),
         "positive_first": int((positive_Q > best_Q).sum()),
         "edges": [round(float(edge), 4) for edge in edges],

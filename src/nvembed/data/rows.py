@@ -6,20 +6,21 @@ import os
 import re
 import weakref
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from nvembed.errors import DataError, MissingExtraError
-from nvembed.files import json_lines, json_object
+from nvembed.errors import DataError
+from nvembed.files import atomic_path, json_lines, json_object
 
 Row = dict[str, Any]
 T_co = TypeVar("T_co", covariant=True)
 
 
 class Numbered(Protocol[T_co]):
-    """What can be asked for its length and its items by number: a list, or a file of any size."""
+    """Items by number: a list, or a file of any size."""
 
     def __len__(self) -> int: ...
 
@@ -33,7 +34,6 @@ def read_rows(path: str | os.PathLike[str]) -> Iterator[tuple[str, Row]]:
 
     Raises:
         DataError: no such file, another ending, or a line that is no JSON object; the message names the line.
-        MissingExtraError: Parquet without the extra ``train``.
     """
     path = Path(path)
     if not path.is_file():
@@ -110,6 +110,34 @@ class TextFile:
         self._lines.close()
 
 
+@contextmanager
+def sealed_path(path: Path) -> Iterator[Path]:
+    """Yield as ``atomic_path`` does; then the file's digest is written beside it."""
+    with atomic_path(path) as temporary:
+        yield temporary
+    with atomic_path(_seal(path)) as temporary:
+        temporary.write_text(_digest(path) + "\n", encoding="utf-8")
+
+
+def is_intact(path: Path) -> bool:
+    """Return whether a file is there, as ``sealed_path`` wrote it."""
+    return path.exists() and _seal(path).exists() and not is_changed(path)
+
+
+def is_changed(path: Path) -> bool:
+    """Return whether a file was damaged or edited after ``sealed_path`` wrote it."""
+    return _seal(path).exists() and _seal(path).read_bytes().strip() != _digest(path).encode()
+
+
+def _seal(path: Path) -> Path:
+    return path.with_suffix(".digest")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "blake2b").hexdigest()
+
+
 def write_rows(path: Path, rows: Iterable[Row]) -> int:
     """Write JSONL to ``path`` and return how many rows; the caller wraps it in ``atomic_path``."""
     count = 0
@@ -133,11 +161,9 @@ def _whole(where: str, row: Row) -> Row:
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
-    try:
-        import pyarrow as arrow
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise MissingExtraError("Parquet needs pyarrow: pip install 'nvembed[train]'") from error
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
     try:
         with parquet.ParquetFile(path) as table:
             number = 0

@@ -1,4 +1,4 @@
-"""Where training records come from: data sets of the hub, or local files, each described in a recipe.
+"""``blend.toml``: where training records come from, and which texts must not be among them.
 
 A source says which rows to read and what form they have; ``read.read_source`` turns them into examples.
 
@@ -9,14 +9,16 @@ A source says which rows to read and what form they have; ``read.read_source`` t
     scores   two texts and a similarity: pairs of ``min_score`` or more, in both directions
     label    text and label; the passages are the label texts
     example  text and label; the passages are other texts
-    text     unlabelled text: a sentence, and the passage it stood in
+    text     unlabelled text: a sentence, and the passage it was cut from
 """
 
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from nvembed.errors import InputError
 from nvembed.recipe import Recipe, nearest
+from nvembed.text.prompt import format_prompt, instruction_for, training_instructions
 
 Form = Literal["pairs", "qrels", "ids", "nli", "scores", "label", "example", "text"]
 
@@ -32,50 +34,63 @@ ROLES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "text": (("text",), ()),
 }
 
-# the column that plays a role unless the recipe names another; else it has the role's own name
+# The default column of a role; the others have the role's own name.
 COLUMNS = {"id": "_id", "query_id": "query-id", "passage_id": "corpus-id", "grade": "score"}
 
 
 class CorpusPlace(Recipe):
-    """Where the passages of form ``ids`` are, if it is another data set of the hub, and its table of them."""
+    """The table of passages of form ``ids``, where it is not in the source itself."""
 
     hub: str = ""
+    """A data set of the hub, ``owner/name``. Default: the source's own."""
     config: str
     split: str
     revision: str = ""
 
 
 class Source(Recipe):
-    """One training set: where it is, what its rows look like, and how much of it is used."""
+    """``[sets.NAME]``: one training set, where it is, what its rows look like, and how much of it is used."""
 
-    task: str
     form: Form
-    licence: str
-    samples: int = Field(gt=0)
-    """How many examples the blend draws."""
-    stages: tuple[int, ...]
-    """The stages that train on it."""
+    """What a row holds; see the list of forms."""
+    task: str = ""
+    """Name of the task, which decides the instruction. Default: the set's name."""
+    instruction: str | None = None
+    """The queries' instruction, for a task of one's own; "" for none. Default: the task's."""
+    passage_instruction: str | None = None
+    """The passages' instruction. Default: the instruction for forms ``scores`` and ``example``, else none."""
+    licence: str = ""
+    """Licence of the data, for the record."""
+    samples: int | None = Field(default=None, gt=0)
+    """How many examples a pass draws: a random choice, or some more than once. Default: each once."""
+    stages: tuple[int, ...] = Field(default=(1, 2), min_length=1)
+    """The stages that train on the set. Default: both."""
     hub: str = ""
-    """A data set of the hub, ``owner/name``; or else ``path``."""
+    """A data set of the hub, ``owner/name``; either this or ``path``."""
     path: str = ""
-    """A local file, or for qrels a folder, below the root that is given when reading."""
+    """A .jsonl, .jsonl.gz or .parquet file below --root; for form ``qrels`` a folder."""
     config: str = ""
+    """The hub's name of a part of the data set."""
     revision: str = ""
+    """A commit of the hub's data set, or ``main``."""
     split: str = "train"
+    """The split; of a local folder the qrels file."""
     rows: int | None = None
-    """How many rows the split is known to have; another number is an error. Unknown: left out."""
+    """How many rows the split has; another number is an error. Default: not checked."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Role -> column, where the column has another name than the role."""
     corpus: CorpusPlace = CorpusPlace(config="corpus", split="corpus")
-    """Forms ``qrels`` and ``ids``."""
+    """Where the passages are, for forms ``qrels`` and ``ids``."""
     keep: dict[str, str] = Field(default_factory=dict)
     """Column -> the value (as text) that a row must have to be read."""
     label_texts: dict[str, str] = Field(default_factory=dict)
-    """Form ``label``: value of the label -> text of the passage; none: the labels themselves are texts."""
+    """Form ``label``: label -> text of the passage. Default: the labels themselves."""
     min_score: float = 4.0
+    """Form ``scores``: the similarity from which a pair is a positive."""
     min_grade: int = 1
+    """Form ``qrels``: the grade from which a passage is a positive."""
     mine: bool = True
-    """Hard negatives are mined from the passages of the set; else the set brings or makes its own."""
+    """Mine hard negatives from the passages of the set; otherwise the set brings or makes its own."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -90,29 +105,101 @@ class Source(Recipe):
             raise ValueError(f"label_texts only with form 'label', got form {self.form!r}")
         if self.mine and self.form in ("label", "example"):
             raise ValueError(f"mine = false with form {self.form!r}, which makes its own negatives")
+        if self.task:
+            self.check_instructions()
         return self
+
+    def check_instructions(self) -> None:
+        """Refuse a task without an instruction, and an instruction that makes no prompt.
+
+        Raises:
+            ValueError: the message begins with what was expected.
+        """
+        try:
+            self.prompts()
+        except InputError as error:
+            if self.instruction is None:
+                hint = 'instruction = "..." for a task of your own, or the name of a known task'
+                raise ValueError(f"{hint} ({error})") from error
+            raise ValueError(f"a valid instruction: {error}") from error
+
+    def prompts(self) -> tuple[str, str]:
+        """Return the prompts that a teacher gets for queries and for passages.
+
+        Of a task with several templates it is the first. Passages of scored pairs, which are equals of the
+        queries, carry the instruction, as in training.
+        """
+        query, passage = self.instruction, self.passage_instruction
+        if passage is None:
+            passage = ""
+            if self.form == "scores":
+                passage = instruction_for(self.task, "corpus") if query is None else query
+        if query is None:
+            query = training_instructions(self.task)[0]
+        return format_prompt(query), format_prompt(passage)
 
 
 class HeldOutSet(Recipe):
-    """A set that is evaluated on: training records that contain one of its records are left out."""
+    """``[held_out.NAME]``: an evaluation set. Training records that contain a record of it are left out."""
 
     form: Literal["rows", "qrels"] = "rows"
     """Rows of a table; or the queries that the qrels of ``split`` judge."""
-    columns: tuple[str, ...] = ("text",)
+    columns: tuple[str, ...] = Field(default=("text",), min_length=1)
     """The texts that make up a record; of a column of lists, each text is a record."""
     hub: str = ""
+    """A data set of the hub, ``owner/name``; either this or ``path``."""
     path: str = ""
+    """A file below --root; for form ``qrels`` a folder in BEIR layout."""
     config: str = ""
+    """The hub's name of a part of the data set."""
     revision: str = ""
+    """A commit of the hub's data set, or ``main``."""
     split: str = "test"
+    """The split; of a local folder the qrels file."""
 
 
 class BlendRecipe(Recipe):
     """``blend.toml``: every training set of a model, by name, and what must not be among them."""
 
     seed: int = Field(ge=0)
+    """Decides what is drawn at random."""
     held_out: dict[str, HeldOutSet] = Field(default_factory=dict)
+    """Name -> evaluation set."""
     sets: dict[str, Source] = Field(min_length=1)
+    """Name -> training set. The name becomes a file's name."""
+
+    @model_validator(mode="after")
+    def _sets_have_names_and_tasks(self) -> Self:
+        sets = {}
+        for name, source in self.sets.items():
+            if name.startswith(".") or set(name) & set('/\\:*?"<>|'):
+                raise ValueError(f"names of sets that can be names of files, got {name!r}")
+            sets[name] = source if source.task else source.model_copy(update={"task": name})
+            try:
+                sets[name].check_instructions()
+            except ValueError as error:
+                raise ValueError(f"in [sets.{name}] {error}") from error
+        return self if sets == self.sets else self.model_copy(update={"sets": sets})
 
     def of_stage(self, stage: int) -> dict[str, Source]:
-        return {name: source for name, source in self.sets.items() if stage in source.stages}
+        """Return the sets of one stage.
+
+        Raises:
+            InputError: there are none.
+        """
+        if chosen := {name: source for name, source in self.sets.items() if stage in source.stages}:
+            return chosen
+        stages = sorted({each for source in self.sets.values() for each in source.stages})
+        raise InputError(f"the blend has no set of stage {stage}; its stages: {', '.join(map(str, stages))}")
+
+    def choose(self, names: list[str] | None, stage: int | None = None) -> dict[str, Source]:
+        """Return the sets of these names, or all; of one stage only, if one is named.
+
+        Raises:
+            InputError: no set of a name, or of the stage.
+        """
+        known = self.sets if stage is None else self.of_stage(stage)
+        for name in names or ():
+            if name not in known:
+                raise InputError(f"the blend has no set {name!r}: {nearest(name, known)}")
+        return {name: known[name] for name in names or known}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nvembed.data.rows import Row, read_rows
-from nvembed.errors import DataError, DownloadError, MissingExtraError
+from nvembed.errors import DataError, DownloadError, needs_extra
 
 Rows = Iterable[tuple[str, Row]]
 # (config, split) -> rows, each with the words that name it in an error
@@ -70,10 +70,8 @@ def _hub_table(hub: str, revision: str, mirror: Path | None) -> Table:
     place = hub if mirror is None else str(mirror / hub)
 
     def table(config: str, split: str) -> Rows:
-        try:
+        with needs_extra("train", "a data set of the hub"):
             from datasets import load_dataset
-        except ImportError as error:
-            raise MissingExtraError("data sets of the hub need: pip install 'nvembed[train]'") from error
         try:
             found = load_dataset(place, config or None, split=split, revision=None if mirror else revision)
         except (OSError, ValueError, RuntimeError) as error:

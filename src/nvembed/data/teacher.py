@@ -1,4 +1,4 @@
-"""Teachers for mining: any encode function, with its vectors on disk, or BM25.
+"""Teachers for mining: an encode function, with its vectors on disk, or BM25.
 
 Shapes: Q queries, K candidates, D hidden size.
 """
@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from nvembed.data.mine import Candidates, Teacher
-from nvembed.data.rows import Numbered
+from nvembed.data.rows import Numbered, is_intact, sealed_path
+from nvembed.data.rule import Candidates, Teacher
 from nvembed.errors import InputError, NumericsError
-from nvembed.files import atomic_path, claim
+from nvembed.files import claim
 from nvembed.text.bm25 import Bm25
 from nvembed.vectors.search import top_k
 
@@ -21,17 +21,17 @@ BLOCK = 8192  # passages whose vectors are held at once: 128 MiB at 4,096 dimens
 
 
 class VectorBlocks:
-    """The vectors of a corpus as files of ``block`` rows, made once: a restart goes on where it was.
+    """The vectors of a corpus as files of ``block`` rows. A restart makes only those that are missing.
 
     Args:
-        folder: holds ``block-00000.npy``, ...; made if need be.
+        folder: holds ``block-00000.npy``, ...; made if it is missing.
         passages: the texts, read a block at a time.
-        prompt: the whole string put before each text.
-        fingerprint: names the encoder and its settings; another one than the folder was made with is refused.
+        prompt: the whole string that is prepended to each text.
+        fingerprint: names the encoder and its settings; a folder made with another one is refused.
 
     Raises:
         OutputError: the folder holds vectors of another encoder or corpus.
-        NumericsError: a vector with NaN or infinity; the message says of which passage.
+        NumericsError: a vector with NaN or infinity; the message names the passage.
     """
 
     def __init__(
@@ -48,10 +48,10 @@ class VectorBlocks:
         state = {"fingerprint": fingerprint, "passages": len(passages), "block": block, "prompt": prompt}
         claim(folder / "state.json", state)
         for number, start in enumerate(range(0, len(passages), block)):
-            if not (path := self._path(number)).exists():
+            if not is_intact(path := self._path(number)):
                 texts = [passages[i] for i in range(start, min(start + block, len(passages)))]
                 vectors = checked(encode(texts, prompt), texts)
-                with atomic_path(path) as temporary, temporary.open("wb") as handle:
+                with sealed_path(path) as temporary, temporary.open("wb") as handle:
                     np.save(handle, vectors)
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -86,8 +86,8 @@ def dense_teacher(encode: Encode, prompt: str, blocks: VectorBlocks, *, depth: i
 def bm25_teacher(bm25: Bm25, *, depth: int) -> Teacher:
     """Return a teacher that scores by BM25. Its scores have no upper bound: ``absolute`` means little here.
 
-    Passages without a word of the query are no candidates: BM25 says nothing of them. Such places repeat the
-    first candidate that is a known positive, which no rule keeps.
+    Passages without a word of the query have score 0 and are not candidates. Their places repeat the first
+    known positive, which no rule keeps.
     """
 
     def teach(queries: Sequence[str], known: Sequence[Sequence[int]]) -> Candidates:

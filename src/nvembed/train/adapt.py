@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nvembed.errors import ConfigError, MissingExtraError
+from nvembed.errors import ConfigError, needs_extra
 from nvembed.model.attention import attention
 from nvembed.model.nv_embed import Backbone, NVEmbed
 from nvembed.recipe import nearest
@@ -28,7 +28,7 @@ def adapt(model: NVEmbed, settings: AdapterSection, *, seed: int) -> None:
     ``seed`` decides the adapters' first values: A uniform, B zero, so that nothing changes at first.
 
     Raises:
-        MissingExtraError: LoRA without peft, or QLoRA without bitsandbytes.
+        MissingExtraError: LoRA without peft.
         ConfigError: a target that the backbone does not have, or no layer left to train.
     """
     decoder = model.embedding_model
@@ -44,9 +44,7 @@ def adapt(model: NVEmbed, settings: AdapterSection, *, seed: int) -> None:
         decoder.embed_tokens.requires_grad_(False)
         for layer in decoder.layers[: settings.frozen_layers]:
             layer.requires_grad_(False)
-    if settings.kind in ("lora", "qlora"):
-        if settings.kind == "qlora":
-            _quantise(decoder)
+    if settings.kind == "lora":
         _add_lora(decoder, settings, seed)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(
@@ -61,10 +59,8 @@ def frozen_layers(model: NVEmbed, settings: AdapterSection) -> int:
 
 def lora_config(settings: AdapterSection, num_layers: int, base: str | None = None) -> "LoraConfig":
     """Return peft's config of an adapter; ``base`` is where the backbone can be found."""
-    try:
+    with needs_extra("train", "training with LoRA"):
         from peft import LoraConfig
-    except ImportError as error:
-        raise MissingExtraError("LoRA needs peft: pip install 'nvembed[train]'") from error
     return LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -92,34 +88,6 @@ def _add_lora(decoder: Backbone, settings: AdapterSection, seed: int) -> None:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, decoder)
-
-
-def _quantise(decoder: nn.Module) -> None:
-    """Replace the linear layers of the backbone's blocks by 4-bit ones (NF4, double quantisation), in place.
-
-    Paper: none; Dettmers et al. 2023. The weights turn into 4 bits when the model moves to its device.
-    """
-    try:
-        import bitsandbytes
-    except ImportError as error:
-        raise MissingExtraError("QLoRA needs bitsandbytes: pip install bitsandbytes") from error
-    for parent in list(decoder.modules()):
-        for name, linear in list(parent.named_children()):
-            if type(linear) is not nn.Linear:
-                continue
-            packed = bitsandbytes.nn.Linear4bit(
-                linear.in_features,
-                linear.out_features,
-                bias=linear.bias is not None,
-                compute_dtype=linear.weight.dtype,
-                compress_statistics=True,
-                quant_type="nf4",
-            )
-            packed.weight = bitsandbytes.nn.Params4bit(
-                linear.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True
-            )
-            packed.bias = linear.bias
-            setattr(parent, name, packed.to(linear.weight.device))
 
 
 def checkpoint_activations(model: NVEmbed) -> None:

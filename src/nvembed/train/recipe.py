@@ -88,7 +88,7 @@ class OptimizerSection(Recipe):
 class AdapterSection(Recipe):
     """What of the backbone is trained. The pooler always is."""
 
-    kind: Literal["lora", "qlora", "full", "none"]
+    kind: Literal["lora", "full", "none"]
     rank: PositiveInt = 16
     alpha: PositiveInt = 32
     dropout: float = Field(default=0.0, ge=0, lt=1)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
-from nvembed.errors import MissingExtraError, OutputError
+from nvembed.errors import OutputError, needs_extra
 from nvembed.files import atomic_path
 
 
@@ -46,10 +46,8 @@ class Log:
         self._file = self.path.open("a", encoding="utf-8")
         self._board = None
         if tensorboard:
-            try:
+            with needs_extra("train", "--tensorboard"):
                 from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise MissingExtraError("TensorBoard is missing: pip install 'nvembed[train]'") from error
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=after + 1)
 
     def step(self, record: Step) -> None:
