@@ -64,7 +64,6 @@ def main() -> None:
         theirs = mteb_score(
             task, MtebEncoder(subject, meter.embed_with(embedder), lambda _metadata, _side: "")
         )
-        embedder.close()
         row = {"task": task.name, "ours": round(ours, 4), "mteb": round(theirs, 4)}
         row["published"] = published.get(task.mteb_name)
         row["test_set"] = "identical" if task.settings.identical else "near"

@@ -142,7 +142,6 @@ def main() -> None:
         assert subject.encode is not None
         embed = Embedder(subject, subject.encode, folder=given.work / ".embeddings", on_texts=lambda _: None)
         scores = run_task(task, embed, prompts_of(subject, task, {}))
-        embed.close()
         assert isinstance(task.data, Retrieval)
         sizes = {"passages": len(task.data.passage_ids), "queries": len(task.data.queries)}
         results["tasks"][task.name] = {**sizes, "scores": scores}

@@ -84,12 +84,12 @@ LONG_FUNCTIONS = {"train/loop.py:train"}
 
 # lines of a group of rooms; raised only together with what it buys, in the same commit
 BUDGETS: dict[str, tuple[set[str], int]] = {
-    "core": ({"model", "text", "vectors", "weights", "encoder", "files", "recipe", "errors"}, 6_700),
+    "core": ({"model", "text", "vectors", "weights", "encoder", "files", "recipe", "errors"}, 7_050),
     # 250 lines for training formats of other tools, own instructions, digests and documented recipe keys
     "data and train": ({"data", "train"}, 4_050),
     "read, embed, search, learn": ({"read", "embed", "search", "learn"}, 5_700),
     "compress": ({"compress"}, 700),
-    "evaluate": ({"evaluate"}, 2_800),
+    "evaluate": ({"evaluate"}, 2_650),
     "serve": ({"serve"}, 2_600),
     "integrations": ({"integrations"}, 700),
     "cli": ({"cli"}, 4_200),

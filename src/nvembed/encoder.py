@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from queue import SimpleQueue
@@ -19,6 +18,7 @@ from nvembed.model.nv_embed import NVEmbed, PackedBatch
 from nvembed.text.pack import Batch, batches, windows
 from nvembed.text.prompt import format_prompt, instruction_for
 from nvembed.text.tokenize import TextTokenizer, Tokens, check_texts
+from nvembed.vectors.embeddings import Embeddings, join
 from nvembed.vectors.metric import cosine
 from nvembed.weights.checkpoint import Checkpoint, fingerprint, load_model, load_tokenizer, open_checkpoint
 from nvembed.weights.hub import model_folder
@@ -29,16 +29,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 # Texts are read, tokenised and sorted a window at a time: memory stays bounded on a stream without end.
 WINDOW_TEXTS = 16_384
 WINDOW_CHARACTERS = 16_000_000
-
-
-@dataclass(frozen=True)
-class Embeddings:
-    """Vectors and what became of each text, in the order the texts came."""
-
-    vectors: np.ndarray  # (n, d) float32, unit rows
-    num_tokens: np.ndarray  # (n,) int64, what was read: after any cut, with prompt, BOS and EOS
-    truncated: np.ndarray  # (n,) bool
-    empty: np.ndarray  # (n,) bool, nothing but white space: the vector says nothing of a content
 
 
 class Encoder:
@@ -200,7 +190,7 @@ class Encoder:
         batch_tokens: int | None = None,
         show_progress: bool = False,
     ) -> np.ndarray:
-        """Return one unit vector per text, (n, d) float32.
+        """Return one unit vector per text, (n, d) float32; without texts, (0, d).
 
         Args:
             texts: a list, or any iterable, however long: memory for texts and tokens stays bounded.
@@ -213,27 +203,23 @@ class Encoder:
             show_progress: draw a progress bar on standard error.
 
         Raises:
-            InputError: no texts, a text that is no string or no valid Unicode, too long, or without a
-                token to pool.
+            InputError: a text that is not a string, not valid Unicode, too long, or without a token to pool.
             NumericsError: a vector is not finite.
         """
-        parts = list(
-            self.stream(
-                texts,
-                prompt=prompt,
-                max_length=max_length,
-                truncate=truncate,
-                truncate_dim=truncate_dim,
-                batch_tokens=batch_tokens,
-                show_progress=show_progress,
-            )
+        parts = self.stream(
+            texts,
+            prompt=prompt,
+            max_length=max_length,
+            truncate=truncate,
+            truncate_dim=truncate_dim,
+            batch_tokens=batch_tokens,
+            show_progress=show_progress,
         )
-        if not parts:
-            raise InputError("there is nothing to encode: expected at least one text, got none")
+        whole = join(list(parts), truncate_dim or self.dim)
         limit = self.max_length if max_length is None else max_length
-        _warn(np.concatenate([part.truncated for part in parts]), f"cut to {limit:,} tokens")
-        _warn(np.concatenate([part.empty for part in parts]), "empty: their vectors say nothing")
-        return parts[0].vectors if len(parts) == 1 else np.concatenate([part.vectors for part in parts])
+        _warn(whole.truncated, f"cut to {limit:,} tokens")
+        _warn(whole.empty, "empty; their vectors are meaningless")
+        return whole.vectors
 
     def stream(
         self,

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from nvembed.data.example import Example, ExampleFile
 from nvembed.data.mine import CHUNK, Corpus, mine_set
 from nvembed.data.rule import Candidates, Method, Rule, check_rule, fill, keep, limit, sample
-from nvembed.data.teacher import VectorBlocks, bm25_teacher, checked, dense_teacher
+from nvembed.data.teacher import VectorBlocks, bm25_teacher, dense_teacher
 from nvembed.errors import DataError, InputError, NumericsError, OutputError
 from nvembed.text.bm25 import Bm25
+from nvembed.vectors.store import VectorSettings
 
 METHODS: list[tuple[Method, float]] = [
     ("naive", 0.0),
@@ -170,8 +171,11 @@ def bag_of_words(texts: Sequence[str], prompt: str) -> np.ndarray:
     return counts / np.maximum(np.linalg.norm(counts, axis=1, keepdims=True), 1e-9)
 
 
+BAG_OF_WORDS = VectorSettings("words", "", 512, "float32")
+
+
 def dense(passages: Sequence[str], folder: Path, depth: int = 20) -> dense_teacher:
-    blocks = VectorBlocks(folder, passages, bag_of_words, prompt="", fingerprint="words", block=7)
+    blocks = VectorBlocks(folder, passages, bag_of_words, BAG_OF_WORDS, block=7)
     return dense_teacher(bag_of_words, "", blocks, depth=depth)
 
 
@@ -312,13 +316,24 @@ def test_vectors_are_made_once(tmp_path: Path) -> None:
         return bag_of_words(part, prompt)
 
     with pytest.raises(KeyboardInterrupt):
-        VectorBlocks(tmp_path / "v", passages, counting, prompt="", fingerprint="words", block=7)
-    done = len(texts)
-    assert done == 28
-    blocks = dense(passages, tmp_path / "v")  # the same folder: goes on
-    assert blocks([passages[3]], [[3]]).ids[0, 0] == 3
-    with pytest.raises(OutputError, match="of a run with another fingerprint"):
-        VectorBlocks(tmp_path / "v", passages, counting, prompt="", fingerprint="other", block=7)
+        VectorBlocks(tmp_path / "v", passages, counting, BAG_OF_WORDS, block=7)
+    assert texts == passages[:28]
+    texts.clear()
+    VectorBlocks(tmp_path / "v", passages[:50], counting, BAG_OF_WORDS, block=7)
+    assert texts == passages[28:50]
+    assert dense(passages, tmp_path / "v")([passages[3]], [[3]]).ids[0, 0] == 3
+
+
+def test_damaged_blocks_are_embedded_again(tmp_path: Path) -> None:
+    _, passages = make_set(1)
+    first = list(VectorBlocks(tmp_path, passages, bag_of_words, BAG_OF_WORDS, block=7))
+    for path in list(tmp_path.rglob("*.vectors"))[:2]:
+        content = bytearray(path.read_bytes())
+        content[-3] ^= 1
+        path.write_bytes(content)
+    with pytest.warns(UserWarning, match="damaged"):
+        again = VectorBlocks(tmp_path, passages, bag_of_words, BAG_OF_WORDS, block=7)
+    np.testing.assert_array_equal(np.concatenate(list(again)), np.concatenate(first))
 
 
 def test_bm25_scores_every_positive(tmp_path: Path) -> None:
@@ -330,11 +345,7 @@ def test_bm25_scores_every_positive(tmp_path: Path) -> None:
     assert bm25_teacher(bm25, depth=5)(["zebra"], [[4, 2]]).ids.tolist() == [[4] * 5]
 
 
-def test_bad_teachers_and_sets() -> None:
-    with pytest.raises(NumericsError, match="not finite, for 1 of 2 texts, first 'b': try float32"):
-        checked(np.array([[1.0], [np.nan]]), ["a", "b"])
-    with pytest.raises(InputError, match=r"vectors of shape \(1, 1\); expected \(2, dimensions\)"):
-        checked(np.ones((1, 1)), ["a", "b"])
+def test_a_positive_that_is_no_passage() -> None:
     with pytest.raises(DataError, match="a positive of 'q' is not among the passages: 'p'"):
         Corpus(["x"], [Example("q", ("p",), "NQ")])
 

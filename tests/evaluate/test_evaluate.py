@@ -20,13 +20,13 @@ from nvembed.cli.subjects import Loading, load_subject
 from nvembed.errors import DataError, InputError, MissingExtraError, NumericsError, OutputError
 from nvembed.evaluate import cache as cache_module
 from nvembed.evaluate import rank
-from nvembed.evaluate.cache import Drawer, Embedder
+from nvembed.evaluate.cache import Embedder
 from nvembed.evaluate.outcome import Prompts
 from nvembed.evaluate.protocol import run_task
 from nvembed.evaluate.record import folder_of, read_results
 from nvembed.evaluate.run import Progress, evaluate
 from nvembed.evaluate.settings import protocol, published_scores
-from nvembed.evaluate.subject import Subject, Vectors, bm25, plain, random_encoder
+from nvembed.evaluate.subject import Subject, bm25, plain, random_encoder
 from nvembed.evaluate.tasks import find_tasks, load_task
 
 
@@ -93,7 +93,7 @@ from nvembed.evaluate import cache
 from nvembed.evaluate.run import evaluate
 from nvembed.evaluate.subject import Subject, plain
 from nvembed.evaluate.tasks import find_tasks, load_task
-cache.TEXTS_AT_ONCE = 8
+cache.BLOCK_TEXTS = 8
 def slow(texts, prompt):
     time.sleep(0.05)
     return encode(texts, prompt)
@@ -131,39 +131,24 @@ def test_killed_and_started_again(tmp_path: Path) -> None:
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
 
 
-def test_a_torn_cache_is_mended(tmp_path: Path) -> None:
-    """Rows without a key, as a kill between two writes leaves them, are dropped."""
-    about = {"model": "m"}
-    drawer = Drawer(tmp_path / "d", about)
-    rows = Vectors(encode(["a", "b"], ""), np.array([1, 2]), np.array([False, True]))
-    drawer.append([b"a" * 16, b"b" * 16], rows)
-    drawer.close()
-    for name, junk in (("vectors", b"x" * 100), ("counts", b"y" * 5), ("keys", b"z" * 7)):
-        with (tmp_path / "d" / f"{name}.bin").open("ab") as file:
-            file.write(junk)
-    drawer = Drawer(tmp_path / "d", about)
-    drawer.append([b"c" * 16], Vectors(encode(["c"], ""), np.array([3]), np.array([False])))
-    found = drawer.read([b"c" * 16, b"b" * 16, b"a" * 16])
-    np.testing.assert_array_equal(found.vectors, encode(["c", "b", "a"], ""))
-    assert found.num_tokens.tolist() == [3, 2, 1]
-    assert found.truncated.tolist() == [False, True, False]
-    with pytest.raises(OutputError, match="another process writes to the embedding cache"):
-        Drawer(tmp_path / "d", about)
-    drawer.close()
-
-
-@pytest.mark.parametrize("name", ["vectors.bin", "counts.bin", "dim"])
-def test_a_cache_that_lost_rows_is_refused(tmp_path: Path, name: str) -> None:
-    drawer = Drawer(tmp_path / "d", {})
-    drawer.append([b"a" * 16], Vectors(encode(["a"], ""), np.array([1]), np.array([False])))
-    drawer.close()
-    (tmp_path / "d" / name).write_bytes(b"")
-    with pytest.raises(OutputError, match=r"embedding cache .* is damaged .*: remove that folder"):
-        Drawer(tmp_path / "d", {})
+def test_damaged_vectors_are_not_evaluated(tmp_path: Path) -> None:
+    """A flipped bit of a stored vector: the vector is computed again, with a warning."""
+    subject = Subject("fake/words", "f0", encode=plain(encode))
+    task = load_task(make_pairs(tmp_path / "alike", binary=False))
+    cache = tmp_path / "cache"
+    evaluate(subject, [task], tmp_path / "a", cache=cache)
+    for path in cache.rglob("*.vectors"):
+        content = bytearray(path.read_bytes())
+        content[-2] ^= 0x40
+        path.write_bytes(content)
+    with pytest.warns(UserWarning, match="damaged"):
+        evaluate(subject, [task], tmp_path / "b", cache=cache)
+    results = [folder_of(tmp_path / name, subject) / "alike.json" for name in "ab"]
+    assert results[0].read_bytes() == results[1].read_bytes()
 
 
 def test_the_cache_key(tmp_path: Path) -> None:
-    """Another prompt, fingerprint, precision or length is another drawer."""
+    """Another prompt, fingerprint, precision or length has vectors of its own."""
     watched = Watched()
     base = {"name": "m", "fingerprint": "f", "encode": plain(watched)}
     subjects = [
@@ -176,7 +161,6 @@ def test_the_cache_key(tmp_path: Path) -> None:
         for prompt in ("", "Instruct: x\nQuery: "):
             embedder = Embedder(subject, plain(watched), folder=tmp_path, on_texts=lambda _: None)
             np.testing.assert_array_equal(embedder(["a", "a"], prompt).vectors, encode(["a", "a"], prompt))
-            embedder.close()
     assert len(watched.texts) == 8
 
 
@@ -193,7 +177,7 @@ def test_memory_stays_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     assert run_task(task, counted, Prompts()).scores == pytest.approx(whole, abs=1e-9)
     assert max(sizes[1:]) == 7
-    monkeypatch.setattr(cache_module, "TEXTS_AT_ONCE", 3)
+    monkeypatch.setattr(cache_module, "BLOCK_TEXTS", 3)
     sizes.clear()
     evaluate(Subject("fake/words", "f0", encode=plain(counted)), [task], tmp_path / "out")
     assert max(sizes) == 3
@@ -240,8 +224,11 @@ def test_refused_by_the_command(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file")
     with pytest.raises(OutputError, match=r"could not write .*model_meta\.json: Not a directory"):
         command()
-    with pytest.raises(OutputError, match=r"could not write .*about\.json: Not a directory"):
-        Drawer(tmp_path / "out" / "cache", {})
+    stored = Embedder(
+        Subject("m", "f"), plain(encode), folder=tmp_path / "out" / "cache", on_texts=lambda _: None
+    )
+    with pytest.raises(OutputError, match=r"could not write .*about\.txt: Not a directory"):
+        stored(["a"], "")
 
 
 def test_models_by_folder(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from nvembed.cli.options import Dtype
 from nvembed.errors import InputError
 
 if TYPE_CHECKING:
-    from nvembed.encoder import Embeddings
     from nvembed.text.tokenize import TextSettings
+    from nvembed.vectors.embeddings import Embeddings
 
 Offsets = Callable[[Sequence[str]], list[np.ndarray]]
 

@@ -15,6 +15,7 @@ from nvembed.data.teacher import Encode, VectorBlocks, bm25_teacher, dense_teach
 from nvembed.files import locked
 from nvembed.recipe import read_recipe
 from nvembed.text.bm25 import Bm25
+from nvembed.vectors.store import VectorSettings
 
 
 def mine(
@@ -125,5 +126,6 @@ class _Teachers:
                 max_tokens=self._max_tokens,
             )
         encode, name = self._loaded
-        blocks = VectorBlocks(folder, passages, encode, prompt=passage_prompt, fingerprint=name)
+        settings = VectorSettings(name, passage_prompt, self._max_tokens, self._compute.dtype or "")
+        blocks = VectorBlocks(folder, passages, encode, settings)
         return dense_teacher(encode, query_prompt, blocks, depth=depth)

@@ -12,7 +12,8 @@ from nvembed.cli.screen import waiting
 from nvembed.errors import DownloadError, InputError, MissingExtraError, WeightsError
 
 if TYPE_CHECKING:
-    from nvembed.encoder import Embeddings, Encoder
+    from nvembed.encoder import Encoder
+    from nvembed.vectors.embeddings import Embeddings
 
 
 def load(

@@ -10,7 +10,8 @@ import numpy as np
 
 from nvembed.cli.models import encode_with, load_sentence_transformer
 from nvembed.errors import InputError
-from nvembed.evaluate.subject import Encoded, Subject, Vectors, bm25, random_encoder
+from nvembed.evaluate.subject import Subject, bm25, random_encoder
+from nvembed.vectors.embeddings import Embeddings, join
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,8 @@ def _encoder(path: str, loading: Loading) -> Subject:
     weights = list(model.replicas[0].parameters())
     limit = min(loading.max_tokens, model.max_length)
 
-    def encode(texts: Sequence[str], prompt: str) -> Encoded:
-        parts = list(model.stream(texts, prompt=prompt, max_length=limit))
-        return Vectors(
-            np.concatenate([part.vectors for part in parts]),
-            np.concatenate([part.num_tokens for part in parts]),
-            np.concatenate([part.truncated for part in parts]),
-        )
+    def encode(texts: Sequence[str], prompt: str) -> Embeddings:
+        return join(list(model.stream(texts, prompt=prompt, max_length=limit)), model.dim)
 
     return Subject(
         name=path,
@@ -90,11 +86,12 @@ def _sentence_transformer(folder: Path, loading: Loading) -> Subject:
     limit = model.max_seq_length
     weights = list(model.parameters())
 
-    def encode(texts: Sequence[str], prompt: str) -> Encoded:
+    def encode(texts: Sequence[str], prompt: str) -> Embeddings:
         whole = [prompt + text for text in texts]
         lengths = [len(ids) for ids in model.tokenizer(whole, truncation=False, verbose=False)["input_ids"]]
         tokens = np.array(lengths, dtype=np.int64)
-        return Vectors(encode_with(model, texts, prompt), np.minimum(tokens, limit), tokens > limit)
+        empty = np.array([not text or text.isspace() for text in texts], dtype=bool)
+        return Embeddings(encode_with(model, texts, prompt), np.minimum(tokens, limit), tokens > limit, empty)
 
     own = model.prompts or {}
     return Subject(

@@ -214,7 +214,7 @@ def _job(stage: "StageRecipe", model: str, blend: "Blend", device: Any, sharded:
 def _teacher(stage: "StageRecipe", device: Any) -> tuple["Teach", str]:
     """Open the recipe's teacher: (prompt, text) pairs to unit vectors, and what names it."""
     from nvembed.cli.teachers import open_teacher
-    from nvembed.data.teacher import checked
+    from nvembed.vectors.store import check_vectors
 
     assert stage.teacher is not None
     if stage.teacher.model == "bm25":
@@ -230,7 +230,8 @@ def _teacher(stage: "StageRecipe", device: Any) -> tuple["Teach", str]:
             rows.setdefault(prompt if instruct else "", []).append(row)
         order = [row for own in rows.values() for row in own]
         parts = [encode([texts[row][1] for row in own], prompt) for prompt, own in rows.items()]
-        vectors = checked(np.concatenate(parts), [texts[row][1] for row in order])
+        vectors = np.concatenate(parts)
+        check_vectors(vectors, [texts[row][1] for row in order])
         return np.asarray(vectors[np.argsort(order)])
 
     return teach, name

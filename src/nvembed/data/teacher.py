@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from nvembed.data.rows import Numbered, is_intact, sealed_path
+from nvembed.data.rows import Numbered
 from nvembed.data.rule import Candidates, Teacher
-from nvembed.errors import InputError, NumericsError
-from nvembed.files import claim
 from nvembed.text.bm25 import Bm25
+from nvembed.vectors.embeddings import bare
 from nvembed.vectors.search import top_k
+from nvembed.vectors.store import VectorSettings, VectorStore, check_vectors
 
 Encode = Callable[[Sequence[str], str], np.ndarray]
 
@@ -21,59 +21,49 @@ BLOCK = 8192  # passages whose vectors are held at once: 128 MiB at 4,096 dimens
 
 
 class VectorBlocks:
-    """The vectors of a corpus as files of ``block`` rows. A restart makes only those that are missing.
+    """The vectors of a corpus, a block of ``block`` rows at a time, through the store of vectors on disk.
+
+    A run that was stopped and resumed embeds only the blocks that are missing.
 
     Args:
-        folder: holds ``block-00000.npy``, ...; made if it is missing.
+        root: the store's folder; made if need be.
         passages: the texts, read a block at a time.
-        prompt: the whole string that is prepended to each text.
-        fingerprint: names the encoder and its settings; a folder made with another one is refused.
+        settings: the encoder's fingerprint, its settings and the passages' prompt.
 
     Raises:
-        OutputError: the folder holds vectors of another encoder or corpus.
-        NumericsError: a vector with NaN or infinity; the message names the passage.
+        NumericsError: a vector with NaN or infinity; the message shows its passage.
     """
 
     def __init__(
         self,
-        folder: Path,
+        root: Path,
         passages: Numbered[str],
         encode: Encode,
+        settings: VectorSettings,
         *,
-        prompt: str,
-        fingerprint: str,
         block: int = BLOCK,
     ) -> None:
-        self._folder, self._block, self._size = folder, block, len(passages)
-        state = {"fingerprint": fingerprint, "passages": len(passages), "block": block, "prompt": prompt}
-        claim(folder / "state.json", state)
-        for number, start in enumerate(range(0, len(passages), block)):
-            if not is_intact(path := self._path(number)):
-                texts = [passages[i] for i in range(start, min(start + block, len(passages)))]
-                vectors = checked(encode(texts, prompt), texts)
-                with sealed_path(path) as temporary, temporary.open("wb") as handle:
-                    np.save(handle, vectors)
+        self._block, self._size = block, len(passages)
+        self._store = VectorStore(root, settings, block_texts=block)
+        self._keys = self._store.fill(
+            (passages[i] for i in range(len(passages))), lambda texts: bare(encode(texts, settings.prompt))
+        )
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        for number in range(-(-self._size // self._block)):
-            yield self._load(number)
+        for start in range(0, self._size, self._block):
+            yield self._store.read(self._keys[start : start + self._block]).vectors
 
     def rows(self, numbers: Sequence[int]) -> np.ndarray:
         """Return the vectors (n, D) of some passages."""
-        return np.stack([self._load(number // self._block)[number % self._block] for number in numbers])
-
-    def _path(self, number: int) -> Path:
-        return self._folder / f"block-{number:05d}.npy"
-
-    def _load(self, number: int) -> np.ndarray:
-        return np.asarray(np.load(self._path(number), mmap_mode="r"))
+        return self._store.read(self._keys[np.asarray(numbers, dtype=np.int64)]).vectors
 
 
 def dense_teacher(encode: Encode, prompt: str, blocks: VectorBlocks, *, depth: int) -> Teacher:
     """Return a teacher that scores by the dot product of ``encode``'s vectors."""
 
     def teach(queries: Sequence[str], known: Sequence[Sequence[int]]) -> Candidates:
-        queries_QD = checked(encode(queries, prompt), queries)
+        queries_QD = np.asarray(encode(queries, prompt), dtype=np.float32)
+        check_vectors(queries_QD, queries)
         scores_QK, ids_QK = top_k(queries_QD, blocks, depth)
         lowest = [
             float((blocks.rows(ids) @ query).min()) for query, ids in zip(queries_QD, known, strict=True)
@@ -97,24 +87,3 @@ def bm25_teacher(bm25: Bm25, *, depth: int) -> Teacher:
         return Candidates(scores_QK, ids_QK, np.array(lowest, dtype=np.float32))
 
     return teach
-
-
-def checked(vectors: np.ndarray, texts: Sequence[str]) -> np.ndarray:
-    """Return the vectors (n, D) as float32, if there is a finite one for every text.
-
-    Raises:
-        InputError: another number of vectors, or no vectors at all.
-        NumericsError: NaN or infinity; the message shows the first such text.
-    """
-    vectors = np.asarray(vectors, dtype=np.float32)
-    if vectors.ndim != 2 or len(vectors) != len(texts):
-        raise InputError(
-            f"a teacher gave vectors of shape {vectors.shape}; expected ({len(texts)}, dimensions)"
-        )
-    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if len(bad):
-        raise NumericsError(
-            f"a teacher's vector is not finite, for {len(bad):,} of {len(texts):,} texts, "
-            f"first {texts[bad[0]][:80]!r}: try float32, or another teacher"
-        )
-    return vectors

@@ -170,26 +170,23 @@ def _run_one(
         meter.embed_with(embedder),
         lambda metadata, side: prompt_for(subject, metadata, side, instructions),
     )
-    try:
-        with TemporaryDirectory() as predictions:
-            ranks = conditions["kind"] in ("Retrieval", "Reranking") and hasattr(task, "k_values")
-            try:
-                result = _mteb().evaluate(
-                    encoder,
-                    task,
-                    cache=None,
-                    co2_tracker=False,
-                    show_progress_bar=False,
-                    prediction_folder=predictions if ranks else None,
-                )
-            except (ConnectionError, FileNotFoundError) as error:
-                raise DownloadError(
-                    f"the data of {task.metadata.name} could not be fetched ({error}): try again online, or "
-                    "pass --data with folders of tasks"
-                ) from error
-            items = _ranking_items(task, Path(predictions), conditions["split"]) if ranks else None
-    finally:
-        embedder.close()
+    with TemporaryDirectory() as predictions:
+        ranks = conditions["kind"] in ("Retrieval", "Reranking") and hasattr(task, "k_values")
+        try:
+            result = _mteb().evaluate(
+                encoder,
+                task,
+                cache=None,
+                co2_tracker=False,
+                show_progress_bar=False,
+                prediction_folder=predictions if ranks else None,
+            )
+        except (ConnectionError, FileNotFoundError) as error:
+            raise DownloadError(
+                f"the data of {task.metadata.name} could not be fetched ({error}): try again online, or "
+                "pass --data with folders of tasks"
+            ) from error
+        items = _ranking_items(task, Path(predictions), conditions["split"]) if ranks else None
     content = result.task_results[0].to_dict()
     content |= {"evaluation_time": None, "date": None, "evaluation_phases": None}
     record.write(

@@ -14,10 +14,11 @@ from nvembed.evaluate.cache import Embedder
 from nvembed.evaluate.outcome import Embed, Prompts
 from nvembed.evaluate.protocol import run_task
 from nvembed.evaluate.rank import lexical
-from nvembed.evaluate.subject import Encoded, EncodeFn, Subject
+from nvembed.evaluate.subject import EncodeFn, Subject
 from nvembed.evaluate.tasks import Labelled, Pairs, Retrieval, Sets, Task
 from nvembed.recipe import nearest
 from nvembed.text.prompt import format_prompt, instruction_for, known_tasks
+from nvembed.vectors.embeddings import Embeddings
 
 RANKING = ("retrieval", "reranking")
 
@@ -141,7 +142,7 @@ def metered(subject: Subject, meter: Meter) -> EncodeFn:
     assert subject.encode is not None
     encode = subject.encode
 
-    def timed(texts: Sequence[str], prompt: str) -> Encoded:
+    def timed(texts: Sequence[str], prompt: str) -> Embeddings:
         start = time.monotonic()
         encoded = encode(texts, prompt)
         meter.encode_seconds += time.monotonic() - start
@@ -188,10 +189,7 @@ def _evaluate_one(
         outcome = lexical(task, subject.lexical)
     else:
         embedder = Embedder(subject, metered(subject, meter), folder=cache, on_texts=advance)
-        try:
-            outcome = run_task(task, meter.embed_with(embedder), Prompts(**conditions["prompt"]))
-        finally:
-            embedder.close()
+        outcome = run_task(task, meter.embed_with(embedder), Prompts(**conditions["prompt"]))
     dropped = list(task.data.dropped) if isinstance(task.data, Retrieval) else []
     counted = {**meter.counted(), "queries_dropped": dropped}
     record.write(

@@ -5,38 +5,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
 from nvembed.text.bm25 import Bm25
+from nvembed.vectors.embeddings import Embeddings, bare
 from nvembed.vectors.metric import unit
 from nvembed.vectors.search import Hits
 
-
-class Encoded(Protocol):
-    """What an encode function returns, one row per text."""
-
-    @property
-    def vectors(self) -> np.ndarray: ...  # (texts, dim), unit rows
-
-    @property
-    def num_tokens(self) -> Sequence[int] | np.ndarray: ...  # tokens that were embedded, prompt included
-
-    @property
-    def truncated(self) -> Sequence[bool] | np.ndarray: ...  # whether the text was cut
-
-
-@dataclass(frozen=True)
-class Vectors:
-    """A plain ``Encoded``."""
-
-    vectors: np.ndarray
-    num_tokens: np.ndarray
-    truncated: np.ndarray
-
-
-EncodeFn = Callable[[Sequence[str], str], Encoded]
+EncodeFn = Callable[[Sequence[str], str], Embeddings]
 LexicalFn = Callable[[Sequence[str], Sequence[str], int], Hits]
 
 
@@ -72,11 +49,7 @@ class Subject:
 def plain(encode: Callable[[Sequence[str], str], np.ndarray]) -> EncodeFn:
     """Make an ``EncodeFn`` of a function that returns bare vectors; its texts count 0 tokens, none cut."""
 
-    def counted(texts: Sequence[str], prompt: str) -> Encoded:
-        n = len(texts)
-        return Vectors(encode(texts, prompt), np.zeros(n, np.int64), np.zeros(n, bool))
-
-    return counted
+    return lambda texts, prompt: bare(encode(texts, prompt))
 
 
 def bm25() -> Subject:

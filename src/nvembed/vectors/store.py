@@ -1,0 +1,347 @@
+"""The cache of vectors on disk: no text is embedded twice with the same model and settings.
+
+Shapes: B texts, D numbers of a vector.
+
+``ROOT/KEY/`` holds the vectors of one ``VectorSettings``, whose digest is ``KEY``: ``about.txt`` for people,
+and any number of blocks. A block is one file of four numpy arrays, one after the other:
+
+    keys     (B,) 16 bytes each, a digest of the text
+    counts   (B, 3) int32: tokens, whether the text was cut, whether it is empty
+    vectors  (B, D) float32
+
+Its name is a digest of its bytes, and it appears whole or not at all. So a killed run leaves only whole
+blocks, two processes may write at the same time, and damage is found when a block is first read: the block
+is then removed with a warning, and its texts are embedded again.
+"""
+
+import hashlib
+import io
+import json
+import math
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from nvembed.errors import InputError, NumericsError, OutputError
+from nvembed.files import atomic_path
+from nvembed.vectors.embeddings import Embeddings, join
+
+BLOCK_TEXTS = 1024  # texts embedded and written at a time: what a kill can cost
+KEY_BYTES = 16
+_KEY = np.dtype(f"S{KEY_BYTES}")
+_WINDOW = 16_384  # texts looked up at a time
+_RECENT = 65_536  # new keys that are held in a dict before they are sorted into the index
+_SUFFIX = ".vectors"
+
+
+@dataclass(frozen=True)
+class VectorSettings:
+    """What decides a vector besides its text."""
+
+    fingerprint: str  # of the model
+    prompt: str
+    max_length: int  # tokens
+    dtype: str  # what the model computes in
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:32]
+
+
+class VectorStore:
+    """The vectors of one ``VectorSettings``, on disk.
+
+    >>> store = VectorStore(folder, settings)
+    >>> keys = store.fill(texts, encode)  # embeds what is not there yet
+    >>> store.read(keys).vectors
+
+    Memory: 32 bytes for every text in the store, and one block.
+
+    Args:
+        root: the folder of all caches; made at the first write.
+        block_texts: texts passed to ``encode`` at a time, and written as one block. The missing texts are
+            always cut at the same places, so a run that was killed and resumed computes the same batches.
+
+    Raises:
+        OutputError: the folder cannot be read.
+    """
+
+    def __init__(self, root: Path, settings: VectorSettings, *, block_texts: int = BLOCK_TEXTS) -> None:
+        self.folder = root / settings.key
+        self.settings = settings
+        self._block_texts = block_texts
+        self._blocks: list[_Block] = []
+        self._keys = np.empty(0, dtype=_KEY)  # sorted
+        self._places = np.empty(0, dtype=np.int64)  # block << 32 | row
+        self._recent: dict[bytes, int] = {}
+        try:
+            paths = sorted(self.folder.glob(f"*{_SUFFIX}"))
+        except OSError as error:
+            raise OutputError(f"cannot read {self.folder}: {error.strerror or error}") from error
+        for path in paths:
+            if (block := _open_block(path)) is not None:
+                self._add(block)
+        self._merge()
+
+    def fill(
+        self,
+        texts: Iterable[str],
+        encode: Callable[[list[str]], Embeddings],
+        *,
+        progress: Callable[[int, int], None] = lambda _stored, _embedded: None,
+    ) -> np.ndarray:
+        """Embed the texts that the store lacks, and return the keys of all of them, (B,), in order.
+
+        Args:
+            texts: read once, a window at a time.
+            encode: texts (at most ``block_texts``) -> their embeddings.
+            progress: called with how many more texts were in the store, and how many more were embedded.
+
+        Raises:
+            InputError: ``encode`` returned another number of rows than it was given texts, or vectors of
+                another length than those in the store.
+            NumericsError: a vector is not finite.
+            OutputError: the folder cannot be written; what was written before is kept.
+        """
+        keys: list[np.ndarray] = []
+        missing: dict[bytes, str] = {}
+        texts = iter(texts)
+        while window := list(islice(texts, _WINDOW)):
+            digests = [text_key(text) for text in window]
+            array = np.array(digests, dtype=_KEY)
+            keys.append(array)
+            new: set[bytes] = set()  # keys of this window that the store did not have
+            for i in np.flatnonzero(self._sound_places(array) < 0):
+                if digests[i] in missing or digests[i] in new:
+                    continue
+                new.add(digests[i])
+                missing[digests[i]] = window[i]
+                if len(missing) == self._block_texts:
+                    self._embed(missing, encode)
+                    progress(0, len(missing))
+                    missing = {}
+            progress(len(window) - len(new), 0)
+        if missing:
+            self._embed(missing, encode)
+            progress(0, len(missing))
+        return np.concatenate(keys) if keys else np.empty(0, dtype=_KEY)
+
+    def read(self, keys: np.ndarray) -> Embeddings:
+        """Return the embeddings of texts that ``fill`` returned the keys of.
+
+        Raises:
+            OutputError: a block that was whole when it was filled is gone or damaged.
+        """
+        places = self._places_of(keys)
+        if len(places) == 0:
+            return join([], self.dim)
+        if places.min() < 0:
+            raise OutputError(
+                f"{self.folder}: vectors are gone that were there before: run the command again"
+            )
+        block_of, row_of = places >> 32, places & 0xFFFFFFFF
+        vectors = np.empty((len(keys), self.dim), dtype=np.float32)
+        counts = np.empty((len(keys), 3), dtype=np.int32)
+        for number in np.unique(block_of):
+            block = self._blocks[number]
+            if not block.is_sound():
+                raise OutputError(f"{block.path} is damaged: run the command again to embed its texts again")
+            here = np.flatnonzero(block_of == number)
+            counts[here], vectors[here] = block.read(row_of[here])
+        return Embeddings(vectors, counts[:, 0].astype(np.int64), counts[:, 1] > 0, counts[:, 2] > 0)
+
+    @property
+    def dim(self) -> int:
+        """Numbers of a vector; 0 while the store is empty."""
+        return self._blocks[0].dim if self._blocks else 0
+
+    def __len__(self) -> int:
+        return len(self._keys) + len(self._recent)
+
+    def _embed(self, texts: dict[bytes, str], encode: Callable[[list[str]], Embeddings]) -> None:
+        embeddings = encode(list(texts.values()))
+        check_vectors(embeddings.vectors, list(texts.values()), self.dim)
+        self._add(_write_block(self.folder, self.settings, list(texts), embeddings))
+        if len(self._recent) >= _RECENT:
+            self._merge()
+
+    def _add(self, block: "_Block") -> None:
+        if self.dim and block.dim != self.dim:
+            raise OutputError(
+                f"{block.path} has vectors of {block.dim} numbers, the others of {self.dim}: remove "
+                f"{self.folder}"
+            )
+        first = len(self._blocks) << 32
+        self._blocks.append(block)
+        for row, key in enumerate(block.keys.tolist()):
+            self._recent.setdefault(key.ljust(KEY_BYTES, b"\0"), first | row)
+        if len(self._recent) >= _RECENT:
+            self._merge()
+
+    def _merge(self) -> None:
+        """Sort the recent keys into the index; of a key that is in several blocks, the first one counts."""
+        keys = np.concatenate([self._keys, np.array(list(self._recent), dtype=_KEY)])
+        places = np.concatenate([self._places, np.array(list(self._recent.values()), dtype=np.int64)])
+        self._keys, first = np.unique(keys, return_index=True)
+        self._places = places[first]
+        self._recent = {}
+
+    def _places_of(self, keys: np.ndarray) -> np.ndarray:
+        """Return block and row of each key; -1 where the store has none."""
+        at = np.searchsorted(self._keys, keys)
+        places = np.full(len(keys), -1, dtype=np.int64)
+        inside = np.flatnonzero(at < len(self._keys))
+        hits = inside[self._keys[at[inside]] == keys[inside]]
+        places[hits] = self._places[at[hits]]
+        if self._recent:
+            for i in np.flatnonzero(places < 0):
+                places[i] = self._recent.get(bytes(keys[i]).ljust(KEY_BYTES, b"\0"), -1)
+        return places
+
+    def _sound_places(self, keys: np.ndarray) -> np.ndarray:
+        """Return ``_places_of`` after the blocks in question were compared with their checksums."""
+        places = self._places_of(keys)
+        damaged = [n for n in np.unique(places[places >= 0] >> 32) if not self._blocks[n].is_sound()]
+        if not damaged:
+            return places
+        for number in damaged:
+            _drop(self._blocks[number].path, "its checksum differs")
+        self._merge()
+        keep = ~np.isin(self._places >> 32, damaged)
+        self._keys, self._places = self._keys[keep], self._places[keep]
+        return self._places_of(keys)
+
+
+def text_key(text: str) -> bytes:
+    """Return the key of a text: a digest of 16 bytes."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES).digest()
+
+
+def check_vectors(vectors: np.ndarray, texts: Sequence[str], dim: int = 0) -> None:
+    """Check that there is one finite vector for every text.
+
+    Args:
+        dim: the length that a vector must have; 0 allows any.
+
+    Raises:
+        InputError: another number of vectors than texts, or vectors of another length.
+        NumericsError: NaN or infinity; the message shows the first such text.
+    """
+    if (
+        vectors.ndim != 2
+        or len(vectors) != len(texts)
+        or vectors.shape[1] != (dim or max(1, vectors.shape[1]))
+    ):
+        raise InputError(
+            f"the model returned vectors of shape {vectors.shape}; expected ({len(texts)}, {dim or 'D'})"
+        )
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if bad.size:
+        raise NumericsError(
+            f"{bad.size:,} of {len(texts):,} vectors are not finite; the first is of {texts[bad[0]][:80]!r}: "
+            "use --dtype float32, and check the model's weights with  nvembed check"
+        )
+
+
+@dataclass
+class _Block:
+    """A block's file and where its arrays are in it; the file is open only while it is read."""
+
+    path: Path
+    keys: np.ndarray
+    dim: int
+    offsets: tuple[int, int]  # of counts and vectors, in bytes
+    sound: bool | None = None  # whether it has its checksum; None: not compared yet
+
+    def is_sound(self) -> bool:
+        """Return whether the file still has the bytes that it was written with."""
+        if self.sound is None:
+            try:
+                with self.path.open("rb") as handle:
+                    self.sound = hashlib.file_digest(handle, _hasher).hexdigest() == self.path.stem
+            except OSError:
+                return False
+        return self.sound
+
+    def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return counts and vectors of some rows."""
+        size = len(self.keys)
+        counts = np.memmap(self.path, np.int32, "r", self.offsets[0], (size, 3))
+        vectors = np.memmap(self.path, np.float32, "r", self.offsets[1], (size, self.dim))
+        return counts[rows], vectors[rows]
+
+
+def _open_block(path: Path) -> _Block | None:
+    """Open a block; one that cannot be read as one is removed with a warning."""
+    try:
+        with path.open("rb") as handle:
+            size = path.stat().st_size
+            (rows,), _ = _array_header(handle, _KEY, size)
+            keys = np.frombuffer(handle.read(rows * KEY_BYTES), dtype=_KEY)
+            shape, counts = _array_header(handle, np.dtype(np.int32), size)
+            handle.seek(counts + 12 * rows)
+            (count, dim), vectors = _array_header(handle, np.dtype(np.float32), size)
+            if len(keys) != rows or shape != (rows, 3) or count != rows or size != vectors + 4 * rows * dim:
+                raise ValueError("its sizes do not agree")
+        return _Block(path, keys, dim, (counts, vectors))
+    except FileNotFoundError:  # another process found it damaged and removed it
+        return None
+    except (ValueError, EOFError, OSError, SyntaxError, TypeError, OverflowError) as error:
+        _drop(path, str(error))
+        return None
+
+
+def _array_header(handle: BinaryIO, dtype: np.dtype[Any], file_size: int) -> tuple[tuple[int, ...], int]:
+    """Return the shape of the array at the handle's position, and where its values start."""
+    if np.lib.format.read_magic(handle) != (1, 0):
+        raise ValueError("not an array")
+    shape, fortran_order, found = np.lib.format.read_array_header_1_0(handle)
+    start = handle.tell()
+    if fortran_order or found != dtype or start + dtype.itemsize * math.prod(shape) > file_size:
+        raise ValueError("another array than expected")
+    return shape, start
+
+
+def _drop(path: Path, reason: str) -> None:
+    warnings.warn(f"{path} is damaged ({reason}): its texts are embedded again", stacklevel=4)
+    with suppress(OSError):  # still mapped, on Windows: the next run drops it
+        path.unlink()
+
+
+def _write_block(
+    folder: Path, settings: VectorSettings, keys: Sequence[bytes], embeddings: Embeddings
+) -> _Block:
+    about = folder / "about.txt"
+    if not about.exists():
+        with atomic_path(about) as temporary:
+            temporary.write_text(json.dumps(asdict(settings), indent=1, ensure_ascii=False) + "\n", "utf-8")
+    counts = np.stack([embeddings.num_tokens, embeddings.truncated, embeddings.empty], axis=1)
+    arrays = (
+        np.array(keys, dtype=_KEY),
+        counts.astype(np.int32),
+        np.ascontiguousarray(embeddings.vectors, dtype=np.float32),
+    )
+    pieces: list[bytes] = []
+    offsets: list[int] = []
+    for array in arrays:
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+        pieces += [header.getvalue(), array.tobytes()]
+        offsets.append(sum(map(len, pieces[:-1])))
+    digest = _hasher()
+    for piece in pieces:
+        digest.update(piece)
+    target = folder / f"{digest.hexdigest()}{_SUFFIX}"
+    with atomic_path(target) as temporary, temporary.open("wb") as handle:
+        handle.writelines(pieces)
+    return _Block(target, arrays[0], arrays[2].shape[1], (offsets[1], offsets[2]), sound=True)
+
+
+def _hasher() -> Any:  # typeshed: blake2b is not a HASH
+    return hashlib.blake2b(digest_size=KEY_BYTES)
