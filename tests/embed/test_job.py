@@ -268,14 +268,14 @@ def break_corpus(corpus: Path) -> None:
 
 def test_what_cannot_be_read_stops_or_is_recorded(corpus: Path, tmp_path: Path) -> None:
     break_corpus(corpus)
-    with pytest.raises(DataError, match=r"d\.pdf: not a PDF that can be read"):
+    with pytest.raises(DataError, match=r"d\.pdf: cut off"):
         run(corpus, tmp_path / "out")
     assert content(tmp_path / "out") == {}
     manifest = run(corpus, tmp_path / "out", reading=replace(READING, on_error="skip"))
     reasons = {entry["path"]: entry["reason"] for entry in manifest["skipped"]}
     assert manifest["counts"]["skipped"] == len(manifest["skipped"]) == 6
-    assert "not a PDF" in reasons["d.pdf"]
-    assert "no text in it" in reasons["empty.md"]
+    assert "cut off" in reasons["d.pdf"]
+    assert "no text" in reasons["empty.md"]
     assert "latin.txt:1: not UTF-8" in reasons["latin.txt"]
     assert "f.csv:3: not CSV" in reasons["sub/f.csv"]
     lines = [entry["reason"] for entry in manifest["skipped"] if entry["path"] == "sub/e.jsonl"]

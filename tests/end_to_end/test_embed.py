@@ -153,7 +153,7 @@ def test_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (corpus / "d.pdf").write_bytes(b"%PDF-1.4 broken")
     out = tmp_path / "out"
     always = ["--model", tmp_path / "log"]
-    assert "d.pdf: not a PDF that can be read" in run(corpus, out, *always, code=1)
+    assert "d.pdf: cut off" in run(corpus, out, *always, code=1)
     said = run(corpus, out, *always, "--on-error", "skip", "--overlap-tokens", "0")
     assert re.search(r"\b23 documents, \d+ passages \([\d,]+ tokens\), 1 shards -> .*out\n", said)
     assert "warning: files or records skipped: 1 (manifest.json lists them); the first: " in said

@@ -5,6 +5,7 @@ folder of such files, or a data set of the hub, written ``datasets:owner/name``.
 """
 
 import json
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,8 @@ from nvembed.read.texts import ID_FIELDS, to_passage
 
 RECORD_KINDS = (*LINE_KINDS, *TABLE_KINDS)
 HUB = "datasets:"
+
+_LOG = logging.getLogger(__name__)
 
 
 class SourceFile(NamedTuple):
@@ -158,7 +161,9 @@ def read_documents(file: SourceFile, *, field: str | None = None, start: Place =
         DataError: nothing more can be read of the file.
     """
     if file.kind not in RECORD_KINDS:
-        text, metadata, pages = extract(file.path, file.kind)
+        text, metadata, pages, warnings = extract(file.path, file.kind)
+        for warning in warnings:
+            _LOG.warning("%s: %s", file.path, warning)
         yield Found(START, str(file.path), Document(file.name, text, to_json(metadata), pages))
         return
     for place, where, fields in file_records(file.path, file.kind, start=start, field=field or "text"):

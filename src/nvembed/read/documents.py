@@ -1,161 +1,112 @@
-"""The text of one file that is one document: plain text and Markdown, HTML, PDF (extra ``corpus``)."""
+"""The text of one file that is one document: plain text, Markdown, HTML, PDF.
+
+Text is never lost or changed without a word: what cannot be read is an error of the file, what could be read
+only in part is a warning. HTML and PDF are read in a child process (``child.py``).
+"""
 
 import codecs
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nvembed.errors import DataError, MissingExtraError
-from nvembed.files import open_binary, text_lines
+from nvembed.errors import DataError
+from nvembed.files import open_binary
+from nvembed.read import child
+from nvembed.read.front_matter import split_front_matter
 
-# The kind of a file by its name's end.
+# The kind of a file by its suffix.
 DOCUMENT_KINDS = {
     ".txt": "text",
     ".text": "text",
-    ".md": "text",
-    ".markdown": "text",
+    ".md": "markdown",
+    ".markdown": "markdown",
     ".rst": "text",
     ".html": "html",
     ".htm": "html",
-    ".xhtml": "html",
+    ".xhtml": "xhtml",
     ".pdf": "pdf",
 }
-# About 16 million tokens. A larger file is no document to search in, and would not fit in memory as tokens.
+# About 16 million tokens. A larger file is not one document to search in, and its tokens would not fit in
+# memory.
 DOCUMENT_BYTES = 64 << 20
 
-
-_DECLARED = re.compile(
-    rb"""(?:charset\s*=|^\s*<\?xml[^>]*?\sencoding\s*=)\s*["']?\s*([\w.:-]+)""", re.IGNORECASE
+_ENCODINGS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
 )
 
 
-class Extracted(NamedTuple):
-    """What a file says."""
+class DocumentText(NamedTuple):
+    """The content of a document."""
 
     text: str
     metadata: dict[str, Any]
     pages: tuple[int, ...] = ()  # the character at which each page of a PDF begins
+    warnings: tuple[str, ...] = ()  # what was left out or assumed
 
 
-def extract(path: Path, kind: str) -> Extracted:
+def extract(path: Path, kind: str) -> DocumentText:
     """Return the text of a file of one of the ``DOCUMENT_KINDS``.
 
-    Markdown stays as it is written. HTML is laid out as a text browser would, without scripts and styles.
-    A PDF's text is what its pages say in their order; pages are parted by a line break.
+    Plain text and Markdown stay as they are written, without the front matter of Markdown, which becomes
+    metadata. HTML is laid out as a browser shows it, with Markdown headings. Each page of a PDF ends with a
+    line break; a page without text is counted in a warning.
 
     Raises:
-        DataError: the file cannot be read, is none of its kind, is too large, or there is no text in it.
-        MissingExtraError: HTML or PDF without the extra ``corpus``.
+        DataError: the file cannot be read, is not of its kind, is too large, or has no text.
     """
-    found = {"text": _text, "html": _html, "pdf": _pdf}[kind](path)
-    if not found.text or found.text.isspace():
+    document = _plain(path, kind) if kind in ("text", "markdown") else _native(path, kind)
+    if not document.text or document.text.isspace():
         hint = " (scanned pages need text recognition first)" if kind == "pdf" else ""
-        raise DataError(
-            f"{path}: no text in it{hint}; expected at least one word: take the file away, or fill it"
-        )
-    return found
+        raise DataError(f"{path}: no text{hint}; expected at least one word: remove the file, or fill it")
+    return document
 
 
-def _text(path: Path) -> Extracted:
-    lines: list[str] = []
-    size = 0
-    with open_binary(path) as stream:
-        for _, line in text_lines(stream, str(path)):
-            size += len(line)
-            if size > DOCUMENT_BYTES:
-                raise _too_large(path)
-            lines.append(line)
-    return Extracted("".join(lines), {})
-
-
-def _html(path: Path) -> Extracted:
-    try:
-        from inscriptis import Inscriptis
-        from lxml.etree import LxmlError
-        from lxml.html import HTMLParser, document_fromstring
-    except ImportError as error:
-        raise _missing("HTML", "inscriptis") from error
-    source = _decoded(path, _whole(path))
-    if not source.strip():
-        return Extracted("", {})
-    parser = HTMLParser(encoding="utf-8", no_network=True)
-    try:
-        tree = document_fromstring(source.encode(), parser=parser)
-        text = Inscriptis(tree).get_text()
-    except (LxmlError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not HTML that can be read ({error})") from error
-    title = " ".join((tree.findtext(".//title") or "").split())
-    return Extracted(
-        "\n".join(line.rstrip() for line in text.splitlines()), {"title": title} if title else {}
-    )
-
-
-def _decoded(path: Path, raw: bytes) -> str:
-    """Decode HTML: what its byte order mark, its own ``charset`` or XML's ``encoding`` says, else UTF-8."""
-    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        name = "utf-16"
-    else:
-        declared = _DECLARED.search(raw[:2048])
-        name = declared.group(1).decode("ascii", "replace") if declared else "utf-8"
-    if name.lower() in ("utf-8", "utf8"):
-        name = "utf-8-sig"
-    try:
-        text = raw.decode(name)
-    except (LookupError, UnicodeError) as error:
-        reason = f"byte {error.start}" if isinstance(error, UnicodeDecodeError) else str(error)
-        raise DataError(
-            f"{path}: not {name.removesuffix('-sig')} text ({reason}): "
-            "convert it to UTF-8, or correct the charset it declares"
-        ) from error
-    return text.replace("\0", "")
-
-
-def _pdf(path: Path) -> Extracted:
-    try:
-        from pypdfium2 import PdfDocument, PdfiumError
-    except ImportError as error:
-        raise _missing("PDF", "pypdfium2") from error
-    raw = _whole(path)
-    pieces: list[str] = []
-    starts: list[int] = []
-    size = 0
-    try:
-        with PdfDocument(raw) as document:
-            for number in range(len(document)):
-                page = document[number]
-                text = _plain(page.get_textpage().get_text_bounded())
-                page.close()
-                starts.append(size)
-                pieces.append(f"{text}\n")
-                size += len(pieces[-1])
-    except PdfiumError as error:
-        raise DataError(
-            f"{path}: not a PDF that can be read ({error}): is it whole, and without a password?"
-        ) from error
-    return Extracted("".join(pieces), {}, tuple(starts))
-
-
-def _plain(text: str) -> str:
-    """Undo what PDFium marks: CRLF line ends, U+FFFE where a word was hyphenated at a line's end, NULs."""
-    return text.replace("\r\n", "\n").replace("\ufffe\n", "").replace("\ufffe", "").replace("\0", "")
-
-
-def _whole(path: Path) -> bytes:
+def _plain(path: Path, kind: str) -> DocumentText:
     with open_binary(path) as stream:
         raw = stream.read(DOCUMENT_BYTES + 1)
     if len(raw) > DOCUMENT_BYTES:
         raise _too_large(path)
-    return raw
+    text = _decoded(path, raw)
+    return DocumentText(*split_front_matter(text)) if kind == "markdown" else DocumentText(text, {})
+
+
+def _decoded(path: Path, raw: bytes) -> str:
+    encoding = next((name for mark, name in _ENCODINGS if raw.startswith(mark)), "utf-8")
+    try:
+        text = raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        if encoding != "utf-8":
+            raise DataError(f"{path}: not {encoding} ({error.reason} at byte {error.start})") from error
+        line, start = raw.count(b"\n", 0, error.start) + 1, raw.rfind(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path}:{line}: not UTF-8 (byte 0x{raw[error.start]:02x} at position "
+            f"{error.start - start + 1}); "
+            "expected UTF-8, or UTF-16 with a byte order mark: convert it, for example from windows-1252: "
+            "iconv -f WINDOWS-1252 -t UTF-8"
+        ) from error
+    if (nul := text.find("\0")) >= 0:
+        line = text.count("\n", 0, nul) + 1
+        raise DataError(
+            f"{path}:{line}: a NUL character; expected text in UTF-8, or UTF-16 with a byte order mark: "
+            "convert it, for example: iconv -f UTF-16LE -t UTF-8"
+        )
+    return text
+
+
+def _native(path: Path, kind: str) -> DocumentText:
+    with open_binary(path):  # says what is wrong with the path
+        pass
+    if path.stat().st_size > DOCUMENT_BYTES:
+        raise _too_large(path)
+    answer = child.ask(path, kind, DOCUMENT_BYTES)
+    return DocumentText(answer["text"], answer["metadata"], tuple(answer["pages"]), tuple(answer["warnings"]))
 
 
 def _too_large(path: Path) -> DataError:
     return DataError(
         f"{path}: more than {DOCUMENT_BYTES >> 20} MiB; expected one document: split it, "
-        "or make records of it (.jsonl, .csv, .parquet)"
-    )
-
-
-def _missing(what: str, package: str) -> MissingExtraError:
-    return MissingExtraError(
-        f"{what} needs the package {package}: install the extra with  pip install 'nvembed[corpus]'"
+        "or convert it to records (.jsonl, .csv, .parquet)"
     )

@@ -162,5 +162,5 @@ def _front_matter(card: Path) -> str:
         text = card.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-    found = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
+    found = re.match(r"---[ \t\r]*\n(.*?)\n---", text, re.DOTALL)
     return found[1] if found else ""
