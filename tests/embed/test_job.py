@@ -424,7 +424,7 @@ def test_columns_are_as_documented(corpus: Path, tmp_path: Path) -> None:
         assert compression["text"] == "ZSTD"
         about = json.loads(file.metadata.metadata[b"nvembed"])
     assert about.keys() == {"format", "job", "shard", "documents", "tokens", "truncated", "empty"}
-    document = (Path(__file__).parents[2] / "docs" / "corpus-format.md").read_text()
+    document = (Path(__file__).parents[2] / "docs" / "reference" / "embedded-corpus.md").read_text()
     assert all(f"`{name}`" in document for name in [*shard.schema(8, "float16").names, *about])
     example = json.loads(document.split("```json")[1].split("```")[0])
     manifest = open_embedded(tmp_path / "out").manifest

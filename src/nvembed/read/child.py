@@ -2,8 +2,8 @@
 
 ``ask`` starts one child per process at its first call and keeps it for the next documents. The child
 limits its own memory; a document that takes too long or ends the child is an error of that document.
-The child runs ``main`` of this file: it reads a line of JSON for each document from standard input and answers
-with one frame, the length in 8 bytes and JSON. Empty frames say that it works.
+The child runs ``main`` of this file: it reads a line of JSON for each document from standard input and
+answers with one frame, the length in 8 bytes and JSON. Empty frames say that it works.
 """
 
 import atexit
@@ -26,7 +26,7 @@ PROGRESS_S = 60.0
 DOCUMENT_S = 600.0
 
 # The child imports what this process would import, and nothing from the folder it is started in.
-_MAIN = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from nvembed.read.child import main; main()"
+_MAIN = "import sys; sys.path[:] = {}; from nvembed.read.child import main; main()"
 
 
 class DocumentReader:
@@ -34,8 +34,8 @@ class DocumentReader:
 
     def __init__(self) -> None:
         self.owner = os.getpid()
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _MAIN, json.dumps([entry for entry in sys.path if entry])],
+        self.process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-P", "-c", _MAIN.format([entry for entry in sys.path if entry])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
