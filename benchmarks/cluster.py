@@ -29,11 +29,11 @@ from nvembed.evaluate.learn import classification, clustering
 from nvembed.evaluate.scores import v_measure
 from nvembed.evaluate.subject import Subject
 from nvembed.evaluate.tasks import Labelled, Sets
-from nvembed.files import json_lines
 from nvembed.learn import cluster
 from nvembed.learn.classify import fit, softmax
 from nvembed.learn.judge import calibration_error, judge, wilson
 from nvembed.learn.map import project
+from nvembed.read.lines import read_rows
 from nvembed.text.prompt import format_prompt, instruction_for
 
 CLUSTERED = ("stackoverflow_titles", "ag_news_titles")
@@ -53,7 +53,7 @@ def read(folder: Path, part: str, rows: int) -> tuple[list[str], np.ndarray]:
     path = next((p for p in (folder / f"{part}.jsonl", folder / f"{part}.jsonl.gz") if p.exists()), None)
     if path is None:
         sys.exit(f"{folder} has no {part}.jsonl: --data must name the shared data folder")
-    records = [row for _, row in json_lines(path)]
+    records = [row for _, row in read_rows(path)]
     chosen = np.random.default_rng(0).permutation(len(records))[:rows]
     return [records[i]["text"] for i in chosen], np.array([str(records[i]["label"]) for i in chosen])
 

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from nvembed.errors import DataError, InputError
-from nvembed.files import atomic_path, json_lines
+from nvembed.files import atomic_path
+from nvembed.read.lines import read_rows
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def read_run(folder: Path) -> Run:
     Raises:
         DataError: it holds no step.
     """
-    records: list[dict[str, Any]] = [row for _, row in json_lines(folder / "log.jsonl")]
+    records: list[dict[str, Any]] = [row for _, row in read_rows(folder / "log.jsonl")]
     made = [row for row in records if row["kind"] == "step"]
     if not made:
         raise DataError(f"{folder / 'log.jsonl'} holds no step: expected a run of `nvembed train`")

@@ -1,27 +1,20 @@
-"""Files on disk: written whole or not at all, read line by line, and the data that ships with the package."""
+"""Files on disk: written whole or not at all, and the data that ships with the package."""
 
-import codecs
 import errno
-import gzip
 import json
 import os
 import shutil
 import socket
 import tempfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from nvembed.errors import DataError, NvembedError, OutputError
-
-# No text has a line this long: what has is no text, or lacks its line ends. So memory stays bounded.
-LINE_BYTES = 64 << 20
-
 
 # The largest JSON file of ours that is read. Manifests of a million shards are smaller.
 JSON_BYTES = 1 << 30
@@ -166,108 +159,6 @@ def data_path(name: str) -> Path:
 def as_utf8(name: str) -> str:
     """Return a file's name as text that can be written: bytes of it that are not UTF-8 as ``\\udcXX``."""
     return name.encode(errors="backslashreplace").decode()
-
-
-def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number from 1, object) of a JSON-lines file, gzipped or not; blank lines are passed over.
-
-    Raises:
-        DataError: the file cannot be read, or a line is no JSON object.
-    """
-    with open_binary(path) as stream:
-        for number, line in text_lines(stream, str(path)):
-            if line.strip():
-                yield number, json_object(f"{path}:{number}", line)
-
-
-def json_object(where: str, line: str | bytes) -> dict[str, Any]:
-    """Parse one JSON object; ``where`` is how an error names the line.
-
-    Raises:
-        DataError: the line is no JSON object.
-    """
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        raise DataError(f"{where}: expected a JSON object, got {line.strip()[:60]!r} ({reason})") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: expected a JSON object, got {type(row).__name__}")
-    return row
-
-
-@contextmanager
-def open_binary(path: Path) -> Iterator[BinaryIO]:
-    """Open a file, unzipped if its name ends in .gz; what goes wrong while reading it is a DataError."""
-    try:
-        with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as stream:
-            yield cast(BinaryIO, stream)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}: not a whole gzip file ({error}): fetch it again") from error
-    except NvembedError:
-        raise
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-class Line(NamedTuple):
-    """A line of a text file, or what is wrong with it."""
-
-    number: int  # from 1
-    offset: int  # bytes of the (unzipped) stream that come before it
-    text: str | DataError  # with its line end
-
-
-def text_lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, line with its line end) of UTF-8 text, a byte order mark taken off.
-
-    Raises:
-        DataError: bytes that are not UTF-8, a NUL, or a line of more than ``LINE_BYTES``.
-    """
-    for line in located_lines(stream, name):
-        if isinstance(line.text, DataError):
-            raise line.text
-        yield line.number, line.text
-
-
-def located_lines(stream: BinaryIO, name: str, *, offset: int = 0, number: int = 1) -> Iterator[Line]:
-    """Yield the lines as ``text_lines`` does; a malformed one comes as its error, and the rest follows.
-
-    Args:
-        offset, number: where the stream stands, if not at its beginning.
-
-    Raises:
-        DataError: the whole file is in UTF-16.
-    """
-    while raw := stream.readline(LINE_BYTES + 1):
-        size = len(raw)
-        if size > LINE_BYTES:  # the rest of such a line is passed over in pieces
-            piece = raw
-            while not piece.endswith(b"\n") and (piece := stream.readline(LINE_BYTES)):
-                size += len(piece)
-            limit = f"a line of {size:,} bytes; expected at most {LINE_BYTES:,}: is this one record per line?"
-            yield Line(number, offset, DataError(f"{name}:{number}: {limit}"))
-        else:
-            yield Line(number, offset, _decoded(raw, name, number))
-        offset += size
-        number += 1
-
-
-def _decoded(raw: bytes, name: str, number: int) -> str | DataError:
-    if number == 1:
-        if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise DataError(f"{name}: UTF-16 text; expected UTF-8: convert it with  iconv -f utf-16 -t utf-8")
-        raw = raw.removeprefix(codecs.BOM_UTF8)
-    try:
-        line = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return DataError(
-            f"{name}:{number}: not UTF-8 (byte 0x{raw[error.start]:02x} at position {error.start + 1}): "
-            "convert the file first, for example with  iconv -f latin1 -t utf-8"
-        )
-    if "\0" in line:
-        return DataError(f"{name}:{number}: a NUL character, which no text has: is this a text file?")
-    return line
 
 
 def claim(marker: Path, state: dict[str, Any]) -> None:

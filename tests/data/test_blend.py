@@ -100,7 +100,7 @@ def test_blend_says_what_it_follows_from_and_reads_every_line_it_may_draw(tmp_pa
         differs = [key for key, value in stream.identity.items() if changed.identity[key] != value]
         assert differs == ["set b"]
     path.write_text(path.read_text() + "\n")
-    with pytest.raises(DataError, match=r"b\.jsonl:4: expected a JSON object, got b''"):
+    with pytest.raises(DataError, match=r"b\.jsonl:4: not JSON .*b''"):
         Blend(files, {"a": 4, "b": 6}, seed=1).check()
 
 

@@ -12,9 +12,9 @@ from nvembed.cli.leaks import leaks
 from nvembed.cli.main import main
 from nvembed.data.example import Example
 from nvembed.data.leaks import HeldOut, find_overlaps, without_leaks
-from nvembed.data.rows import read_rows
 from nvembed.errors import DataError, InputError
 from nvembed.evaluate.tasks import Labelled, Pairs, Retrieval, load_task
+from nvembed.read.lines import read_rows
 from nvembed.text.near import normalise
 
 

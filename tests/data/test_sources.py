@@ -277,15 +277,13 @@ def test_beir_folder(tmp_path: Path) -> None:
     held = HeldOutSet(path="set", form="qrels", split="train")
     assert list(read_held_out(held, places)) == [("first?",), ("second?",)]
     (tmp_path / "set" / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\n")
-    with pytest.raises(
-        DataError, match=r"train\.tsv:2: expected 3 columns \(query-id, corpus-id, score\), got 2"
-    ):
+    with pytest.raises(DataError, match=r"train\.tsv:2: 2 fields; expected 3"):
         list(read_source(source, places, seed=0))
     (tmp_path / "set" / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq9\td1\t1\n")
     with pytest.raises(DataError, match="the qrels name 1 queries that are not there"):
         list(read_source(source, places, seed=0))
     (tmp_path / "set" / "qrels" / "train.tsv").write_bytes(b"query-id\tcorpus-id\tscore\nq\xff\td1\t1\n")
-    with pytest.raises(DataError, match=r"train\.tsv: expected UTF-8 text"):
+    with pytest.raises(DataError, match=r"train\.tsv:2: not UTF-8"):
         list(read_source(source, places, seed=0))
 
 

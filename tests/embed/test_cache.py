@@ -12,7 +12,7 @@ import pytest
 from nvembed.embed import cache
 from nvembed.embed.cache import Settings, cache_folder, cached_vectors
 from nvembed.errors import DataError, OutputError
-from nvembed.read.texts import Passage
+from nvembed.read.beir import Passage
 
 SETTINGS = Settings(fingerprint="abc", prompt="", max_length=512, dtype="float32")
 

@@ -280,7 +280,7 @@ def test_what_cannot_be_read_stops_or_is_recorded(corpus: Path, tmp_path: Path) 
     assert "f.csv:3: not CSV" in reasons["sub/f.csv"]
     lines = [entry["reason"] for entry in manifest["skipped"] if entry["path"] == "sub/e.jsonl"]
     assert "e.jsonl:9: not JSON" in lines[0]
-    assert "e.jsonl:10: the id 'sub/e.jsonl:r2' stood before, at " in lines[1]
+    assert "e.jsonl:10: the id 'sub/e.jsonl:r2' occurs twice, first at " in lines[1]
     documents = {
         d for b in open_embedded(tmp_path / "out").batches(["document"]) for d in b["document"].to_pylist()
     }

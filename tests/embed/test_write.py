@@ -15,7 +15,7 @@ import pytest
 
 from nvembed.embed.write import write_vectors
 from nvembed.errors import DataError, InputError, OutputError
-from nvembed.read.texts import Passage
+from nvembed.read.beir import Passage
 
 pa = pytest.importorskip("pyarrow", reason="the extra 'search' is not installed")
 pq = pytest.importorskip("pyarrow.parquet", reason="the extra 'search' is not installed")
@@ -133,7 +133,7 @@ def test_an_error_of_the_source_is_not_the_outputs(tmp_path: Path) -> None:
 LIMITED = """
 import resource, sys
 import numpy as np
-from nvembed.read.texts import Passage
+from nvembed.read.beir import Passage
 from nvembed.embed.write import write_vectors
 from nvembed.errors import OutputError
 

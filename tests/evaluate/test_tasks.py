@@ -123,20 +123,30 @@ P = '{"_id": "d0", "text": "a"}\n'
 @pytest.mark.parametrize(
     ("name", "added", "message"),
     [
-        (QRELS, "q1\tnowhere\t1", r"test.tsv:92: passage 'nowhere' is not in the corpus file"),
-        (QRELS, "who\td1\t1", r"test.tsv:92: query 'who' is not in the queries file"),
-        (QRELS, "q1\td1\tgood", r"test.tsv:92: expected a whole number as grade, got 'good'"),
-        (QRELS, "q1 d1 1", r"test.tsv:92: expected 3 tab-separated cells, got 1: 'q1 d1 1'"),
+        (QRELS, "q1\tnowhere\t1", r"test.tsv:92: .*passage 'nowhere' is not in"),
+        (QRELS, "who\td1\t1", r"test.tsv:92: .*query 'who' is not in"),
+        (QRELS, "q1\td1\tgood", r"test.tsv:92: .*'good'; expected a whole number"),
+        (QRELS, "q1 d1 1", r"test.tsv:92: .*expected 3.*'q1 d1 1'"),
         (QRELS, "q1\td1\t1\nq1\td1\t1", r"query 'q1' and passage 'd1' are judged twice"),
-        (QUERIES, '{"_id": "q0", "text": "a"}', r"queries.jsonl:16: query id 'q0' stands on line 1 already"),
-        (QUERIES, "{oops", r"queries.jsonl:16: expected a JSON object, got '\{oops'"),
-        (QUERIES, '{"_id": "q99"}', r"queries.jsonl:16: expected a string under 'text', got nothing"),
-        (QUERIES, '["q99"]', r"queries.jsonl:16: expected a JSON object, got list"),
-        (CORPUS, "", r"corpus.jsonl: the corpus is empty; expected at least one passage"),
-        (CORPUS, P + P, r"corpus.jsonl:2: passage id 'd0' stands on line 1 already; ids are unique"),
-        (CORPUS, '{"_id": 3, "text": "a"}', r"corpus.jsonl:1: expected a string under '_id', got 3"),
+        (
+            QUERIES,
+            '{"_id": "q0", "text": "a"}',
+            r"queries.jsonl:16: the id 'q0' occurs twice",
+        ),
+        (QUERIES, "{oops", r"queries.jsonl:16: not JSON .*'\{oops'"),
+        (QUERIES, '{"_id": "q99"}', r"queries.jsonl:16: no field 'text'"),
+        (QUERIES, '["q99"]', r"queries.jsonl:16: a JSON list"),
+        (CORPUS, "", r"corpus.jsonl: the file is empty"),
+        (CORPUS, P + P, r"corpus.jsonl:2: the id 'd0' occurs twice, .*corpus.jsonl:1;"),
+        (CORPUS, '{"_id": true, "text": "a"}', r"corpus.jsonl:1: .*'_id' is a truth value"),
+        (CORPUS, '{"_id": " ", "text": "a"}', r"corpus.jsonl:1: the id '_id' is blank"),
+        (CORPUS, '{"text": "a"}', r"corpus.jsonl:1: no field '_id'"),
+        (CORPUS, '{"_id": "d0", "text": null}', r"corpus.jsonl:1: .*'text' is a null"),
+        (QRELS, "q1\t\t1", r"test.tsv:92: a blank id"),
+        (QRELS, "q1\td1\tnan", r"test.tsv:92: .*'nan'; expected a whole number"),
+        (QRELS, "q1\td1\t0.5", r"test.tsv:92: .*'0.5'; expected a whole number"),
         (QRELS, "q1\td\xe9\t1", r"test.tsv:92: not UTF-8 \(byte 0xe9 at position 5\)"),
-        (QUERIES, '{"_id": "q99", "text": "\\ud800"}', r"expected a string under 'text', got \"\\ud800\""),
+        (QUERIES, '{"_id": "q99", "text": "\\ud800"}', r"'text' holds half a surrogate pair"),
     ],
 )
 def test_bad_retrieval(tmp_path: Path, name: str, added: str, message: str) -> None:
@@ -188,15 +198,15 @@ def test_unanswerable_queries(tmp_path: Path) -> None:
     [
         (
             {"text1": "a", "text2": "b", "score": "high"},
-            r'expected a finite number under \'score\', got "high"',
+            r".*'score' is a string.*; expected a finite number",
         ),
         (
             {"text1": "a", "text2": "b", "score": float("nan")},
-            r"expected a finite number under 'score', got NaN",
+            r".*'score' .*; expected a finite number",
         ),
-        ({"text1": "a", "text2": "b", "score": True}, r"expected a finite number under 'score', got true"),
-        ({"text1": "a", "text2": "b", "score": 10**400}, r"expected a finite number under 'score', got 1000"),
-        ({"text1": "a", "text2": None, "score": 1}, r"expected a string under 'text2', got null"),
+        ({"text1": "a", "text2": "b", "score": True}, r".*'score' is a truth value"),
+        ({"text1": "a", "text2": "b", "score": 10**400}, r".*'score' holds the integer"),
+        ({"text1": "a", "text2": None, "score": 1}, r".*'text2' is a null; expected a string"),
     ],
 )
 def test_bad_pairs(tmp_path: Path, row: dict[str, object], message: str) -> None:
@@ -219,7 +229,7 @@ def test_other_bad_folders(tmp_path: Path) -> None:
     write_jsonl(one / "test.jsonl", [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}])
     with pytest.raises(DataError, match=r"no label of it is in train.jsonl"):
         load_task(one)
-    with pytest.raises(DataError, match=r"dev.tsv: not found; expected tab-separated lines"):
+    with pytest.raises(DataError, match=r"dev.tsv: not found; expected lines of query-id"):
         load_task(make_retrieval(tmp_path / "r"), split="dev")
     odd = tmp_path / "odd"
     write_jsonl(odd / "test.jsonl", [{"a": 1}])
@@ -230,7 +240,7 @@ def test_other_bad_folders(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="one label per sentence"):
         load_task(short)
     write_jsonl(short / "test.jsonl", [{"sentences": ["a", "b"], "labels": [1, {}]}])
-    with pytest.raises(DataError, match=r"expected a string or whole number under 'labels', got \{\}"):
+    with pytest.raises(DataError, match=r"'labels' is a object|'labels' is an object"):
         load_task(short)
 
 

@@ -24,7 +24,7 @@ from nvembed.learn.judge import BINS, calibration_error, judge, wilson
 from nvembed.learn.labels import read_labels
 from nvembed.learn.picture import draw_confusion
 from nvembed.learn.source import from_vectors
-from nvembed.read.texts import Passage
+from nvembed.read.beir import Passage
 
 SETTINGS = Settings("f" * 32, "", 512, "float32")
 
@@ -288,17 +288,15 @@ def test_labels_of_files(tmp_path: Path) -> None:
     assert read_labels(jsonl, "label") == ["x", "3"]
     assert read_labels(csv, "label") == ["x", "3"]
     assert read_labels(table, "label") == ["1", "0"]
-    with pytest.raises(
-        DataError, match=r"train.jsonl:1: no field 'intent'; the fields here are 'label', 'text'"
-    ):
+    with pytest.raises(DataError, match=r"train.jsonl:1: no field 'intent'\. Its fields: 'label', 'text'"):
         read_labels(jsonl, "intent")
-    with pytest.raises(DataError, match=r"no field 'intent'; the fields here are 'label', 'text'"):
+    with pytest.raises(DataError, match=r"no field 'intent'\. Its fields: 'label', 'text'"):
         read_labels(table, "intent")
     with pytest.raises(InputError, match=r"a .txt file has no labels"):
         read_labels(tmp_path / "a.txt", "label")
-    for value, got in (("null", "None"), ("0.5", "0.5"), ('" "', "''"), ("NaN", "nan")):
+    for value in ("null", "0.5", '" "', "NaN", "true", "[1]"):
         jsonl.write_text(f'{{"text": "a", "label": {value}}}\n')
-        with pytest.raises(DataError, match=f"label' is {got}; expected a string or a whole number"):
+        with pytest.raises(DataError, match=r"train.jsonl:1: the field 'label' .*expected a string"):
             read_labels(jsonl, "label")
 
 

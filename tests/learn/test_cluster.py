@@ -18,7 +18,7 @@ from nvembed.learn.cluster_report import markdown, snippet
 from nvembed.learn.map import project
 from nvembed.learn.source import Source, from_vectors, sample
 from nvembed.learn.topics import class_tf_idf, name_of, name_terms
-from nvembed.read.texts import Passage
+from nvembed.read.beir import Passage
 
 SETTINGS = Settings("f" * 32, "Instruct: sort\nQuery: ", 512, "float32")
 WORDS = [

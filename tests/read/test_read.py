@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from nvembed.errors import DataError, InputError
+from nvembed.read.beir import Passage, read_stream, read_texts
 from nvembed.read.folder import read_corpus, split_passages
-from nvembed.read.texts import Passage, read_stream, read_texts
 
 pa = pytest.importorskip("pyarrow", reason="the extra 'search' is not installed")
 pq = pytest.importorskip("pyarrow.parquet", reason="the extra 'search' is not installed")
@@ -99,7 +99,7 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "wrong field": (
         "a.jsonl",
         b'{"_id": "1", "body": "a"}\n',
-        r"a\.jsonl:1: no field 'text'; the fields here are '_id', 'body': choose",
+        r"a\.jsonl:1: no field 'text'. Its fields: '_id', 'body'",
     ),
     "not a string": (
         "a.jsonl",
@@ -107,9 +107,9 @@ BAD: dict[str, tuple[str, bytes, str]] = {
         r"the field 'text' is a number \(3\.5\); expected a string",
     ),
     "null": ("a.jsonl", b'{"text": null}\n', r"the field 'text' is a null"),
-    "list id": ("a.jsonl", b'{"_id": [1], "text": "a"}\n', r"'_id' is a list; expected a string"),
-    "true id": ("a.jsonl", b'{"_id": true, "text": "a"}\n', r"'_id' is a truth value; expected a string"),
-    "latin-1": ("a.txt", b"good\ncaf\xe9\n", r"a\.txt:2: not UTF-8 \(byte 0xe9 at position 4\): .*iconv"),
+    "list id": ("a.jsonl", b'{"_id": [1], "text": "a"}\n', r"'_id' is a list"),
+    "true id": ("a.jsonl", b'{"_id": true, "text": "a"}\n', r"'_id' is a truth value"),
+    "latin-1": ("a.txt", b"good\ncaf\xe9\n", r"a\.txt:2: not UTF-8 \(byte 0xe9 at position 4\).*--encoding"),
     "utf-16": ("a.txt", "hello".encode("utf-16"), r"a\.txt: UTF-16 text; expected UTF-8"),
     "NUL byte": ("a.txt", b"a\nb\0c\n", r"a\.txt:2: a NUL character"),
     "NUL escape": ("a.jsonl", b'{"text": "a\\u0000b"}\n', r"a\.jsonl:1: the field 'text' holds a NUL"),
@@ -129,12 +129,16 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "wrong column": (
         "a.csv",
         b"id,body\n1,a\n",
-        r"a\.csv:2: no field 'text'; the fields here are 'body', 'id'",
+        r"a\.csv:2: no field 'text'. Its fields: 'body', 'id'",
     ),
     "too many columns": ("a.csv", b"id,text\n1,a\n2,b,c\n", r"a\.csv:3: 3 fields; expected 2"),
     "open quote": ("a.csv", b'text\nok\n"open\n', r"a\.csv:3: not CSV \(unexpected end of data\)"),
-    "not gzip": ("a.jsonl.gz", b'{"text": "a"}\n', r"a\.jsonl\.gz: not a whole gzip file"),
-    "cut gzip": ("a.txt.gz", gzip.compress(os.urandom(999).hex().encode())[:-20], r"not a whole gzip file"),
+    "not gzip": ("a.jsonl.gz", b'{"text": "a"}\n', r"a\.jsonl\.gz: not a whole compressed file"),
+    "cut gzip": (
+        "a.txt.gz",
+        gzip.compress(os.urandom(999).hex().encode())[:-20],
+        r"not a whole compressed file",
+    ),
     "not parquet": ("a.parquet", b"hello", r"a\.parquet: not a whole Parquet file"),
 }
 
@@ -150,7 +154,7 @@ def test_malformed_input_says_where(tmp_path: Path, case: str) -> None:
 def test_parquet_columns_and_nulls(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"body": ["a", None], "n": [1, 2]}), path)
-    with pytest.raises(DataError, match=r"a\.parquet: no field 'text'; the fields here are 'body', 'n'"):
+    with pytest.raises(DataError, match=r"a\.parquet: no field 'text'. Its fields: 'body', 'n'"):
         list(read_texts(path))
     with pytest.raises(DataError, match=r"a\.parquet, row 1: the field 'body' is a null"):
         list(read_texts(path, field="body"))
@@ -160,7 +164,7 @@ def test_parquet_columns_and_nulls(tmp_path: Path) -> None:
 
 
 def test_unknown_formats(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"a\.docx: the format cannot be told.*\.txt, \.jsonl"):
+    with pytest.raises(InputError, match=r"unknown file type '\.docx'.*\.txt, \.jsonl"):
         read_texts(tmp_path / "a.docx")
     with pytest.raises(InputError, match="unknown format 'xml'; expected one of txt, jsonl"):
         read_texts(tmp_path / "a.txt", format="xml")
@@ -201,7 +205,7 @@ def test_a_readers_error_is_not_the_files(tmp_path: Path) -> None:
 def test_corpus_refuses_an_id_twice(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "c.jsonl", [{"_id": "x", "text": "a"}, {"_id": "y", "text": "b"}] * 2)
     assert len(list(read_texts(path))) == 4
-    with pytest.raises(DataError, match=r"c\.jsonl:3: the id 'x' stood before, at .*c\.jsonl:1"):
+    with pytest.raises(DataError, match=r"c\.jsonl:3: the id 'x' occurs twice, first at .*c\.jsonl:1"):
         list(read_corpus(path))
 
 

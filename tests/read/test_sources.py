@@ -90,10 +90,14 @@ def test_reading_begins_anywhere(tmp_path: Path, name: str) -> None:
 def test_half_a_surrogate_pair_in_metadata(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(
-        '{"text": "a", "whole": "\\ud83d\\ude00", "cut\\udc00": ["\\ud83d", "\\\\ud83d"], "n": NaN}\n'
+        '{"text": "a", "whole": "\\ud83d\\ude00", "spelt": ["\\\\ud83d"], "n": NaN}\n'
+        '{"text": "a", "cut": ["\\ud83d"]}\n'
     )
-    (document,) = documents(SourceFile(path, "a.jsonl", "jsonl"))
-    assert document.metadata == r'{"whole": "\ud83d\ude00", "cut?": ["?", "\\ud83d"], "n": null}'
+    whole, cut = (item.document for item in read_documents(SourceFile(path, "a.jsonl", "jsonl")))
+    assert isinstance(whole, Document)
+    assert whole.metadata == r'{"whole": "\ud83d\ude00", "spelt": ["\\ud83d"], "n": null}'
+    assert isinstance(cut, DataError)
+    assert "a.jsonl:2: the field 'cut' holds half a surrogate pair" in str(cut)
 
 
 def test_a_malformed_record_leaves_the_others(tmp_path: Path) -> None:
@@ -106,7 +110,7 @@ def test_a_malformed_record_leaves_the_others(tmp_path: Path) -> None:
 
 
 def test_a_line_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nvembed.files.LINE_BYTES", 1000)
+    monkeypatch.setattr("nvembed.read.streams.LINE_BYTES", 1000)
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a"}\n{"text": "' + "x" * 5000 + '"}\n{"text": "b"}\n')
     found = [item.document for item in read_documents(SourceFile(path, "a.jsonl", "jsonl"))]

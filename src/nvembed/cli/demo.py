@@ -15,8 +15,8 @@ from nvembed.cli.models import Tally, counted, load
 from nvembed.cli.screen import progress, results, say, snippet, waiting
 from nvembed.errors import DataError, InputError, OutputError
 from nvembed.files import data_path
+from nvembed.read.beir import Passage, read_texts
 from nvembed.read.folder import read_corpus
-from nvembed.read.texts import Passage, read_texts
 from nvembed.text.bm25 import Bm25
 from nvembed.text.prompt import format_prompt, instruction_for
 from nvembed.vectors.metric import score_run

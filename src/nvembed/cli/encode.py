@@ -14,7 +14,7 @@ from nvembed.cli.options import Dash, Dtype
 from nvembed.cli.screen import say
 from nvembed.embed.write import output_format, write_jsonl, write_vectors
 from nvembed.errors import InputError
-from nvembed.read.texts import Passage, read_stream, read_texts
+from nvembed.read.beir import Passage, read_stream, read_texts
 
 
 def encode(

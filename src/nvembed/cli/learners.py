@@ -14,8 +14,8 @@ from nvembed.embed.cache import Settings, cache_folder, cached_vectors
 from nvembed.embed.folder import is_embedded
 from nvembed.errors import InputError
 from nvembed.learn.source import Source, from_embedded, from_vectors
+from nvembed.read.beir import Passage
 from nvembed.read.folder import read_corpus
-from nvembed.read.texts import Passage
 
 if TYPE_CHECKING:
     from nvembed.encoder import Encoder

@@ -19,8 +19,8 @@ from nvembed.cli.screen import printable, progress, results, say, snippet
 from nvembed.embed.cache import BLOCK, Settings, cache_folder, cached_vectors
 from nvembed.embed.folder import is_embedded
 from nvembed.errors import InputError
+from nvembed.read.beir import Passage, read_stream, read_texts
 from nvembed.read.folder import read_corpus
-from nvembed.read.texts import Passage, read_stream, read_texts
 from nvembed.search.record import is_index
 from nvembed.search.retrieve import Mark, Mode
 from nvembed.vectors.search import top_k

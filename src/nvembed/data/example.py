@@ -9,8 +9,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from nvembed.data.rows import JsonlFile, Row, text_key
+from nvembed.data.rows import JsonlFile, text_key
 from nvembed.errors import DataError, InputError
+from nvembed.read.lines import Row
 from nvembed.text.prompt import format_prompt, instruction_for, training_instructions
 
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from nvembed.data.leaks import TextRecord
-from nvembed.data.rows import Row, read_rows
 from nvembed.errors import DataError, InputError
+from nvembed.read.lines import Row, read_rows
 
 TEXT_KEYS = (
     *(

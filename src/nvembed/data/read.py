@@ -10,10 +10,11 @@ from nvembed.data.crop import by_crop
 from nvembed.data.example import Example
 from nvembed.data.label import by_example, by_label, by_score
 from nvembed.data.leaks import TextRecord
-from nvembed.data.rows import Row, text_key
+from nvembed.data.rows import text_key
 from nvembed.data.sources import COLUMNS, HeldOutSet, Source
 from nvembed.data.tables import Places, Rows, Table, open_table
 from nvembed.errors import DataError
+from nvembed.read.lines import Row
 
 
 def read_source(

@@ -1,21 +1,20 @@
-"""Rows of local files: JSONL (plain or gzip) and Parquet one at a time, and any line of a JSONL file."""
+"""Lines of a JSONL file by their number, and rows to write."""
 
 import hashlib
 import json
 import os
-import re
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from nvembed.errors import DataError
-from nvembed.files import atomic_path, json_lines, json_object
+from nvembed.files import atomic_path
+from nvembed.read.lines import Row, json_object
 
-Row = dict[str, Any]
 T_co = TypeVar("T_co", covariant=True)
 
 
@@ -29,30 +28,9 @@ class Numbered(Protocol[T_co]):
     def __iter__(self) -> Iterator[T_co]: ...
 
 
-def read_rows(path: str | os.PathLike[str]) -> Iterator[tuple[str, Row]]:
-    """Yield ``("file:line", row)`` of a ``.jsonl``, ``.jsonl.gz`` or ``.parquet`` file, block by block.
-
-    Raises:
-        DataError: no such file, another ending, or a line that is no JSON object; the message names the line.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: expected a .jsonl, .jsonl.gz or .parquet file, found none")
-    if path.name.endswith((".jsonl", ".jsonl.gz")):
-        yield from ((f"{path}:{number}", _whole(f"{path}:{number}", row)) for number, row in json_lines(path))
-    elif path.suffix == ".parquet":
-        yield from _parquet(path)
-    else:
-        raise DataError(f"{path}: expected a name ending in .jsonl, .jsonl.gz or .parquet")
-
-
 def text_key(text: str) -> bytes:
     """Return 16 bytes that two texts share when they differ in case and white space at most."""
     return hashlib.blake2b(" ".join(text.lower().split()).encode(), digest_size=16).digest()
-
-
-# What a line without it cannot give half a surrogate pair: an escape, the three bytes of one, or UTF-16.
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]|\0")
 
 
 class JsonlFile:
@@ -87,8 +65,7 @@ class JsonlFile:
         size = int(self._starts[index + 1] - self._starts[index])
         line = os.pread(self._file, size, int(self._starts[index]))
         where = f"{self.path}:{index + 1}"
-        row = json_object(where, line)
-        return _whole(where, row) if _SURROGATE.search(line) else row  # training reads lines at every step
+        return json_object(where, line)
 
 
 class TextFile:
@@ -146,30 +123,3 @@ def write_rows(path: Path, rows: Iterable[Row]) -> int:
             handle.write(json.dumps(row, ensure_ascii=False) + "\n")
             count += 1
     return count
-
-
-def _whole(where: str, row: Row) -> Row:
-    """Return the row; refuse half a surrogate pair, which JSON can spell and UTF-8 cannot."""
-    try:
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        half = f"\\u{ord(error.object[error.start]):04x}"
-        raise DataError(
-            f"{where}: half a surrogate pair ({half}), which is no character: take it out"
-        ) from error
-    return row
-
-
-def _parquet(path: Path) -> Iterator[tuple[str, Row]]:
-    import pyarrow as arrow
-    import pyarrow.parquet as parquet
-
-    try:
-        with parquet.ParquetFile(path) as table:
-            number = 0
-            for block in table.iter_batches(batch_size=1024):
-                for row in block.to_pylist():
-                    number += 1
-                    yield f"{path}:{number}", row
-    except arrow.ArrowException as error:
-        raise DataError(f"{path}: expected a Parquet file: {error}") from error

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nvembed.data.rows import Row, read_rows
 from nvembed.errors import DataError, DownloadError, needs_extra
+from nvembed.read.beir import file_of, read_judgements
+from nvembed.read.lines import Row, read_rows
 
 Rows = Iterable[tuple[str, Row]]
 # (config, split) -> rows, each with the words that name it in an error
@@ -42,28 +43,16 @@ def _local_table(path: Path) -> Table:
         if not path.is_dir():
             return read_rows(path)
         if config in ("corpus", "queries"):
-            found = [path / f"{config}{ending}" for ending in (".jsonl", ".jsonl.gz", ".parquet")]
-            return read_rows(next((file for file in found if file.is_file()), found[0]))
-        return _tsv(path / "qrels" / f"{split}.tsv")
+            found = file_of(path, config)
+            if found is None:
+                raise DataError(f"{path}: expected {config}.jsonl, compressed or not, or {config}.parquet")
+            return read_rows(found)
+        return (
+            (where, {"query-id": query, "corpus-id": passage, "score": grade})
+            for where, query, passage, grade in read_judgements(path / "qrels" / f"{split}.tsv")
+        )
 
     return table
-
-
-def _tsv(path: Path) -> Rows:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(f"{path}: expected qrels with a header: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: expected UTF-8 text: {error}") from error
-    header = lines[0].split("\t") if lines else []
-    for number, line in enumerate(lines[1:], start=2):
-        values = line.split("\t")
-        if len(values) != len(header):
-            raise DataError(
-                f"{path}:{number}: expected {len(header)} columns ({', '.join(header)}), got {len(values)}"
-            )
-        yield f"{path}:{number}", dict(zip(header, values, strict=True))
 
 
 def _hub_table(hub: str, revision: str, mirror: Path | None) -> Table:

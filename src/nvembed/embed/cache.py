@@ -22,7 +22,7 @@ import numpy as np
 from nvembed.embed.write import write_vectors
 from nvembed.errors import DataError, OutputError
 from nvembed.files import atomic_path
-from nvembed.read.texts import Passage
+from nvembed.read.beir import Passage
 
 BLOCK = 1024  # texts embedded, written and compared at a time
 DIGEST_BYTES = 16

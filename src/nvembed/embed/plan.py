@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TextIO
 
 from nvembed.errors import DataError, OutputError
-from nvembed.files import as_utf8, atomic_path, json_lines
+from nvembed.files import as_utf8, atomic_path
+from nvembed.read.beir import id_twice
 from nvembed.read.corpus import Document, Found, Source, SourceFile, read_documents
-from nvembed.read.lines import Place
-from nvembed.read.texts import id_twice
+from nvembed.read.lines import read_rows
+from nvembed.read.streams import Place
 
 OnError = Literal["stop", "skip"]
 
@@ -222,7 +223,7 @@ def check_files(out: Path, stamped: list[Stamped]) -> None:
     Raises:
         OutputError: it names what has changed, is new or is missing.
     """
-    there = {row["path"]: row for _, row in json_lines(out / "files.jsonl")}
+    there = {row["path"]: row for _, row in read_rows(out / "files.jsonl")}
     here = {item.file.name: json.loads(item.line) for item in stamped}
     changed = [f"{name} has changed" for name in here if name in there and here[name] != there[name]]
     changed += [f"{name} is new" for name in here if name not in there]
@@ -237,7 +238,7 @@ def check_files(out: Path, stamped: list[Stamped]) -> None:
 
 def read_plan(out: Path) -> Iterator[Shard]:
     """Yield the shards of a plan in order."""
-    for number, (_, row) in enumerate(json_lines(out / "plan.jsonl")):
+    for number, (_, row) in enumerate(read_rows(out / "plan.jsonl")):
         spans = [Span(file, Place(*place), documents) for file, *place, documents in row["spans"]]
         yield Shard(number, row["characters"], spans)
 

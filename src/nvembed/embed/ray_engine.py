@@ -21,7 +21,7 @@ from nvembed.embed.shard import Encode, Entry, Passages
 from nvembed.errors import InputError, MissingExtraError, NvembedError
 from nvembed.read.chunk import Offsets
 from nvembed.read.corpus import SourceFile
-from nvembed.read.lines import Place
+from nvembed.read.streams import Place
 
 # Blocks of shards that Ray keeps account of; a block's shards are read by one task.
 MAX_BLOCKS = 10_000

@@ -17,7 +17,7 @@ import numpy as np
 
 from nvembed.errors import DataError, InputError, MissingExtraError, OutputError
 from nvembed.files import atomic_path
-from nvembed.read.texts import Passage
+from nvembed.read.beir import Passage
 
 FORMATS = ("npy", "parquet", "jsonl")
 

@@ -11,8 +11,9 @@ A task is a folder. What lies in it says what it is:
     test.jsonl of {"text", "human_summaries",    summarisation
       "machine_summaries", "relevance"}
 
-``.jsonl`` may be ``.jsonl.gz``. Where a layout means two things, the parent folder's name decides
-(``pair_rerank`` or ``reranking``; ``clustering``), or a file ``task.toml`` in it: ``kind = "reranking"``.
+``.jsonl`` may be compressed (``.gz``, ``.bz2``, ``.xz``, ``.zst``), or ``.parquet``. Where a layout means two
+things, the parent folder's name decides (``pair_rerank`` or ``reranking``; ``clustering``), or a file
+``task.toml`` in it: ``kind = "reranking"``.
 """
 
 import hashlib
@@ -25,9 +26,10 @@ from typing import Literal
 import numpy as np
 
 from nvembed.errors import DataError, InputError
-from nvembed.evaluate import read
 from nvembed.evaluate.settings import TaskSettings, protocol
-from nvembed.files import open_binary
+from nvembed.read import beir, fields
+from nvembed.read.lines import Row, read_rows
+from nvembed.read.streams import open_binary
 from nvembed.recipe import nearest
 
 Kind = Literal[
@@ -164,9 +166,11 @@ def load_task(folder: Path, *, split: str = "test", drop_unanswerable: bool = Fa
     if kind in ("retrieval", "reranking"):
         data, files = _load_retrieval(folder, split, rerank=kind == "reranking", drop=drop_unanswerable)
     else:
-        path = read.jsonl_path(folder, split) or read.jsonl_path(folder, "train")
+        path = beir.file_of(folder, split) or beir.file_of(folder, "train")
         if path is None:
-            raise DataError(f"{folder}: expected {split}.jsonl or {split}.jsonl.gz, found neither")
+            raise DataError(
+                f"{folder}: expected {split}.jsonl, compressed or not, or {split}.parquet; found none"
+            )
         if kind == "classification":
             data, files = _load_labelled(folder, path)
         elif kind == "clustering":
@@ -179,10 +183,22 @@ def load_task(folder: Path, *, split: str = "test", drop_unanswerable: bool = Fa
 
 
 def _is_task(folder: Path) -> bool:
-    if (folder / "corpus.jsonl").is_file() or (folder / "corpus.jsonl.gz").is_file():
+    if beir.file_of(folder, "corpus"):
         return (folder / "qrels").is_dir()
-    first = read.first_row(folder)
+    first = _first_row(folder)
     return first is not None and not {"query", "positive"} <= first.keys()
+
+
+def _first_row(folder: Path, split: str = "test") -> Row | None:
+    """Return the first object of the folder's ``split`` (else ``train``) file, or None without one."""
+    path = beir.file_of(folder, split) or beir.file_of(folder, "train")
+    return next(read_rows(path))[1] if path else None
+
+
+def _passages(path: Path) -> Iterator[str]:
+    """Yield every passage of a corpus as MTEB embeds it: title and text joined, and stripped."""
+    for where, row in read_rows(path):
+        yield beir.passage_text(row, where).strip()
 
 
 def _kind(folder: Path, split: str) -> Kind:
@@ -198,13 +214,13 @@ def _kind(folder: Path, split: str) -> Kind:
             raise DataError(f"{declared}: kind is {kind!r}; {nearest(str(kind), CATEGORY)}")
         return kind
     parent = folder.resolve().parent.name
-    if read.jsonl_path(folder, "corpus"):
+    if beir.file_of(folder, "corpus"):
         return "reranking" if parent in ("pair_rerank", "reranking") else "retrieval"
-    first = read.first_row(folder, split)
+    first = _first_row(folder, split)
     keys = first.keys() if first else set()
     if {"text1", "text2", "score"} <= keys:
-        path = read.jsonl_path(folder, split)
-        binary = path is not None and all(row.get("score") in (0, 1) for _, row in read.rows(path))
+        path = beir.file_of(folder, split)
+        binary = path is not None and all(row.get("score") in (0, 1) for _, row in read_rows(path))
         return "pair_classification" if binary else "sts"
     if {"sentences", "labels"} <= keys:
         return "clustering"
@@ -218,19 +234,19 @@ def _kind(folder: Path, split: str) -> Kind:
 
 
 def _load_retrieval(folder: Path, split: str, *, rerank: bool, drop: bool) -> tuple[Retrieval, list[Path]]:
-    paths = {name: read.jsonl_path(folder, name) for name in ("corpus", "queries")}
+    paths = {name: beir.file_of(folder, name) for name in ("corpus", "queries")}
     for name, path in paths.items():
         if path is None:
-            raise DataError(f"{folder}: expected {name}.jsonl or {name}.jsonl.gz, found neither")
+            raise DataError(
+                f"{folder}: expected {name}.jsonl, compressed or not, or {name}.parquet; found none"
+            )
     corpus_path, queries_path = paths["corpus"], paths["queries"]
     assert corpus_path
     assert queries_path
     qrels_path = folder / "qrels" / f"{split}.tsv"
-    ids = read.identified(corpus_path, "passage")
-    if not ids:
-        raise DataError(f"{corpus_path}: the corpus is empty; expected at least one passage")
-    queries = read.identified(queries_path, "query", keep_text=True)
-    qrels = read.qrels(qrels_path, queries=queries, passages=ids)
+    ids = beir.read_identified(corpus_path, "passage", keep_text=False)
+    queries = beir.read_identified(queries_path, "query")
+    qrels = beir.read_qrels(qrels_path, queries=queries, passages=ids)
     lacking = [q for q, grades in qrels.items() if max(grades.values()) < 1]
     if rerank:  # MTEB: a query counts only if it has both, else every order is equally good
         lacking += [q for q, grades in qrels.items() if min(grades.values()) > 0]
@@ -244,7 +260,7 @@ def _load_retrieval(folder: Path, split: str, *, rerank: bool, drop: bool) -> tu
         raise DataError(f"{qrels_path}: no query is left that has a relevant passage")
     data = Retrieval(
         passage_ids=list(ids),
-        passages=lambda: read.passages(corpus_path),
+        passages=lambda: _passages(corpus_path),
         queries={q: queries[q] for q in kept},
         qrels=kept,
         dropped=tuple(lacking),
@@ -254,12 +270,12 @@ def _load_retrieval(folder: Path, split: str, *, rerank: bool, drop: bool) -> tu
 
 def _load_pairs(path: Path, *, binary: bool) -> Pairs:
     text1, text2, scores = [], [], []
-    for line, row in read.rows(path):
-        text1.append(read.text(path, line, row, "text1"))
-        text2.append(read.text(path, line, row, "text2"))
-        scores.append(read.number(path, line, row, "score"))
+    for where, row in read_rows(path):
+        text1.append(fields.text(row, "text1", where))
+        text2.append(fields.text(row, "text2", where))
+        scores.append(fields.number(row, "score", where))
         if binary and scores[-1] not in (0, 1):
-            raise DataError(f"{path}:{line}: score is {scores[-1]}; pair classification expects 0 or 1")
+            raise DataError(f"{where}: score is {scores[-1]}; pair classification expects 0 or 1")
     if len(set(scores)) < 2:
         raise DataError(f"{path}: every score is the same ({scores[:1]}); nothing can be correlated with it")
     return Pairs(text1, text2, np.array(scores, dtype=np.float64))
@@ -267,7 +283,7 @@ def _load_pairs(path: Path, *, binary: bool) -> Pairs:
 
 def _load_labelled(folder: Path, path: Path) -> tuple[Labelled, list[Path]]:
     texts, labels = _texts_and_labels(path)
-    train = next((p for p in (read.jsonl_path(folder, n) for n in ("train", "validation", "dev")) if p), None)
+    train = next((p for p in (beir.file_of(folder, n) for n in ("train", "validation", "dev")) if p), None)
     if train is None or train == path:
         return Labelled(texts, _numbered(labels, labels), [], np.empty(0, dtype=np.int64)), [path]
     train_texts, train_labels = _texts_and_labels(train)
@@ -281,9 +297,9 @@ def _load_labelled(folder: Path, path: Path) -> tuple[Labelled, list[Path]]:
 
 def _texts_and_labels(path: Path) -> tuple[list[str], list[str | int]]:
     texts, labels = [], []
-    for line, row in read.rows(path):
-        texts.append(read.text(path, line, row, "text"))
-        labels.append(read.label(path, line, row))
+    for where, row in read_rows(path):
+        texts.append(fields.text(row, "text", where))
+        labels.append(fields.label(row, "label", where))
     if len(set(labels)) < 2:
         raise DataError(f"{path}: expected at least two classes, got {len(set(labels))}")
     return texts, labels
@@ -298,30 +314,30 @@ def _numbered(labels: Sequence[str | int], all_labels: Sequence[str | int]) -> n
 
 
 def _load_sets(path: Path) -> Sets:
-    first = next(read.rows(path), (0, {}))[1]
+    first = next(read_rows(path))[1]
     if "sentences" not in first:
         texts, labels = _texts_and_labels(path)
         return Sets([texts], [_numbered(labels, labels)])
     all_texts, all_labels = [], []
-    for line, row in read.rows(path):
-        all_texts.append(read.texts(path, line, row, "sentences"))
+    for where, row in read_rows(path):
+        all_texts.append(fields.texts(row, "sentences", where))
         given = row.get("labels")
         if not isinstance(given, list) or len(given) != len(all_texts[-1]):
-            raise DataError(f"{path}:{line}: expected one label per sentence in 'labels'")
-        labels = [read.label(path, line, {"labels": value}, "labels") for value in given]
+            raise DataError(f"{where}: expected one label per sentence in 'labels'")
+        labels = [fields.label({"labels": value}, "labels", where) for value in given]
         all_labels.append(_numbered(labels, labels))
     return Sets(all_texts, all_labels)
 
 
 def _load_summaries(path: Path) -> Summaries:
     human, machine, relevance = [], [], []
-    for line, row in read.rows(path):
-        human.append(read.texts(path, line, row, "human_summaries"))
-        machine.append(read.texts(path, line, row, "machine_summaries"))
+    for where, row in read_rows(path):
+        human.append(fields.texts(row, "human_summaries", where))
+        machine.append(fields.texts(row, "machine_summaries", where))
         gold = row.get("relevance")
         if not isinstance(gold, list) or len(gold) != len(machine[-1]):
-            raise DataError(f"{path}:{line}: expected one number per machine summary in 'relevance'")
-        relevance.append(np.array([read.number(path, line, {"relevance": g}, "relevance") for g in gold]))
+            raise DataError(f"{where}: expected one number per machine summary in 'relevance'")
+        relevance.append(np.array([fields.number({"relevance": g}, "relevance", where) for g in gold]))
     return Summaries(human, machine, relevance)
 
 

@@ -30,7 +30,7 @@ from nvembed.learn.map import MIN_ROWS, project
 from nvembed.learn.picture import draw_map
 from nvembed.learn.source import Sample, Source, sample
 from nvembed.learn.topics import name_of, name_terms
-from nvembed.read.texts import Passage
+from nvembed.read.beir import Passage
 
 SAMPLE_ROWS = {"kmeans": 100_000, "hdbscan": 20_000}  # UMAP, before HDBSCAN, takes minutes for more
 SAMPLE_BYTES = 2**30  # of float32 vectors in memory

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nvembed.learn.topics import Term
-from nvembed.read.texts import Passage
+from nvembed.read.beir import Passage
 
 SNIPPET_CHARS = 160
 QUOTE_CHARS = 400

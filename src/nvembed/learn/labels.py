@@ -7,8 +7,8 @@ from typing import Any
 
 from nvembed.errors import DataError, InputError
 from nvembed.learn.source import Source
-from nvembed.read.lines import file_records, shown
-from nvembed.read.texts import format_of
+from nvembed.read import fields
+from nvembed.read.lines import file_records, format_of
 
 
 def read_labels(path: str | Path, field: str) -> list[str]:
@@ -41,17 +41,8 @@ def source_labels(source: Source, field: str, name: str) -> list[str]:
     return [_label(row, field, f"{name}, row {number}") for number, row in enumerate(rows)]
 
 
-def _label(fields: Mapping[str, Any], field: str, where: str) -> str:
-    if field not in fields:
-        has = ", ".join(sorted(map(repr, fields))) or "none"
-        raise DataError(
-            f"{where}: no field {field!r}; the fields here are {has}: name the label's with --label-field"
-        )
-    value = fields[field]
-    if isinstance(value, int):
-        return str(value)
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(
-            f"{where}: the label {field!r} is {shown(value)}; expected a string or a whole number"
-        )
-    return value
+def _label(row: Mapping[str, Any], field: str, where: str) -> str:
+    if field not in row:
+        columns = ", ".join(sorted(map(repr, row))) or "none"
+        raise DataError(f"{where}: no field {field!r}. Its fields: {columns}. Choose one with --label-field")
+    return str(fields.label(row, field, where))

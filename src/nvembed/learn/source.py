@@ -9,7 +9,7 @@ import numpy as np
 
 from nvembed.embed.cache import BLOCK, Settings
 from nvembed.errors import DataError, MissingExtraError
-from nvembed.read.texts import Passage
+from nvembed.read.beir import Passage
 from nvembed.vectors.metric import unit
 
 

@@ -4,9 +4,7 @@ A corpus is a file of records (``records.py``), one document (``extract.py``), a
 folder of such files, or a data set of the hub, written ``datasets:owner/name``.
 """
 
-import json
 import logging
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,10 +13,11 @@ from typing import Any, NamedTuple
 
 from nvembed.errors import DataError, DownloadError, InputError, MissingExtraError
 from nvembed.files import as_utf8
+from nvembed.read.beir import CORPUS_NAMES, ID_FIELDS, to_passage
 from nvembed.read.documents import DOCUMENT_KINDS, extract
-from nvembed.read.folder import BEIR_NAMES
-from nvembed.read.lines import LINE_KINDS, START, TABLE_KINDS, Place, file_records
-from nvembed.read.texts import ID_FIELDS, to_passage
+from nvembed.read.fields import to_json
+from nvembed.read.lines import LINE_KINDS, TABLE_KINDS, file_records
+from nvembed.read.streams import START, Place
 
 RECORD_KINDS = (*LINE_KINDS, *TABLE_KINDS)
 HUB = "datasets:"
@@ -74,7 +73,7 @@ def list_files(corpus: str) -> Source:
         hint = f"; a data set of the hub is written {HUB}{corpus}" if corpus.count("/") == 1 else ""
         raise DataError(f"no such file or folder: {corpus}{hint}")
     if path.is_dir():
-        for name in BEIR_NAMES:
+        for name in CORPUS_NAMES:
             if (path / name).is_file():
                 return Source([SourceFile(path / name, name, "jsonl")])
         return _folder(path)
@@ -112,7 +111,7 @@ def _folder(folder: Path) -> Source:
     if not files:
         known = ", ".join([*DOCUMENT_KINDS, *(f".{kind}" for kind in RECORD_KINDS if kind != "txt")])
         raise DataError(
-            f"{folder}: nothing to read in it; expected {BEIR_NAMES[0]}, or files that end in {known}"
+            f"{folder}: nothing to read in it; expected {CORPUS_NAMES[0]}, or files that end in {known}"
         )
     return Source(files, dict(sorted(ignored.items())))
 
@@ -181,26 +180,3 @@ def _document(
     taken = (field or "text", *ID_FIELDS)
     metadata = {name: value for name, value in fields.items() if name not in taken}
     return Document(f"{file.prefix}{passage.id}", passage.text, to_json(metadata))
-
-
-def to_json(metadata: Mapping[str, Any]) -> str:
-    """Return a JSON object in ASCII: numbers that JSON lacks become null, dates and the like strings.
-
-    Half a surrogate pair, which is no character and cannot be written, becomes a question mark.
-    """
-    try:
-        text = json.dumps(metadata, allow_nan=False, default=str)
-    except ValueError:
-        text = json.dumps(_finite(metadata), default=str)
-    if "\\ud" not in text:
-        return text
-    loose = json.dumps(json.loads(text), ensure_ascii=False)
-    return json.dumps(json.loads(loose.encode(errors="replace")))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nvembed.errors import DataError
-from nvembed.files import open_binary
 from nvembed.read import child
 from nvembed.read.front_matter import split_front_matter
+from nvembed.read.streams import open_binary
 
 # The kind of a file by its suffix.
 DOCUMENT_KINDS = {

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nvembed.errors import DataError
-from nvembed.files import as_utf8, open_binary, text_lines
-from nvembed.read.texts import Passage, read_texts
+from nvembed.files import as_utf8
+from nvembed.read.beir import CORPUS_NAMES, Passage, read_texts
+from nvembed.read.streams import open_binary, text_lines
 
 TEXT_SUFFIXES = (".md", ".markdown", ".txt", ".text", ".rst")
-BEIR_NAMES = ("corpus.jsonl", "corpus.jsonl.gz")
 # About 250 tokens: long enough to answer a question, short enough to be about one thing.
 PASSAGE_CHARS = 1200
 
@@ -34,7 +34,7 @@ def read_corpus(path: str | Path, *, field: str | None = None) -> Iterator[Passa
     if not path.exists():
         raise DataError(f"no such file or folder: {path}")
     if path.is_dir():
-        for name in BEIR_NAMES:
+        for name in CORPUS_NAMES:
             if (path / name).is_file():
                 return read_texts(path / name, field=field, unique=True)
         return _text_files(path)
@@ -54,7 +54,7 @@ def _text_files(folder: Path) -> Iterator[Passage]:
                 yield passage
     if not found:
         raise DataError(
-            f"{folder}: no text in it; expected {BEIR_NAMES[0]}, "
+            f"{folder}: no text in it; expected {CORPUS_NAMES[0]}, "
             f"or files that end in {', '.join(TEXT_SUFFIXES)}"
         )
 

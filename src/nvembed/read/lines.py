@@ -1,71 +1,124 @@
-"""Records of files, each with its place, so that reading can begin anywhere and an error has a line.
+"""Records of files: the one place that parses JSONL, CSV, TSV, Parquet, Arrow and lines of text.
 
 ====================  =====================================================================
 .txt                  one record per line: ``{"text": line}``
-.jsonl                one object per line
-.csv .tsv             a header line, then one record per row
-.parquet .arrow       one record per row (extra ``search``)
+.jsonl .ndjson        one object per line
+.csv                  a header line, then one record per row; the header's delimiter: , ; | or tab
+.tsv                  the same with tabs; quotes are plain characters unless the file quotes as CSV does
+.parquet              one record per row
+.arrow .feather       one record per row
 ====================  =====================================================================
+
+All but the tables may be compressed: ``.gz``, ``.bz2``, ``.xz``, ``.zst``. Every record carries its place, so
+that reading can begin anywhere and an error names file and line. Memory holds one record of a text file, and
+a few of a table, whatever a file expands to.
 """
 
+import codecs
 import csv
+import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, cast
 
-from nvembed.errors import DataError, MissingExtraError
-from nvembed.files import Line, located_lines, open_binary
+from nvembed.errors import DataError, InputError
+from nvembed.read.streams import (
+    COMPRESSIONS,
+    START,
+    FileRecord,
+    Line,
+    Place,
+    located_lines,
+    open_binary,
+)
 
 LINE_KINDS = ("txt", "jsonl", "csv", "tsv")
 TABLE_KINDS = ("parquet", "arrow")
-TABLE_ROWS = 1024  # rows of a table in memory at a time
+FORMATS = (*LINE_KINDS, *TABLE_KINDS)
+OTHER_NAMES = {"ndjson": "jsonl", "feather": "arrow"}
+DELIMITERS = ",;\t|"
+
+ROW_CHARACTERS = 16 << 20  # of a CSV row that spans lines: csv holds it in four bytes per character
+MAX_DEPTH = 100  # of JSON: deeper values can be read here but not returned by a server
+SAMPLE_BYTES = 1 << 20  # of a .tsv, looked at for quotes
+
+Row = dict[str, Any]
 
 
-class Place(NamedTuple):
-    """Where a record begins."""
+@dataclass(frozen=True)
+class TextLayout:
+    """How a text file is written, where its name does not say."""
 
-    offset: int = 0  # bytes of the (unzipped) file before it; of a table always 0
-    line: int = 1  # of a table always 1
-    row: int = 0  # records before it
-
-
-START = Place()
+    delimiter: str | None = None  # of .csv and .tsv, with CSV's quotes; None: by the header
+    encoding: str | None = None  # None: UTF-8
 
 
-class Record(NamedTuple):
-    """The fields of a record, or what is wrong with it."""
+UTF8 = TextLayout()
 
-    place: Place
-    where: str  # how a message names it: ``corpus.jsonl:17``
-    fields: Mapping[str, Any] | DataError
+
+def format_of(path: Path) -> str:
+    """Return the format of a file by its name: one of ``FORMATS``.
+
+    Raises:
+        InputError: the name has none of the known endings.
+    """
+    kind = known_format(path)
+    if kind is None:
+        supported = ", ".join(f".{name}" for name in FORMATS)
+        raise InputError(f"{path}: unknown file type {path.suffix!r}. Supported: {supported}")
+    return kind
+
+
+def known_format(path: Path) -> str | None:
+    """Return the format of a file by its name, or None where it has none of ``FORMATS``."""
+    suffixes = [suffix.lower().lstrip(".") for suffix in path.suffixes]
+    compressed = bool(suffixes) and suffixes[-1] in COMPRESSIONS
+    if compressed:
+        suffixes.pop()
+    kind = OTHER_NAMES.get(suffixes[-1], suffixes[-1]) if suffixes else ""
+    return kind if kind in (LINE_KINDS if compressed else FORMATS) else None
 
 
 def file_records(
-    path: Path, kind: str, *, start: Place = START, field: str = "text", others: Sequence[str] | None = None
-) -> Iterator[Record]:
+    path: Path,
+    kind: str,
+    *,
+    start: Place = START,
+    field: str | None = None,
+    others: Sequence[str] | None = None,
+    layout: TextLayout = UTF8,
+) -> Iterator[FileRecord]:
     """Yield the records of a file from ``start`` on, which is the place of one of its records.
 
     Args:
-        kind: one of ``LINE_KINDS`` (gzipped or not) or ``TABLE_KINDS``.
-        field: the column that a table must have.
-        others: its columns that are read too, where it has them; None is all that hold plain values.
+        kind: one of ``FORMATS``.
+        field: a column that a table must have.
+        others: the columns of a table that are read too, where it has them. None: with ``field``, all
+            that hold plain values; without, all.
 
     Raises:
-        DataError: from here on nothing more can be read of the file; a malformed record alone comes as such.
-        MissingExtraError: a table without the extra ``search``.
+        DataError: nothing more can be read of the file. A malformed record alone is yielded as its error.
     """
-    with open_binary(path) as stream:
-        if kind in TABLE_KINDS:
-            yield from _table(stream, path, kind, start.row, (field, others))
-        else:
-            yield from stream_records(stream, str(path), kind, start=start)
+    if kind in TABLE_KINDS:
+        from nvembed.read.tables import table_records
+
+        yield from table_records(path, kind, start, field, others)
+        return
+    with open_binary(path, encoding=layout.encoding) as stream:
+        yield from stream_records(stream, str(path), kind, start=start, layout=layout)
 
 
-def stream_records(stream: BinaryIO, name: str, kind: str, *, start: Place = START) -> Iterator[Record]:
-    """Yield the records of an open binary stream, one of ``LINE_KINDS``; see ``file_records``."""
+def stream_records(
+    stream: BinaryIO, name: str, kind: str, *, start: Place = START, layout: TextLayout = UTF8
+) -> Iterator[FileRecord]:
+    """Yield the records of an open UTF-8 stream, one of ``LINE_KINDS``; otherwise as ``file_records``."""
     if kind in ("csv", "tsv"):
-        yield from _csv(stream, name, "," if kind == "csv" else "\t", start)
+        yield from _csv(stream, name, kind, start, layout)
         return
     if start.offset:
         stream.seek(start.offset)
@@ -73,41 +126,138 @@ def stream_records(stream: BinaryIO, name: str, kind: str, *, start: Place = STA
     yield from (_txt if kind == "txt" else _jsonl)(lines, name, start.row)
 
 
-def _txt(lines: Iterator[Line], name: str, first_row: int) -> Iterator[Record]:
+def read_rows(
+    path: str | os.PathLike[str], *, columns: Sequence[str] | None = None
+) -> Iterator[tuple[str, Row]]:
+    """Yield ``("file:line", fields)`` of each record of a file with fields; stop at the first fault.
+
+    Args:
+        columns: the columns of a table that are read; None is all.
+
+    Raises:
+        DataError: the file cannot be read, has no record, or a record is malformed.
+        InputError: the name has no known ending.
+    """
+    path = Path(path)
+    kind = format_of(path)
+    empty = True
+    for record in file_records(path, kind, others=columns):
+        empty = False
+        if isinstance(record.fields, DataError):
+            raise record.fields
+        yield record.where, cast(Row, record.fields)
+    if empty:
+        raise DataError(f"{path}: the file is empty; expected at least one record")
+
+
+def _txt(lines: Iterator[Line], name: str, first_row: int) -> Iterator[FileRecord]:
     for row, line in enumerate(lines, start=first_row):
         text = line.text
         fields = text if isinstance(text, DataError) else {"text": text.rstrip("\r\n")}
-        yield Record(Place(line.offset, line.number, row), f"{name}:{line.number}", fields)
+        yield FileRecord(Place(line.offset, line.number, row), f"{name}:{line.number}", fields)
 
 
-def _jsonl(lines: Iterator[Line], name: str, row: int) -> Iterator[Record]:
+# --- JSON
+
+
+def _jsonl(lines: Iterator[Line], name: str, row: int) -> Iterator[FileRecord]:
     for line in lines:
         if isinstance(line.text, DataError) or line.text.strip():
             where = f"{name}:{line.number}"
-            fields = line.text if isinstance(line.text, DataError) else _json_object(line.text, where)
-            yield Record(Place(line.offset, line.number, row), where, fields)
+            fields: Mapping[str, Any] | DataError
+            try:
+                fields = line.text if isinstance(line.text, DataError) else json_object(where, line.text)
+            except DataError as error:
+                fields = error
+            yield FileRecord(Place(line.offset, line.number, row), where, fields)
             row += 1
 
 
-def _json_object(line: str, where: str) -> dict[str, Any] | DataError:
+# What a line must hold for one of its values to be refused: 19 digits, half a surrogate pair, a NUL.
+_SUSPECT = re.compile(r"\d{19}|\\u(?:[dD][89a-fA-F]|0000)|[\ud800-\udfff]")
+
+
+def json_object(where: str, line: str | bytes) -> Row:
+    """Parse one JSON object and check every value of it.
+
+    Args:
+        where: names the line in an error.
+
+    Raises:
+        DataError: not a JSON object; nested deeper than ``MAX_DEPTH``; an integer beyond 64 bits; a string
+            with a NUL or half a surrogate pair.
+    """
     try:
-        record = json.loads(line)
+        text = line if isinstance(line, str) else line.decode("utf-8")
+        row = json.loads(text)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 ({error.reason} at byte {error.start + 1})") from error
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-        return DataError(f"{where}: not JSON ({reason}): {shown(line)}; expected one object per line")
-    if not isinstance(record, dict):
+        raise DataError(
+            f"{where}: not JSON ({reason}): {shown(line)}; expected one object per line"
+        ) from error
+    if not isinstance(row, dict):
         example = '{"_id": "1", "text": "..."}'
-        return DataError(f"{where}: a JSON {kind_of(record)}; expected one object per line, like {example}")
-    return record
+        raise DataError(f"{where}: a JSON {kind_of(row)}; expected one object per line, like {example}")
+    if text.count("{") + text.count("[") > MAX_DEPTH or _SUSPECT.search(text):
+        check_values(row, where)
+    return row
 
 
-def _csv(stream: BinaryIO, name: str, delimiter: str, start: Place) -> Iterator[Record]:
-    rows = _csv_rows(located_lines(stream, name), name, delimiter)
+def check_values(row: Mapping[str, Any], where: str) -> None:
+    """Refuse values that cannot be stored and returned: see ``json_object``."""
+    level: list[tuple[str, Any]] = [(f"the field {name!r}", value) for name, value in row.items()]
+    for key in row:
+        _check_string(f"the field name {key!r}", key, where)
+    for _ in range(MAX_DEPTH):
+        below: list[tuple[str, Any]] = []
+        for name, value in level:
+            if isinstance(value, str):
+                _check_string(name, value, where)
+            elif isinstance(value, dict):
+                for key, item in value.items():
+                    _check_string(name, key, where)
+                    below.append((name, item))
+            elif isinstance(value, list):
+                below += ((name, item) for item in value)
+            elif isinstance(value, int) and not -(2**63) <= value < 2**64:
+                raise DataError(
+                    f"{where}: {name} holds the integer {shown(value)}; expected at most 64 bits: "
+                    "write it as a string"
+                )
+        level = below
+        if not level:
+            return
+    raise DataError(f"{where}: {level[0][0]} is nested more than {MAX_DEPTH} deep: flatten it")
+
+
+def _check_string(name: str, value: str, where: str) -> None:
+    if "\0" in value:
+        raise DataError(f"{where}: {name} holds a NUL character (\\u0000): remove it")
+    if not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(value[error.start]):04x}"
+            raise DataError(
+                f"{where}: {name} holds half a surrogate pair ({half}), which is not a character: remove it"
+            ) from error
+
+
+# --- CSV
+
+
+def _csv(stream: BinaryIO, name: str, kind: str, start: Place, layout: TextLayout) -> Iterator[FileRecord]:
+    delimiter, quoted = _dialect(stream, name, kind, layout)
+    rows = _csv_rows(located_lines(stream, name), name, delimiter, quoted)
     _, header = next(rows, (None, []))
+    if twice := [column for column, count in Counter(header).items() if count > 1]:
+        raise DataError(f"{name}:1: {twice[0]!r} names two columns; expected a name of its own for each")
     if start.offset:
         stream.seek(start.offset)
         lines = located_lines(stream, name, offset=start.offset, number=start.line)
-        rows = _csv_rows(lines, name, delimiter)
+        rows = _csv_rows(lines, name, delimiter, quoted)
     number = start.row
     for line, values in rows:
         if values:  # a blank line is no row
@@ -115,25 +265,47 @@ def _csv(stream: BinaryIO, name: str, delimiter: str, start: Place) -> Iterator[
             fields: dict[str, Any] | DataError = dict(zip(header, values, strict=False))
             if len(values) != len(header):
                 fields = DataError(
-                    f"{where}: {len(values)} fields; expected {len(header)}, as the header has: "
-                    "a text with a delimiter or a quote in it must stand in double quotes"
+                    f"{where}: {len(values)} fields; expected {len(header)}, as the header has, separated by "
+                    f"{delimiter!r}. {_QUOTES if quoted else _NO_QUOTES}"
                 )
-            yield Record(Place(line.offset, line.number, number), where, fields)
+            yield FileRecord(Place(line.offset, line.number, number), where, fields)
             number += 1
 
 
-def _csv_rows(lines: Iterator[Line], name: str, delimiter: str) -> Iterator[tuple[Line, list[str]]]:
+_QUOTES = "A text that holds a delimiter or a quote is written in double quotes"
+_NO_QUOTES = "Quotes are plain characters in this file: --delimiter tab reads it with CSV's quotes"
+
+
+def _csv_rows(
+    lines: Iterator[Line], name: str, delimiter: str, quoted: bool
+) -> Iterator[tuple[Line, list[str]]]:
     """Yield each row with the line on which it begins. Where a row ends is lost with a malformed one."""
+    if not quoted:
+        for line in lines:
+            if isinstance(line.text, DataError):
+                raise line.text
+            text = line.text.rstrip("\r\n")
+            yield line, text.split(delimiter) if text else []
+        return
     # csv's own limit of 131,072 characters per field is the process's; a text may be longer.
     csv.field_size_limit(max(csv.field_size_limit(), 2**31 - 1))
     begins: list[Line] = []
+    size = 0
 
     def texts() -> Iterator[str]:
+        nonlocal size
         for line in lines:
             if isinstance(line.text, DataError):
                 raise line.text
             if not begins:
                 begins.append(line)
+                size = 0
+            size += len(line.text)
+            if size > ROW_CHARACTERS and len(line.text) < size:
+                raise DataError(
+                    f"{name}:{begins[0].number}: a row without an end in {ROW_CHARACTERS:,} characters: "
+                    "is a quote left open?"
+                )
             yield line.text
 
     reader = csv.reader(texts(), delimiter=delimiter, strict=True)
@@ -148,85 +320,72 @@ def _csv_rows(lines: Iterator[Line], name: str, delimiter: str) -> Iterator[tupl
         yield begins[0], values
 
 
-Wanted = tuple[str, Sequence[str] | None]
+def csv_delimiter(path: Path, kind: str, layout: TextLayout) -> str:
+    """Return the character that separates the columns of a .csv or .tsv file."""
+    with open_binary(path, encoding=layout.encoding) as stream:
+        return _dialect(stream, str(path), kind, layout)[0]
 
 
-def _table(stream: BinaryIO, path: Path, kind: str, first_row: int, wanted: Wanted) -> Iterator[Record]:
+def _dialect(stream: BinaryIO, name: str, kind: str, layout: TextLayout) -> tuple[str, bool]:
+    """Return the delimiter of a CSV or TSV file, and whether it quotes as CSV does; rewind it."""
+    if layout.delimiter is not None:
+        delimiter = {"tab": "\t", "\\t": "\t"}.get(layout.delimiter, layout.delimiter)
+        if len(delimiter) != 1 or delimiter in '"\r\n':
+            raise InputError(f"--delimiter {layout.delimiter!r}; expected one character, or tab")
+        return delimiter, True
+    return ("\t", _is_quoted_tsv(stream, name)) if kind == "tsv" else (_header_delimiter(stream), True)
+
+
+def _peek(stream: BinaryIO, size: int) -> bytes:
+    """Return what comes next on a stream, and leave it there."""
+    if not stream.seekable():
+        head: bytes = stream.peek(size)[:size] if hasattr(stream, "peek") else b""
+        return head
+    place = stream.tell()
+    head = stream.read(size)
+    stream.seek(place)
+    return head
+
+
+def _header_delimiter(stream: BinaryIO) -> str:
+    """Return the delimiter that stands most often in the header, outside of quotes; a comma without any."""
+    header = _peek(stream, SAMPLE_BYTES).partition(b"\n")[0].decode("utf-8", "replace")
+    counts = Counter(re.sub(r'"[^"]*"', "", header))
+    return max(DELIMITERS, key=lambda mark: counts[mark])
+
+
+_CSV_CELL = re.compile(r'"(?:[^"]|"")*"')
+
+
+def _is_quoted_tsv(stream: BinaryIO, name: str) -> bool:
+    """Whether a .tsv file quotes as CSV does.
+
+    It does where its header has quotes; or where read without quotes its rows have another number of fields
+    than its header, or fields with doubled quotes in quotes, and read with quotes it has no fault.
+    """
+    sample = _peek(stream, SAMPLE_BYTES)
+    header = sample.partition(b"\n")[0].removeprefix(codecs.BOM_UTF8)
+    if header.startswith(b'"'):
+        return True
+    if b'\t"' not in sample and b'\n"' not in sample:
+        return False
+    whole = sample if len(sample) < SAMPLE_BYTES else sample[: sample.rfind(b"\n") + 1]
+    width = header.count(b"\t") + 1
+    evident = False
+    for line in whole.decode("utf-8", "replace").split("\n"):
+        cells = line.rstrip("\r").split("\t")
+        evident |= line.strip() != "" and len(cells) != width
+        evident |= any('""' in cell[1:-1] and _CSV_CELL.fullmatch(cell) for cell in cells)
+    if not evident:
+        return False
+    rows = _csv_rows(located_lines(io.BytesIO(whole), name), name, "\t", quoted=True)
     try:
-        import pyarrow as pa
-    except ImportError as error:
-        raise MissingExtraError(
-            "Parquet needs the package pyarrow: install the extra with  pip install 'nvembed[search]'"
-        ) from error
-    batches = _parquet_batches if kind == "parquet" else _arrow_batches
-    try:
-        for row, batch in batches(stream, path, first_row, wanted):
-            skip = max(0, first_row - row)
-            for number, fields in enumerate(batch.slice(skip).to_pylist(), start=row + skip):
-                yield Record(Place(row=number), f"{path}, row {number}", fields)
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a whole {kind.capitalize()} file ({error})") from error
+        return all(not values or len(values) == width for _, values in rows)
+    except DataError:
+        return False
 
 
-def _parquet_batches(
-    stream: BinaryIO, path: Path, first_row: int, wanted: Wanted
-) -> Iterator[tuple[int, Any]]:
-    """Yield (rows before it, batch), from the row group on that holds ``first_row``."""
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(stream) as file:
-        row = group = 0
-        while group < file.num_row_groups and row + file.metadata.row_group(group).num_rows <= first_row:
-            row += file.metadata.row_group(group).num_rows
-            group += 1
-        columns = _columns(file.schema_arrow, path, wanted)
-        groups = list(range(group, file.num_row_groups))
-        for batch in file.iter_batches(TABLE_ROWS, row_groups=groups, columns=columns):
-            yield row, batch
-            row += batch.num_rows
-
-
-def _arrow_batches(stream: BinaryIO, path: Path, first_row: int, wanted: Wanted) -> Iterator[tuple[int, Any]]:
-    import pyarrow as pa
-
-    with pa.ipc.open_stream(stream) as reader:
-        columns = _columns(reader.schema, path, wanted)
-        row = 0
-        for whole in reader:
-            for start in range(0, whole.num_rows, TABLE_ROWS):
-                batch = whole.slice(start, TABLE_ROWS)
-                if row + batch.num_rows > first_row:
-                    yield row, batch.select(columns)
-                row += batch.num_rows
-
-
-def _columns(schema: Any, path: Path, wanted: Wanted) -> list[str]:
-    field, others = wanted
-    if field not in schema.names:
-        raise no_field(str(path), field, schema.names)
-    return [
-        column.name
-        for column in schema
-        if column.name == field or (_plain(column.type) if others is None else column.name in others)
-    ]
-
-
-def _plain(kind: Any) -> bool:
-    """Whether values of an Arrow type are worth keeping beside a text: no images, no vectors."""
-    from pyarrow import types
-
-    if types.is_list(kind) or types.is_large_list(kind):
-        return not types.is_floating(kind.value_type) and _plain(kind.value_type)
-    text = types.is_string(kind) or types.is_large_string(kind) or types.is_dictionary(kind)
-    return bool(text or types.is_primitive(kind) or types.is_decimal(kind) or types.is_null(kind))
-
-
-def no_field(where: str, field: str, names: Iterable[str]) -> DataError:
-    """Return the error about a record or table that lacks the field with the text."""
-    has = ", ".join(sorted(repr(name) for name in names)) or "none"
-    return DataError(
-        f"{where}: no field {field!r}; the fields here are {has}: choose the one that holds the text"
-    )
+# --- messages
 
 
 def kind_of(value: object) -> str:
@@ -237,5 +396,20 @@ def kind_of(value: object) -> str:
 
 def shown(value: object) -> str:
     """Return the beginning of a value, fit for a message."""
-    text = ascii(value.strip() if isinstance(value, str) else value)
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 400:
+        return f"of {value.bit_length():,} bits"
+    if isinstance(value, str | bytes):
+        value = value[:80].strip()
+    elif isinstance(value, dict | list):
+        text = json.dumps(value, default=str) if not _deep(value) else f"a nested {kind_of(value)}"
+        return text if len(text) <= 60 else f"{text[:60]}..."
+    text = ascii(value)
     return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _deep(value: object) -> bool:
+    for _ in range(MAX_DEPTH):
+        if not isinstance(value, dict | list) or not value:
+            return False
+        value = next(iter(value.values() if isinstance(value, dict) else value))
+    return True
