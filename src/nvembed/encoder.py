@@ -7,14 +7,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
+from pathlib import Path
 from queue import SimpleQueue
 
 import numpy as np
 import torch
 
 from nvembed.errors import InputError, NumericsError, OutputError
+from nvembed.model.config import GemmaConfig
 from nvembed.model.device import batch_tokens_for, memory_errors, paced, parse_devices
 from nvembed.model.nv_embed import NVEmbed, PackedBatch
+from nvembed.text.model_prompts import ModelPrompts
 from nvembed.text.pack import Batch, batches, windows
 from nvembed.text.prompt import format_prompt, instruction_for
 from nvembed.text.tokenize import TextTokenizer, Tokens, check_texts
@@ -22,7 +25,7 @@ from nvembed.vectors.embeddings import Embeddings, join
 from nvembed.vectors.metric import cosine
 from nvembed.weights.checkpoint import Checkpoint, fingerprint, load_model, load_tokenizer, open_checkpoint
 from nvembed.weights.hub import model_folder
-from nvembed.weights.save import save_checkpoint
+from nvembed.weights.save import copy_model, save_checkpoint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -60,8 +63,9 @@ class Encoder:
         device: str | Sequence[str] | None = None,
         dtype: str | None = None,
         revision: str | None = None,
+        pooling: str | None = None,
     ) -> "Encoder":
-        """Load a checkpoint from a folder or the hub.
+        """Load a model from a folder or the hub: NV-Embed's layout, or sentence-transformers'.
 
         Args:
             path_or_id: a folder, or a hub id such as ``nvidia/NV-Embed-v2``.
@@ -70,6 +74,7 @@ class Encoder:
             dtype: ``float32``, ``bfloat16`` or ``float16``, of weights and activations; softmax, norms,
                 pooling and output are float32. ``None`` is bfloat16 on CUDA and float32 on CPU.
             revision: a hub branch, tag or commit.
+            pooling: ``mean``, ``cls`` or ``last``, for a transformers folder that does not say how to pool.
 
         Raises:
             ConfigError, WeightsError, DownloadError, InputError: each says what is wrong and what to do.
@@ -79,13 +84,15 @@ class Encoder:
             dtype = "bfloat16" if devices[0].type == "cuda" else "float32"
         if dtype not in DTYPES:
             raise InputError(f"dtype is {dtype!r}: expected one of {', '.join(DTYPES)}")
-        checkpoint = open_checkpoint(model_folder(path_or_id, revision=revision))
+        checkpoint = open_checkpoint(model_folder(path_or_id, revision=revision), pooling=pooling)
+        if dtype == "float16" and isinstance(checkpoint.config.backbone, GemmaConfig):
+            raise InputError("dtype is float16: Gemma's activations overflow in it; use bfloat16, or float32")
         tokenizer = load_tokenizer(checkpoint)
         replicas = [load_model(checkpoint, device=d, dtype=DTYPES[dtype]) for d in devices]
         return cls(replicas, tokenizer, checkpoint=checkpoint)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write the checkpoint this encoder was loaded from to a new folder, in the released layout.
+        """Write the checkpoint this encoder was loaded from to a new folder, in the layout it was read from.
 
         Tensors keep the dtype they are stored in, whatever ``dtype`` they were loaded as.
 
@@ -95,6 +102,9 @@ class Encoder:
         source = self.checkpoint
         if source is None:
             raise OutputError("this encoder was not loaded from a checkpoint: use weights.save on its model")
+        if source.prompts is not None:
+            copy_model(source.folder, Path(folder))
+            return
         save_checkpoint(
             folder,
             source.config,
@@ -106,7 +116,7 @@ class Encoder:
     @property
     def dim(self) -> int:
         """Length of a vector."""
-        return self.replicas[0].config.backbone.hidden_size
+        return self.replicas[0].config.dim
 
     @property
     def max_length(self) -> int:
@@ -135,11 +145,15 @@ class Encoder:
         truncate_dim: int | None = None,
         show_progress: bool = False,
     ) -> np.ndarray:
-        """Encode queries behind ``Instruct: {instruction}\\nQuery: ``; see ``encode``.
+        """Encode queries with their prompt prepended; see ``encode``.
+
+        NV-Embed's prompt is ``Instruct: {instruction}\\nQuery: ``. A model that brings prompts of its own has
+        its query prompt prepended.
 
         Args:
             instruction: the sentence that describes the task, or
-            task: a name that has one, such as ``NQ`` (recipes/nv_embed_v2/instructions.toml).
+            task: a name that has one, such as ``NQ`` (recipes/nv_embed_v2/instructions.toml); of a model with
+                its own prompts, the name of one of them.
         """
         return self.encode(
             texts,
@@ -160,21 +174,33 @@ class Encoder:
         truncate_dim: int | None = None,
         show_progress: bool = False,
     ) -> np.ndarray:
-        """Encode passages: without a prompt, unless ``task`` is one that has it on both sides."""
+        """Encode passages: without a prompt, unless the model or ``task`` has one for passages too."""
         return self.encode(
             texts,
-            prompt="" if task is None else format_prompt(instruction_for(task, "corpus")),
+            prompt=self.document_prompt(task=task),
             max_length=max_length,
             truncate=truncate,
             truncate_dim=truncate_dim,
             show_progress=show_progress,
         )
 
-    @staticmethod
-    def prompt(*, instruction: str | None = None, task: str | None = None) -> str:
-        """Return the string put before a query; ``""`` without instruction and task."""
+    @property
+    def prompts(self) -> ModelPrompts | None:
+        """The prompts that the model brings itself; None of an NV-Embed, which takes instructions."""
+        return None if self.checkpoint is None else self.checkpoint.prompts
+
+    def document_prompt(self, *, task: str | None = None) -> str:
+        """Return the string put before a passage."""
+        if self.prompts is not None:
+            return self.prompts.document(task=task)
+        return "" if task is None else format_prompt(instruction_for(task, "corpus"))
+
+    def prompt(self, *, instruction: str | None = None, task: str | None = None) -> str:
+        """Return the string put before a query; ``""`` without instruction and task in an NV-Embed."""
         if instruction is not None and task is not None:
             raise InputError(f"instruction and task ({task!r}) are both given: pass one of them")
+        if self.prompts is not None:
+            return self.prompts.query(instruction=instruction, task=task)
         if task is not None:
             instruction = instruction_for(task)
         return format_prompt(instruction or "")
@@ -183,7 +209,7 @@ class Encoder:
         self,
         texts: Iterable[str],
         *,
-        prompt: str = "",
+        prompt: str | None = None,
         max_length: int | None = None,
         truncate: bool = True,
         truncate_dim: int | None = None,
@@ -194,7 +220,8 @@ class Encoder:
 
         Args:
             texts: a list, or any iterable, however long: memory for texts and tokens stays bounded.
-            prompt: the whole string put before each text; it is read but not pooled.
+            prompt: the whole string put before each text. NV-Embed reads it and does not pool it. ``None``
+                is the model's default prompt, which few models have.
             max_length: in tokens; ``None`` is ``self.max_length``.
             truncate: cut longer texts at their end and warn how many; ``False`` refuses them.
             truncate_dim: keep the first so many dimensions and normalise again. Only a model trained for
@@ -225,7 +252,7 @@ class Encoder:
         self,
         texts: Iterable[str],
         *,
-        prompt: str = "",
+        prompt: str | None = None,
         max_length: int | None = None,
         truncate: bool = True,
         truncate_dim: int | None = None,
@@ -236,6 +263,10 @@ class Encoder:
 
         Nothing of a window is kept once the next one is asked for. Arguments and errors are ``encode``'s.
         """
+        if prompt is None:
+            prompt = "" if self.prompts is None else self.prompts.plain
+        if truncate_dim is None and self.checkpoint is not None:
+            truncate_dim = self.checkpoint.truncate_dim
         if truncate_dim is not None and not 0 < truncate_dim <= self.dim:
             raise InputError(f"truncate_dim is {truncate_dim}: expected 1 to {self.dim:,}")
         if batch_tokens is not None and batch_tokens < 1:

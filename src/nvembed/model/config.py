@@ -50,6 +50,8 @@ class BackboneConfig:
     rope_scaling: RopeScaling | YarnScaling | None = None
     causal: bool = field(default=False, repr=False)
     """Keep the causal mask. Not shown, so that other models keep their fingerprints."""
+    window: int | None = field(default=None, repr=False)
+    """Inclusive radius of attention, of a causal Mistral; None is the whole text."""
     temperature_beta: float = field(default=0.0, repr=False)
     """Ministral 3: queries at position p are multiplied by ``1 + beta ln(1 + floor(p / original))``."""
 

@@ -92,7 +92,7 @@ class SelfAttention(nn.Module):
             self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.qk_norm = config.qk_norm
         self.attend = attention  # training puts one here that is not compiled with the layer
-        self.reach = Reach(causal=config.causal)
+        self.reach = Reach(causal=config.causal, window=config.window)
 
     def forward(
         self,

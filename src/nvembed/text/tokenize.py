@@ -1,24 +1,26 @@
 """Texts to token ids: BOS and EOS, truncation, and where pooling starts.
 
-Two modes, recorded in a model's config:
+Three modes, recorded in a model's config:
 
 ``released``  what the published code does. The text is ``prompt + text + "</s>"`` as one string, so the EOS
               is lost where a text is cut, and ``</s>`` inside a text is parsed as the special token; the
               first ``len(tokenize(prompt))`` positions are not pooled (docs/explanation/quirks.md).
 ``clean``     the default for models trained here. BOS and EOS are always there, a user's text is never
               parsed as special tokens, and what is not pooled is what the offsets say is the prompt.
+``template``  what sentence-transformers does: the special tokens of tokenizer.json's own template around
+              ``prompt + text``, kept where a text is cut; special tokens inside a text are parsed.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Encoding, Tokenizer, normalizers
 
 from nvembed.errors import ConfigError, InputError
 
-Mode = Literal["released", "clean"]
+Mode = Literal["released", "clean", "template"]
 End = Literal["start", "end"]
 
 _FOREIGN = "they may be another tokenizer's (OpenAI's, say): send the text itself"
@@ -26,14 +28,27 @@ _FOREIGN = "they may be another tokenizer's (OpenAI's, say): send the text itsel
 
 @dataclass(frozen=True)
 class TextSettings:
-    """How a model wants its text. ``max_length`` is in tokens, BOS and EOS included."""
+    """How a model reads its text.
+
+    Args:
+        max_length: in tokens, special tokens included.
+        eos_token: in released mode, the text that is appended.
+        eos_id: in clean mode, the last token; in template mode, a token that is appended to the template's
+            own, or -1.
+        bos_id: in clean mode, the first token; in the others the tokenizer adds its own.
+        mask_instruction: leave the prompt out of pooling.
+        lowercase: make the text lower case first (sentence-transformers' ``do_lower_case``).
+    """
 
     mode: Mode
     max_length: int
     eos_token: str
     eos_id: int
-    bos_id: int | None = None  # read in clean mode; in released mode the tokenizer adds its own
+    bos_id: int | None = None
     mask_instruction: bool = True
+    lowercase: bool = field(
+        default=False, repr=False
+    )  # not shown, so that other models keep their fingerprints
 
 
 @dataclass(frozen=True)
@@ -62,9 +77,14 @@ class Piece:
 
 
 class TextTokenizer:
-    """A tokenizer and a model's settings. ``tokenizer_json`` is the content of ``tokenizer.json``."""
+    """A tokenizer and a model's settings.
 
-    def __init__(self, tokenizer_json: bytes, settings: TextSettings) -> None:
+    Args:
+        tokenizer_json: the content of ``tokenizer.json``.
+        rows: how many tokens the model embeds, where the tokenizer may know more.
+    """
+
+    def __init__(self, tokenizer_json: bytes, settings: TextSettings, *, rows: int | None = None) -> None:
         try:
             self._tokenizer = Tokenizer.from_buffer(tokenizer_json)
         except Exception as error:  # the library raises bare Exception
@@ -73,10 +93,30 @@ class TextTokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = settings.mode == "clean"
         self.settings = settings
+        self._rows = rows if rows is not None and rows < self.vocab_size else None
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {number for number, token in added.items() if token.special}
-        bos = [] if settings.bos_id is None else [settings.bos_id]
-        self._bos = bos if settings.mode == "clean" else self._tokenizer.encode("").ids[:1]
+        if settings.lowercase:
+            own = self._tokenizer.normalizer
+            steps = [normalizers.Lowercase(), *([] if own is None else [own])]
+            self._tokenizer.normalizer = normalizers.Sequence(steps)
+        self._head, self._tail = self._around()
+
+    def _around(self) -> tuple[list[int], list[int]]:
+        """Return the special tokens before and after a text. In released mode EOS is text."""
+        settings = self.settings
+        if settings.mode == "clean":
+            return [] if settings.bos_id is None else [settings.bos_id], [settings.eos_id]
+        if settings.mode == "released":
+            return self._tokenizer.encode("").ids[:1], []
+        example = self._tokenizer.encode("a")
+        content = [row for row, special in enumerate(example.special_tokens_mask) if not special]
+        if not content:
+            raise ConfigError(
+                "tokenizer.json makes no token of the letter a: it is not the model's tokenizer"
+            )
+        appended = [] if settings.eos_id < 0 else [settings.eos_id]
+        return example.ids[: content[0]], [*example.ids[content[-1] + 1 :], *appended]
 
     @property
     def vocab_size(self) -> int:
@@ -115,7 +155,8 @@ class TextTokenizer:
                 NaN).
         """
         limit = self.settings.max_length if max_length is None else max_length
-        specials = 1 + (self.settings.bos_id is not None)
+        released = self.settings.mode == "released"
+        specials = 1 + (self.settings.bos_id is not None) if released else len(self._head + self._tail)
         if not specials < limit <= self.settings.max_length:
             raise InputError(
                 f"max_length is {limit:,}: expected {specials + 1} to {self.settings.max_length:,}, "
@@ -126,6 +167,9 @@ class TextTokenizer:
         encode = self._released if self.settings.mode == "released" else self._clean
         tokens = encode(texts, prompt, limit, cut)
         for row, item in enumerate(tokens, first_row):
+            if self._rows is not None and (item.input_ids >= self._rows).any():
+                unknown = self._tokenizer.id_to_token(int(item.input_ids.max()))
+                raise InputError(f"text {row} has the token {unknown!r}, which the model does not embed")
             if item.truncated and not truncate:
                 raise InputError(
                     f"text {row} is {item.full_length:,} tokens; max_length is {limit:,}: "
@@ -151,9 +195,9 @@ class TextTokenizer:
         [encoding] = self._tokenizer.encode_batch([joined], add_special_tokens=released)
         ids, spans = encoding.ids, encoding.offsets
         if not released:
-            bos = [] if self.settings.bos_id is None else [self.settings.bos_id]
-            ids = [*bos, *ids, self.settings.eos_id]
-            spans = [*((0, 0) for _ in bos), *spans, (len(joined), len(joined))]
+            ids = [*self._head, *ids, *self._tail]
+            end = len(joined)
+            spans = [*((0, 0) for _ in self._head), *spans, *((end, end) for _ in self._tail)]
         return [
             Piece(
                 token,
@@ -178,8 +222,9 @@ class TextTokenizer:
                     f"token id {token:,} is not in this model's vocabulary of {self.vocab_size:,}: {_FOREIGN}"
                 )
         body = list(ids)
-        body = body[1:] if body[:1] == self._bos else body
-        body = body[:-1] if body[-1:] == [self.settings.eos_id] else body
+        head, tail = self._head, self._tail or [self.settings.eos_id]
+        body = body[len(head) :] if body[: len(head)] == head else body
+        body = body[: -len(tail)] if body[-len(tail) :] == tail else body
         if not body:
             raise InputError("these token ids are of no text, so its vector would say nothing: leave it out")
         # in batches of one: these let other threads run meanwhile
@@ -202,10 +247,11 @@ class TextTokenizer:
         return [Tokens(_int32(_cut(e.ids, limit, kept, cut)), masked, len(e.ids)) for e in encodings]
 
     def _clean(self, texts: Sequence[str], prompt: str, limit: int, cut: End) -> list[Tokens]:
-        head = [] if self.settings.bos_id is None else [self.settings.bos_id]
-        tail = [self.settings.eos_id]
+        head, tail = self._head, self._tail
         room = limit - len(head) - len(tail)
         masking = bool(prompt) and self.settings.mask_instruction
+        if masking and self.settings.mode == "template":
+            return self._after_prompt(texts, prompt, room, cut)
         located = masking or (bool(prompt) and cut == "start")
         encode = self._tokenizer.encode_batch if located else self._tokenizer.encode_batch_fast
         encodings = encode([prompt + text for text in texts], add_special_tokens=False)
@@ -218,6 +264,20 @@ class TextTokenizer:
                 start = len(ids)  # only the EOS is left of this text: nothing to pool
             tokens.append(Tokens(ids, start, len(head) + len(encoding.ids) + len(tail)))
         return tokens
+
+    def _after_prompt(self, texts: Sequence[str], prompt: str, room: int, cut: End) -> list[Tokens]:
+        """As sentence-transformers: what is not pooled is as many tokens as the prompt has by itself."""
+        before = len(self._tokenizer.encode(prompt, add_special_tokens=False).ids)
+        around = len(self._head) + len(self._tail)
+        encodings = self._tokenizer.encode_batch_fast([prompt + t for t in texts], add_special_tokens=False)
+        return [
+            Tokens(
+                _int32([*self._head, *_cut(encoding.ids, room, before, cut), *self._tail]),
+                len(self._head) + before,
+                around + len(encoding.ids),
+            )
+            for encoding in encodings
+        ]
 
 
 def _prompt_tokens(encoding: Encoding, prompt_length: int) -> int:

@@ -6,7 +6,7 @@ A folder holds all weights, or an adapter and a pooler for a backbone that it na
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import distribution
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from nvembed.errors import ConfigError, WeightsError
 from nvembed.model.config import ModelConfig
 from nvembed.model.nv_embed import NVEmbed
+from nvembed.text.model_prompts import ModelPrompts
 from nvembed.text.tokenize import TextSettings, TextTokenizer
 from nvembed.weights.adapter import Adapter, check_fit, read_adapter
 from nvembed.weights.backbone import Base, locate, package_file, read_base, remedy
@@ -25,6 +26,7 @@ from nvembed.weights.base import read_causal_lm
 from nvembed.weights.causal_lm import PREFIX, CausalLM
 from nvembed.weights.hub import model_folder
 from nvembed.weights.model_config import read_config
+from nvembed.weights.sentence_transformers import MODULES, open_sentence_transformers
 from nvembed.weights.tensors import (
     BACKBONE_TENSORS,
     POOLER_TENSORS,
@@ -46,8 +48,13 @@ from nvembed.weights.tensors import (
 class Checkpoint:
     """A checkpoint whose config was understood and whose tensors have the right names and shapes.
 
-    ``source(name, rows)`` gives the values where they are not simply those of ``tensors``: a backbone from
-    elsewhere with an adapter merged into it.
+    Args:
+        source: (name, first rows or None) -> values, where they are not simply those of ``tensors``: a
+            backbone from elsewhere with an adapter merged into it, or names of another layout.
+        tokenizer_folder: where tokenizer.json lies; None is ``folder``.
+        prompts: of a folder in the layout of sentence-transformers; None for NV-Embed's.
+        truncate_dim: dimensions that are kept by default.
+        notes: contradictions in the folder, and how they were resolved.
     """
 
     folder: Path
@@ -55,6 +62,10 @@ class Checkpoint:
     text: TextSettings
     tensors: dict[str, StoredTensor]
     source: Callable[[str, int | None], Tensor] | None = None
+    tokenizer_folder: Path | None = None
+    prompts: ModelPrompts | None = None
+    truncate_dim: int | None = None
+    notes: tuple[str, ...] = ()
 
     def read(self, name: str, rows: int | None = None) -> Tensor:
         """Read one tensor, or its first ``rows`` rows, in the dtype it is stored in."""
@@ -63,14 +74,18 @@ class Checkpoint:
         return read_tensor(self.tensors[name], name, rows)
 
     def tokenizer_files(self) -> dict[str, bytes]:
-        paths = (self.folder / name for name in TOKENIZER_FILES)
+        paths = ((self.tokenizer_folder or self.folder) / name for name in TOKENIZER_FILES)
         return {path.name: path.read_bytes() for path in paths if path.is_file()}
 
 
-def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
+def open_checkpoint(folder: str | os.PathLike[str], *, pooling: str | None = None) -> Checkpoint:
     """Read a checkpoint's configs and the headers of its safetensors files; load no weights.
 
-    A folder that holds an adapter and names its backbone (`weights.backbone`) is a checkpoint too.
+    A folder that holds an adapter and names its backbone (`weights.backbone`) is a checkpoint too, and so is
+    a folder in the layout of sentence-transformers (`weights.sentence_transformers`).
+
+    Args:
+        pooling: how to pool, for a transformers folder that does not say.
 
     Raises:
         ConfigError: configs or a tokenizer that are missing, configs that are no JSON, or of a model this
@@ -80,7 +95,20 @@ def open_checkpoint(folder: str | os.PathLike[str]) -> Checkpoint:
         MissingExtraError: the package that the backbone comes from is not installed.
     """
     folder = Path(folder)
-    told = read_json(folder / "config.json")
+    told = read_json(folder / "config.json") if not (folder / MODULES).is_file() else {}
+    if told.get("model_type") != "nvembed":
+        found = open_sentence_transformers(folder, pooling=pooling)
+        return Checkpoint(
+            folder,
+            found.config,
+            found.text,
+            found.tensors,
+            found.read,
+            found.tokenizer_folder,
+            found.prompts,
+            found.truncate_dim,
+            found.notes,
+        )
     config, text = read_config(told, read_json(folder / "tokenizer_config.json"))
     if not (folder / "tokenizer.json").is_file():
         raise incomplete(folder / "tokenizer.json")
@@ -144,9 +172,9 @@ def load_tokenizer(checkpoint: Checkpoint) -> TextTokenizer:
     Raises:
         ConfigError: it cannot be read, or knows tokens that the model has no embedding of.
     """
-    tokenizer = TextTokenizer(checkpoint.tokenizer_files()["tokenizer.json"], checkpoint.text)
     rows = checkpoint.config.backbone.vocab_size
-    if tokenizer.vocab_size > rows:
+    tokenizer = TextTokenizer(checkpoint.tokenizer_files()["tokenizer.json"], checkpoint.text, rows=rows)
+    if tokenizer.vocab_size > rows and checkpoint.text.mode != "template":
         raise ConfigError(
             f"tokenizer.json has {tokenizer.vocab_size:,} tokens, but the model embeds {rows:,}: it belongs "
             "to another model"
@@ -191,9 +219,11 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     """
     digest = hashlib.sha256()
     digest.update(repr((checkpoint.config, checkpoint.text)).encode())
-    if checkpoint.config.decoder.causal:
+    if checkpoint.prompts is not None:
+        digest.update(repr((asdict(checkpoint.config), asdict(checkpoint.text))).encode())
+    elif checkpoint.config.decoder.causal:
         digest.update(b"causal")
-    digest.update((checkpoint.folder / "tokenizer.json").read_bytes())
+    digest.update(checkpoint.tokenizer_files()["tokenizer.json"])
     for name in sorted(checkpoint.tensors):
         stored = checkpoint.tensors[name]
         head = tensor_head(stored, partial(checkpoint.read, name)).view(torch.uint8)

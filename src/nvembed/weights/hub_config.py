@@ -13,14 +13,27 @@ ARCHITECTURES: dict[str, Architecture] = {
     "llama": "llama",
     "qwen2": "qwen2",
     "qwen3": "qwen3",
+    "ministral3": "ministral3",
 }
-SUPPORTED = "mistral, llama (with SmolLM2 and Llama 3.x), qwen2, qwen3"
+SUPPORTED = "mistral, llama (with SmolLM2 and Llama 3.x), qwen2, qwen3, ministral3"
 
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 # What transformers takes where a file says nothing. None: the number of attention heads.
-_KV_HEADS: dict[Architecture, int | None] = {"mistral": 8, "llama": None, "qwen2": 32, "qwen3": 32}
-_MAX_POSITION: dict[Architecture, int] = {"mistral": 131072, "llama": 2048, "qwen2": 32768, "qwen3": 32768}
-_QWEN3_HEAD_DIM = 128
+_KV_HEADS: dict[Architecture, int | None] = {
+    "mistral": 8,
+    "llama": None,
+    "qwen2": 32,
+    "qwen3": 32,
+    "ministral3": 8,
+}
+_MAX_POSITION: dict[Architecture, int] = {
+    "mistral": 131072,
+    "llama": 2048,
+    "qwen2": 32768,
+    "qwen3": 32768,
+    "ministral3": 262144,
+}
+_HEAD_DIM: dict[Architecture, int] = {"qwen3": 128, "ministral3": 128}
 _RMS_NORM_EPS = 1e-6
 _ROPE_THETA = 10000.0
 
@@ -148,8 +161,8 @@ def _refuse_unsupported(config: Mapping[str, object], architecture: Architecture
         )
 
 
-def _rope(config: Mapping[str, object], max_position: int) -> tuple[float, RopeScaling | None]:
-    """The base of the rotary frequencies, and Llama 3.1's scaling of them."""
+def _rope(config: Mapping[str, object], max_position: int) -> tuple[float, RopeScaling | YarnScaling | None]:
+    """The base of the rotary frequencies, and Llama 3.1's or YaRN's scaling of them."""
     settings = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(settings, Mapping):
         raise ConfigError(f"rope_parameters (or rope_scaling) must be an object; got {settings!r}")
@@ -161,8 +174,12 @@ def _rope(config: Mapping[str, object], max_position: int) -> tuple[float, RopeS
     kind = settings.get("rope_type", settings.get("type", "default"))
     if kind == "default":
         return theta, None
+    if kind == "yarn":
+        return theta, _yarn(settings, max_position)
     if kind != "llama3":
-        raise ConfigError(f"rotary scaling of type {kind!r} is not supported: 'default' and 'llama3' are")
+        raise ConfigError(
+            f"rotary scaling of type {kind!r} is not supported; expected 'default', 'llama3' or 'yarn'"
+        )
     keys = ("factor", "low_freq_factor", "high_freq_factor")
     missing = [key for key in keys if settings.get(key) is None]
     if missing:
@@ -174,10 +191,33 @@ def _rope(config: Mapping[str, object], max_position: int) -> tuple[float, RopeS
     return theta, RopeScaling(factor, low, high, original)
 
 
+def _yarn(settings: Mapping[str, object], max_position: int) -> YarnScaling:
+    original = size_of(settings, "original_max_position_embeddings", max_position)
+    factor = _number(settings, "factor", max_position / original)
+
+    def magnitude(scale: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
+
+    attention = settings.get("attention_factor")
+    if attention is None:
+        mscale, all_dim = settings.get("mscale"), settings.get("mscale_all_dim")
+        both = isinstance(mscale, int | float) and isinstance(all_dim, int | float) and mscale and all_dim
+        attention = magnitude(float(mscale)) / magnitude(float(all_dim)) if both else magnitude(1.0)  # type: ignore[arg-type]
+    return YarnScaling(
+        factor=factor,
+        original_max_position=original,
+        beta_fast=_number(settings, "beta_fast", 32.0),
+        beta_slow=_number(settings, "beta_slow", 1.0),
+        attention_factor=float(attention),  # type: ignore[arg-type]
+        truncate=bool(settings.get("truncate", True)),
+    )
+
+
 def _head_dim(
     config: Mapping[str, object], architecture: Architecture, hidden_size: int, num_heads: int
 ) -> int:
-    if config.get("head_dim") is None and not (architecture == "qwen3" and "head_dim" not in config):
+    own = _HEAD_DIM.get(architecture)
+    if config.get("head_dim") is None and (own is None or "head_dim" in config):
         if hidden_size % num_heads:
             raise ConfigError(
                 f"hidden_size ({hidden_size}) is not a multiple of num_attention_heads ({num_heads}) and "
@@ -185,7 +225,7 @@ def _head_dim(
             )
         head_dim = hidden_size // num_heads
     else:
-        head_dim = size_of(config, "head_dim", _QWEN3_HEAD_DIM)
+        head_dim = size_of(config, "head_dim", own)
     if head_dim % 2:
         raise ConfigError(f"head_dim is {head_dim}; rotary embeddings need an even one")
     return head_dim

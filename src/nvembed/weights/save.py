@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -92,3 +93,22 @@ def _write_shards(
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+# What a model's folder consists of; code and pickles are left out.
+MODEL_FILES = (".json", ".safetensors", ".txt", ".model", ".md")
+
+
+def copy_model(source: Path, folder: Path) -> None:
+    """Copy a model's folder as it is, without code and pickles; ``folder`` appears whole or not at all.
+
+    Raises:
+        OutputError: the folder exists, or cannot be written.
+    """
+
+    def others(place: str, names: list[str]) -> set[str]:
+        kept = {name for name in names if Path(name).suffix in MODEL_FILES or name.startswith("LICEN")}
+        return {name for name in names if name not in kept and not (Path(place) / name).is_dir()}
+
+    with atomic_path(folder) as temporary:
+        shutil.copytree(source, temporary, ignore=others)

@@ -1,0 +1,79 @@
+"""The prompts a model brings itself, as sentence-transformers names them."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from nvembed.errors import InputError
+from nvembed.recipe import nearest
+
+DOCUMENT_NAMES = ("document", "passage", "corpus")
+# A query prompt with a sentence that describes the task: text before it, the sentence, text after it.
+_SLOTS = (
+    re.compile(r"(?s)\A(?P<before>Instruct: )(?P<instruction>[^\n]*)(?P<after>\n ?Query: ?)\Z"),
+    re.compile(r"(?s)\A(?P<before>task: )(?P<instruction>[^|\n]*)(?P<after> \| query: ?)\Z"),
+)
+
+
+@dataclass(frozen=True)
+class ModelPrompts:
+    """Prompts by name, and the name of the one that is used where none is asked for."""
+
+    texts: Mapping[str, str] = field(default_factory=dict)
+    default: str | None = None
+
+    def named(self, name: str) -> str:
+        """Return the prompt called ``name``.
+
+        Raises:
+            InputError: there is none; the message names the nearest.
+        """
+        if name not in self.texts:
+            known = nearest(name, self.texts) if self.texts else "it has none"
+            raise InputError(f"the model has no prompt {name!r}: {known}")
+        return self.texts[name]
+
+    @property
+    def plain(self) -> str:
+        """The prompt of a text that is neither a query nor a document."""
+        return "" if self.default is None else self.texts[self.default]
+
+    def query(self, *, instruction: str | None = None, task: str | None = None) -> str:
+        """Return the prompt of a query: the model's own, or with another instruction in its place.
+
+        Args:
+            instruction: the sentence that describes the task.
+            task: the name of one of the model's prompts, such as ``Retrieval-query`` or ``STS``.
+
+        Raises:
+            InputError: the model has no place for an instruction, or no prompt of that name.
+        """
+        if task is not None:
+            return self.named(f"{task}-query" if f"{task}-query" in self.texts else task)
+        own = self.texts.get("query", "")
+        if instruction is None:
+            return own
+        if instruction == "":
+            return ""
+        slots = [slot.match(own) for slot in _SLOTS]
+        match = next((each for each in slots if each), None)
+        if match is None:
+            raise InputError(
+                f"the model takes no instruction; its query prompt is {own!r}. Use one of its prompts "
+                f"({', '.join(self.texts) or 'none'}), or pass the whole string as prompt"
+            )
+        if len(instruction.splitlines()) != 1 or not instruction.strip():
+            raise InputError(f"the instruction is {instruction!r}; expected one line")
+        return f"{match['before']}{instruction}{match['after']}"
+
+    def document(self, *, task: str | None = None) -> str:
+        """Return the prompt of a document, which may be the same for all tasks.
+
+        Raises:
+            InputError: no prompt of that name.
+        """
+        if task is not None and f"{task}-document" in self.texts:
+            return self.texts[f"{task}-document"]
+        if task is not None and f"{task}-query" not in self.texts:
+            return self.named(task)
+        return next((self.texts[name] for name in DOCUMENT_NAMES if name in self.texts), "")

@@ -1,0 +1,257 @@
+"""Backbones other than NV-Embed's own: ``config.json`` as transformers writes it, and its tensors' names.
+
+Settings that would change what is computed and that our modules do not have are refused.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from nvembed.errors import ConfigError
+from nvembed.model.config import (
+    Activation,
+    AnyBackbone,
+    BackboneConfig,
+    BertConfig,
+    GemmaConfig,
+    ModernBertConfig,
+)
+from nvembed.weights.hub_config import ARCHITECTURES, backbone_config, size_of
+
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+Config = Mapping[str, Any]
+
+
+def read_backbone_config(config: Config) -> AnyBackbone:
+    """Read the ``config.json`` of any backbone this package has.
+
+    Raises:
+        ConfigError: another architecture, a setting that is not supported, or a value out of range.
+    """
+    kind = config.get("model_type")
+    if kind in ARCHITECTURES:
+        return _decoder(config)
+    if kind in _READERS:
+        return _READERS[str(kind)](config)
+    known = ", ".join(sorted({*ARCHITECTURES, *_READERS} - {"bidir_mistral"}))
+    raise ConfigError(f"config.json has model_type {kind!r}; expected one of {known}")
+
+
+def tensor_name(kind: str, name: str) -> str | None:
+    """Return our name of a stored tensor, or None for one that an embedding model does not use."""
+    for prefix in ("model.", "bert.", "roberta.", "mpnet.", "distilbert.", "transformer."):
+        if name.startswith(prefix) and not name.startswith("transformer.layer."):
+            name = name.removeprefix(prefix)
+    if _UNUSED.search(name):
+        return None
+    for pattern, replacement in _NAMES.get(kind, ()):
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _decoder(config: Config) -> BackboneConfig:
+    backbone, causal = backbone_config(config), _causal(config)
+    window = config.get("sliding_window")
+    if backbone.architecture.startswith("qwen"):
+        window = window if config.get("use_sliding_window") else None
+        if window is not None and causal:
+            raise ConfigError("use_sliding_window is true, which is not supported in Qwen")
+    beta = (config.get("rope_parameters") or config.get("rope_scaling") or {}).get("llama_4_scaling_beta")
+    return replace(
+        backbone,
+        causal=causal,
+        # the window counts the token itself; without the causal mask nobody applies it
+        window=size_of(config, "sliding_window") - 1 if causal and window is not None else None,
+        temperature_beta=float(beta or 0.0),
+    )
+
+
+def _gemma(config: Config) -> GemmaConfig:
+    _refuse(config, "attention_bias", "attn_logit_softcapping", "final_logit_softcapping")
+    bidirectional = bool(config.get("use_bidirectional_attention", False))
+    window = size_of(config, "sliding_window", 4096)
+    # In both directions the value is the width of the window; in one, it counts the token itself.
+    radius = window // 2 if bidirectional else window - 1
+    layers = size_of(config, "num_hidden_layers", 26)
+    pattern = size_of(config, "_sliding_window_pattern", size_of(config, "sliding_window_pattern", 6))
+    default = ["sliding_attention" if (n + 1) % pattern else "full_attention" for n in range(layers)]
+    whole, local = (
+        _rotary(config, "rope_theta", 1_000_000.0),
+        _rotary(config, "rope_local_base_freq", 10_000.0),
+    )
+    return GemmaConfig(
+        vocab_size=size_of(config, "vocab_size", 262_208),
+        hidden_size=size_of(config, "hidden_size", 2304),
+        intermediate_size=size_of(config, "intermediate_size", 9216),
+        num_layers=layers,
+        num_heads=size_of(config, "num_attention_heads", 8),
+        num_kv_heads=size_of(config, "num_key_value_heads", 4),
+        head_dim=size_of(config, "head_dim", 256),
+        max_position=size_of(config, "max_position_embeddings", 131_072),
+        windows=_windows(config, default, radius),
+        query_scale=size_of(config, "query_pre_attn_scalar", 256) ** -0.5,
+        rms_norm_eps=_number(config, "rms_norm_eps", 1e-6),
+        global_theta=whole[0],
+        local_theta=local[0],
+        global_factor=whole[1],
+        activation=_activation(config, "hidden_activation", "gelu_pytorch_tanh"),
+        causal=not bidirectional,
+    )
+
+
+def _bert(config: Config) -> BertConfig:
+    kind = str(config.get("model_type"))
+    _refuse(config, "is_decoder", "add_cross_attention")
+    if config.get("position_embedding_type", "absolute") != "absolute":
+        raise ConfigError(
+            f"position_embedding_type is {config['position_embedding_type']!r}; expected absolute"
+        )
+    shifted = kind in ("roberta", "xlm-roberta", "camembert", "mpnet")
+    pad = config.get("pad_token_id")
+    pad = 1 if pad is None else pad
+    if isinstance(pad, bool) or not isinstance(pad, int) or pad < 0:
+        raise ConfigError(f"pad_token_id is {pad!r}; expected a token's id")
+    distilled = kind == "distilbert"
+    return BertConfig(
+        vocab_size=size_of(config, "vocab_size", 30_522),
+        hidden_size=size_of(config, "dim" if distilled else "hidden_size", 768),
+        intermediate_size=size_of(config, "hidden_dim" if distilled else "intermediate_size", 3072),
+        num_layers=size_of(config, "n_layers" if distilled else "num_hidden_layers", 6 if distilled else 12),
+        num_heads=size_of(config, "n_heads" if distilled else "num_attention_heads", 12),
+        position_rows=size_of(config, "max_position_embeddings", 512),
+        first_position=pad + 1 if shifted else 0,
+        token_types=0 if distilled or kind == "mpnet" else size_of(config, "type_vocab_size", 2),
+        relative_buckets=size_of(config, "relative_attention_num_buckets", 32) if kind == "mpnet" else 0,
+        layer_norm_eps=_number(config, "layer_norm_eps", 1e-12),
+        activation=_activation(config, "activation" if distilled else "hidden_act", "gelu"),
+    )
+
+
+def _modernbert(config: Config) -> ModernBertConfig:
+    layers = size_of(config, "num_hidden_layers", 22)
+    every = size_of(config, "global_attn_every_n_layers", 3)
+    default = ["sliding_attention" if n % every else "full_attention" for n in range(layers)]
+    whole, local = (
+        _rotary(config, "global_rope_theta", 160_000.0),
+        _rotary(config, "local_rope_theta", 10_000.0),
+    )
+    if whole[1] != 1 or local[1] != 1:
+        raise ConfigError("rotary scaling is not supported in ModernBERT")
+    return ModernBertConfig(
+        vocab_size=size_of(config, "vocab_size", 50_368),
+        hidden_size=size_of(config, "hidden_size", 768),
+        intermediate_size=size_of(config, "intermediate_size", 1152),
+        num_layers=layers,
+        num_heads=size_of(config, "num_attention_heads", 12),
+        max_position=size_of(config, "max_position_embeddings", 8192),
+        windows=_windows(config, default, size_of(config, "local_attention", 128) // 2),
+        layer_norm_eps=_number(config, "norm_eps", 1e-5),
+        global_theta=whole[0],
+        local_theta=local[0],
+        activation=_activation(config, "hidden_activation", "gelu"),
+        norm_bias=bool(config.get("norm_bias", False)),
+        attention_bias=bool(config.get("attention_bias", False)),
+        mlp_bias=bool(config.get("mlp_bias", False)),
+    )
+
+
+_READERS: dict[str, Callable[[Config], AnyBackbone]] = {
+    "gemma3_text": _gemma,
+    "bert": _bert,
+    "roberta": _bert,
+    "xlm-roberta": _bert,
+    "camembert": _bert,
+    "mpnet": _bert,
+    "distilbert": _bert,
+    "modernbert": _modernbert,
+}
+
+# Heads of other tasks, buffers that are computed, and BERT's pooler, which no embedding model reads.
+_UNUSED = re.compile(r"^(pooler|lm_head|cls|head|decoder|vocab_\w+)\.|position_ids$|rotary_emb|inv_freq$")
+_BERT_NAMES = (
+    (r"^embeddings\.word_embeddings\.", "embed_tokens."),
+    (r"^embeddings\.position_embeddings\.", "position_embeddings."),
+    (r"^embeddings\.token_type_embeddings\.", "token_types."),
+    (r"^embeddings\.LayerNorm\.", "embedding_norm."),
+    (r"^encoder\.relative_attention_bias\.", "relative_bias."),
+    (r"^(encoder|transformer)\.layer\.", "layers."),
+    (r"attention\.(self\.query|attn\.q|q_lin)\.", "q_proj."),
+    (r"attention\.(self\.key|attn\.k|k_lin)\.", "k_proj."),
+    (r"attention\.(self\.value|attn\.v|v_lin)\.", "v_proj."),
+    (r"attention\.(output\.dense|attn\.o|out_lin)\.", "o_proj."),
+    (r"(attention\.output\.LayerNorm|attention\.LayerNorm|sa_layer_norm)\.", "attention_norm."),
+    (r"(intermediate\.dense|ffn\.lin1)\.", "up_proj."),
+    (r"(output\.dense|ffn\.lin2)\.", "down_proj."),
+    (r"(output\.LayerNorm|output_layer_norm)\.", "mlp_norm."),
+    (r"\.gamma$", ".weight"),
+    (r"\.beta$", ".bias"),
+)
+_NAMES = dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "mpnet", "distilbert"), _BERT_NAMES)
+
+
+def _causal(config: Config) -> bool:
+    """Decoders read in one direction unless their config says otherwise."""
+    for key, opposite in (("is_causal", False), ("use_bidirectional_attention", True)):
+        value = config.get(key)
+        if not isinstance(value, bool | None):
+            raise ConfigError(f"{key} is {value!r}; expected true or false")
+        if value is not None:
+            return value is not opposite
+    return config.get("model_type") != "bidir_mistral"
+
+
+def _windows(config: Config, default: list[str], radius: int) -> tuple[int | None, ...]:
+    kinds = config.get("layer_types") or default
+    if not isinstance(kinds, list) or len(kinds) != len(default):
+        raise ConfigError(f"layer_types has {kinds!r:.60}; expected {len(default)} entries, one per layer")
+    radii = {"sliding_attention": radius, "full_attention": None}
+    unknown = sorted({str(kind) for kind in kinds if kind not in radii})
+    if unknown:
+        raise ConfigError(
+            f"layer_types has {', '.join(unknown)}; expected sliding_attention or full_attention"
+        )
+    return tuple(radii[kind] for kind in kinds)
+
+
+def _rotary(config: Config, key: str, default: float) -> tuple[float, float]:
+    """Return base and linear factor of the rotary positions, from their old or new place."""
+    local = "local" in key
+    settings = config.get("rope_parameters") or {}
+    settings = settings.get("sliding_attention" if local else "full_attention") or {}
+    scaling = settings or (config.get("rope_scaling") if not local else None) or {}
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind not in ("default", "linear"):
+        raise ConfigError(f"rotary scaling of type {kind!r} is not supported; expected default or linear")
+    factor = _number(scaling, "factor", 1.0) if kind == "linear" else 1.0
+    holder = settings if settings.get("rope_theta") is not None else {"rope_theta": config.get(key)}
+    return _number(holder, "rope_theta", default), factor
+
+
+def _activation(config: Config, key: str, default: str) -> Activation:
+    name = config.get(key) or default
+    if name not in ACTIVATIONS:
+        raise ConfigError(f"{key} is {name!r}; expected one of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def _number(config: Config, key: str, default: float) -> float:
+    value = config.get(key)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise ConfigError(f"{key} is {value!r}; expected a number above 0")
+    return float(value)
+
+
+def _refuse(config: Config, *keys: str) -> None:
+    for key in keys:
+        if config.get(key):
+            raise ConfigError(f"{key} is {config[key]!r}, which is not supported")

@@ -1,0 +1,217 @@
+"""Folders of sentence-transformers, against that library on the same folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_sentence import MODELS, byte_level, sentence_folder, transformer_folder
+
+from nvembed.encoder import Encoder
+from nvembed.errors import ConfigError, InputError, NvembedError, WeightsError
+
+# an empty text and texts that are cut are part of what is compared
+pytestmark = pytest.mark.filterwarnings("ignore:.*of . texts:")
+
+TEXTS = [
+    "The judge threw 12 people out of 345 courts.",
+    "",
+    "it's",
+    "Étude naïve — déjà vu, 日本語のテキスト",
+    "apples; we'll see! " * 12,
+    "def f(x):\n    return x ** 2",
+    "  spaces before and after  ",
+]
+
+
+def changed(path: Path, **values: Any) -> None:
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, **values}))
+
+
+@pytest.mark.parametrize("prompt", ["", "query: "])
+@pytest.mark.parametrize("name", MODELS)
+def test_every_architecture(tmp_path: Path, name: str, prompt: str) -> None:
+    pooling = "lasttoken" if name in ("llama", "qwen2", "qwen3", "mistral", "ministral3") else "mean"
+    theirs = sentence_folder(tmp_path / "model", name, pooling=pooling)
+    ours = Encoder.from_pretrained(tmp_path / "model")
+    vectors = ours.encode(TEXTS, prompt=prompt)
+    expected = theirs.encode(TEXTS, prompt=prompt)
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    alone = np.concatenate([part.vectors for text in TEXTS for part in ours.stream([text], prompt=prompt)])
+    np.testing.assert_allclose(vectors, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("include_prompt", [True, False])
+@pytest.mark.parametrize(
+    "pooling", ["cls", "mean", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+)
+def test_poolings_and_prompts(tmp_path: Path, pooling: str, include_prompt: bool) -> None:
+    if pooling == "weightedmean" and not include_prompt:
+        pytest.skip("refused: see test_refused")
+    prompts = {"query": "query: ", "document": "passage: ", "STS": "sts: "}
+    theirs = sentence_folder(
+        tmp_path / "model", pooling=pooling, include_prompt=include_prompt, prompts=prompts,
+        default_prompt_name="STS", max_length=64,
+    )  # fmt: skip
+    ours = Encoder.from_pretrained(tmp_path / "model")
+    texts = [text for text in TEXTS if len(text) < 60]
+    for got, expected in (
+        (ours.encode(texts), theirs.encode(texts)),
+        (ours.encode_query(texts), theirs.encode_query(texts)),
+        (ours.encode_document(texts), theirs.encode_document(texts)),
+        (ours.encode_query(texts, task="STS"), theirs.encode(texts, prompt_name="STS")),
+    ):
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_dense_layers_truncated_dimensions_and_a_missing_normalize(tmp_path: Path) -> None:
+    theirs = sentence_folder(tmp_path / "model", dense=(48, 20), normalize=False, truncate_dim=8)
+    ours = Encoder.from_pretrained(tmp_path / "model")
+    vectors = ours.encode(TEXTS[:1])
+    expected = theirs.encode(TEXTS[:1])
+    assert vectors.shape == (1, 8)
+    np.testing.assert_allclose(vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-5)
+
+
+def test_lower_case(tmp_path: Path) -> None:
+    sentence_folder(tmp_path / "model", "xlm-roberta")
+    changed(tmp_path / "model" / "sentence_bert_config.json", do_lower_case=True)
+    ours = Encoder.from_pretrained(tmp_path / "model")
+    np.testing.assert_allclose(ours.encode(["THE Judge"]), ours.encode(["the judge"]), atol=1e-6)
+
+
+def test_an_instruction_takes_the_place_of_the_models_own(tmp_path: Path) -> None:
+    own = "Instruct: Given a web search query, retrieve relevant passages\nQuery: "
+    sentence_folder(tmp_path / "model", prompts={"query": own, "document": ""})
+    ours = Encoder.from_pretrained(tmp_path / "model")
+    assert ours.prompt() == own
+    assert ours.prompt(instruction="Find the law") == "Instruct: Find the law\nQuery: "
+    with pytest.raises(InputError, match=r"no prompt 'qury'.*query"):
+        ours.prompt(task="qury")
+
+
+def test_a_model_without_a_place_for_instructions_refuses_them(tmp_path: Path) -> None:
+    sentence_folder(tmp_path / "model", prompts={"query": "query: "})
+    ours = Encoder.from_pretrained(tmp_path / "model")
+    with pytest.raises(InputError, match="takes no instruction"):
+        ours.encode_query(["a"], instruction="Find the law")
+
+
+def test_eos_that_the_tokenizer_file_lacks_is_appended_and_said(tmp_path: Path) -> None:
+    """As in e5-mistral: tokenizer_config.json asks for an EOS that tokenizer.json does not add."""
+    with_eos = sentence_folder(tmp_path / "model", "mistral", pooling="lasttoken")
+    folder = tmp_path / "model"
+    byte_level("<|im_start|> $A").save(str(folder / "tokenizer.json"))
+    changed(folder / "tokenizer_config.json", add_eos_token=True, eos_token="<|endoftext|>")
+    ours = Encoder.from_pretrained(folder)
+    [tokens] = ours.tokenizer(["it's"])
+    assert tokens.input_ids[0] == 1
+    assert tokens.input_ids[-1] == 0
+    assert ours.checkpoint is not None
+    assert "add_eos_token" in ours.checkpoint.notes[0]
+    assert with_eos.tokenizer("it's")["input_ids"][-1] == 0
+
+
+def test_plain_folder(tmp_path: Path) -> None:
+    """A folder without modules.json opens where its pooling is known, and is asked about where not."""
+    folder = transformer_folder(tmp_path / "plain", "bert")
+    with pytest.raises(ConfigError, match="pooling"):
+        Encoder.from_pretrained(folder)
+    named = Encoder.from_pretrained(folder, pooling="mean").encode(TEXTS[:1])
+    changed(folder / "config.json", pooling="avg")
+    np.testing.assert_array_equal(Encoder.from_pretrained(folder).encode(TEXTS[:1]), named)
+
+
+def test_a_causal_model_that_its_config_calls_bidirectional(tmp_path: Path) -> None:
+    folder = transformer_folder(tmp_path / "plain", "llama")
+    causal = Encoder.from_pretrained(folder, pooling="mean").encode(TEXTS[:1])
+    changed(folder / "config.json", is_causal=False)
+    both = Encoder.from_pretrained(folder, pooling="mean").encode(TEXTS[:1])
+    assert np.abs(causal - both).max() > 1e-3
+
+
+def test_saved_again(tmp_path: Path) -> None:
+    sentence_folder(tmp_path / "model", dense=(16,))
+    (tmp_path / "model" / "modeling_x.py").write_text("import os")
+    ours = Encoder.from_pretrained(tmp_path / "model")
+    ours.save_pretrained(tmp_path / "copy")
+    again = Encoder.from_pretrained(tmp_path / "copy")
+    np.testing.assert_array_equal(ours.encode(TEXTS[:1]), again.encode(TEXTS[:1]))
+    assert again.fingerprint == ours.fingerprint
+    assert not list((tmp_path / "copy").rglob("*.py"))
+
+
+def _unknown_module(folder: Path) -> None:
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[1]["type"] = "my_code.Pooling"
+    (folder / "modules.json").write_text(json.dumps(modules))
+
+
+def _outside(folder: Path) -> None:
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[1]["path"] = "../elsewhere"
+    (folder / "modules.json").write_text(json.dumps(modules))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_unknown_module, "my_code.Pooling"),
+        (_outside, "inside the model"),
+        (lambda folder: (folder / "1_Pooling" / "config.json").unlink(), "not guessed"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "no weights"),
+        (lambda folder: changed(folder / "config.json", auto_map={"AutoModel": "x.Y"}), "code of its own"),
+        (lambda folder: changed(folder / "config.json", model_type="t5"), "t5"),
+        (lambda folder: changed(folder / "config.json", hidden_size=16), "pools vectors of 32"),
+        (lambda folder: changed(folder / "2_Dense" / "config.json", in_features=7), "takes 7"),
+        (lambda folder: changed(folder / "2_Dense" / "config.json", out_features=9), "do not fit"),
+        (lambda folder: changed(folder / "2_Dense" / "config.json", activation_function="x.Wave"), "Wave"),
+        (
+            lambda folder: changed(
+                folder / "1_Pooling" / "config.json", pooling_mode="weightedmean", include_prompt=False
+            ),
+            "weightedmean",
+        ),
+        (lambda folder: (folder / "modules.json").write_text("[" * 100_000), "modules.json"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_refused(tmp_path: Path, damage: Any, message: str) -> None:
+    sentence_folder(tmp_path / "model", dense=(16,))
+    damage(tmp_path / "model")
+    with pytest.raises((ConfigError, WeightsError), match=message):
+        Encoder.from_pretrained(tmp_path / "model")
+
+
+def test_vectors_compared_by_dot_product_are_refused(tmp_path: Path) -> None:
+    sentence_folder(tmp_path / "model", normalize=False, similarity_fn_name="dot")
+    with pytest.raises(ConfigError, match="dot"):
+        Encoder.from_pretrained(tmp_path / "model")
+
+
+def test_gemma_in_float16_is_refused(tmp_path: Path) -> None:
+    sentence_folder(tmp_path / "model", "gemma3")
+    with pytest.raises(InputError, match="bfloat16"):
+        Encoder.from_pretrained(tmp_path / "model", dtype="float16")
+
+
+def test_a_text_with_a_token_beyond_the_models_rows(tmp_path: Path) -> None:
+    """As in embeddinggemma-300m, whose tokenizer knows a token of images that the model does not embed."""
+    sentence_folder(tmp_path / "model", "bert")
+    path = tmp_path / "model" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    token = {"id": 320, "content": "<image>", "special": True}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    content["added_tokens"].append({**token, **flags})
+    size = max(content["model"]["vocab"].values()) + 1
+    content["added_tokens"][-1]["id"] = size
+    changed(tmp_path / "model" / "config.json", vocab_size=320)
+    path.write_text(json.dumps(content))
+    ours = Encoder.from_pretrained(tmp_path / "model")
+    if size >= 320:
+        with pytest.raises(NvembedError, match="<image>"):
+            ours.encode(["an <image> here"])
+    assert np.isfinite(ours.encode(["none here"])).all()
