@@ -85,10 +85,7 @@ class TextTokenizer:
     """
 
     def __init__(self, tokenizer_json: bytes, settings: TextSettings, *, rows: int | None = None) -> None:
-        try:
-            self._tokenizer = Tokenizer.from_buffer(tokenizer_json)
-        except Exception as error:  # the library raises bare Exception
-            raise ConfigError(f"tokenizer.json cannot be read: {error}; copy the file again") from error
+        self._tokenizer = _read_tokenizer(tokenizer_json)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = settings.mode == "clean"
@@ -278,6 +275,23 @@ class TextTokenizer:
             )
             for encoding in encodings
         ]
+
+
+def last_token(tokenizer_json: bytes, token: str) -> tuple[int, int | None]:
+    """Return the id with which the tokenizer's own template ends a text, and the id of ``token`` if it has one.
+
+    Raises:
+        ConfigError: the tokenizer cannot be read.
+    """
+    tokenizer = _read_tokenizer(tokenizer_json)
+    return tokenizer.encode("a").ids[-1], tokenizer.token_to_id(token)
+
+
+def _read_tokenizer(tokenizer_json: bytes) -> Tokenizer:
+    try:
+        return Tokenizer.from_buffer(tokenizer_json)
+    except Exception as error:  # the library raises bare Exception
+        raise ConfigError(f"tokenizer.json cannot be read: {error}; copy the file again") from error
 
 
 def _prompt_tokens(encoding: Encoding, prompt_length: int) -> int:

@@ -13,13 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from nvembed.errors import ConfigError, WeightsError
 from nvembed.model.config import Activation, DenseConfig, ModelConfig, PoolerConfig, PoolingKind
 from nvembed.text.model_prompts import ModelPrompts
-from nvembed.text.tokenize import TextSettings
+from nvembed.text.tokenize import TextSettings, last_token
 from nvembed.weights.hub_backbone import read_backbone_config, tensor_name
 from nvembed.weights.tensors import (
     StoredTensor,
@@ -253,16 +252,13 @@ def _missing_eos(
     """
     token = tokenizer_config.get("eos_token")
     token = token.get("content") if isinstance(token, Mapping) else token
-    try:
-        tokenizer = Tokenizer.from_file(str(root / "tokenizer.json"))
-    except Exception as error:  # the library raises bare Exception
-        raise ConfigError(f"{root / 'tokenizer.json'} cannot be read: {error}") from error
-    number = tokenizer.token_to_id(str(token)) if token else hub.get("eos_token_id")
+    last, number = last_token((root / "tokenizer.json").read_bytes(), str(token))
+    number = hub.get("eos_token_id") if number is None else number
     if not isinstance(number, int):
         raise ConfigError(
             f"{root}: tokenizer_config.json says add_eos_token, and there is no token {token!r} to add"
         )
-    if tokenizer.encode("a").ids[-1:] == [number]:
+    if last == number:
         return -1, ()
     note = f"tokenizer_config.json says add_eos_token, tokenizer.json does not add it: {token} is appended"
     return number, (note,)
