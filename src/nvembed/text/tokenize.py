@@ -278,7 +278,7 @@ class TextTokenizer:
 
 
 def last_token(tokenizer_json: bytes, token: str) -> tuple[int, int | None]:
-    """Return the id with which the tokenizer's own template ends a text, and the id of ``token`` if it has one.
+    """Return the id that the tokenizer's own template ends a text with, and that of ``token`` or None.
 
     Raises:
         ConfigError: the tokenizer cannot be read.
