@@ -86,7 +86,7 @@ LONG_FUNCTIONS = {"train/loop.py:train"}
 
 # lines of a group of rooms; raised only together with what it buys, in the same commit
 BUDGETS: dict[str, tuple[set[str], int]] = {
-    "core": ({"model", "text", "vectors", "weights", "encoder", "files", "recipe", "errors"}, 7_050),
+    "core": ({"model", "text", "vectors", "weights", "encoder", "files", "recipe", "errors"}, 7_900),
     # 250 lines for training formats of other tools, own instructions, digests and documented recipe keys
     "data and train": ({"data", "train"}, 4_050),
     # 1,200 lines for tables, columns and hyphens of PDFs, HTML and its encodings as browsers read them;
