@@ -55,7 +55,7 @@ def from_label(label: str) -> str | None:
 
 def from_content(content: str) -> str | None:
     """Return the encoding in the content of ``<meta http-equiv="Content-Type">``."""
-    match = _CHARSET.search(content)
+    match = _CHARSET.search(content[:PRESCAN_BYTES])
     return from_label(next(group for group in match.groups() if group is not None)) if match else None
 
 

@@ -153,6 +153,8 @@ def main() -> None:
             answer = {"error": str(error)}
         except MemoryError:
             return
+        except Exception as error:  # a fault of ours or of a library is an error of this document too
+            answer = {"error": f"cannot be read ({type(error).__name__}: {error})"}
         send(json.dumps(answer).encode())
 
 

@@ -57,7 +57,7 @@ _NOT_SHOWN = _tags("hidden password checkbox radio file image color range")
 _NO_DISPLAY = re.compile(r"(?:^|;)\s*display\s*:\s*none\b", re.IGNORECASE)
 # XHTML: comments and CDATA sections, or an empty element.
 _XHTML = re.compile(
-    r"<!--.*?-->|<!\[CDATA\[(.*?)\]\]>|<([A-Za-z][\w:.-]*)((?:\s[^<>\"']*(?:\"[^\"<]*\"|'[^'<]*'))*[^<>\"']*)/>",
+    r"<!--.*?(?:-->|\Z)|<!\[CDATA\[(.*?)(?:\]\]>|\Z)|<([A-Za-z][\w:.-]*)((?:\s[^<>\"']*(?:\"[^\"<]*\"|'[^'<]*'))*[^<>\"']*)/>",
     re.DOTALL,
 )
 _VOID = _tags("area base br col embed hr img input link meta source track wbr param")
@@ -149,6 +149,7 @@ class _Walker:
         hidden += [n.mem_id for n in styled if _NO_DISPLAY.search(n.attributes.get("style") or "")]
         self.hidden = set(hidden)
         self.out: list[Part] = []
+        self.headings = 0  # open ones
         self.verbatim = 0  # depth of elements that keep their white space
         self.lists: list[int | None] = []  # the next number of each open list, None where it has bullets
         # Open rows and headings: where they start, where their cells start, and whether they are layout.
@@ -199,6 +200,7 @@ class _Walker:
             self.spans.append([len(out), [], False])
         elif tag in _HEADINGS:
             self.spans.append([len(out), [], False])
+            self.headings += 1
             out.append((_HEADINGS[tag],))
         elif tag in _LISTS:
             start = node.attributes.get("start") or "1"
@@ -238,7 +240,9 @@ class _Walker:
             self._end_row()
         elif tag in _HEADINGS:
             start, _, _ = self.spans.pop()
-            self._to_spaces(start)
+            self.headings -= 1
+            if not self.headings:
+                self._to_spaces(start)
             self.out.append(DROP)
             if self.spans:
                 self.spans[-1][2] = True
@@ -259,9 +263,10 @@ class _Walker:
     def _end_row(self) -> None:
         """Put the cells of a row on one line, unless it lays out parts of a page."""
         start, cells, layout = self.spans.pop()
-        parts = self.out[start:]
-        if not layout and len(cells) > 1 and any(part in _BREAKING for part in parts):
-            layout = sum(len(part) for part in parts if isinstance(part, str)) > ROW_CHARACTERS
+        if not layout and len(cells) > 1:
+            parts = self.out[start:]
+            size = sum(len(part) for part in parts if isinstance(part, str))
+            layout = size > ROW_CHARACTERS and any(part in _BREAKING for part in parts)
         if layout and self.spans:
             self.spans[-1][2] = True
         if layout or len(cells) < 2:
@@ -321,7 +326,10 @@ def _is_item(node: Any) -> bool:
 
 def _power(node: Any, before: Part) -> str:
     """Return ``^`` where a superscript would run together with what it follows: 10^6, but 1st and [1]."""
-    text = node.text().strip(_WHITE)
+    first = node.first_child
+    for _ in range(5):
+        first = first.first_child if first is not None and first.tag != "-text" else first
+    text = first.text_content.strip(_WHITE) if first is not None and first.tag == "-text" else ""
     if not isinstance(before, str) or not before[-1:].strip() or text.lower() in _ORDINALS:
         return ""
     return "^" if text[:1].isalnum() or text[:1] in ("+", "-", "\u2212") else ""

@@ -29,8 +29,7 @@ COLUMN_LINES, COLUMN_CHARACTERS, COLUMN_WORDS = 4, 22, 3.5
 _CJK = 0x2E80
 _HYPHENS = "-\u00ad\u2010"
 _LIGATURES = str.maketrans({"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"})
-_WORD_END = re.compile(r"[^\W\d_]+$")
-_WORD_START = re.compile(r"[^\W\d_]+")
+_WORD = re.compile(r"[^\W\d_]+")
 _WORDS = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
 _HIDDEN_FLAGS = raw_api.FPDF_ANNOT_FLAG_HIDDEN | raw_api.FPDF_ANNOT_FLAG_NOVIEW
 _NOTES = {
@@ -286,9 +285,8 @@ def _lines(rows: list[list[Run]]) -> list[str]:
         columns, end = _columns(rows, at)
         for column in columns:
             lines += [run.text for run in column]
-        if end == at:
-            lines.append(_line(rows[at]))
-            end += 1
+        if not columns:
+            lines += [_line(row) for row in rows[at:end]]
         at = end
     return lines
 
@@ -302,9 +300,12 @@ def _line(row: list[Run]) -> str:
 
 
 def _columns(rows: list[list[Run]], start: int) -> tuple[list[list[Run]], int]:
-    """Return columns of prose that were written line by line across the page, and the row after them."""
+    """Return the columns of rows that are prose written line by line across the page, and the row after them.
+
+    There are none where the rows are a table, or ordinary lines.
+    """
     if len(rows[start]) < 2:
-        return [], start
+        return [], start + 1
     lefts = [run.first[0] for run in rows[start]]
     columns: list[list[Run]] = [[] for _ in lefts]
     full = 0
@@ -322,7 +323,7 @@ def _columns(rows: list[list[Run]], start: int) -> tuple[list[list[Run]], int]:
         and sum(run.text.count(" ") + 1 for run in column) >= COLUMN_WORDS * len(column)
         for column in columns
     )
-    return (columns, end) if prose else ([], start)
+    return columns if prose else [], max(end, start + 1)
 
 
 def _column(run: Run, lefts: list[float]) -> int:
@@ -414,13 +415,13 @@ def _rejoin(line: str, following: str, words: Counter[str]) -> tuple[str, str]:
     if not following[0].isalnum():
         return line, following
     rest, _, remainder = following.partition(" ")
-    head, tail = _WORD_END.search(line[:-1]), _WORD_START.match(rest)
+    head, tail = _WORD.match(line[-2::-1]), _WORD.match(rest)
     if line[-1] == "\u00ad":
         keep = False
     elif head is None or tail is None or tail[0][0].isupper():
         keep = True
     else:
-        keep = _keeps_hyphen(head[0].lower(), tail[0].lower(), words)
+        keep = _keeps_hyphen(head[0][::-1].lower(), tail[0].lower(), words)
     return line[:-1] + ("-" if keep else "") + rest, remainder
 
 
