@@ -13,7 +13,7 @@ from serving import Server, served
 from conftest import ROOT
 from nvembed.cli.serve import loaded
 from nvembed.encoder import Encoder
-from nvembed.serve.settings import Settings
+from nvembed.serve.settings import ServerSettings
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("tutorials/*.md")), *sorted(DOCS.glob("how-to/*.md"))]
@@ -41,7 +41,7 @@ def _one_model() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def server(_one_model: None) -> Iterator[Server]:
-    settings = Settings(model=str(ROOT / "models" / "nvembed-small"), device="cpu")
+    settings = ServerSettings(model=str(ROOT / "models" / "nvembed-small"), device="cpu")
     with served(lambda: loaded(settings), model="nvembed-small") as running:
         yield running
 

@@ -31,7 +31,7 @@ from conftest import TINY_A
 from nvembed.cli.serve import from_environment, loaded
 from nvembed.encoder import Encoder
 from nvembed.serve.run import Server
-from nvembed.serve.settings import Settings
+from nvembed.serve.settings import ServerSettings
 
 TEXTS = [
     "are judo throws allowed in wrestling?",
@@ -43,7 +43,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    chosen = Settings(model=str(TINY_A), device="cpu", api_key=("secret",))
+    chosen = ServerSettings(model=str(TINY_A), device="cpu", api_key=("secret",))
     with served(lambda: loaded(chosen), model=chosen.model, api_key=("secret",)) as server:
         yield server
 
@@ -73,7 +73,7 @@ class TestOpenAIClient:
         ids = [[int(i) for i in item.input_ids] for item in tiny_encoder.tokenizer(TEXTS)]
         with pytest.raises(openai.BadRequestError, match="--vocabulary"):
             client.embeddings.create(model="tiny-a", input=ids)
-        own = Settings(model=str(TINY_A), device="cpu", vocabulary="model")
+        own = ServerSettings(model=str(TINY_A), device="cpu", vocabulary="model")
         with (
             served(lambda: loaded(own), model=own.model) as server,
             openai.OpenAI(base_url=f"{server.url}/v1", api_key="k", max_retries=0) as client,
@@ -260,9 +260,19 @@ def test_killed_outright_it_leaves_nothing_and_starts_again_on_the_same_port() -
         ),
         (["m", "--config", "none.toml"], {}, 1, "none.toml: expected a recipe file"),
         (["no/such/model", "--port", "0"], {}, 1, "no/such/model"),
-        (["m", "--port", "0"], {"NVEMBED_API_KEY": "a b"}, 1, "API key 0 is empty, or not printable ASCII"),
-        (["m", "--port", "0"], {"NVEMBED_API_KEY": ""}, 1, "API key 0 is empty, or not printable ASCII"),
-        (["m", "--api-key-file", "none"], {}, 1, "api_key_file none cannot be read"),
+        (
+            ["owner/m", "--port", "0"],
+            {"NVEMBED_API_KEY": "a b"},
+            1,
+            "API key 0 is empty, or not",
+        ),
+        (
+            ["owner/m", "--port", "0"],
+            {"NVEMBED_API_KEY": ""},
+            1,
+            "API key 0 is empty, or not",
+        ),
+        (["owner/m", "--api-key-file", "none"], {}, 1, "api_key_file none cannot be read"),
     ],
 )
 def test_what_cannot_be_served(

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,13 +14,15 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from nvembed.errors import InputError
-from nvembed.serve.model import Device, Model
+from nvembed.serve.model import Device, ServedIndex, ServedModel
 from nvembed.serve.run import Server
-from nvembed.serve.search import Index
-from nvembed.serve.settings import Settings
+from nvembed.serve.settings import ServerSettings
+from nvembed.text.prompt import TEMPLATE
 from nvembed.text.tokenize import Piece, Tokens, check_texts
 
 DIM = 8
+CARD = TEMPLATE.format(instruction="Given a question, retrieve passages that answer the question")
+TEXTS = ["one", "two and three", "ñ 🦊"]
 
 
 def tokenise(
@@ -79,8 +82,8 @@ class Fake:
         return vectors
 
 
-def fake_model(*devices: Fake, batch_tokens: int = 64) -> Model:
-    return Model(
+def fake_model(*devices: Fake, batch_tokens: int = 64) -> ServedModel:
+    return ServedModel(
         name="fake",
         dim=DIM,
         max_length=512,
@@ -100,11 +103,11 @@ def fake_model(*devices: Fake, batch_tokens: int = 64) -> Model:
 
 @contextmanager
 def served(
-    model: Model | Callable[[], Model], /, *, index_of: Index | None = None, **settings: Any
+    model: ServedModel | Callable[[], ServedModel], /, *, index_of: ServedIndex | None = None, **settings: Any
 ) -> Iterator[Server]:
     """Run a server in a thread; yields it once it is ready."""
     load = model if callable(model) else lambda: model
-    server = Server(Settings(**{"model": "fake", "port": 0, **settings}), load, index_of)
+    server = Server(ServerSettings(**{"model": "fake", "port": 0, **settings}), load, index_of)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -148,3 +151,48 @@ def ask(
 
 def openai(server: Server, body: dict[str, Any], **headers: str) -> Got:
     return ask(server, "/v1/embeddings", body, headers)
+
+
+def expected(texts: list[str], prompt: str = "", **settings: Any) -> np.ndarray:
+    return np.stack([vector(item.input_ids) for item in tokenise(texts, prompt=prompt, **settings)])
+
+
+def vectors(got: Got) -> np.ndarray:
+    assert got.status == 200, got.body
+    assert [row["index"] for row in got.json["data"]] == list(range(len(got.json["data"])))
+    return np.array([row["embedding"] for row in got.json["data"]], dtype=np.float32)
+
+
+def until(condition: Any, seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def post(body: bytes, length: int | None = None) -> bytes:
+    size = len(body) if length is None else length
+    head = (
+        "POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {size}"
+    )
+    return f"{head}\r\n\r\n".encode() + body
+
+
+def raw(server: Server, data: bytes) -> socket.socket:
+    where = urlsplit(server.url)
+    connection = socket.create_connection((where.hostname, where.port), timeout=20)
+    connection.sendall(data)
+    return connection
+
+
+def answer(connection: socket.socket) -> bytes:
+    """Read until the server closes."""
+    parts = []
+    try:
+        while part := connection.recv(65536):
+            parts.append(part)
+    except ConnectionResetError:
+        pass
+    connection.close()
+    return b"".join(parts)

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from serving import Fake, tokenise, vector
 
-from nvembed.serve.batcher import Batcher
-from nvembed.serve.jobs import Job
+from nvembed.serve.batcher import Batcher, EmbedJob
 from nvembed.serve.model import Device
 from nvembed.serve.refusal import RefusedError
-from nvembed.serve.watch import Log, Watch
+from nvembed.serve.watch import Watch
 
 FAR = float("inf")
 
@@ -29,7 +28,7 @@ class Room:
         batcher = Batcher(
             [Device(f"fake:{n}", device, batch_tokens) for n, device in enumerate(devices)],
             tokenise(["probe"]),
-            Watch(Log("json")),
+            Watch("json"),
             max_queue_tokens=limit,
             pause_s=pause_s,
         )
@@ -48,7 +47,7 @@ def room() -> Iterator[Room]:
         batcher.close()
 
 
-def submit(batcher: Batcher, *texts: str, urgent: bool = False, deadline: float = FAR) -> Job:
+def submit(batcher: Batcher, *texts: str, urgent: bool = False, deadline: float = FAR) -> EmbedJob:
     return batcher.submit(tokenise(texts), urgent=urgent, deadline=deadline)
 
 
@@ -63,7 +62,7 @@ def until(condition: object, seconds: float = 5.0) -> None:
         time.sleep(0.002)
 
 
-def refusal(job: Job) -> RefusedError:
+def refusal(job: EmbedJob) -> RefusedError:
     with pytest.raises(RefusedError) as caught:
         job.future.result(5)
     return caught.value
@@ -167,7 +166,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(room: Room) -> None:
     job = submit(batcher, "x")
     until(lambda: len(device.batches) == 1)
     batcher.reserve(100)
-    with pytest.raises(RefusedError, match=r"100 tokens wait already and max_queue_tokens is 100") as caught:
+    with pytest.raises(RefusedError, match=r"100 tokens wait and max_queue_tokens is 100") as caught:
         batcher.reserve(1)
     assert caught.value.status == 429
     assert 1 <= caught.value.retry_after_s <= 60
@@ -245,7 +244,7 @@ def test_a_text_that_the_model_raises_for_fails_alone(room: Room, capsys: pytest
     for job in good:
         job.future.result(5)
     assert refusal(bad).status == 500
-    assert str(refusal(bad)) == "the model failed on input 1 (RuntimeError): the log has more"
+    assert str(refusal(bad)) == "the model failed on input 1 (RuntimeError): see the server's log"
     assert not batcher.failing
     said = capsys.readouterr().err
     assert "serving.py" in said

@@ -1,23 +1,29 @@
 """``nvembed serve``: the embedding server."""
 
+import logging
 import os
+import signal
+import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_origin
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from pydantic import ValidationError
 
 from nvembed.cli.models import load
 from nvembed.errors import InputError, MissingExtraError
-from nvembed.recipe import read_recipe
-from nvembed.serve.settings import Settings
+from nvembed.recipe import nearest, read_recipe
+from nvembed.serve.settings import ServerSettings
 
 if TYPE_CHECKING:
-    from nvembed.serve.model import Model
+    from nvembed.serve.model import ServedModel
+    from nvembed.serve.run import Server
 
 PREFIX = "NVEMBED_"
+OTHERS = ("NVEMBED_CONFIG", "NVEMBED_CHAT_KEY")  # variables that are not settings of the server
 
 
 def serve(
@@ -25,15 +31,16 @@ def serve(
     /,
     *,
     config: Path | None = None,
-    settings: Annotated[Settings | None, Parameter(name="*")] = None,
+    settings: Annotated[ServerSettings | None, Parameter(name="*")] = None,
 ) -> None:
     """Serve a model: the embedding APIs of OpenAI, NVIDIA NIM, Cohere and TEI.
 
-    Routes: /v1/embeddings, /v1/models, /v2/embed, /embed, /similarity, /tokenize, /info, /health/live,
-    /health/ready, /metrics, /stats, /openapi.json. SIGTERM and Ctrl-C let the requests at work finish.
+    Routes: /v1/embeddings, /v1/models, /v1/embed, /v2/embed, /embed, /similarity, /tokenize, /info,
+    /health/live, /health/ready, /metrics, /stats, /openapi.json. SIGTERM and Ctrl-C let running requests
+    finish.
 
-    Every option can also stand in a TOML file (port = 8000) or in the environment (NVEMBED_PORT=8000; several
-    values parted by commas). A flag wins over the environment, and that over the file.
+    Every option can also be set in a TOML file (port = 8000) or in the environment (NVEMBED_PORT=8000).
+    Several values are separated by commas. Flags override the environment, which overrides the file.
 
     Examples:
 
@@ -48,61 +55,89 @@ def serve(
     Parameters
     ----------
     model
-        A checkpoint folder, or a hub id.
+        A checkpoint folder or a hub id.
     config
-        A TOML file of options.
+        A TOML file with options.
     """
     chosen = merged(settings, config, os.environ)
     if model is not None:
         chosen = chosen.model_copy(update={"model": model})
-    try:
-        from nvembed.serve.run import Server
-    except ImportError as error:
-        raise MissingExtraError(f"pip install 'nvembed[serve]' to serve ({error.name} is missing)") from error
+    from nvembed.serve.run import Server
+
     if chosen.index is None:
-        Server(chosen, lambda: loaded(chosen)).serve_forever()
+        _refuse_missing(chosen.model)
+        _run(Server(chosen, lambda: loaded(chosen)))
         return
     from nvembed.cli.serve_index import served_index
 
     index, its_model, check = served_index(chosen.index, chosen.index_map)
     chosen = chosen.model_copy(update={"model": chosen.model or its_model})
+    _refuse_missing(chosen.model)
 
-    def load_checked() -> "Model":
+    def load_checked() -> "ServedModel":
         model = loaded(chosen)
         check(model.fingerprint)
         return model
 
-    Server(chosen, load_checked, index).serve_forever()
+    _run(Server(chosen, load_checked, index))
 
 
-def merged(flags: Settings | None, file: Path | None, environment: Mapping[str, str]) -> Settings:
-    """Return the settings that were given: flags before environment before file before defaults.
+def _refuse_missing(model: str) -> None:
+    """Raise WeightsError for a name that is neither a folder nor a hub id, before the port is opened."""
+    if model and len(model.split("/")) != 2:
+        from nvembed.weights.hub import model_folder
+
+        model_folder(model)
+
+
+def _run(server: "Server") -> None:
+    """Serve, and leave with 128 + the signal if one came before the model was loaded."""
+    server.serve_forever()
+    code = 0 if server.ended_by is None else 128 + server.ended_by
+    native = [thread for thread in threading.enumerate() if thread.name.startswith(("load", "compute-"))]
+    if native:  # still inside a library: the interpreter's own end would abort it
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    if code:
+        sys.exit(code)
+
+
+def merged(flags: ServerSettings | None, file: Path | None, environment: Mapping[str, str]) -> ServerSettings:
+    """Return the settings: flags before environment before file before defaults.
 
     Raises:
         ConfigError: the file cannot be used.
-        InputError: a variable cannot be.
+        InputError: a variable is unknown or cannot be used.
     """
     file = file or (Path(environment[f"{PREFIX}CONFIG"]) if f"{PREFIX}CONFIG" in environment else None)
-    layers = [read_recipe(file, Settings)] if file else []
+    layers = [read_recipe(file, ServerSettings)] if file else []
     layers.append(from_environment(environment))
     layers += [flags] if flags is not None else []
     values = {name: getattr(layer, name) for layer in layers for name in layer.model_fields_set}
-    return Settings.model_construct(**values)
+    return ServerSettings.model_construct(**values)
 
 
-def from_environment(environment: Mapping[str, str]) -> Settings:
-    """Return what ``NVEMBED_...`` variables set.
+def from_environment(environment: Mapping[str, str]) -> ServerSettings:
+    """Return the settings of ``NVEMBED_...`` variables.
 
     Raises:
-        InputError: a value that cannot be used.
+        InputError: an unknown variable, or a value that cannot be used.
     """
-    given: dict[str, Any] = {}
-    for name, field in Settings.model_fields.items():
-        value = environment.get(PREFIX + name.upper(), "")
-        if value or (name == "api_key" and f"{PREFIX}API_KEY" in environment):  # an empty key opens no server
-            given[name] = value.split(",") if get_origin(field.annotation) is tuple else value
+    variables = {PREFIX + name.upper(): name for name in ServerSettings.model_fields}
+    for variable in environment:
+        if variable.startswith(PREFIX) and variable not in variables and variable not in OTHERS:
+            raise InputError(f"unknown variable {variable}: {nearest(variable, variables)}")
+    values = {
+        name: environment[variable]
+        for variable, name in variables.items()
+        # an empty key is refused later, not taken for none
+        if environment.get(variable) or (name == "api_key" and variable in environment)
+    }
     try:
-        return Settings.model_validate(given)  # not strict: numbers may be strings
+        return ServerSettings.model_validate(values)  # not strict: numbers may be strings
     except ValidationError as error:
         faults = [
             f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}, got {e['input']!r:.80}" for e in error.errors()
@@ -110,9 +145,9 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         raise InputError("\n".join(faults)) from error
 
 
-def loaded(settings: Settings) -> "Model":
-    """Load the model that is to be served, and say what the server needs of it."""
-    from nvembed.serve.model import Device, Model
+def loaded(settings: ServerSettings) -> "ServedModel":
+    """Load the model, and return it as the functions that the server needs."""
+    from nvembed.serve.model import Device, ServedModel
 
     encoder = load(
         settings.model,
@@ -129,7 +164,7 @@ def loaded(settings: Settings) -> "Model":
         for number, replica in enumerate(encoder.replicas)
     ]
     tokenizer = encoder.tokenizer
-    return Model(
+    return ServedModel(
         name=settings.model,
         dim=encoder.dim,
         max_length=encoder.max_length,
@@ -148,7 +183,7 @@ def _tiktoken(name: str | None) -> Callable[[Sequence[int]], str] | None:
 
     Raises:
         MissingExtraError: tiktoken is not installed.
-        InputError: it knows no such encoding, or cannot fetch it.
+        InputError: there is no such encoding, or it cannot be fetched.
     """
     if name is None:
         return None
@@ -164,7 +199,7 @@ def _tiktoken(name: str | None) -> Callable[[Sequence[int]], str] | None:
     def text_of(ids: Sequence[int]) -> str:
         try:
             return str(encoding.decode(list(ids)))
-        except Exception as error:  # an id it does not know is a KeyError, or a panic of its Rust core
+        except Exception as error:  # an unknown id is a KeyError, or a panic of its Rust core
             raise InputError(f"these token ids are not {name}'s: {error}") from error
 
     return text_of

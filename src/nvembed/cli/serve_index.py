@@ -1,4 +1,4 @@
-"""The index of ``nvembed serve --index``: opened, and made into what the server needs of it."""
+"""The index of ``nvembed serve --index``, as the functions that the server needs."""
 
 import json
 from collections.abc import Callable
@@ -14,24 +14,24 @@ from nvembed.search.retrieve import mark_words, retrieve
 from nvembed.search.where import Condition, parse_where
 
 if TYPE_CHECKING:
-    from nvembed.serve.search import Index, Wanted
+    from nvembed.serve.model import SearchQuery, ServedIndex
 
 
-def served_index(path: Path, map_path: Path | None) -> "tuple[Index, str, Callable[[str], None]]":
+def served_index(path: Path, map_path: Path | None) -> "tuple[ServedIndex, str, Callable[[str], None]]":
     """Open an index for the server.
 
     Returns:
-        The index, the model that embedded it, and a check that a model of that fingerprint is the same.
+        The index, the name of its model, and a check that a model's fingerprint is that of the index.
 
     Raises:
-        DataError: no index there, or no map.
+        DataError: there is no index, or no map.
     """
-    from nvembed.serve.search import Index
+    from nvembed.serve.model import ServedIndex
 
     index = opened(path)
     record = index.record
 
-    def find(wanted: "Wanted", vector: np.ndarray | None) -> list[dict[str, Any]]:
+    def find(wanted: "SearchQuery", vector: np.ndarray | None) -> list[dict[str, Any]]:
         where = parse_where(wanted.where, record.fields)
         if wanted.id is not None:
             where = (*where, Condition("id", "=", wanted.id))
@@ -41,30 +41,35 @@ def served_index(path: Path, map_path: Path | None) -> "tuple[Index, str, Callab
     def check(fingerprint: str) -> None:
         if fingerprint != record.fingerprint:
             raise InputError(
-                f"the model's fingerprint is {fingerprint}; expected {record.fingerprint}, of "
-                f"{record.model}, "
-                f"which embedded {path}: serve that model, or leave --index out"
+                f"the model's fingerprint is {fingerprint}; expected {record.fingerprint}, that of "
+                f"{record.model}, which embedded {path}: serve that model, or leave --index out"
             )
 
     name = index.folder.resolve().parent.name if index.folder.name == "index" else index.folder.resolve().name
     content = None if map_path is None else read_map(map_path)
-    fields = {**record.fields, "document": "string"}
-    served = Index(name, fields, record.query_prompt, record.max_length, find, content)
+
+    def fields() -> dict[str, str]:
+        return {**record.fields, "document": "string"}
+
+    def answers() -> None:
+        index.store.known(["-"])
+
+    served = ServedIndex(name, record.query_prompt, record.max_length, fields, find, answers, content)
     return served, record.model, check
 
 
 def read_map(path: Path) -> bytes:
-    """Return the map that ``nvembed cluster`` wrote, its folder or the file itself.
+    """Return the map that ``nvembed cluster`` wrote, from its folder or the file.
 
     Raises:
-        DataError: there is none.
+        DataError: there is no map.
     """
     file = path / "map.json" if path.is_dir() else path
     try:
         content = file.read_bytes()
-        found = json.loads(content)
-        if found["format"] != 1 or not found["points"] or not found["clusters"]:
+        points = json.loads(content)
+        if points["format"] != 1 or not points["points"] or not points["clusters"]:
             raise ValueError("it has no points")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file} is no map ({error}): make one with  nvembed cluster") from error
+        raise DataError(f"{file} is not a map ({error}): create one with  nvembed cluster") from error
     return content

@@ -1,66 +1,87 @@
-"""The application: routes, error handlers and the guard around them."""
+"""The application: the operator's routes, the pages, error handlers, and the layers around them."""
 
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp
 
 from nvembed import __version__
+from nvembed.serve import protocol
 from nvembed.serve.apis import cohere_routes, json_response, openai_routes, tei_routes
 from nvembed.serve.guard import Guard
-from nvembed.serve.pages import page_routes
-from nvembed.serve.refusal import TEI_PATHS, RefusedError, envelope
-from nvembed.serve.search import Index, search_routes
-from nvembed.serve.state import State
-from nvembed.serve.stats import stats
+from nvembed.serve.model import ServedIndex
+from nvembed.serve.refusal import RefusedError, envelope
+from nvembed.serve.search import search_routes
+from nvembed.serve.state import State, stats
 from nvembed.serve.trace import Tracing
 
+HEALTH = ("/health", "/health/live", "/health/ready", "/v1/health/live", "/v1/health/ready")
 
-def create_app(state: State, tracing: Tracing | None = None, index: Index | None = None) -> ASGIApp:
+
+def create_app(state: State, tracing: Tracing | None = None, index: ServedIndex | None = None) -> ASGIApp:
     """Return the ASGI application of one server."""
     app = FastAPI(title="nvembed", version=__version__, docs_url=None, redoc_url=None)
-    for router in (
-        openai_routes(state),
-        cohere_routes(state),
-        tei_routes(state),
-        operator_routes(state),
-        page_routes(),
-    ):
-        app.include_router(router)
+    routers = [openai_routes(state), cohere_routes(state), tei_routes(state), operator_routes(state)]
+    routers += [nim_routes(state), page_routes()]
     if index is not None:
-        app.include_router(search_routes(state, index))
+        routers.append(search_routes(state, index))
+    for router in routers:
+        app.include_router(router)
     app.add_exception_handler(RefusedError, _refused)
-    app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _crashed)
-    return Guard(app, state, tracing)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # as FastAPI's docs advise
+    note = tracing.note if tracing else None
+    layers: ASGIApp = Guard(app, state, public=(*HEALTH, *PAGE_PATHS), note=note)
+    if tracing:
+        layers = tracing.around(layers)
+    origins = state.settings.cors_origin
+    if not origins:
+        return layers
+    return CORSMiddleware(
+        layers,
+        allow_origins=origins,
+        allow_methods=("GET", "POST"),
+        allow_headers=("Authorization", "Content-Type", "X-Api-Key", "X-Request-Id", "X-Timeout-S"),
+        expose_headers=("Retry-After", "X-Request-Id"),
+    )
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    if not app.openapi_schema:
+        schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        forms = (protocol.OpenAIBody, protocol.CohereBody, protocol.CohereV1Body, protocol.SearchBody)
+        tei = (protocol.TeiEmbedBody, protocol.TeiSimilarityBody, protocol.TeiTokenizeBody)
+        schema.setdefault("components", {}).setdefault("schemas", {}).update(protocol.schemas(*forms, *tei))
+        app.openapi_schema = schema
+    return app.openapi_schema
 
 
 def operator_routes(state: State) -> APIRouter:
     router = APIRouter(tags=["operator"])
 
-    @router.head("/health/live", include_in_schema=False)
     @router.get("/health/live")
     async def live() -> Response:
-        """200 while the process can answer and its model is not failing for good; else restart it."""
+        """200 if the process answers and its model works; on anything else, restart it."""
         failing = state.status == "failing"
         return JSONResponse({"status": state.status}, 503 if failing else 200)
 
-    @router.head("/health/ready", include_in_schema=False)
-    @router.head("/health", include_in_schema=False)
     @router.get("/health/ready")
     @router.get("/health", summary="TEI's name of the same")
     async def ready() -> Response:
-        """200 where requests are taken: not while loading, draining or failing."""
+        """200 if it serves requests: not while loading, draining or failing, or if the index fails."""
         return JSONResponse({"status": state.status}, 200 if state.ready else 503)
 
     @router.get("/metrics", response_class=PlainTextResponse)
+    @router.get("/v1/metrics", response_class=PlainTextResponse, summary="NIM's name of the same")
     async def metrics() -> Response:
         """Prometheus' text format."""
-        stats(state)  # brings the gauges up to date
+        stats(state)  # updates the gauges
         return PlainTextResponse(state.watch.metrics(), media_type="text/plain; version=0.0.4")
 
     @router.get("/stats")
@@ -68,6 +89,93 @@ def operator_routes(state: State) -> APIRouter:
         """Status, queue and throughput as JSON, for a page or a person."""
         return json_response(stats(state))
 
+    return router
+
+
+def nim_routes(state: State) -> APIRouter:
+    """NVIDIA NIM's routes about the service."""
+    router = APIRouter(tags=["NIM"])
+
+    @router.get("/v1/health/live")
+    async def live() -> Response:
+        return _nim_health("live", good=state.status != "failing")
+
+    @router.get("/v1/health/ready")
+    async def ready() -> Response:
+        return _nim_health("ready", good=state.ready)
+
+    @router.get("/v1/metadata")
+    async def metadata() -> Response:
+        models = [{"shortName": name, "modelUrl": ""} for name in state.names]
+        return json_response(
+            {"version": __version__, "assetInfo": [], "licenseInfo": {}, "modelInfo": models}
+        )
+
+    @router.get("/v1/version")
+    async def version() -> Response:
+        return json_response({"release": __version__, "api": __version__})
+
+    @router.get("/v1/manifest")
+    async def manifest() -> Response:
+        engine = state.serving()
+        facts = {
+            "model": state.names[0],
+            "fingerprint": engine.model.fingerprint,
+            "dtype": engine.model.dtype,
+        }
+        return json_response({"repository": "", "manifest_file": "", **facts})
+
+    @router.get("/v1/license")
+    async def license_of_the_server() -> Response:
+        facts = {"name": "Apache-2.0", "type": "server", "path": "LICENSE", "url": _LICENCE_URL}
+        return json_response({**facts, "content": "The licence of the server. The model has its own."})
+
+    return router
+
+
+_LICENCE_URL = "https://www.apache.org/licenses/LICENSE-2.0"
+
+
+def _nim_health(what: str, *, good: bool) -> Response:
+    message = f"Service is {what}." if good else f"Service is not {what}."
+    body = {"object": "health.response", "message": message, "status": what if good else f"not {what}"}
+    return JSONResponse(body, 200 if good else 503)
+
+
+_FOLDER = Path(__file__).parent / "page"
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+_PARTS = ("api.js", "compare.js", "icon.svg", "map.js", "search.js", "status.js", "style.css")
+_FILES = {"/": "index.html", "/page/search": "search.html"} | {f"/page/{name}": name for name in _PARTS}
+PAGE_PATHS = tuple(_FILES)
+
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+
+
+def page_routes() -> APIRouter:
+    """Return the pages: files that ship with the package."""
+    router = APIRouter(include_in_schema=False)
+
+    def add(path: str, file: Path) -> None:
+        content = file.read_bytes()
+
+        @router.get(path)
+        async def send() -> Response:
+            return Response(content, headers={**_PAGE_HEADERS, "Content-Type": _TYPES[file.suffix]})
+
+    for path, name in _FILES.items():
+        add(path, _FOLDER / name)
     return router
 
 
@@ -83,42 +191,14 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    said = {
-        400: "the body cannot be read: expected a JSON object in UTF-8, not compressed, nested less deeply",
-        404: "no such route",
-        405: f"{request.method} is not served here",
-    }
-    code = "bad_request" if error.status_code == 400 else "http"
-    refusal = RefusedError(error.status_code, code, said.get(error.status_code, str(error.detail)))
+    messages = {404: "no such route", 405: f"{request.method} is not supported here"}
+    refusal = RefusedError(error.status_code, "http", messages.get(error.status_code, str(error.detail)))
     answer = _refusal(request, refusal)
     answer.headers.update(error.headers or {})
     return answer
 
 
 async def _crashed(request: Request, error: Exception) -> Response:  # noqa: ARG001
-    """Answer where the guard can only log: it is raised again after this."""
-    what = "something broke: the log says where, under this request's id"
+    """Answer; the exception is raised again after this, and the guard logs it."""
+    what = f"internal error: see the server's log for request {request.state.ticket.id}"
     return _refusal(request, RefusedError(500, "internal", what))
-
-
-async def _invalid(request: Request, error: Exception) -> Response:
-    """Say what is wrong with a body, without its texts."""
-    assert isinstance(error, RequestValidationError)
-    faults = [_fault(detail) for detail in error.errors()]
-    first = next((name for name, _ in faults if name), None)
-    said = "; ".join(dict.fromkeys(f"{name}: {line}" if name else line for name, line in faults[:5]))
-    status = 422 if request.url.path in TEI_PATHS else 400
-    return _refusal(request, RefusedError(status, "bad_request", said, param=first))
-
-
-def _fault(detail: Any) -> tuple[str, str]:
-    """Return the name of the field that a fault is in, and the fault."""
-    if detail["type"] == "json_invalid":
-        return "", f"the body is not JSON ({detail['ctx']['error']} at character {detail['loc'][-1]})"
-    path = [part for part in detail["loc"] if part != "body"]
-    if not path:
-        return "", "expected a JSON object, sent as Content-Type: application/json"
-    if path[0] in ("input", "inputs") and len(path) > 1 and not isinstance(path[1], int):
-        kinds = "a text, a list of texts, token ids or lists of them, no list of them empty"
-        return str(path[0]), f"expected {kinds}"
-    return ".".join(map(str, path)), str(detail["msg"])

@@ -1,30 +1,85 @@
-"""Texts of many requests to batches of a token budget: one compute thread per device, three lanes.
+"""The queue: texts of many requests become batches of a token budget; one compute thread per device.
 
-``QUERY`` goes before ``BULK``, and ``BULK`` before ``LONG``, the texts that are longer than a batch. A batch
-pauses many times, and at each pause its thread computes one batch of what is more urgent: a query waits for
-half a layer of the batch at hand, not for the batch. Nothing starves: idle threads take the lanes in turn, a
-pause serves one batch, and ``BULK`` gets no more time within a ``LONG`` batch than that batch itself.
+There are three lanes. ``QUERY`` goes before ``BULK``, and ``BULK`` before ``LONG``, the texts longer than a
+batch. A batch pauses many times, and at each pause its thread computes one batch of what is more urgent: a
+query waits for half a layer of the batch at work, not for the whole batch. Nothing starves: idle threads take
+the lanes in turn, a pause serves one batch, and within a ``LONG`` batch, ``BULK`` gets no more time than that
+batch itself.
 
-Budgets follow two things: where pauses are further apart than ``pause_s``, batches shrink; where a batch does
-not fit on its device, it is split, and the device's budget is lowered for good.
+The budget of a device shrinks if pauses are further apart than ``pause_s``. If a batch does not fit on its
+device, it is split, and the device's budget stays lower.
 """
 
 import threading
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from enum import IntEnum
 from time import monotonic
 
 import numpy as np
 
-from nvembed.serve.jobs import Item, Job, Lane, expired, failing
 from nvembed.serve.model import Device
 from nvembed.serve.refusal import RefusedError
 from nvembed.serve.watch import Watch
 from nvembed.text.tokenize import Tokens
 
-FLOOR_TOKENS = 256  # no batch is made smaller than this for the sake of latency
+FLOOR_TOKENS = 256  # batches shrink no further than this for latency
 NEAR_BATCHES = 8  # a batch is chosen among the oldest texts that would fill so many
 PROBE_EVERY_S = 5.0
+
+
+class Lane(IntEnum):
+    QUERY = 0
+    BULK = 1
+    LONG = 2
+
+
+@dataclass(eq=False)
+class EmbedJob:
+    """Texts of one request. ``future`` gives (n, d) float32, or raises RefusedError."""
+
+    tokens: Sequence[Tokens]
+    deadline: float  # on the monotonic clock
+    future: "Future[np.ndarray]" = field(default_factory=Future)
+    vectors: np.ndarray | None = None
+    left: int = 0  # texts without a vector
+    waiting_tokens: int = 0  # of texts that no batch has taken yet
+    first_row: int = 0  # the number of the first text in its request
+    submitted: float = field(default_factory=monotonic)
+    started: float | None = None
+
+    @property
+    def over(self) -> bool:
+        return self.future.done()
+
+
+@dataclass(frozen=True)
+class Item:
+    """One text of a job."""
+
+    job: EmbedJob
+    row: int
+    lane: Lane
+
+    @property
+    def number(self) -> int:
+        """The text's place in its request, for messages."""
+        return self.job.first_row + self.row
+
+    @property
+    def size(self) -> int:
+        return len(self.job.tokens[self.row].input_ids)
+
+
+def failing() -> RefusedError:
+    message = "the model fails on every text: see the server's log"
+    return RefusedError(503, "model_failing", message, retry_after_s=5)
+
+
+def expired() -> RefusedError:
+    return RefusedError(504, "deadline", "the request took too long: try again, or send fewer texts")
 
 
 class _Worker:
@@ -65,7 +120,7 @@ class _Run:
 
 
 class _Abandoned(BaseException):
-    """Nobody waits for any text of a batch any more."""
+    """The requests of all texts of a batch have ended."""
 
 
 class Batcher:
@@ -80,7 +135,7 @@ class Batcher:
         max_queue_tokens: int,
         pause_s: float,
     ) -> None:
-        """Start one thread per device. ``probe`` can be embedded: it tells a bad text from a bad device."""
+        """Start one thread per device. ``probe`` is a good text: it tells bad texts from bad devices."""
         self.max_queue_tokens = max_queue_tokens
         self.pause_s = pause_s
         self.watch = watch
@@ -88,7 +143,7 @@ class Batcher:
         self._lanes: dict[Lane, deque[Item]] = {lane: deque() for lane in Lane}
         self._held_tokens = 0  # of jobs that are not taken by batches, and of texts being tokenised
         self._changed = threading.Condition()
-        self._jobs: set[Job] = set()
+        self._jobs: set[EmbedJob] = set()
         self._closing = False
         self.workers = [_Worker(device, device.batch_tokens) for device in devices]
         self.long_tokens = min(worker.limit for worker in self.workers)
@@ -115,22 +170,24 @@ class Batcher:
         """Return how many texts wait in each lane."""
         return {lane.name.lower(): len(queue) for lane, queue in self._lanes.items()}
 
-    def reserve(self, tokens: int) -> None:
+    def reserve(self, tokens: int, *, admitted: bool = False) -> None:
         """Take room in the queue for texts that are still to be tokenised; ``release`` gives it back.
 
-        An empty queue takes a request of any size.
+        An empty queue takes any number. The later pieces of an ``admitted`` request always get room: only few
+        of them are in the queue at a time.
 
         Raises:
             RefusedError: 429, the queue is full.
         """
         with self._changed:
-            if self._held_tokens and self._held_tokens + tokens > self.max_queue_tokens:
+            full = self._held_tokens and self._held_tokens + tokens > self.max_queue_tokens
+            if full and not admitted:
                 wait_s = self._held_tokens / max(self.watch.tokens_per_s(), 1.0)
                 raise RefusedError(
                     429,
                     "queue_full",
-                    f"{self._held_tokens:,} tokens wait already and max_queue_tokens is "
-                    f"{self.max_queue_tokens:,}: try again later",
+                    f"the queue is full: {self._held_tokens:,} tokens wait and max_queue_tokens is "
+                    f"{self.max_queue_tokens:,}. Try again later",
                     retry_after_s=min(max(wait_s / 2, 1.0), 60.0),
                 )
             self._held_tokens += tokens
@@ -139,9 +196,11 @@ class Batcher:
         with self._changed:
             self._held_tokens -= tokens
 
-    def submit(self, tokens: Sequence[Tokens], *, urgent: bool, deadline: float) -> Job:
-        """Queue a request's texts: as queries where ``urgent``, else as bulk or long ones."""
-        job = Job(tokens, deadline, left=len(tokens))
+    def submit(
+        self, tokens: Sequence[Tokens], *, urgent: bool, deadline: float, first_row: int = 0
+    ) -> EmbedJob:
+        """Queue texts of a request: as queries if ``urgent``, else as bulk or long ones."""
+        job = EmbedJob(tokens, deadline, left=len(tokens), first_row=first_row)
         job.future.set_running_or_notify_cancel()  # from now on only a result or a refusal ends it
         with self._changed:
             for row, item in enumerate(tokens):
@@ -155,27 +214,27 @@ class Batcher:
         job.future.add_done_callback(lambda _: self._jobs.discard(job))
         return job
 
-    def cancel(self, job: Job, refusal: RefusedError) -> None:
-        """End a job: its texts are not computed, unless a batch has them already."""
+    def cancel(self, job: EmbedJob, refusal: RefusedError) -> None:
+        """End a job. Its texts are not computed, except those in a batch at work."""
         with self._changed:
             self._end(job, refusal)
 
     def refuse_all(self, refusal: RefusedError) -> None:
-        """End every job, those at work too."""
+        """End every job, including those in a batch at work."""
         with self._changed:
             for job in list(self._jobs):
                 self._end(job, refusal)
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """End the threads; what is not done by then is refused."""
-        self.refuse_all(RefusedError(503, "closing", "the server is going down: try again"))
+        """End the threads and refuse what is left."""
+        self.refuse_all(RefusedError(503, "closing", "the server is shutting down: try again"))
         with self._changed:
             self._closing = True
             self._changed.notify_all()
         for thread in self._threads:
             thread.join(timeout_s)
 
-    def _end(self, job: Job, refusal: RefusedError) -> None:
+    def _end(self, job: EmbedJob, refusal: RefusedError) -> None:
         self._held_tokens -= job.waiting_tokens
         job.waiting_tokens = 0
         if not job.future.done():
@@ -206,7 +265,7 @@ class Batcher:
     def _take(self, lane: Lane, worker: _Worker) -> list[Item]:
         """Take a batch: a lane's oldest text, and of the next ones those most like it in length.
 
-        Needs the lock. Texts that nobody waits for are dropped.
+        Needs the lock. Texts whose request has ended are dropped.
         """
         queue = self._lanes[lane]
         near: list[Item] = []
@@ -306,13 +365,13 @@ class Batcher:
                 job.left -= 1
                 if not good:
                     self.watch.failed("a vector is not finite")
-                    message = f"the vector of input {item.row} is not finite and is not sent: check the model"
+                    message = f"the vector of input {item.number} is not finite: check the model"
                     self._end(job, RefusedError(500, "not_finite", message))
                 elif job.left == 0 and not job.over:
                     job.future.set_result(job.vectors)
 
     def _measure(self, run: _Run, tokens: int, worker: _Worker) -> None:
-        """Say what a batch took, and set the budget by how far apart its pauses were."""
+        """Count a batch, and set the budget by the time between its pauses."""
         self.watch.computed(run.lane.name.lower(), tokens, run.last - run.start - run.others)
         if run.lane is Lane.BULK and tokens >= FLOOR_TOKENS:
             fitting = int(tokens * self.pause_s / max(run.typical_gap, 1e-6))
@@ -324,7 +383,7 @@ class Batcher:
             )
 
     def _does_not_fit(self, items: list[Item], tokens: int, worker: _Worker, outer: _Run | None) -> None:
-        """Out of memory: split, lower the budget, try again; a text that fits nowhere is refused."""
+        """Out of memory: split, lower the budget, try again; a single text that does not fit is refused."""
         if outer is not None:  # it may fit once the batch around it has ended
             outer.crowded = True
             self._put_back(items)
@@ -335,11 +394,13 @@ class Batcher:
         else:
             self.watch.out_of_memory(worker.device.name, tokens, worker.limit)
             where = worker.device.name
-            message = f"input {items[0].row} is {tokens:,} tokens, and {where} has no memory for it: cut it"
+            message = (
+                f"input {items[0].number} is {tokens:,} tokens, too long for the memory of {where}: cut it"
+            )
             self.cancel(items[0].job, RefusedError(413, "out_of_memory", message))
 
     def _isolate(self, items: list[Item], worker: _Worker, outer: _Run | None, error: BaseException) -> None:
-        """The model raised: halve the batch until the texts that it raises for stand alone."""
+        """The model raised: halve the batch until the texts that it fails on are alone."""
         self.watch.failed(type(error).__name__, error)
         self._test(worker)
         if len(items) > 1 and not worker.failing:
@@ -348,7 +409,7 @@ class Batcher:
             self._run(items[middle:], worker, outer)
             return
         for item in items:
-            what = f"the model failed on input {item.row} ({type(error).__name__}): the log has more"
+            what = f"the model failed on input {item.number} ({type(error).__name__}): see the server's log"
             self.cancel(item.job, failing() if worker.failing else RefusedError(500, "model_failed", what))
         if self.failing:
             self.refuse_all(failing())

@@ -1,9 +1,9 @@
-"""One request's way: texts, prompt, tokens, a place in the queue, vectors. Knows no HTTP and no API."""
+"""The path of one request: texts, prompt, tokens, a place in the queue, vectors. Knows no HTTP and no API."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from time import monotonic
 from typing import Literal, TypeVar
@@ -11,11 +11,10 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from nvembed.errors import InputError
-from nvembed.serve.batcher import Batcher
-from nvembed.serve.jobs import expired, failing
-from nvembed.serve.model import Model
+from nvembed.serve.batcher import Batcher, EmbedJob, expired, failing
+from nvembed.serve.model import ServedModel
 from nvembed.serve.refusal import RefusedError
-from nvembed.serve.settings import Settings
+from nvembed.serve.settings import ServerSettings
 from nvembed.serve.watch import Watch
 from nvembed.text.prompt import format_prompt, instruction_for
 from nvembed.text.tokenize import Piece, Tokens
@@ -24,7 +23,12 @@ InputType = Literal["query", "passage", "classification", "clustering"]
 Truncate = Literal["NONE", "START", "END"]
 
 SMALL_BYTES = 16_384  # requests up to this size are tokenised on a thread that larger ones cannot hold
-BYTES_PER_TOKEN = 4  # to reserve a place before a text is tokenised
+BYTES_PER_TOKEN = 4  # an estimate, to reserve a place before a text is tokenised
+PIECES_AT_ONCE = 2  # of one request in the queue: one at work, one waiting
+TOKENIZE_BYTES, TOKENIZE_TOKENS = (
+    2**20,
+    2**16,
+)  # of one request to show tokens: each becomes 100 bytes of JSON
 NO_IDS = (
     "this server accepts texts, not token ids: their vocabulary is unknown. Send texts (in LangChain's "
     "OpenAIEmbeddings: check_embedding_ctx_length=False), or start the server with --vocabulary cl100k_base "
@@ -34,8 +38,8 @@ WARM_UP = ("warm-up", "The quick brown fox jumps over the lazy dog. " * 16)
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a request wants, whatever API it came by. ``param`` is that API's name of the texts."""
+class EmbedRequest:
+    """A request in no API's words, except ``param``: that API's name of the texts."""
 
     texts: Sequence[str | Sequence[int]]
     input_type: InputType | None = None
@@ -44,11 +48,11 @@ class Asked:
     truncate: Truncate = "NONE"
     param: str = "input"
     max_length: int | None = None
-    prompt: str | None = None  # the whole of it, in place of the others
+    prompt: str | None = None  # the whole prompt, in place of instruction, task and input_type
 
 
 @dataclass(frozen=True)
-class Answer:
+class EmbedResult:
     """Vectors (n, d) float32, unit rows, and what was read of each text."""
 
     vectors: np.ndarray
@@ -66,17 +70,17 @@ class Answer:
 
 
 T = TypeVar("T")
-Gone = Callable[[], Coroutine[None, None, None]]  # returns when nobody waits any more; cancelled at the end
+Gone = Callable[[], Coroutine[None, None, None]]  # returns when the client has gone; cancelled at the end
 
 
 class Engine:
-    """Owns the compute threads and the tokenising ones."""
+    """Owns the compute threads and the tokenising threads."""
 
-    def __init__(self, model: Model, settings: Settings, watch: Watch) -> None:
+    def __init__(self, model: ServedModel, settings: ServerSettings, watch: Watch) -> None:
         """Warm the devices up and start.
 
         Raises:
-            InputError: ``max_length`` is no length that this model reads.
+            InputError: ``max_length`` is longer than the model reads.
             Whatever the model raises for a plain text.
         """
         self.model = model
@@ -88,11 +92,13 @@ class Engine:
             if not np.isfinite(device.embed(probe, pause=None)).all():
                 raise InputError(f"the warm-up's vectors are not finite on {device.name}: run  nvembed check")
         batch = min(device.batch_tokens for device in model.devices)
+        max_queue_tokens = settings.max_queue_tokens or 64 * batch
+        self.piece_bytes = BYTES_PER_TOKEN * max(max_queue_tokens // 16, batch * len(model.devices))
         self.batcher = Batcher(
             model.devices,
             probe,
             watch,
-            max_queue_tokens=settings.max_queue_tokens or 64 * batch,
+            max_queue_tokens=max_queue_tokens,
             pause_s=settings.pause_ms / 1000,
         )
         self._small = ThreadPoolExecutor(1, "tokenise-small")
@@ -103,31 +109,30 @@ class Engine:
         self._small.shutdown(wait=False, cancel_futures=True)
         self._large.shutdown(wait=False, cancel_futures=True)
 
-    def prompt(self, asked: Asked) -> str:
-        """Return the string put before the texts.
+    def prompt(self, request: EmbedRequest) -> str:
+        """Return the string to prepend to the texts.
 
-        A task gives both sides of a pair theirs; an instruction is for queries. Without either it is the
+        A task has one for each side of a pair; an instruction is for queries. Without either it is the
         operator's instruction for the input type, if there is one.
 
         Raises:
-            RefusedError: 400, both are given, the task is unknown, or the instruction is none.
+            RefusedError: 400, both were sent, the task is unknown, or the instruction cannot be used.
         """
-        if asked.prompt is not None:
-            return asked.prompt
-        if asked.instruction is not None and asked.task is not None:
-            raise RefusedError(
-                400, "bad_instruction", "instruction and task are both given: send one", param="task"
-            )
-        passage = asked.input_type == "passage"
+        if request.prompt is not None:
+            return request.prompt
+        if request.instruction is not None and request.task is not None:
+            message = "expected instruction or task, got both: send one"
+            raise RefusedError(400, "bad_instruction", message, param="task")
+        passage = request.input_type == "passage"
         try:
-            if asked.task is not None:
-                return format_prompt(instruction_for(asked.task, "corpus" if passage else "query"))
-            if asked.instruction and passage:
+            if request.task is not None:
+                return format_prompt(instruction_for(request.task, "corpus" if passage else "query"))
+            if request.instruction and passage:
                 raise InputError("instruction goes with queries, not with passages: leave one of them out")
-            if asked.instruction is not None:
-                return format_prompt(asked.instruction)
+            if request.instruction is not None:
+                return format_prompt(request.instruction)
         except InputError as error:
-            param = "task" if asked.task is not None else "instruction"
+            param = "task" if request.task is not None else "instruction"
             raise RefusedError(400, "bad_instruction", str(error), param=param) from error
         settings = self.settings
         defaults = {
@@ -135,53 +140,85 @@ class Engine:
             "classification": settings.classification_instruction,
             "clustering": settings.clustering_instruction,
         }
-        return format_prompt(defaults.get(asked.input_type or "", ""))
+        return format_prompt(defaults.get(request.input_type or "", ""))
 
-    async def embed(self, asked: Asked, deadline: float, gone: Gone) -> Answer:
+    async def embed(self, request: EmbedRequest, deadline: float, gone: Gone) -> EmbedResult:
         """Embed a request's texts; ``deadline`` is on the monotonic clock.
+
+        A large request goes through the queue in pieces, few at a time, so that others get room beside it.
 
         Raises:
             RefusedError: why there are no vectors.
         """
         if self.batcher.failing:
             raise failing()
-        prompt = self.prompt(asked)
-        size = self._checked_size(asked)
+        prompt = self.prompt(request)
+        sizes = self._sizes(request, prompt)
         left = asyncio.ensure_future(gone())
+        jobs: list[EmbedJob] = []
+        vectors: list[np.ndarray] = []
         try:
-            tokens = await self._tokenised(asked, prompt, size, left, deadline)
-            job = self.batcher.submit(tokens, urgent=self._urgent(asked, tokens), deadline=deadline)
-            try:
-                vectors = await self._first(asyncio.wrap_future(job.future), left, deadline)
-            except RefusedError as refusal:
-                self.batcher.cancel(job, refusal)
-                raise
+            for first, end in self._pieces(sizes):
+                piece = replace(request, texts=request.texts[first:end])
+                size = sum(sizes[first:end])
+                work = partial(self._tokens, piece, prompt, first)
+                tokens = await self._tokenised(work, size, left, deadline, admitted=first > 0)
+                if len(jobs) - len(vectors) == PIECES_AT_ONCE:
+                    vectors.append(await self._result(jobs[len(vectors)], left, deadline))
+                urgent = end - first == len(sizes) and self._urgent(request, tokens)
+                jobs.append(self.batcher.submit(tokens, urgent=urgent, deadline=deadline, first_row=first))
+            while len(vectors) < len(jobs):
+                vectors.append(await self._result(jobs[len(vectors)], left, deadline))
+        except BaseException as error:
+            gone_wrong = RefusedError(500, "internal", "another part of the request failed")
+            for job in jobs:
+                self.batcher.cancel(job, error if isinstance(error, RefusedError) else gone_wrong)
+            raise
         finally:
             left.cancel()
-        queue_s = (job.started or job.submitted) - job.submitted
+        return self._answer(jobs, vectors, prompt)
+
+    def _answer(self, jobs: Sequence[EmbedJob], vectors: Sequence[np.ndarray], prompt: str) -> EmbedResult:
+        queue_s = (jobs[0].started or jobs[0].submitted) - jobs[0].submitted
         self.watch.queue_s.observe(queue_s)
+        tokens = [item for job in jobs for item in job.tokens]
         read, full = [len(t.input_ids) for t in tokens], [t.full_length for t in tokens]
-        answer = Answer(vectors, read, full, prompt, queue_s, self.model.fingerprint)
+        joined = vectors[0] if len(vectors) == 1 else np.concatenate(vectors)
+        answer = EmbedResult(joined, read, full, prompt, queue_s, self.model.fingerprint)
         self.watch.texts.inc(len(tokens))
         self.watch.cut.inc(len(answer.truncated))
         return answer
 
+    async def _result(self, job: EmbedJob, left: "asyncio.Future[None]", deadline: float) -> np.ndarray:
+        return await self._first(asyncio.wrap_future(job.future), left, deadline)
+
+    def _pieces(self, sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """Yield the first row and the end of each piece: texts of ``piece_bytes``, or one longer text."""
+        first = total = 0
+        for row, size in enumerate(sizes):
+            if row > first and total + size > self.piece_bytes:
+                yield first, row
+                first, total = row, 0
+            total += size
+        yield first, len(sizes)
+
     async def _tokenised(
-        self, asked: Asked, prompt: str, size: int, gone: "asyncio.Future[None]", deadline: float
-    ) -> list[Tokens]:
-        """Tokenise on a thread, with room in the queue reserved meanwhile."""
-        reserved = size // BYTES_PER_TOKEN + len(asked.texts)
-        self.batcher.reserve(reserved)
+        self,
+        work: Callable[[], T],
+        size: int,
+        gone: "asyncio.Future[None]",
+        deadline: float,
+        *,
+        admitted: bool = False,
+    ) -> T:
+        """Run ``work`` on a tokenising thread, with room in the queue reserved meanwhile."""
+        reserved = size // BYTES_PER_TOKEN + 1
+        self.batcher.reserve(reserved, admitted=admitted)
         try:
-            return await self._on_thread(partial(self._tokens, asked, prompt), size, gone, deadline)
+            pool = self._small if size <= SMALL_BYTES else self._large
+            return await self._first(asyncio.get_running_loop().run_in_executor(pool, work), gone, deadline)
         finally:
             self.batcher.release(reserved)
-
-    async def _on_thread(
-        self, work: Callable[[], T], size: int, gone: "asyncio.Future[None]", deadline: float
-    ) -> T:
-        pool = self._small if size <= SMALL_BYTES else self._large
-        return await self._first(asyncio.get_running_loop().run_in_executor(pool, work), gone, deadline)
 
     @staticmethod
     async def _first(work: "asyncio.Future[T]", gone: "asyncio.Future[None]", deadline: float) -> T:
@@ -195,54 +232,57 @@ class Engine:
             raise RefusedError(499, "gone", "the client closed the connection")
         raise expired()
 
-    def _checked_size(self, asked: Asked) -> int:
-        """Return the request's bytes of text (of ids: four each).
+    def _sizes(self, request: EmbedRequest, prompt: str) -> list[int]:
+        """Return the bytes of each text with the prompt prepended (of ids: four each).
 
         Raises:
-            RefusedError: no text, too many, one that is empty or too large.
+            RefusedError: no text, too many, one that is empty or too large, or too many bytes together.
         """
-        param, count = asked.param, len(asked.texts)
+        param, count, settings = request.param, len(request.texts), self.settings
         if count == 0:
-            raise RefusedError(
-                400, "empty_input", f"{param} is empty: expected at least one text", param=param
-            )
-        if count > self.settings.max_items:
-            message = (
-                f"{param} has {count:,} texts and max_items is {self.settings.max_items:,}: send it in parts"
-            )
+            message = f"{param} is empty: expected at least one text"
+            raise RefusedError(400, "empty_input", message, param=param)
+        if count > settings.max_items:
+            message = f"{param} has {count:,} texts and max_items is {settings.max_items:,}: send it in parts"
             raise RefusedError(413, "too_many_items", message, param=param)
-        total = 0
-        for row, text in enumerate(asked.texts):
+        sizes, before = [], len(prompt.encode(errors="replace"))
+        for row, text in enumerate(request.texts):
             if len(text) == 0:
-                message = f"{param}[{row}] is empty, so its vector would say nothing: leave it out"
+                message = f"{param}[{row}] is empty: leave it out, its vector would be meaningless"
                 raise RefusedError(400, "empty_input", message, param=param)
             size = len(text.encode(errors="replace")) if isinstance(text, str) else 4 * len(text)
-            if size > self.settings.max_text_bytes:
-                limit = self.settings.max_text_bytes
-                message = f"{param}[{row}] is {size:,} bytes and max_text_bytes is {limit:,}: cut it"
+            sizes.append(before + size)
+            if before + size > settings.max_text_bytes:
+                own = f"{size:,} bytes" + (f" and its prompt {before:,}" if before else "")
+                message = f"{param}[{row}] is {own}; max_text_bytes is {settings.max_text_bytes:,}: cut it"
                 raise RefusedError(413, "text_too_large", message, param=param)
-            total += size
-        return total
+        if (total := sum(sizes)) > settings.max_body_bytes:
+            message = (
+                f"{param} is {total:,} bytes with the prompt of {before:,} bytes prepended to each text; "
+                f"max_body_bytes is {settings.max_body_bytes:,}: send it in parts"
+            )
+            raise RefusedError(413, "body_too_large", message, param=param)
+        return sizes
 
-    def _tokens(self, asked: Asked, prompt: str) -> list[Tokens]:
+    def _tokens(self, request: EmbedRequest, prompt: str, first_row: int) -> list[Tokens]:
+        limit = min(request.max_length or self.max_length, self.max_length)
+        cut: Literal["start", "end"] = "start" if request.truncate == "START" else "end"
         try:
             texts = [
                 text if isinstance(text, str) else self._text_of(text, row)
-                for row, text in enumerate(asked.texts)
+                for row, text in enumerate(request.texts, first_row)
             ]
-            cut: Literal["start", "end"] = "start" if asked.truncate == "START" else "end"
-            limit = min(asked.max_length or self.max_length, self.max_length)
             tokens = self.model.tokenise(texts, prompt=prompt, max_length=limit, cut=cut)
         except InputError as error:
-            raise RefusedError(400, "bad_input", str(error), param=asked.param) from error
-        for row, item in enumerate(tokens):
-            if item.truncated and asked.truncate == "NONE":
+            raise RefusedError(400, "bad_input", str(error), param=request.param) from error
+        for row, item in enumerate(tokens, first_row):
+            if item.truncated and request.truncate == "NONE":
                 raise RefusedError(
                     400,
                     "text_too_long",
-                    f"{asked.param}[{row}] is {item.full_length:,} tokens and at most {limit:,} are "
-                    f"read: shorten it, or have it cut, with truncate",
-                    param=asked.param,
+                    f"{request.param}[{row}] is {item.full_length:,} tokens and at most {limit:,} are read: "
+                    "shorten it, or set truncate to have it cut",
+                    param=request.param,
                 )
         return tokens
 
@@ -254,27 +294,34 @@ class Engine:
         except InputError as error:
             raise InputError(f"input {row}: {error}") from error
 
-    async def pieces(self, asked: Asked, deadline: float, gone: Gone) -> list[list[Piece]]:
+    async def pieces(self, request: EmbedRequest, deadline: float, gone: Gone) -> list[list[Piece]]:
         """Return every text's tokens, uncut; raises RefusedError as ``embed`` does."""
-        prompt = self.prompt(asked)
-        size = self._checked_size(asked)
-
-        def all_pieces() -> list[list[Piece]]:
-            try:
-                return [self.model.pieces(str(text), prompt) for text in asked.texts]
-            except InputError as error:
-                raise RefusedError(400, "bad_input", str(error), param=asked.param) from error
-
+        prompt = self.prompt(request)
+        size = sum(self._sizes(request, prompt))
+        if size > TOKENIZE_BYTES:
+            message = f"{request.param} is {size:,} bytes with prompts and the limit is {TOKENIZE_BYTES:,}"
+            raise RefusedError(413, "body_too_large", f"{message}: send it in parts", param=request.param)
         left = asyncio.ensure_future(gone())
         try:
-            return await self._on_thread(all_pieces, size, left, deadline)
+            return await self._tokenised(partial(self._all_pieces, request, prompt), size, left, deadline)
         finally:
             left.cancel()
 
-    def _urgent(self, asked: Asked, tokens: Sequence[Tokens]) -> bool:
-        """A query, said or by its looks: one short text that is not called a passage."""
+    def _all_pieces(self, request: EmbedRequest, prompt: str) -> list[list[Piece]]:
+        texts = [str(text) for text in request.texts]
+        try:
+            tokens = self.model.tokenise(texts, prompt=prompt, max_length=None, cut="end")
+            if (count := sum(item.full_length for item in tokens)) > TOKENIZE_TOKENS:
+                message = f"{request.param} is {count:,} tokens and the limit is {TOKENIZE_TOKENS:,}"
+                raise RefusedError(413, "too_many_tokens", f"{message}: send it in parts")
+            return [self.model.pieces(text, prompt) for text in texts]
+        except InputError as error:
+            raise RefusedError(400, "bad_input", str(error), param=request.param) from error
+
+    def _urgent(self, request: EmbedRequest, tokens: Sequence[Tokens]) -> bool:
+        """Whether this counts as a query: named so, or one short text that is not named a passage."""
         if sum(len(item.input_ids) for item in tokens) > self.settings.query_tokens:
             return False
-        if asked.input_type is None:
-            return asked.instruction is not None or asked.task is not None or len(tokens) == 1
-        return asked.input_type == "query"
+        if request.input_type is None:
+            return request.instruction is not None or request.task is not None or len(tokens) == 1
+        return request.input_type == "query"

@@ -1,8 +1,8 @@
-"""What the server needs of a model: functions and facts. The command line makes one of an encoder."""
+"""What the server is handed: a model and, optionally, an index, each as functions and facts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from nvembed.text.tokenize import End, Piece, Tokens
 
 
 class Tokenise(Protocol):
-    """Texts to tokens, longer ones cut at that end to ``max_length``; raises InputError."""
+    """Texts to tokens. Longer texts are cut at ``cut`` to ``max_length``. Raises InputError."""
 
     def __call__(
         self, texts: Sequence[str], *, prompt: str, max_length: int | None, cut: End
@@ -18,11 +18,11 @@ class Tokenise(Protocol):
 
 
 class Embed(Protocol):
-    """Tokens to vectors (n, d) float32 in one batch on one device.
+    """Tokens to vectors (n, d) float32, in one batch on one device.
 
-    ``pause``, where it is given, may be called at any time in between, often: it computes what is more
-    urgent, and what it raises must be let through. Raises MemoryError where the batch does not fit; anything
-    else is held against the batch's texts.
+    ``pause`` may be called at any time, often: it computes what is more urgent. What it raises must
+    propagate.
+    Raises MemoryError if the batch does not fit; any other exception is blamed on the texts of the batch.
     """
 
     def __call__(self, tokens: Sequence[Tokens], *, pause: Callable[[], None] | None) -> np.ndarray: ...
@@ -30,7 +30,7 @@ class Embed(Protocol):
 
 @dataclass(frozen=True)
 class Device:
-    """One device: its name, how it embeds, and how many tokens a batch should have on it at most."""
+    """One device: its name, its embedding function, and the largest batch in tokens."""
 
     name: str
     embed: Embed
@@ -38,7 +38,7 @@ class Device:
 
 
 @dataclass(frozen=True)
-class Model:
+class ServedModel:
     """A model that can be served."""
 
     name: str
@@ -51,3 +51,30 @@ class Model:
     text_of: Callable[[Sequence[int]], str] | None  # token ids to their text; raises InputError; None refuses
     pieces: Callable[[str, str], list[Piece]]  # text, prompt
     devices: tuple[Device, ...]
+
+
+Mode = Literal["hybrid", "vector", "text"]
+
+
+@dataclass(frozen=True)
+class SearchQuery:
+    """A search. All filters of ``where`` must hold; ``id`` restricts it to one passage."""
+
+    query: str
+    mode: Mode
+    top: int
+    where: Sequence[str]
+    id: str | None
+
+
+@dataclass(frozen=True)
+class ServedIndex:
+    """An index that can be searched. The functions block and are called from several threads."""
+
+    name: str
+    query_prompt: str
+    max_length: int  # tokens read of a query
+    fields: Callable[[], Mapping[str, str]]  # what filters can use now, with types
+    find: Callable[[SearchQuery, np.ndarray | None], list[dict[str, Any]]]  # InputError: a bad filter
+    check: Callable[[], None]  # raises NvembedError if the index cannot be searched
+    map: bytes | None = None  # JSON, as nvembed cluster writes it

@@ -1,19 +1,24 @@
-"""What requests look like, API by API. Names are those APIs' own; what they do not have is marked ours."""
+"""Request and response bodies of each API, with its field names; our additions are marked "Ours"."""
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
 
-from nvembed.serve.engine import Asked, InputType, Truncate
+from nvembed.serve.engine import EmbedRequest, InputType, Truncate
+from nvembed.serve.model import Mode
 from nvembed.serve.refusal import RefusedError
 from nvembed.serve.wire import Kind
 
 T = TypeVar("T")
-# The first fault ends a list: a body holds millions, and describing each of them would hold up every request.
+# The first fault ends a list: describing each of a million would hold up every request.
 Filled = Annotated[list[T], Field(min_length=1, fail_fast=True)]
 TokenIds = Filled[Annotated[StrictInt, Field(ge=0, lt=2**32)]]
+Texts = StrictStr | TokenIds | Filled[StrictStr] | Filled[TokenIds]
+Dimensions = Annotated[StrictInt, Field(ge=1)] | None
+B = TypeVar("B", bound="Body")
 
-# NIM's, Cohere's and Voyage's words for the same
+# the words of NIM, Cohere and Voyage for the same
 _INPUT_TYPES: dict[str, InputType] = {
     "query": "query",
     "search_query": "query",
@@ -25,85 +30,143 @@ _INPUT_TYPES: dict[str, InputType] = {
 }
 
 
-class Request(BaseModel):
-    """Fields that are not known are ignored, as the clients of these APIs send some."""
+class Body(BaseModel):
+    """A JSON object. A null field counts as absent; unknown fields are ignored, as these APIs ignore them.
 
-    model_config = ConfigDict(extra="ignore")
+    ``unsupported``: fields of related servers that would change the answer, with the values that change
+    nothing here. Any other value is refused.
+    """
+
+    model_config = ConfigDict(extra="ignore", title=None)
+    unsupported: ClassVar[dict[str, tuple[object, ...]]] = {}
+    aliases: ClassVar[dict[str, str]] = {}  # other servers' names of fields
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        fields = {name: item for name, item in value.items() if item is not None}
+        for name, harmless in cls.unsupported.items():
+            if name in fields and fields[name] not in harmless:
+                expected = " or ".join(map(repr, harmless)) or "no such field"
+                message = f"{name} is not supported: expected {expected}, or leave it out"
+                raise RefusedError(400, "unsupported", message, param=name)
+        for other, name in cls.aliases.items():
+            if other in fields and fields.setdefault(name, fields[other]) != fields[other]:
+                message = f"{other} and {name} differ: send one of them"
+                raise RefusedError(400, "bad_request", message, param=other)
+        return fields
 
 
-class OpenAIRequest(Request):
+class OpenAIBody(Body):
     """``POST /v1/embeddings``."""
 
-    input: StrictStr | TokenIds | Filled[StrictStr] | Filled[TokenIds] = Field(
-        description="A text, token ids, a list of texts, or a list of lists of token ids."
-    )
+    unsupported: ClassVar[dict[str, tuple[object, ...]]] = {
+        "modality": ("text", ["text"]),  # NIM
+        "late_chunking": (False,),  # Jina
+        "normalized": (True,),
+        "return_multivector": (False,),
+        "normalize": (True,),  # vLLM
+        "use_activation": (True,),
+        "add_special_tokens": (True,),
+        "truncate_prompt_tokens": (),
+        "messages": (),
+        "images": (),
+        "prompt": (),
+        "prompt_name": (),
+    }
+    aliases: ClassVar[dict[str, str]] = {"output_dimension": "dimensions", "output_dtype": "embedding_type"}
+
+    input: Texts = Field(description="A text, token ids, a list of texts, or a list of lists of token ids.")
     model: StrictStr = Field(
-        "", description="The model's name, or that with -query or -passage behind it (NIM)."
+        "", description="The model's name, or that followed by -query or -passage (NIM)."
     )
     encoding_format: Kind = Field(
         "float", description="OpenAI: float, base64. Ours: int8, uint8, binary, ubinary."
     )
-    dimensions: Annotated[StrictInt, Field(ge=1)] | None = Field(
-        None, description="Keep the first so many, renormalised."
+    embedding_type: Literal["float", "int8", "uint8", "binary", "ubinary"] = Field(
+        "float", description="NIM: number format; with encoding_format base64, of the bytes."
     )
-    user: StrictStr | None = Field(None, description="Not used.")
+    dimensions: Dimensions = Field(None, description="Keep this many leading dimensions, renormalised.")
+    user: Any = Field(None, description="Not used.")
     input_type: Literal["query", "passage", "document", "classification", "clustering"] | None = Field(
         None, description="NIM: which side of a pair the texts are on."
     )
-    truncate: Truncate = Field("NONE", description="NIM: which end of a longer text is cut; NONE refuses it.")
+    truncate: Truncate = Field(
+        "NONE", description="NIM: the end at which longer texts are cut; NONE refuses them."
+    )
+    truncation: StrictBool | None = Field(None, description="Voyage: true is truncate END, false is NONE.")
     instruction: StrictStr | None = Field(None, description="Ours: the sentence that describes the task.")
-    task: StrictStr | None = Field(None, description="Ours: a task whose instruction is known, such as NQ.")
+    task: StrictStr | None = Field(None, description="Ours: a task with a known instruction, such as NQ.")
 
-    def asked(self, suffix: Literal["query", "passage"] | None) -> Asked:
-        """``suffix`` is what the model's name ended in.
+    def request(self, suffix: Literal["query", "passage"] | None) -> EmbedRequest:
+        """``suffix`` is the end of the model's name.
 
         Raises:
-            RefusedError: 400, it says otherwise than ``input_type``.
+            RefusedError: 400, it contradicts ``input_type``, or two fields contradict each other.
         """
         input_type = _INPUT_TYPES[self.input_type] if self.input_type else None
         if suffix and input_type and suffix != input_type:
             message = f"model ends in -{suffix} and input_type is {self.input_type}: send one of them"
             raise RefusedError(400, "bad_input_type", message, param="input_type")
-        return Asked(
-            as_list(self.input), input_type or suffix, self.instruction, self.task, self.truncate, "input"
+        if self.embedding_type != "float" and self.encoding_format not in (
+            "float",
+            "base64",
+            self.embedding_type,
+        ):
+            message = (
+                f"encoding_format {self.encoding_format} and embedding_type {self.embedding_type} differ"
+            )
+            raise RefusedError(400, "bad_request", f"{message}: send one of them", param="embedding_type")
+        truncate: Truncate = "END" if self.truncation and self.truncate == "NONE" else self.truncate
+        return EmbedRequest(
+            as_list(self.input), input_type or suffix, self.instruction, self.task, truncate, "input"
         )
 
 
-class CohereContent(Request):
-    """One part of a mixed input; only text can be embedded here."""
+CohereInputType = Literal["search_query", "search_document", "classification", "clustering"]
+
+
+class CohereContent(Body):
+    """One part of a mixed input; only text can be embedded."""
 
     type: Literal["text"]
     text: StrictStr
 
 
-class CohereInput(Request):
+class CohereInput(Body):
     content: Filled[CohereContent]
 
 
-class CohereRequest(Request):
-    """``POST /v2/embed``."""
+class CohereV1Body(Body):
+    """``POST /v1/embed``."""
 
-    model: StrictStr
+    unsupported: ClassVar[dict[str, tuple[object, ...]]] = {"images": ([],)}
+
+    model: StrictStr = ""
     texts: Filled[StrictStr] | None = None
     inputs: Filled[CohereInput] | None = Field(
         None, description="In place of texts; the texts of one input are joined by line breaks."
     )
-    input_type: Literal["search_query", "search_document", "classification", "clustering"]
-    embedding_types: Filled[Kind] | None = Field(None, description="float unless given")
+    input_type: CohereInputType | None = None
+    embedding_types: Filled[Kind] | None = Field(None, description="Default: float.")
     truncate: Truncate = "END"
-    max_tokens: Annotated[StrictInt, Field(ge=1)] | None = Field(None, description="Read of each text.")
-    output_dimension: Annotated[StrictInt, Field(ge=1)] | None = None
+    max_tokens: Annotated[StrictInt, Field(ge=1)] | None = Field(
+        None, description="Tokens read of each text."
+    )
+    output_dimension: Dimensions = None
     instruction: StrictStr | None = Field(None, description="Ours: the sentence that describes the task.")
-    task: StrictStr | None = Field(None, description="Ours: a task whose instruction is known, such as NQ.")
+    task: StrictStr | None = Field(None, description="Ours: a task with a known instruction, such as NQ.")
 
-    def asked(self) -> Asked:
+    def request(self) -> EmbedRequest:
         """Raises: RefusedError: 400, not exactly one of ``texts`` and ``inputs``."""
         if (self.texts is None) == (self.inputs is None):
             raise RefusedError(400, "bad_input", "expected either texts or inputs", param="texts")
         joined = ["\n".join(part.text for part in one.content) for one in self.inputs or []]
-        return Asked(
+        return EmbedRequest(
             self.texts or joined,
-            _INPUT_TYPES[self.input_type],
+            _INPUT_TYPES[self.input_type] if self.input_type else None,
             self.instruction,
             self.task,
             self.truncate,
@@ -112,37 +175,55 @@ class CohereRequest(Request):
         )
 
 
+class CohereBody(CohereV1Body):
+    """``POST /v2/embed``."""
+
+    input_type: CohereInputType
+
+
 Direction = Literal["Left", "Right", "left", "right"]
 
 
-class TeiRequest(Request):
-    """What TEI's routes share. ``prompt_name``: query, passage, or a task whose instruction is known."""
+class TeiBody(Body):
+    """What TEI's routes share. ``prompt_name``: query, passage, or a task with a known instruction."""
+
+    unsupported: ClassVar[dict[str, tuple[object, ...]]] = {"pooling": ()}
 
     truncate: Annotated[
         StrictBool | None, Field(description="Cut longer texts; without it they are refused.")
     ] = None
-    truncation_direction: Annotated[Direction, Field(description="Which end is cut.")] = "Right"
+    truncation_direction: Annotated[Direction, Field(description="The end that is cut.")] = "Right"
     prompt_name: StrictStr | None = None
 
-    def asked_of(self, texts: list[str] | list[list[int]], param: str) -> Asked:
+    def request_of(self, texts: list[str] | list[list[int]], param: str) -> EmbedRequest:
         left = self.truncation_direction.lower() == "left"
         truncate: Truncate = ("START" if left else "END") if self.truncate else "NONE"
         input_type = _INPUT_TYPES.get(self.prompt_name or "")
         task = None if input_type else self.prompt_name
-        return Asked(texts, input_type, None, task, truncate, param)
+        return EmbedRequest(texts, input_type, None, task, truncate, param)
 
 
-class TeiEmbedRequest(TeiRequest):
-    """``POST /embed``."""
+class TeiEmbedBody(TeiBody):
+    """``POST /embed``, and ``POST /``."""
 
-    inputs: StrictStr | TokenIds | Filled[StrictStr] | Filled[TokenIds]
+    inputs: Texts
     normalize: StrictBool = Field(
-        True, description="This model's vectors are of unit length; false is refused."
+        True,
+        description="The model's own last step scales vectors to unit length, so false changes only that "
+        "vectors of fewer dimensions are not scaled again.",
     )
-    dimensions: Annotated[StrictInt, Field(ge=1)] | None = None
+    dimensions: Dimensions = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_parameters(cls, value: Any) -> Any:
+        """Accept fields inside ``parameters`` too, as clients of Hugging Face's inference API send them."""
+        if isinstance(value, dict) and isinstance(value.get("parameters"), dict):
+            return {**value["parameters"], **value}
+        return value
 
 
-class TeiTokenizeRequest(Request):
+class TeiTokenizeBody(Body):
     """``POST /tokenize``."""
 
     inputs: StrictStr | Filled[StrictStr]
@@ -150,18 +231,190 @@ class TeiTokenizeRequest(Request):
     prompt_name: StrictStr | None = None
 
 
-class TeiPair(BaseModel):
+class TeiPair(Body):
     source_sentence: StrictStr
     sentences: Filled[StrictStr]
 
 
-class TeiSimilarityRequest(Request):
+class TeiSimilarityBody(Body):
     """``POST /similarity``."""
 
     inputs: TeiPair
-    parameters: TeiRequest = TeiRequest()
+    parameters: TeiBody = TeiBody()
+
+
+MAX_TOP, MAX_FILTERS, MAX_FILTER = 100, 20, 2_000
+# with a length limit, pydantic refuses invalid Unicode
+Words = Annotated[StrictStr, Field(max_length=20_000)]
+
+
+class SearchBody(Body):
+    """``POST /search``."""
+
+    query: Words = Field(min_length=1)
+    mode: Mode = Field("hybrid", description="By vector, by words (text), or both joined by rank fusion.")
+    top: StrictInt = Field(10, ge=1, le=MAX_TOP)
+    where: list[Annotated[StrictStr, Field(max_length=MAX_FILTER)]] = Field(
+        [], max_length=MAX_FILTERS, description='Filters, such as year >= 2020 and lang = "en".'
+    )
+    id: Words | None = Field(None, description="Search this passage only.")
+    instruction: StrictStr | None = Field(None, description="In place of the index's own.")
 
 
 def as_list(value: Any) -> list[Any]:
-    """Return texts, or lists of ids, as a list of them: one alone may come without its list."""
+    """Return texts, or lists of ids, as a list: one text may come without a list around it."""
     return [value] if isinstance(value, str) or isinstance(value[0], int) else value
+
+
+# Responses, for the OpenAPI schema alone: vectors are written without pydantic.
+
+Vector = list[float] | list[int] | str
+
+
+class Details(BaseModel):
+    """Ours: what was read of each text."""
+
+    tokens: list[int]
+    full_tokens: list[int]
+    truncated: list[int]
+    prompt: str
+    fingerprint: str
+
+
+class EmbeddingRow(BaseModel):
+    object: Literal["embedding"]
+    index: int
+    embedding: Vector
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class OpenAIResponse(BaseModel):
+    object: Literal["list"]
+    data: list[EmbeddingRow]
+    model: str
+    usage: Usage
+    details: Details
+
+
+class ModelCard(BaseModel):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelList(BaseModel):
+    object: Literal["list"]
+    data: list[ModelCard]
+
+
+class CohereResponse(BaseModel):
+    id: str
+    embeddings: dict[str, list[Vector]] | list[list[float]]
+    texts: list[str]
+    meta: dict[str, Any]
+    response_type: Literal["embeddings_by_type", "embeddings_floats"]
+    details: Details
+
+
+class TeiToken(BaseModel):
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
+    pooled: bool
+
+
+class SearchHit(BaseModel):
+    """``marks``: characters [start, end) of ``text`` that match the query, in code points."""
+
+    score: float
+    ranks: dict[str, int]
+    id: str
+    document: str
+    start: int
+    end: int
+    text: str
+    metadata: dict[str, Any]
+    marks: list[tuple[int, int]]
+
+
+class SearchResponse(BaseModel):
+    hits: list[SearchHit]
+    prompt: str
+
+
+class IndexResponse(BaseModel):
+    name: str
+    fields: dict[str, str]
+    query_prompt: str
+    map: bool
+
+
+class OpenAIFault(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class OpenAIErrorResponse(BaseModel):
+    error: OpenAIFault
+
+
+class CohereErrorResponse(BaseModel):
+    message: str
+    code: str
+
+
+class TeiErrorResponse(BaseModel):
+    error: str
+    error_type: str
+    code: str
+
+
+def responses(good: Any, bad: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """Return the answers of a route for the OpenAPI schema."""
+    described = {
+        400: "The request cannot be served",
+        401: "No API key, or an unknown one",
+        403: "The Host header names another server",
+        404: "No such model",
+        408: "The body did not arrive in time",
+        413: "Above a limit, which the message names",
+        422: "The request cannot be served",
+        429: "The queue is full: try again after Retry-After seconds",
+        500: "The model failed on a text",
+        503: "Loading, draining or failing: try again after Retry-After seconds",
+        504: "Not done in time",
+    }
+    errors: dict[int | str, dict[str, Any]] = {
+        status: {"model": bad, "description": line} for status, line in described.items()
+    }
+    return {200: {"model": good}, **errors}
+
+
+def body_schema(form: type[Body]) -> dict[str, Any]:
+    """Return the part of a route's OpenAPI schema that describes its body (see ``schemas``)."""
+    reference = {"$ref": f"#/components/schemas/{form.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": reference}}}}
+
+
+def schemas(*forms: type[Body]) -> dict[str, Any]:
+    """Return the components that ``body_schema`` refers to."""
+    components: dict[str, Any] = {}
+    for form in forms:
+        schema = form.model_json_schema(ref_template="#/components/schemas/{model}")
+        components |= schema.pop("$defs", {})
+        components[form.__name__] = schema
+    return components
+
+
+def is_json(request: Request) -> bool:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))

@@ -1,7 +1,9 @@
-"""What a request is told that cannot be served, in the words of the API that it came by."""
+"""Refused requests, in the error format of the API that the request used."""
 
 import math
 from typing import Any
+
+MAX_MESSAGE = 500  # characters; a message may quote what the request sent
 
 
 class RefusedError(Exception):
@@ -16,27 +18,28 @@ class RefusedError(Exception):
         param: str | None = None,
         retry_after_s: float | None = None,
     ) -> None:
-        super().__init__(message)
+        short = message if len(message) <= MAX_MESSAGE else f"{message[:MAX_MESSAGE]} ..."
+        self.message = "".join(char if char.isprintable() else " " for char in short)
+        super().__init__(self.message)
         self.status = status
         self.code = code
-        self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
 
     def headers(self) -> dict[str, str]:
-        """Return the HTTP headers that go with it."""
+        """Return the HTTP headers of the answer."""
         headers = {} if self.retry_after_s is None else {"retry-after": str(math.ceil(self.retry_after_s))}
         return {**headers, "www-authenticate": "Bearer"} if self.status == 401 else headers
 
 
-TEI_PATHS = ("/embed", "/tokenize", "/similarity", "/info")
+TEI_PATHS = ("/", "/embed", "/tokenize", "/similarity", "/info")
 _OPENAI_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 _TEI_TYPES = {401: "Unauthorized", 413: "Validation", 424: "Backend", 429: "Overloaded", 503: "Unhealthy"}
 
 
 def envelope(path: str, refusal: RefusedError) -> dict[str, Any]:
-    """Return the error body of the API that ``path`` belongs to: Cohere's, TEI's, or else OpenAI's."""
-    if path.startswith("/v2/"):
+    """Return the error body in the format of Cohere, TEI or, for every other path, OpenAI."""
+    if path.startswith("/v2/") or path == "/v1/embed":
         return {"message": refusal.message, "code": refusal.code}
     if path in TEI_PATHS:
         default = "Validation" if refusal.status < 500 else "Backend"

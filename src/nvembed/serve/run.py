@@ -1,32 +1,34 @@
-"""The process: a socket, uvicorn, signals, loading while it answers already, and an orderly end."""
+"""The process: the socket, uvicorn, signals, loading while it answers already, and an orderly end."""
 
 import asyncio
 import logging
-import resource
+import signal
 import socket
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from nvembed.errors import InputError
+from nvembed.errors import InputError, NvembedError
 from nvembed.serve.app import create_app
 from nvembed.serve.engine import Engine
-from nvembed.serve.model import Model
+from nvembed.serve.model import ServedIndex, ServedModel
 from nvembed.serve.refusal import RefusedError
-from nvembed.serve.search import Index
-from nvembed.serve.settings import Settings
+from nvembed.serve.settings import ServerSettings
 from nvembed.serve.state import State
 from nvembed.serve.trace import Tracing
-from nvembed.serve.watch import Log, UvicornLog, Watch
+from nvembed.serve.watch import Watch
 
 HEAD_BYTES = 65_536
+INDEX_CHECK_S = 5.0
+SIGHUP: int | None = getattr(signal, "SIGHUP", None)
 
 
-def _listen(settings: Settings) -> socket.socket:
+def _listen(settings: ServerSettings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
@@ -37,7 +39,7 @@ def _listen(settings: Settings) -> socket.socket:
         ) from error
 
 
-def _config(settings: Settings, app: object) -> uvicorn.Config:
+def _config(settings: ServerSettings, app: object) -> uvicorn.Config:
     """Return uvicorn's settings, with the certificate read.
 
     Raises:
@@ -67,31 +69,36 @@ def _config(settings: Settings, app: object) -> uvicorn.Config:
 
 
 def _raise_file_limit(connections: int) -> None:
-    """A connection is a file: allow as many as will be accepted, as far as the system lets us."""
+    """A connection is a file: allow as many as will be accepted, up to the system's limit."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + 256
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    needed = connections + 256
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 class _Protocol(HttpToolsProtocol):
-    """Uvicorn's HTTP/1.1, where a request's head must arrive in time and be of bounded size."""
+    """Uvicorn's HTTP/1.1 with limits on the time and the size of a request's head, and on its trailers."""
 
     head_timeout_s: float
     _timer: asyncio.TimerHandle | None = None
     _head_bytes = 0
+    _trailing = False  # after the head, header lines are trailers
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head_came()
+        self._stop_waiting()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._timer is not None:
+        if self._timer is not None:  # a line that does not end reaches no callback
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_BYTES and len(data) < self._head_bytes:
                 self.send_400_response(f"The request's head is larger than {HEAD_BYTES} bytes.")
@@ -100,18 +107,34 @@ class _Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._lines_bytes, self._trailing = 0, False
         self._wait_for_head()
 
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value))
+        if not self._trailing:  # trailers are not used
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
-        self._head_came()
+        self._stop_waiting()
+        self._trailing = True
         super().on_headers_complete()
+
+    def _count(self, size: int) -> None:
+        self._lines_bytes += size
+        if self._lines_bytes > HEAD_BYTES:
+            raise ValueError("head or trailers too large")  # the parser's error: 400
 
     def _wait_for_head(self) -> None:
         if self._timer is None:
             self._head_bytes = 0
             self._timer = self.loop.call_later(self.head_timeout_s, self.transport.close)
 
-    def _head_came(self) -> None:
+    def _stop_waiting(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -120,23 +143,26 @@ class _Protocol(HttpToolsProtocol):
 class Server(uvicorn.Server):
     """Opens the port, loads the model while the health routes answer already, serves, and drains.
 
-    SIGTERM or Ctrl-C, or ``stop``, let the requests at work finish; a second signal ends at once.
+    SIGTERM, SIGHUP, Ctrl-C, or ``stop``, let the requests at work finish. A second signal ends at once.
     """
 
-    def __init__(self, settings: Settings, load: Callable[[], Model], index: Index | None = None) -> None:
+    def __init__(
+        self, settings: ServerSettings, load: Callable[[], ServedModel], index: ServedIndex | None = None
+    ) -> None:
         """Open the port; ``load`` is called once the server runs, on a thread of its own.
 
         Raises:
-            InputError: an option that cannot be used, such as a port that is taken.
+            InputError: an option that cannot be used, such as a port in use.
         """
         settings.check()
         _raise_file_limit(settings.max_connections)
-        self.state = State(settings, Watch(Log(settings.log_format)), index=index.name if index else "")
+        self.state = State(settings, Watch(settings.log_format), index=index.name if index else "")
         self.load = load
+        self.index = index
         self.failure: BaseException | None = None
+        self.ended_by: int | None = None  # the signal, if it came before the model was loaded
         self.tracing = Tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None
-        app = create_app(self.state, self.tracing, index)
-        config = _config(settings, app)
+        config = _config(settings, create_app(self.state, self.tracing, index))
         self.listener = _listen(settings)
         host, port = self.listener.getsockname()[:2]
         scheme = "https" if settings.tls_cert else "http"
@@ -146,24 +172,23 @@ class Server(uvicorn.Server):
         self._tasks: set[asyncio.Task[None]] = set()
 
     def serve_forever(self) -> None:
-        """Serve until told to stop.
+        """Serve until stopped.
 
         Raises:
             Whatever ``load`` raises, or the warm-up.
         """
-        log = self.state.watch.log
-        log.write("info", "listening", {"url": self.url})
+        watch = self.state.watch
+        watch.event("info", "listening", {"url": self.url})
         if self.state.settings.exposed:
-            log.write("warning", "others can connect and no API key is set: pass --api-key-file")
-        handler = UvicornLog(log)
+            watch.event("warning", "others can connect and no API key is set: pass --api-key-file")
         logger = logging.getLogger("uvicorn.error")
-        logger.addHandler(handler)
+        logger.addHandler(watch.handler)
         logger.setLevel(logging.WARNING)
         try:
             with self.listener:
                 self.run(sockets=[self.listener])
         finally:
-            logger.removeHandler(handler)
+            logger.removeHandler(watch.handler)
             if self.state.engine is not None:
                 self.state.engine.close()
             if self.tracing is not None:
@@ -178,8 +203,24 @@ class Server(uvicorn.Server):
         else:
             self._loop.call_soon_threadsafe(self._begin_drain)
 
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take SIGHUP too, unless it is ignored (nohup)."""
+        with super().capture_signals():
+            main = threading.current_thread() is threading.main_thread()
+            if SIGHUP is None or not main or signal.getsignal(SIGHUP) is signal.SIG_IGN:
+                yield
+                return
+            before = signal.signal(SIGHUP, self.handle_exit)
+            try:
+                yield
+            finally:
+                signal.signal(SIGHUP, before)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Take a signal: the first one drains, the second one ends at once."""
+        if self.state.phase == "loading":
+            self.ended_by = sig
         if self.state.phase == "draining":
             self.should_exit = self.force_exit = True
         else:
@@ -220,7 +261,25 @@ class Server(uvicorn.Server):
             state.phase = "ready"
             model = state.engine.model
             fields = {"model": state.names[0], "dim": model.dim, "dtype": model.dtype}
-            state.watch.log.write("info", "ready", {**fields, "devices": [d.name for d in model.devices]})
+            state.watch.event("info", "ready", {**fields, "devices": [d.name for d in model.devices]})
+            if self.index is not None:
+                self._start(self._watch_index(self.index))
+
+    async def _watch_index(self, index: ServedIndex) -> None:
+        """Keep readiness true: check every few seconds that the index's store answers."""
+        state = self.state
+        while state.phase == "ready":
+            try:
+                await asyncio.to_thread(index.check)
+                fails = False
+            except NvembedError as error:
+                fails = True
+                if not state.index_fails:
+                    state.watch.event("error", "index failed", {"error": type(error).__name__})
+            if state.index_fails and not fails:
+                state.watch.event("info", "index answers again")
+            state.index_fails = fails
+            await asyncio.sleep(INDEX_CHECK_S)
 
     def _begin_drain(self) -> None:
         if self.state.phase != "draining":
@@ -229,13 +288,13 @@ class Server(uvicorn.Server):
 
     async def _drain(self) -> None:
         state = self.state
-        state.watch.log.write("info", "draining", {"requests_at_work": state.at_work})
+        state.watch.event("info", "draining", {"requests_at_work": state.at_work})
         try:
             async with asyncio.timeout(state.settings.drain_timeout_s):
                 while state.at_work:
                     await asyncio.sleep(0.02)
         except TimeoutError:
-            state.watch.log.write("warning", "drain timed out", {"requests_dropped": state.at_work})
+            state.watch.event("warning", "drain timed out", {"requests_dropped": state.at_work})
             if state.engine is not None:
-                state.engine.batcher.refuse_all(RefusedError(503, "draining", "the server is going down"))
+                state.engine.batcher.refuse_all(RefusedError(503, "draining", "the server is shutting down"))
         self.should_exit = True

@@ -1,119 +1,85 @@
-"""Searching an index: what the server needs of one, a function and facts; and the routes."""
+"""The routes that search an index."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from time import monotonic
-from typing import Annotated, Any, Literal
+from typing import Any, TypeVar
 
-import numpy as np
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, Field, StrictInt, StrictStr
 
 from nvembed.errors import InputError, NvembedError
-from nvembed.serve import answers
-from nvembed.serve.apis import embed, json_response
-from nvembed.serve.engine import Asked
-from nvembed.serve.jobs import expired
+from nvembed.serve.apis import embed, json_response, parsed
+from nvembed.serve.batcher import expired
+from nvembed.serve.engine import EmbedRequest
+from nvembed.serve.model import SearchQuery, ServedIndex
+from nvembed.serve.protocol import (
+    IndexResponse,
+    OpenAIErrorResponse,
+    SearchBody,
+    SearchResponse,
+    body_schema,
+    responses,
+)
 from nvembed.serve.refusal import RefusedError
 from nvembed.serve.state import State
 
-Mode = Literal["hybrid", "vector", "text"]
-AT_ONCE, WAITING = 4, 64  # searches at work, and in line for it
-MAX_TOP = 100
-Words = Annotated[StrictStr, Field(max_length=20_000)]  # with a bound, pydantic refuses what is not Unicode
+AT_ONCE, WAITING = 4, 64  # searches at work, and waiting
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """A search. ``where``: filters that all hold; ``id``: look for this passage alone."""
-
-    query: str
-    mode: Mode
-    top: int
-    where: Sequence[str]
-    id: str | None
-
-
-@dataclass(frozen=True)
-class Index:
-    """An index that can be searched.
-
-    ``find`` blocks, is called from several threads, and raises InputError for a filter it cannot read; it is
-    given the query's vector, or None in mode ``text``. ``fields``: what can be filtered on, with types.
-    ``map`` is the JSON that ``nvembed cluster`` writes.
-    """
-
-    name: str
-    fields: Mapping[str, str]
-    query_prompt: str
-    max_length: int
-    find: Callable[[Wanted, np.ndarray | None], list[dict[str, Any]]]
-    map: bytes | None = None
-
-
-class SearchRequest(BaseModel):
-    """``POST /search``."""
-
-    query: Words = Field(min_length=1)
-    mode: Mode = Field("hybrid", description="By vector, by words (text), or both joined by reciprocal rank.")
-    top: StrictInt = Field(10, ge=1, le=MAX_TOP)
-    where: list[Words] = Field(
-        [], max_length=20, description='Filters, such as year >= 2020 and lang = "en".'
-    )
-    id: Words | None = Field(None, description="Look for this passage alone.")
-    instruction: StrictStr | None = Field(None, description="In place of the index's own.")
-
-
-def search_routes(state: State, index: Index) -> APIRouter:
+def search_routes(state: State, index: ServedIndex) -> APIRouter:
+    """Return ``/search``, ``/index`` and ``/index/map``."""
     router = APIRouter(tags=["search"])
     places = asyncio.Semaphore(AT_ONCE)
     at_work = 0
 
-    async def find(wanted: Wanted, vector: np.ndarray | None, deadline: float) -> list[dict[str, Any]]:
+    async def on_thread(work: Callable[[], T], deadline: float) -> T:
         nonlocal at_work
         if at_work >= AT_ONCE + WAITING:
-            raise RefusedError(429, "busy", f"{at_work} searches are at work: try again", retry_after_s=1)
+            raise RefusedError(429, "busy", f"{at_work} searches are running: try again", retry_after_s=1)
         at_work += 1
         try:
             async with asyncio.timeout(deadline - monotonic()), places:
-                return await asyncio.to_thread(index.find, wanted, vector)
+                return await asyncio.to_thread(work)
         except TimeoutError as error:
             raise expired() from error
         except InputError as error:
             raise RefusedError(400, "bad_filter", str(error), param="where") from error
         except NvembedError as error:
-            state.watch.log.write("error", "index failed", {"error": type(error).__name__})
-            message = (
-                "the index cannot be read: if it was built again since, the server must be started again"
-            )
-            raise RefusedError(503, "index_failed", message) from error
+            state.watch.event("error", "index failed", {"error": type(error).__name__})
+            what = "the index cannot be searched now: see the server's log"
+            raise RefusedError(503, "index_failed", what, retry_after_s=5) from error
         finally:
             at_work -= 1
 
-    @router.post("/search", responses=answers.SEARCH)
-    async def search(body: SearchRequest, request: Request) -> Response:
+    hits = responses(SearchResponse, OpenAIErrorResponse)
+
+    @router.post("/search", responses=hits, openapi_extra=body_schema(SearchBody))
+    async def search(request: Request) -> Response:
         """Return the passages that answer a query best, best first."""
+        body = await parsed(state, request, SearchBody)
         vector, prompt = None, ""
         if body.mode != "text":
             own = index.query_prompt if body.instruction is None else None
-            asked = Asked(
+            wanted = EmbedRequest(
                 [body.query], "query", body.instruction, None, "END", "query", index.max_length, prompt=own
             )
-            answer = await embed(state, request, asked)
-            vector, prompt = answer.vectors[0], answer.prompt
+            result = await embed(state, request, wanted)
+            vector, prompt = result.vectors[0], result.prompt
         state.serving()
-        wanted = Wanted(body.query, body.mode, body.top, body.where, body.id)
-        hits = await find(wanted, vector, request.state.ticket.deadline)
-        return json_response({"hits": hits, "prompt": prompt})
+        query = SearchQuery(body.query, body.mode, body.top, body.where, body.id)
+        hits = await on_thread(partial(index.find, query, vector), request.state.ticket.deadline)
+        return await asyncio.to_thread(json_response, {"hits": hits, "prompt": prompt})
 
-    @router.get("/index", responses=answers.INDEX)
-    async def about() -> Response:
-        """Say what is searched, and what can be filtered on."""
-        facts = {"name": index.name, "fields": index.fields, "query_prompt": index.query_prompt}
+    @router.get("/index", responses=responses(IndexResponse, OpenAIErrorResponse))
+    async def about(request: Request) -> Response:
+        """Describe the index and the fields that filters can use."""
+        fields = await on_thread(index.fields, request.state.ticket.deadline)
+        facts = {"name": index.name, "fields": fields, "query_prompt": index.query_prompt}
         return json_response({**facts, "map": index.map is not None})
 
-    @router.get("/index/map", responses=answers.INDEX_MAP)
+    @router.get("/index/map", responses=responses(dict[str, Any], OpenAIErrorResponse))
     async def index_map() -> Response:
         """The corpus in the plane, as nvembed cluster wrote it."""
         if index.map is None:

@@ -1,89 +1,103 @@
-"""What an operator can set: one schema for flags, environment (``NVEMBED_PORT``) and TOML (``port = 1``)."""
+"""Options of the server: one schema for flags, environment (``NVEMBED_PORT``) and TOML (``port = 8000``)."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from nvembed.errors import InputError
 from nvembed.recipe import Recipe
 from nvembed.text.prompt import format_prompt
 
+
+def _split(value: object) -> object:
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list | tuple):
+        return value
+    return tuple(part for item in values for part in (item.split(",") if isinstance(item, str) else [item]))
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
-class Settings(Recipe):
+class ServerSettings(Recipe):
     """Each field is a flag of ``nvembed serve``; its description is the flag's help."""
 
     model_config = ConfigDict(strict=False)  # flags and variables come as strings
 
-    model: str = Field("", description="A checkpoint folder, or a hub id.")
-    served_name: tuple[str, ...] = Field((), description="Names that requests may call the model by.")
+    model: str = Field("", description="A checkpoint folder or a hub id.")
+    served_name: Names = Field((), description="Names of the model in requests, separated by commas.")
     device: str | None = Field(None, description="cpu, cuda, cuda:1, or several: cuda:0,cuda:1.")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
-        None, description="What to compute in; bfloat16 on CUDA and float32 on CPU unless given."
+        None, description="Number format. Default: bfloat16 on CUDA, float32 on CPU."
     )
     revision: str | None = Field(None, description="A hub branch, tag or commit.")
 
     index: Path | None = Field(None, description="An index to search: /search, a page at /page/search.")
     index_map: Path | None = Field(None, description="Its map: the folder that nvembed cluster wrote.")
 
-    host: str = Field("127.0.0.1", description="The address to listen on; 0.0.0.0 is every one of this host.")
-    port: int = Field(8000, ge=0, le=65535, description="The port; 0 takes a free one and says which.")
-    api_key: tuple[str, ...] = Field((), description="Keys that clients must send. Others can see flags.")
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 is every address of this host.")
+    port: int = Field(8000, ge=0, le=65535, description="Port; 0 takes a free one and logs it.")
+    api_key: Names = Field((), description="Keys of clients. Others can see flags: prefer --api-key-file.")
     api_key_file: Path | None = Field(None, description="A file with one key per line.")
+    allowed_host: Names = Field(
+        (), description="Further Host headers to accept on loopback without a key (behind a proxy)."
+    )
+    cors_origin: Names = Field(
+        (), description="Origins of web pages that may call this server, such as https://example.org."
+    )
     tls_cert: Path | None = Field(None, description="A PEM certificate chain: serve HTTPS.")
     tls_key: Path | None = Field(None, description="The PEM private key of --tls-cert.")
 
     query_instruction: str = Field(
         "Given a question, retrieve passages that answer the question",
-        description="Instruction of input_type query where a request names neither instruction nor task.",
+        description="Instruction of input_type query, for requests without an instruction or task.",
     )
     classification_instruction: str = Field("", description="The same for input_type classification.")
     clustering_instruction: str = Field("", description="The same for input_type clustering.")
     vocabulary: str | None = Field(
-        None,
-        description="Accept token ids of this vocabulary: model, or a tiktoken encoding (cl100k_base).",
+        None, description="Accept token ids of this vocabulary: model, or a tiktoken encoding (cl100k_base)."
     )
 
     max_length: Positive | None = Field(
-        None, description="Tokens read of one text; the model's own limit unless given."
+        None, description="Tokens read of one text. Default: the model's limit."
     )
-    max_items: Positive = Field(2048, description="Texts in one request.")
-    max_body_bytes: Positive = Field(16 * 2**20, description="Bytes of one request.")
-    max_text_bytes: Positive = Field(2 * 2**20, description="Bytes of one text.")
+    max_items: Annotated[int, Field(ge=1, le=65_536)] = Field(2048, description="Texts in one request.")
+    max_body_bytes: Positive = Field(
+        16 * 2**20, description="Bytes of one request, and of its texts with the prompt prepended to each."
+    )
+    max_text_bytes: Positive = Field(2 * 2**20, description="Bytes of one text and its prompt.")
     max_batch_tokens: Positive | None = Field(
-        None, description="Tokens computed at a time; from the free memory unless given."
+        None, description="Tokens computed at a time. Default: from the free memory."
     )
     max_queue_tokens: Positive | None = Field(
-        None, description="Tokens that may wait, beyond which requests get 429; 64 batches unless given."
+        None, description="Tokens that may wait; further requests get 429. Default: 64 batches."
     )
     max_connections: Positive = Field(4096, description="Open connections, idle ones included.")
     query_tokens: Positive = Field(
-        1024, description="A request of at most so many tokens may count as a query, which goes before bulk."
+        1024, description="Largest request in tokens that may count as a query, which goes before bulk."
     )
     pause_ms: Annotated[float, Field(ge=1, le=60_000)] = Field(
-        50.0, description="How long a query should wait for the batch at hand; batches adapt to it."
+        50.0, description="Target for a query's wait for the batch at work; batches adapt to it."
     )
     tokenise_threads: Annotated[int, Field(ge=1, le=64)] = Field(2, description="Threads that tokenise.")
 
     timeout_s: Seconds = Field(
-        300.0, description="Longest time a request may take; a header X-Timeout-S lowers it."
+        300.0, description="Time limit of a request; the header X-Timeout-S can lower it."
     )
-    body_timeout_s: Seconds = Field(30.0, description="Longest time in which a request must have arrived.")
-    idle_timeout_s: Seconds = Field(
-        60.0, description="How long a connection may stay open without a request."
-    )
-    drain_timeout_s: Seconds = Field(60.0, description="Time that requests at work get to finish on SIGTERM.")
+    body_timeout_s: Seconds = Field(30.0, description="Time limit for the arrival of a request's body.")
+    idle_timeout_s: Seconds = Field(60.0, description="Time a connection may stay open without a request.")
+    drain_timeout_s: Seconds = Field(60.0, description="Time for running requests to finish on SIGTERM.")
 
-    log_format: Literal["json", "text"] = Field("json", description="Form of the log on standard error.")
+    log_format: Literal["json", "text"] = Field("json", description="Format of the log on standard error.")
     otlp_endpoint: str | None = Field(None, description="Send OpenTelemetry spans to this OTLP/HTTP address.")
 
     def keys(self) -> tuple[bytes, ...]:
-        """Return every API key; none means that requests need none.
+        """Return every API key; without any, requests need none.
 
         Raises:
             InputError: the key file cannot be read, or a key is empty or not printable ASCII.
@@ -96,25 +110,27 @@ class Settings(Recipe):
                 raise InputError(f"api_key_file {self.api_key_file} cannot be read: {error}") from error
             keys += [line.strip() for line in lines if line.strip()]
             if not keys:
-                raise InputError(f"api_key_file {self.api_key_file} holds no key: expected one per line")
+                raise InputError(f"api_key_file {self.api_key_file} has no key: expected one per line")
         for number, key in enumerate(keys):
             if not key or not key.isascii() or not key.isprintable() or " " in key:
                 raise InputError(f"API key {number} is empty, or not printable ASCII without spaces")
         return tuple(key.encode() for key in keys)
 
     def check(self) -> None:
-        """Refuse what no field alone can tell.
+        """Check what involves several fields or the file system.
 
         Raises:
-            InputError: no model, half of a TLS pair, files that are not there, an instruction that is none,
-                or an OTLP address that is none.
+            InputError: no model, half of a TLS pair, missing files, an instruction of several lines, an
+                address that is not HTTP.
         """
         if not self.model:
             raise InputError(
                 "no model: expected  nvembed serve MODEL , or model in --config or NVEMBED_MODEL"
             )
+        if "" in self.served_name:
+            raise InputError("served_name has an empty name: expected names separated by commas")
         if self.index_map is not None and self.index is None:
-            raise InputError("index_map goes with index: expected both, or index alone")
+            raise InputError("index_map needs index: pass both, or index alone")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise InputError("tls_cert and tls_key go together: expected both or neither")
         for name, path in (("tls_cert", self.tls_cert), ("tls_key", self.tls_key)):
@@ -127,12 +143,19 @@ class Settings(Recipe):
                 raise InputError(f"{name}: {error}") from error
         if self.otlp_endpoint and not self.otlp_endpoint.startswith(("http://", "https://")):
             raise InputError(f"otlp_endpoint is {self.otlp_endpoint!r}: expected http://HOST:4318, or https")
+        for origin in self.cors_origin:
+            if origin != "*" and not origin.startswith(("http://", "https://")):
+                raise InputError(f"cors_origin is {origin!r}: expected https://HOST, or *")
         if self.query_tokens > (self.max_queue_tokens or self.query_tokens):
             raise InputError(
                 f"query_tokens {self.query_tokens:,} is above max_queue_tokens {self.max_queue_tokens:,}"
             )
 
     @property
+    def has_key(self) -> bool:
+        return bool(self.api_key) or self.api_key_file is not None
+
+    @property
     def exposed(self) -> bool:
-        """Whether others than this host can connect without a key."""
-        return self.host not in LOOPBACK and not self.api_key and self.api_key_file is None
+        """Whether other hosts can connect without a key."""
+        return self.host not in LOOPBACK and not self.has_key

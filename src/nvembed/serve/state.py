@@ -1,13 +1,14 @@
-"""What the parts of one server share: its phase, its engine, and what is at work."""
+"""What the parts of one server share: its phase, its engine, the requests at work, and ``/stats``."""
 
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from time import monotonic
+from typing import Any, Literal
 
 from nvembed.serve.engine import Engine
 from nvembed.serve.refusal import RefusedError
-from nvembed.serve.settings import Settings
+from nvembed.serve.settings import ServerSettings
 from nvembed.serve.watch import Watch
 
 Phase = Literal["loading", "ready", "draining"]
@@ -15,32 +16,34 @@ Phase = Literal["loading", "ready", "draining"]
 
 @dataclass
 class State:
-    """Written by the event loop's thread alone."""
+    """Written by the event loop's thread only."""
 
-    settings: Settings
+    settings: ServerSettings
     watch: Watch
     engine: Engine | None = None
     phase: Phase = "loading"
     at_work: int = 0  # requests
     body_bytes: int = 0  # of requests at work
-    index: str = ""  # the name of the one that is served
+    index: str = ""  # name of the served index
+    index_fails: bool = False  # at the last check
 
     @property
     def ready(self) -> bool:
-        return self.phase == "ready" and self.engine is not None and not self.engine.batcher.failing
+        return self.status == "ready"
 
     @property
     def status(self) -> str:
-        failing = self.engine is not None and self.engine.batcher.failing
-        return "failing" if failing else self.phase
+        if self.engine is not None and self.engine.batcher.failing:
+            return "failing"
+        return "index failing" if self.phase == "ready" and self.index_fails else self.phase
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """What requests may call the model; the first one is its name."""
+        """The names of the model in requests; the first one is its own."""
         model = self.settings.model
         if self.settings.served_name:
             return self.settings.served_name
-        if Path(model).is_dir():  # where it lies is nobody's business
+        if Path(model).is_dir():  # its path is private
             return (Path(model).resolve().name,)
         return tuple(dict.fromkeys((model, model.rpartition("/")[2])))
 
@@ -48,17 +51,17 @@ class State:
         """Return the engine.
 
         Raises:
-            RefusedError: 503, the model is being loaded, or the server is going down.
+            RefusedError: 503, the model is loading or the server is shutting down.
         """
         if self.engine is None or self.phase != "ready":
-            message = "the model is being loaded" if self.phase == "loading" else "the server is going down"
-            raise RefusedError(503, self.phase, f"{message}: try again", retry_after_s=5)
+            what = "the model is loading" if self.phase == "loading" else "the server is shutting down"
+            raise RefusedError(503, self.phase, f"{what}: try again", retry_after_s=5)
         return self.engine
 
 
 @dataclass
 class Ticket:
-    """One request's own facts, for its log line and its limits."""
+    """The facts of one request, for its log line and its limits."""
 
     id: str
     started: float  # on the monotonic clock, as the next
@@ -69,3 +72,46 @@ class Ticket:
     tokens: int = 0
     cut: int = 0
     queue_s: float = 0.0
+
+
+def stats(state: State) -> dict[str, Any]:
+    """Return status, queue, throughput and devices, and set the gauges to the same values."""
+    watch, engine = state.watch, state.engine
+    watch.gauges["ready"].set(state.ready)
+    watch.gauges["requests_at_work"].set(state.at_work)
+    values: dict[str, Any] = {
+        "status": state.status,
+        "model": state.names[0],
+        "index": state.index,
+        "uptime_s": round(monotonic() - watch.started, 1),
+        "requests_at_work": state.at_work,
+        "tokens_per_s": round(watch.tokens_per_s(), 1),
+    }
+    if engine is None:
+        return values
+    batcher = engine.batcher
+    watch.gauges["queue_tokens"].set(batcher.held_tokens)
+    watch.gauges["queue_limit_tokens"].set(batcher.max_queue_tokens)
+    for worker in batcher.workers:
+        watch.budget.labels(worker.device.name).set(worker.budget)
+    return {
+        **values,
+        "dim": engine.model.dim,
+        "dtype": engine.model.dtype,
+        "max_length": engine.max_length,
+        "queue": {
+            "tokens": batcher.held_tokens,
+            "limit_tokens": batcher.max_queue_tokens,
+            "texts": batcher.waiting(),
+        },
+        "devices": [
+            {
+                "name": worker.device.name,
+                "batch_budget_tokens": worker.budget,
+                "tokens_at_work": worker.busy_tokens,
+                "failing": worker.failing,
+            }
+            for worker in batcher.workers
+        ],
+        "total": watch.totals(),
+    }

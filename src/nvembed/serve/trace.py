@@ -1,12 +1,12 @@
-"""One OpenTelemetry span per request, sent to the operator's own collector; nothing without an address."""
+"""OpenTelemetry spans of requests, sent to the operator's own collector and to nobody else."""
 
-import time
 from collections.abc import Mapping
-from time import monotonic
+from typing import Any
 from urllib.parse import urlsplit
 
-from nvembed.errors import MissingExtraError
-from nvembed.serve.state import Ticket
+from starlette.types import ASGIApp
+
+from nvembed.errors import needs_extra
 
 
 class Tracing:
@@ -18,50 +18,35 @@ class Tracing:
         Raises:
             MissingExtraError: OpenTelemetry is not installed.
         """
-        try:
+        with needs_extra("otel", "--otlp-endpoint"):
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+            from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
             from opentelemetry.sdk.resources import Resource
             from opentelemetry.sdk.trace import TracerProvider
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
-            from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-        except ImportError as error:
-            raise MissingExtraError(
-                "otlp_endpoint needs OpenTelemetry: pip install 'nvembed[otel]'"
-            ) from error
+            from opentelemetry.trace import get_current_span
         if urlsplit(endpoint).path in ("", "/"):
             endpoint = f"{endpoint.rstrip('/')}/v1/traces"
         self._provider = TracerProvider(resource=Resource.create({"service.name": "nvembed"}))
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
-        self._tracer = self._provider.get_tracer("nvembed.serve")
-        self._context = TraceContextTextMapPropagator()
+        self._middleware, self._current = OpenTelemetryMiddleware, get_current_span
 
-    def record(
-        self, method: str, route: str, status: int, ticket: Ticket, headers: Mapping[str, str]
-    ) -> None:
-        """Record a request that has ended, below the caller's span where ``traceparent`` names one."""
-        from opentelemetry.trace import SpanKind, StatusCode
-
-        end = time.time_ns()
-        span = self._tracer.start_span(
-            f"{method} {route}",
-            context=self._context.extract(headers),
-            kind=SpanKind.SERVER,
-            start_time=end - int(1e9 * (monotonic() - ticket.started)),
-            attributes={
-                "http.request.method": method,
-                "http.route": route,
-                "http.response.status_code": status,
-                "nvembed.request_id": ticket.id,
-                "nvembed.texts": ticket.texts,
-                "nvembed.tokens": ticket.tokens,
-                "nvembed.texts_cut": ticket.cut,
-                "nvembed.queue_s": ticket.queue_s,
-                "nvembed.refusal": ticket.code,
-            },
+    def around(self, app: ASGIApp) -> ASGIApp:
+        """Return the application with a span around each request, below the caller's if it names one."""
+        layer: ASGIApp = self._middleware(
+            app,
+            excluded_urls="/health,/metrics,/stats,/page/",
+            default_span_details=lambda scope: (str(scope.get("method")), {}),
+            tracer_provider=self._provider,
+            exclude_spans=["receive", "send"],
         )
-        if status >= 500:
-            span.set_status(StatusCode.ERROR)
-        span.end(end)
+        return layer
+
+    def note(self, fields: Mapping[str, Any]) -> None:
+        """Name the current span by its route, and add the log line's fields to it."""
+        span = self._current()
+        span.update_name(f"{fields['method']} {fields['route']}")
+        span.set_attributes({f"nvembed.{name}": value for name, value in fields.items()})
 
     def close(self) -> None:
         """Send what is left."""

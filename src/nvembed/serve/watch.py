@@ -1,4 +1,4 @@
-"""What is counted, and what the log says: Prometheus metrics, throughput, JSON lines. Never a text."""
+"""Prometheus metrics, throughput, the log and ``/stats``. None of them ever holds a text."""
 
 import json
 import logging
@@ -15,13 +15,17 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 WINDOW_S = 10.0
+LogFormat = Literal["json", "text"]
+Level = Literal["info", "warning", "error"]
 
 
 class Watch:
-    """One server's figures and log; nothing is global."""
+    """The metrics and the log of one server; nothing is global."""
 
-    def __init__(self, log: "Log") -> None:
-        self.log = log
+    def __init__(self, log_format: LogFormat) -> None:
+        self.handler = _StandardError(log_format)
+        self.log = logging.Logger("nvembed.serve", logging.INFO)
+        self.log.addHandler(self.handler)
         self.started = monotonic()
         registry = self.registry = CollectorRegistry()
         self.requests = Counter(
@@ -50,9 +54,7 @@ class Watch:
         self.texts = Counter("nvembed_texts", "Texts embedded.", registry=registry)
         self.cut = Counter("nvembed_texts_cut", "Texts that were cut to be embedded.", registry=registry)
         self.tokens = Counter("nvembed_tokens", "Tokens computed.", ["lane"], registry=registry)
-        self.refused = Counter(
-            "nvembed_refused", "Requests not served, by code.", ["code"], registry=registry
-        )
+        self.refused = Counter("nvembed_refused", "Requests refused, by code.", ["code"], registry=registry)
         self.failures = Counter("nvembed_model_failures", "Batches the model failed on.", registry=registry)
         self.oom = Counter(
             "nvembed_out_of_memory", "Batches that did not fit and were split.", ["device"], registry=registry
@@ -63,7 +65,7 @@ class Watch:
                 ("queue_tokens", "Tokens that wait."),
                 ("queue_limit_tokens", "Tokens that may wait."),
                 ("requests_at_work", "Requests at work."),
-                ("ready", "1 where the server takes requests."),
+                ("ready", "1 if the server takes requests."),
             )
         }
         self.budget = Gauge(
@@ -73,35 +75,47 @@ class Watch:
         self._lock = threading.Lock()
 
     def computed(self, lane: str, tokens: int, seconds: float) -> None:
+        """Count a batch."""
         self.tokens.labels(lane).inc(tokens)
         self.batch_s.labels(lane).observe(seconds)
         self.batch_tokens.labels(lane).observe(tokens)
         with self._lock:
             self._recent.append((monotonic(), tokens))
+            self._forget()
+
+    def _forget(self) -> None:
+        start = monotonic() - WINDOW_S
+        while self._recent and self._recent[0][0] < start:
+            self._recent.popleft()
 
     def tokens_per_s(self) -> float:
         """Return the tokens computed per second over the last ten seconds."""
-        now = monotonic()
         with self._lock:
-            while self._recent and self._recent[0][0] < now - WINDOW_S:
-                self._recent.popleft()
+            self._forget()
             total = sum(tokens for _, tokens in self._recent)
-        return total / min(WINDOW_S, max(now - self.started, 1e-3))
+        return total / min(WINDOW_S, max(monotonic() - self.started, 1e-3))
 
     def failed(self, what: str, error: BaseException | None = None) -> None:
         """Count a failure of the model and log where it was raised; its message may hold a text."""
         self.failures.inc()
-        frames = traceback.extract_tb(error.__traceback__)[-6:] if error else []
-        where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
-        self.log.write("error", "model failed", {"error": what, "where": where})
+        self.event("error", "model failed", {"error": what, "where": _frames(error)})
 
     def out_of_memory(self, device: str, tokens: int, budget: int) -> None:
         self.oom.labels(device).inc()
         fields = {"device": device, "batch_tokens": tokens, "budget_now": budget}
-        self.log.write("warning", "out of memory", fields)
+        self.event("warning", "out of memory", fields)
+
+    def event(self, level: Level, name: str, fields: Mapping[str, object] | None = None) -> None:
+        """Log one event."""
+        self.log.log(getattr(logging, level.upper()), name, extra={"fields": fields or {}})
+
+    def crashed(self, error: Exception, request_id: str) -> None:
+        """Log where an unexpected exception was raised; its message may hold a text."""
+        fields = {"id": request_id, "error": type(error).__name__, "where": _frames(error)}
+        self.event("error", "crash", fields)
 
     def totals(self) -> dict[str, int]:
-        """Return what was done since the start."""
+        """Return the counts since the start."""
         sums = {"texts": 0.0, "texts_cut": 0.0, "tokens": 0.0, "requests": 0.0, "refused": 0.0}
         for metric in self.registry.collect():
             name = metric.name.removeprefix("nvembed_")
@@ -114,34 +128,40 @@ class Watch:
         return generate_latest(self.registry)
 
 
-class Log:
+class _StandardError(logging.Handler):
     """One line per event on standard error, as JSON or as text."""
 
-    def __init__(self, form: Literal["json", "text"]) -> None:
-        self.form = form
-
-    def write(self, level: str, event: str, fields: Mapping[str, object] | None = None) -> None:
-        fields = fields or {}
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        if self.form == "json":
-            line = json.dumps({"time": now, "level": level, "event": event, **fields}, default=str)
-        else:
-            said = " ".join(f"{name}={value}" for name, value in fields.items() if value not in ("", None))
-            line = f"{now} {level:<7} {event}  {said}".rstrip()
-        print(line, file=sys.stderr, flush=True)
-
-
-class UvicornLog(logging.Handler):
-    """Uvicorn's messages in our log; of an exception only its type and place."""
-
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log_format: LogFormat) -> None:
         super().__init__()
-        self.log = log
+        self.setFormatter(_Formatter(log_format))
 
     def emit(self, record: logging.LogRecord) -> None:
-        fields: dict[str, Any] = {}
+        try:
+            print(self.format(record), file=sys.stderr, flush=True)
+        except Exception:  # a full disk or a closed stream must not fail a request
+            self.handleError(record)
+
+
+class _Formatter(logging.Formatter):
+    """Time, level, event and the record's ``fields``; of an exception only its type and place."""
+
+    def __init__(self, log_format: LogFormat) -> None:
+        super().__init__()
+        self.log_format = log_format
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, Any] = dict(getattr(record, "fields", {}))
         if record.exc_info and record.exc_info[1] is not None:
-            frames = traceback.extract_tb(record.exc_info[2])[-6:]
-            fields["error"] = type(record.exc_info[1]).__name__
-            fields["where"] = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
-        self.log.write(record.levelname.lower(), record.getMessage().partition("\n")[0], fields)
+            error = record.exc_info[1]
+            fields |= {"error": type(error).__name__, "where": _frames(error)}
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        level, event = record.levelname.lower(), record.getMessage().partition("\n")[0]
+        if self.log_format == "json":
+            return json.dumps({"time": time, "level": level, "event": event, **fields}, default=str)
+        shown = " ".join(f"{name}={value}" for name, value in fields.items() if value not in ("", None))
+        return f"{time} {level:<7} {event}  {shown}".rstrip()
+
+
+def _frames(error: BaseException | None) -> list[str]:
+    frames = traceback.extract_tb(error.__traceback__)[-6:] if error else []
+    return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
