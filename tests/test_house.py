@@ -94,7 +94,7 @@ BUDGETS: dict[str, tuple[set[str], int]] = {
     "read, embed, search, learn": ({"read", "embed", "search", "learn"}, 7_600),
     "compress": ({"compress"}, 700),
     "evaluate": ({"evaluate"}, 2_650),
-    # 500 lines for what clients really send (Cohere v1, NIM, TEI, Voyage), limits before work, pieces, CORS, hosts
+    # 550 lines for what clients really send (Cohere v1, NIM, TEI, Voyage), limits before work, pieces, CORS
     "serve": ({"serve"}, 3_150),
     "integrations": ({"integrations"}, 700),
     "cli": ({"cli"}, 4_250),

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import cohere
 import httpx
@@ -175,7 +177,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 @contextmanager
-def process(*arguments: str | Path, **more: str) -> Iterator[SimpleNamespace]:
+def process(*arguments: str | Path, until: str = "ready", **more: str) -> Iterator[SimpleNamespace]:
     command = [
         sys.executable,
         "-c",
@@ -189,7 +191,7 @@ def process(*arguments: str | Path, **more: str) -> Iterator[SimpleNamespace]:
     try:
         for line in running.stderr:
             said.append(json.loads(line))
-            if said[-1]["event"] == "ready":
+            if said[-1]["event"] == until:
                 break
         assert said, running.wait(10)
         yield SimpleNamespace(running=running, said=said, url=said[0]["url"])
@@ -222,10 +224,45 @@ def test_settings_from_flags_environment_and_file_and_an_orderly_end(tmp_path: P
         assert last[-1] == "draining"
 
 
+@pytest.mark.parametrize(
+    ("number", "phase", "code"),
+    [
+        (signal.SIGTERM, "listening", 143),
+        (signal.SIGINT, "listening", 130),
+        (signal.SIGHUP, "listening", 129),
+        (signal.SIGHUP, "ready", 0),
+        (signal.SIGINT, "ready", 0),
+    ],
+)
+def test_signals_end_it_in_an_orderly_way(number: signal.Signals, phase: str, code: int) -> None:
+    """While the model loads too: no abort by a native thread, no traceback."""
+    with process(TINY_A, "--port", "0", until=phase) as server:
+        server.running.send_signal(number)
+        assert server.running.wait(60) == code
+        events = [json.loads(line)["event"] for line in server.running.stderr]
+        assert events in ([], ["draining"]), "at once, if nothing runs yet"
+
+
+def test_a_second_signal_ends_it_at_once() -> None:
+    with process(TINY_A, "--port", "0", "--drain-timeout-s", "600") as server:
+        where = urlsplit(server.url)
+        with socket.create_connection((where.hostname, where.port)) as slow:
+            slow.sendall(b"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
+            slow.sendall(b"Content-Length: 50\r\n\r\n{")
+            while ask(cast(Server, server), "/stats").json["requests_at_work"] < 2:
+                pass
+            server.running.send_signal(signal.SIGTERM)
+            assert json.loads(server.running.stderr.readline())["requests_at_work"] >= 1
+            server.running.send_signal(signal.SIGTERM)
+            server.running.wait(30)
+
+
 def test_several_values_in_a_variable() -> None:
     found = from_environment({"NVEMBED_API_KEY": "one,two", "NVEMBED_SERVED_NAME": "a", "NVEMBED_PORT": "0"})
     assert (found.api_key, found.served_name, found.port) == (("one", "two"), ("a",), 0)
     assert found.model_fields_set == {"api_key", "served_name", "port"}
+    flags = ServerSettings.model_validate({"served_name": ["a,b", "c"], "cors_origin": "https://a,https://b"})
+    assert (flags.served_name, flags.cors_origin) == (("a", "b", "c"), ("https://a", "https://b"))
 
 
 def test_killed_outright_it_leaves_nothing_and_starts_again_on_the_same_port() -> None:
@@ -260,6 +297,10 @@ def test_killed_outright_it_leaves_nothing_and_starts_again_on_the_same_port() -
         ),
         (["m", "--config", "none.toml"], {}, 1, "none.toml: expected a recipe file"),
         (["no/such/model", "--port", "0"], {}, 1, "no/such/model"),
+        (["nosuch", "--port", "0"], {}, 1, "nosuch"),
+        (["m"], {"NVEMBED_MAX_ITMES": "3"}, 1, "unknown variable NVEMBED_MAX_ITMES: did you mean"),
+        (["owner/m", "--served-name", "a,,b"], {}, 1, "served_name"),
+        (["owner/m", "--cors-origin", "example.org"], {}, 1, "cors_origin"),
         (
             ["owner/m", "--port", "0"],
             {"NVEMBED_API_KEY": "a b"},
@@ -289,4 +330,4 @@ def test_what_cannot_be_served(
     )
     assert done.returncode == code, done.stderr
     assert message in " ".join(done.stderr.split())
-    assert not re.search("Traceback", done.stderr)
+    assert not re.search("Traceback|listening", done.stderr)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -25,7 +26,6 @@ from nvembed.serve.watch import Watch
 
 HEAD_BYTES = 65_536
 INDEX_CHECK_S = 5.0
-SIGHUP: int | None = getattr(signal, "SIGHUP", None)
 
 
 def _listen(settings: ServerSettings) -> socket.socket:
@@ -178,14 +178,14 @@ class Server(uvicorn.Server):
             Whatever ``load`` raises, or the warm-up.
         """
         watch = self.state.watch
-        watch.event("info", "listening", {"url": self.url})
-        if self.state.settings.exposed:
-            watch.event("warning", "others can connect and no API key is set: pass --api-key-file")
         logger = logging.getLogger("uvicorn.error")
         logger.addHandler(watch.handler)
         logger.setLevel(logging.WARNING)
         try:
-            with self.listener:
+            with self._handling_signals(), self.listener:
+                watch.event("info", "listening", {"url": self.url})
+                if self.state.settings.exposed:
+                    watch.event("warning", "others can connect and no API key is set: pass --api-key-file")
                 self.run(sockets=[self.listener])
         finally:
             logger.removeHandler(watch.handler)
@@ -204,18 +204,23 @@ class Server(uvicorn.Server):
             self._loop.call_soon_threadsafe(self._begin_drain)
 
     @contextmanager
+    def _handling_signals(self) -> Iterator[None]:
+        """Handle SIGTERM, Ctrl-C and SIGHUP, the last one only if it is not ignored (nohup)."""
+        before: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", None)):
+                if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                    before[number] = signal.signal(number, self.handle_exit)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Take SIGHUP too, unless it is ignored (nohup)."""
-        with super().capture_signals():
-            main = threading.current_thread() is threading.main_thread()
-            if SIGHUP is None or not main or signal.getsignal(SIGHUP) is signal.SIG_IGN:
-                yield
-                return
-            before = signal.signal(SIGHUP, self.handle_exit)
-            try:
-                yield
-            finally:
-                signal.signal(SIGHUP, before)
+        """Nothing: ``serve_forever`` handles them already, from before the port is announced."""
+        yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """Take a signal: the first one drains, the second one ends at once."""
