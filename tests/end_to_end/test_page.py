@@ -39,7 +39,7 @@ def entered(browser: Chrome, url: str) -> None:
     browser.get(url)
     until(browser, lambda b: b.find_elements(By.CSS_SELECTOR, "dialog[open]"))
     browser.switch_to.active_element.send_keys("wrong", Keys.ENTER)
-    until(browser, lambda b: "not known here" in b.find_element(By.CSS_SELECTOR, "dialog").text)
+    until(browser, lambda b: "Unknown API key" in b.find_element(By.CSS_SELECTOR, "dialog").text)
     browser.switch_to.active_element.send_keys("secret", Keys.ENTER)
     until(browser, lambda b: b.find_element(By.ID, "status").text == "ready")
 

@@ -190,8 +190,8 @@ class TestRoutes:
             served_index(corpus, corpus / "manifest.json")
         with pytest.raises(InputError, match="fingerprint is 1; expected 0"):
             served_index(corpus, None)[2]("1")
-        with pytest.raises(InputError, match="index_map goes with index"):
-            serve("m", settings=ServerSettings(index_map=corpus))
+        with pytest.raises(InputError, match="index_map needs index"):
+            serve("owner/m", settings=ServerSettings(index_map=corpus))
 
 
 @pytest.fixture(scope="module")

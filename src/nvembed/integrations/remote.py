@@ -124,12 +124,17 @@ class RemoteEncoder:
         """Tokens the server reads of one text; raises what ``fingerprint`` does."""
         return int(self._info()["max_input_length"])
 
+    @property
+    def dim(self) -> int:
+        """Length of a vector; raises what ``fingerprint`` does."""
+        return self.truncate_dim or int(self._info()["dim"])
+
     def _info(self) -> dict[str, Any]:
         if not self._facts:
             response = self._send("GET", "/info")
             if response.status_code != 200:
                 raise self._refusal(response)
-            self._facts = _json(response, "model_sha", "max_input_length")
+            self._facts = _json(response, "model_sha", "max_input_length", "dim")
         return self._facts
 
     def close(self) -> None:
@@ -170,7 +175,7 @@ class RemoteEncoder:
                 rows += [np.frombuffer(base64.b64decode(row["embedding"]), "<f4") for row in answer["data"]]
                 cut += len(answer["details"]["truncated"])
         if not rows:
-            raise InputError("expected at least one text, got none")
+            return np.empty((0, self.dim), dtype=np.float32)
         if cut:
             warnings.warn(f"{cut:,} of {total:,} texts were cut to the server's max_length", stacklevel=3)
         vectors = np.stack(rows).astype(np.float32, copy=False)

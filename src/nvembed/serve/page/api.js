@@ -1,5 +1,5 @@
-// Requests to this server. An API key is asked for when the server wants one, and stays in this variable: no
-// storage, no cookie, gone with the page.
+// Requests to this server. If it requires an API key, the page asks for one and keeps it in this variable only: no
+// storage, no cookie.
 let key = "";
 let asking = null;
 
@@ -10,7 +10,7 @@ export class Refused extends Error {
   }
 }
 
-// Answer the JSON of a GET, or with a body of a POST; throw Refused, or TypeError where nobody answers.
+// Return the JSON of a GET, or of a POST if there is a body. Throws Refused, or TypeError if the server cannot be reached.
 export async function ask(path, body) {
   for (;;) {
     const used = key;
@@ -39,10 +39,10 @@ function askForKey(wrong) {
   asking ??= new Promise((resolve) => {
     const dialog = element("dialog", { "aria-labelledby": "key-title" }, [
       element("h2", { id: "key-title" }, ["API key"]),
-      element("p", {}, [wrong ? "This key is not known here. Try another one." : "This server asks for an API key. It is kept until you leave this page."]),
+      element("p", {}, [wrong ? "Unknown API key. Try another one." : "This server requires an API key. It is kept in memory until you leave this page."]),
       element("form", { method: "dialog" }, [
-        element("label", {}, ["Key", element("input", { id: "key", type: "password", required: "", autocomplete: "off", pattern: "\\s*[!-~]+\\s*", title: "letters, digits and signs of ASCII, without spaces" })]),
-        element("button", {}, ["Use it"]),
+        element("label", {}, ["Key", element("input", { id: "key", type: "password", required: "", autocomplete: "off", pattern: "\\s*[!-~]+\\s*", title: "printable ASCII without spaces" })]),
+        element("button", {}, ["Continue"]),
       ]),
     ]);
     dialog.addEventListener("cancel", (event) => event.preventDefault()); // nothing here works without it
@@ -58,7 +58,7 @@ function askForKey(wrong) {
   return asking;
 }
 
-// An element; what it holds is nodes, or text that is never read as markup.
+// Return an element; its children are nodes, or text that is never parsed as markup.
 export function element(name, attributes = {}, children = []) {
   const made = document.createElement(name);
   for (const [attribute, value] of Object.entries(attributes)) made.setAttribute(attribute, value);

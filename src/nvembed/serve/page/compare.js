@@ -1,9 +1,9 @@
-// Queries with and without their instruction against passages, as two heat maps on one scale.
+// Compares queries with passages, with and without the instruction, as two heat maps on one scale.
 import { ask, byId, element } from "/page/api.js";
 
 const lines = (id) => byId(id).value.split("\n").map((line) => line.trim()).filter(Boolean);
 
-// Answer unit vectors, and the numbers of the texts that were cut.
+// Return unit vectors, and how many texts were cut.
 async function embed(texts, options) {
   const answer = await ask("/v1/embeddings", { input: texts, truncate: "END", ...options });
   return { vectors: answer.data.map((row) => row.embedding), cut: answer.details.truncated.length };
@@ -25,10 +25,10 @@ async function compare() {
   const passages = others.length ? found.at(-1).vectors : null;
   const grid = (rows) => rows.map((row) => (passages ?? rows).map((other) => dot(row, other)));
   const maps = prompted ? [["With the instruction", instruction, grid(prompted)]] : [];
-  maps.push(["Without an instruction", "the queries as they stand", grid(plain)]);
+  maps.push(["Without an instruction", "the queries alone", grid(plain)]);
   draw(maps, queries, passages ? others : queries, !passages);
   const cut = found.reduce((sum, one) => sum + one.cut, 0);
-  return cut ? `${cut} texts were longer than the model reads, and were cut.` : "";
+  return cut ? `${cut} texts were too long and were cut.` : "";
 }
 
 function draw(maps, rows, columns, square) {

@@ -1,9 +1,9 @@
-// Passages that answer a query, their marks, and the map of the corpus.
+// Search results with marked words, and the map of the corpus.
 import { ask, byId, element } from "/page/api.js";
 import { drawMap } from "/page/map.js";
 
 let map = null;
-let latest = 0; // an answer that another question has overtaken is not shown
+let latest = 0; // only the latest search's answer is shown
 
 function say(text, bad = false) {
   byId("said").textContent = text;
@@ -26,7 +26,7 @@ async function search(extra = {}) {
     const { hits } = await ask("/search", body);
     if (turn !== latest) return;
     show(hits);
-    say(hits.length ? `${hits.length} passages in ${((performance.now() - started) / 1000).toFixed(2)} s` : "Nothing found.");
+    say(hits.length ? `${hits.length} passages in ${((performance.now() - started) / 1000).toFixed(2)} s` : "No passages found.");
   } catch (error) {
     say(error instanceof TypeError ? "The server does not answer." : error.message, true);
     if (/filter|field/.test(error.message)) byId("more").open = true;
@@ -51,7 +51,7 @@ function passage(hit) {
   ]);
 }
 
-// Marks count code points, JavaScript's strings count halves of some.
+// Marks count code points; JavaScript strings count UTF-16 units.
 function marked(text, marks) {
   const points = Array.from(text);
   const parts = [];
@@ -82,7 +82,7 @@ document.addEventListener("keydown", (event) => {
 
 const about = await ask("/index").catch(() => null);
 if (!about) {
-  say("This server searches no index: start it with --index.", true);
+  say("This server has no index. Start it with --index.", true);
   byId("go").disabled = true;
 } else {
   byId("index-name").textContent = about.name;

@@ -56,7 +56,7 @@ function draw() {
 // Which texts wait, by lane.
 function lanes(texts) {
   const some = Object.entries(texts).filter(([, count]) => count);
-  return some.length ? `texts that wait: ${some.map(([lane, count]) => `${whole.format(count)} ${lane}`).join(", ")}` : "no text waits";
+  return some.length ? `waiting texts: ${some.map(([lane, count]) => `${whole.format(count)} ${lane}`).join(", ")}` : "no waiting texts";
 }
 
 function duration(seconds) {
