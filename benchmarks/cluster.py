@@ -144,7 +144,7 @@ def score_classes(subject: Subject, data: Path, rows: int) -> list[Row]:
         )
         _, label_texts = label_pairs(classifier.classes)
         label_vectors = embed(label_texts, "")
-        zero = float(((vectors @ label_vectors.T).argmax(axis=1) == truth).mean())
+        zero = int(((vectors @ label_vectors.T).argmax(axis=1) == truth).sum())
         table.append(
             [
                 subject.name, name, f"{len(train):,} / {len(test):,}", f"{validation.c:g}",
@@ -152,7 +152,7 @@ def score_classes(subject: Subject, data: Path, rows: int) -> list[Row]:
                 shown(found.accuracy, found.accuracy_interval),
                 f"{calibration_error(raw, truth):.3f} -> {calibration_error(after, truth):.3f}",
                 f"{outcome.scores['accuracy']:.1%} ({samples} per class)",
-                shown(zero, wilson(zero, len(test))),
+                shown(zero / len(test), wilson(zero, len(test))),
             ]
         )  # fmt: skip
         print(table[-1], flush=True)

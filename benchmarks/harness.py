@@ -66,7 +66,7 @@ def main() -> None:
         )
         row = {"task": task.name, "ours": round(ours, 4), "mteb": round(theirs, 4)}
         row["published"] = published.get(task.mteb_name)
-        row["test_set"] = "identical" if task.settings.identical else "near"
+        row["test_set"] = task.test_set
         if task.name in given.independent.split(","):
             from sentence_transformers import SentenceTransformer
 

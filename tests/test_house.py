@@ -93,7 +93,7 @@ BUDGETS: dict[str, tuple[set[str], int]] = {
     # 700 for compressed, encoded and bounded reading, which data and evaluate share
     "read, embed, search, learn": ({"read", "embed", "search", "learn"}, 7_600),
     "compress": ({"compress"}, 700),
-    "evaluate": ({"evaluate"}, 2_650),
+    "evaluate": ({"evaluate"}, 2_580),
     # 550 lines for what clients really send (Cohere v1, NIM, TEI, Voyage), limits before work, pieces, CORS
     "serve": ({"serve"}, 3_150),
     "integrations": ({"integrations"}, 700),

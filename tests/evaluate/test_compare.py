@@ -9,7 +9,7 @@ from eval_folders import encode, make_all
 
 from nvembed.cli.compare import compare as compare_command
 from nvembed.errors import DataError, InputError
-from nvembed.evaluate.compare import against_published, category, compare, randomisation
+from nvembed.evaluate.compare import against_published, category, compare, paired_test
 from nvembed.evaluate.outcome import Items
 from nvembed.evaluate.record import Result, folder_of, read_results
 from nvembed.evaluate.report import category_means, report_markdown
@@ -24,17 +24,55 @@ def result(value: np.ndarray, *, task: str = "t", revision: str = "r", kind: str
     return Result(task, {"conditions": conditions}, {"main_score": float(value.mean())}, items, {})
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_randomisation_is_the_enumeration(seed: int) -> None:
-    """Ten queries have 1,024 sign patterns; the sampled p is near the exact one."""
-    d = np.round(np.random.default_rng(seed).normal(0.3, 1, 10), 2)
+def test_p_values_are_those_of_the_enumeration() -> None:
+    """Ten queries have 1,024 sign patterns, six pairs 64 swaps: scipy goes through all of them."""
+    rng = np.random.default_rng(0)
+    a = rng.random(10)
+    b = a + np.round(rng.normal(0.03, 0.1, 10), 2)
     signs = np.array(list(itertools.product([-1, 1], repeat=10)))
-    exact = float(np.mean(np.abs(signs @ d) >= abs(d.sum()) - 1e-12))
-    assert randomisation(d, np.random.default_rng(0), flips=40_000) == pytest.approx(exact, abs=0.01)
+    exact = float(np.mean(np.abs(signs @ (b - a)) >= abs((b - a).sum()) - 1e-12))
+    assert compare({"t": result(a)}, {"t": result(b)})[0].p == pytest.approx(exact)
+
+    stats = pytest.importorskip("scipy.stats")
+    gold, one, other = rng.random(6), rng.random(6), rng.random(6)
+    items = [Items("spearman", list("abcdef"), value, gold) for value in (one, other)]
+    nulls = []
+    for swap in itertools.product([False, True], repeat=6):
+        first, second = np.where(swap, other, one), np.where(swap, one, other)
+        nulls.append(stats.spearmanr(gold, second)[0] - stats.spearmanr(gold, first)[0])
+    exact = float(np.mean(np.abs(nulls) >= abs(nulls[0]) - 1e-12))
+    assert paired_test(items[0], items[1], rng=rng).p == pytest.approx(exact)
+
+
+def test_the_mean_of_small_tasks_is_no_surer_than_the_tasks() -> None:
+    """One query can never be significant, nor can the mean of two such tasks."""
+    a, b = result(np.array([0.2])), result(np.array([0.9]))
+    row, mean, overall = compare({"t": a}, {"t": b})
+    assert (row.p, mean.p, overall.p) == (1.0, 1.0, 1.0)
+    assert (row.low, mean.low) == (None, None)
+    two = compare({"t": a, "u": a}, {"t": b, "u": b})
+    assert two[-1].name == "mean of 2"
+    assert two[-1].p == pytest.approx(0.5, abs=0.02), "two of the four sign patterns are as far from 0"
+    rng = np.random.default_rng(3)
+    many = {f"t{i}": result(rng.random(40), task=f"t{i}") for i in range(4)}
+    better = {name: result(one.items.value + 0.05, task=name) for name, one in many.items() if one.items}
+    assert compare(many, better)[-1].p == pytest.approx(1 / 10_000)
+
+
+def test_means_of_equal_models_are_rarely_significant() -> None:
+    rng = np.random.default_rng(4)
+    p_values = []
+    for world in range(60):
+        pairs = [(rng.random(8), rng.random(8)) for _ in range(3)]
+        a, b = ({f"t{i}": result(pair[side]) for i, pair in enumerate(pairs)} for side in (0, 1))
+        p_values.append(compare(a, b, draws=50, seed=world)[-1].p or 0.0)
+    assert np.mean(np.array(p_values) < 0.05) < 0.15
+    assert 0.35 < np.mean(p_values) < 0.65
 
 
 def test_no_difference() -> None:
-    assert randomisation(np.zeros(9), np.random.default_rng(0)) == 1.0
+    row = compare({"t": result(np.ones(9))}, {"t": result(np.ones(9))})[0]
+    assert (row.low, row.high, row.p) == (0.0, 0.0, 1.0)
 
 
 def test_a_paired_interval_is_the_t_interval() -> None:
@@ -56,14 +94,14 @@ def test_intervals_cover() -> None:
     """Of 200 worlds in which b is better by 2 points, about 95% of the intervals hold the 2 points."""
     rng = np.random.default_rng(2)
     held = 0
-    for world in range(200):
-        a = rng.normal(0.5, 0.2, 60)
-        row = compare({"t": result(a)}, {"t": result(a + rng.normal(0.02, 0.1, 60))}, draws=300, seed=world)[
-            0
-        ]
-        assert row.low is not None
-        assert row.high is not None
-        held += row.low <= 2.0 <= row.high
+    for _ in range(200):
+        a = result(rng.normal(0.5, 0.2, 60)).items
+        assert a is not None
+        b = Items("mean", a.ids, a.value + rng.normal(0.02, 0.1, 60))
+        test = paired_test(a, b, rng=rng, draws=300, flips=9)
+        assert test.low is not None
+        assert test.high is not None
+        held += test.low <= 2.0 <= test.high
     assert 180 <= held <= 199
 
 
@@ -108,6 +146,9 @@ def test_published() -> None:
     assert checks["SciFact"].within
     assert checks["SciFact"].difference == pytest.approx(0.173)
     assert not checks["STS12"].within
+    assert checks["STS12"].test_set == "unverified"
+    results["STS12"].record["conditions"]["test_set"] = "identical"
+    assert against_published(results, "nv-embed-v2", tolerance=0.3)[1].test_set == "identical"
     with pytest.raises(DataError, match=r"none of \['home'\] has a published score"):
         against_published({"home": results["home"]}, "nv-embed-v2", tolerance=1)
     with pytest.raises(InputError, match="no published scores of 'gpt'"):
@@ -135,9 +176,9 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert set(means["Retrieval"]) == set(models)
     assert set(means["all"]) == {"fake__words", "local__random"}
     assert "| local__random | cpu |" in report_markdown(models)
-    with pytest.raises(InputError, match="no results given"):
+    with pytest.raises(InputError, match="expected folders of models"):
         compare_command()
-    with pytest.raises(InputError, match="the results of random are given twice; expected each model once"):
+    with pytest.raises(InputError, match="the results of random occur twice; expected each model once"):
         compare_command(folders[1], folders[2], folders[1])
     again = Subject("fake/words", "f1", encode=plain(encode))
     evaluate(again, tasks, tmp_path / "out")
@@ -145,5 +186,5 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     compare_command(*both, out=tmp_path / "twins")
     assert "| task | category | fake/words f0 | fake/words f1 |" in capsys.readouterr().out
     assert (tmp_path / "twins" / "difference-fake__words f1.png").is_file()
-    with pytest.raises(DataError, match="results of 2 models of one name: give the folder of one of them"):
+    with pytest.raises(DataError, match="results of 2 models or settings"):
         compare_command(folders[0].parent)

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,16 +25,17 @@ from nvembed.evaluate.cache import Embedder
 from nvembed.evaluate.outcome import Prompts
 from nvembed.evaluate.protocol import run_task
 from nvembed.evaluate.record import folder_of, read_results
-from nvembed.evaluate.run import Progress, evaluate
+from nvembed.evaluate.run import TaskProgress, evaluate, prompts_of
 from nvembed.evaluate.settings import protocol, published_scores
 from nvembed.evaluate.subject import Subject, bm25, plain, random_encoder
-from nvembed.evaluate.tasks import find_tasks, load_task
+from nvembed.evaluate.tasks import Task, find_tasks, load_task
 
 
 def files(folder: Path) -> dict[str, bytes]:
     """Every result file but the timing."""
-    found = [p for p in folder.rglob("*.json") if "timing" not in p.name and ".embeddings" not in p.parts]
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(found)}
+    inside = sorted(path.relative_to(folder) for path in folder.rglob("*.json") if "timing" not in path.name)
+    hidden = [path for path in inside if any(part.startswith(".") for part in path.parts)]
+    return {str(path): (folder / path).read_bytes() for path in inside if path not in hidden}
 
 
 class Watched:
@@ -54,7 +56,7 @@ def test_results_resume_and_cache(tmp_path: Path) -> None:
     tasks = [load_task(path) for path in find_tasks(root)]
     watched = Watched()
     subject = Subject("fake/words", "f0", encode=plain(watched))
-    seen: list[Progress] = []
+    seen: list[TaskProgress] = []
     ran = evaluate(subject, tasks, tmp_path / "a", cache=tmp_path / "c", on_progress=seen.append)
     assert ran == [task.name for task in tasks]
     assert len(watched.texts) == len(set(watched.texts)), "no text is embedded twice"
@@ -190,20 +192,20 @@ def test_instructions(tmp_path: Path) -> None:
     claim = "Instruct: Given a scientific claim, retrieve documents that support or refute the claim\nQuery: "
     assert watched.prompts == {claim, ""}
     result = read_results(folder_of(tmp_path / "out", subject))["scifact"]
-    assert result.record["conditions"]["prompt"] == {"query": claim, "corpus": ""}
+    assert result.record["conditions"]["prompt"] == {"query": claim, "corpus": "", "source": "recipe"}
     assert result.record["counted"]["texts"] == 55
     watched.prompts.clear()
     evaluate(subject, [load_task(make_pairs(tmp_path / "stsb", binary=False))], tmp_path / "out")
     assert watched.prompts == {"Instruct: Retrieve semantically similar text\nQuery: "}
     watched.prompts.clear()
     own = [load_task(make_retrieval(tmp_path / "mine"))]
-    with pytest.raises(InputError, match=r"no instruction for task 'mine'.*--instruction 'mine=\.\.\.'"):
+    with pytest.raises(InputError, match=r"no instruction .* 'mine'.*--instruction 'mine=\.\.\.'"):
         evaluate(subject, own, tmp_path / "out")
     assert not watched.prompts
     evaluate(subject, own, tmp_path / "out", instructions={"mine": "Find it"})
     assert watched.prompts == {"Instruct: Find it\nQuery: ", ""}
     fixed = Subject(
-        "fake/e5", "f0", encode=plain(watched), prompts={"query": "query: ", "corpus": "passage: "}
+        "fake/e5", "f0", encode=plain(watched), prompts={"query": "query: ", "passage": "passage: "}
     )
     watched.prompts.clear()
     evaluate(fixed, own, tmp_path / "out")
@@ -217,8 +219,12 @@ def test_refused_by_the_command(tmp_path: Path) -> None:
         given = {"tasks": ["all"], "data": tmp_path / "data", "out": tmp_path / "out"} | changes
         evaluate_command("random", **given)  # type: ignore[arg-type]
 
-    with pytest.raises(InputError, match="--max-tokens is 0: expected 1 or more"):
-        command(max_tokens=0)
+    with pytest.raises(InputError, match="--tasks is empty"):
+        command(tasks=[""])
+    with pytest.raises(InputError, match="--split and --drop-unanswerable need --data"):
+        command(data=None, tasks=["STS12"], split="dev")
+    with pytest.raises(InputError, match="random takes no instruction, but --instruction names mine"):
+        command(instruction=["mine=Find it"])
     with pytest.raises(InputError, match=r"--instruction names 'mien', which .*: did you mean 'mine'\?"):
         command(instruction=["mine=Find it", "mien=Find it"])
     (tmp_path / "out").write_text("a file")
@@ -237,7 +243,7 @@ def test_models_by_folder(tmp_path: Path) -> None:
     shutil.copytree(TINY_A, folder)
     assert load_subject(str(folder), loading).name == "tiny"
     assert load_subject(f"mine={folder}", loading).name == "mine"
-    with pytest.raises(InputError, match="model 'mine': 'absent' is no folder; expected NAME=FOLDER"):
+    with pytest.raises(InputError, match="model 'mine': 'absent' is not a folder; expected NAME=FOLDER"):
         load_subject("mine=absent", loading)
 
 
@@ -265,6 +271,8 @@ def test_bm25_finds_words_and_takes_only_rankings(tmp_path: Path) -> None:
     assert read_results(folder_of(tmp_path / "out", bm25()))["rare"].main_score == 100.0
     reranked = load_task(make_retrieval(tmp_path / "reranking" / "r"))
     assert evaluate(bm25(), [reranked], tmp_path / "out") == ["r"]
+    with pytest.raises(InputError, match=r"bm25 has no vectors and can only run retrieval.*got sts"):
+        evaluate(bm25(), tasks[1:], tmp_path / "out")
 
 
 def test_a_random_encoder_scores_as_chance(tmp_path: Path) -> None:
@@ -309,6 +317,94 @@ def test_results_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(DataError, match="expected a result in mteb's format"):
         read_results(tmp_path)
+
+
+def test_damaged_results_are_computed_again(tmp_path: Path) -> None:
+    """A flipped byte in a result, its record or its items is noticed by resume and by compare."""
+    task = load_task(make_pairs(tmp_path / "alike", binary=False))
+    subject = Subject("fake/words", "f0", encode=plain(encode))
+    evaluate(subject, [task], tmp_path / "out")
+    folder = folder_of(tmp_path / "out", subject)
+    whole = files(tmp_path / "out")
+    for name in ("alike.json", "details/alike.items.json", "details/alike.record.json"):
+        content = (folder / name).read_bytes()
+        position = content.index(b"spearman") if b"spearman" in content else content.index(b"sts")
+        (folder / name).write_bytes(content[:position] + b"x" + content[position + 1 :])
+        if "record" not in name:
+            with pytest.raises(DataError, match=r"SHA-256 differs.*run the same nvembed evaluate command"):
+                read_results(folder)
+        assert evaluate(subject, [task], tmp_path / "out") == ["alike"], name
+        assert files(tmp_path / "out") == whole
+    assert evaluate(subject, [task], tmp_path / "out") == []
+
+
+def test_results_of_other_settings_lie_beside_each_other(tmp_path: Path) -> None:
+    """Split, precision, length and instruction are part of the place, and mteb loads all of them."""
+    folder = make_pairs(tmp_path / "STSBenchmark", binary=False)
+    make_pairs(tmp_path / "other", binary=False, seed=9)
+    shutil.copy(tmp_path / "other" / "test.jsonl", folder / "dev.jsonl")
+    base: dict[str, Any] = {"name": "fake/words", "fingerprint": "f0", "encode": plain(encode), "dim": 24}
+    test, dev = load_task(folder), load_task(folder, split="dev")
+    out = tmp_path / "results"
+    subject = Subject(**base, instructions=True)
+    runs: list[tuple[Subject, Any, dict[str, str]]] = [
+        (subject, test, {}),
+        (subject, dev, {}),
+        (subject, test, {"STSBenchmark": "Compare"}),
+        (Subject(**base, instructions=True, precision="bfloat16"), test, {}),
+        (Subject(**base, instructions=True, max_tokens=64), test, {}),
+    ]
+    for each, task, instructions in runs:
+        cache = out / ".embeddings"
+        evaluate(each, [task], out, cache=cache, instructions=instructions)
+    folders = {folder_of(out, each, split=task.split, instructions=own) for each, task, own in runs}
+    assert len(folders) == 5
+    for each, task, instructions in runs:
+        assert evaluate(each, [task], out, instructions=instructions) == []
+    meta = json.loads((folder_of(out, subject) / "model_meta.json").read_text())
+    assert (meta["embed_dim"], meta["revision"]) == (24, "f0")
+    pytest.importorskip("mteb")
+    code = (
+        "import warnings; warnings.simplefilter('ignore')\n"
+        "import sys, mteb\n"
+        "for required in (True, False):\n"
+        "    cache = mteb.ResultCache(sys.argv[1])\n"
+        "    found = cache.load_results(require_model_meta=required, include_remote=False).model_results\n"
+        "    print(sorted((r.model_name, r.model_revision, len(r.task_results)) for r in found))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    expected = sorted(("fake/words", folder.name, 1) for folder in folders)
+    assert done.stdout.splitlines() == [str(expected)] * 2
+
+
+@pytest.mark.parametrize("name", [".", "..", "../../x"])
+def test_a_split_stays_inside_its_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match="split"):
+        load_task(make_pairs(tmp_path / "alike", binary=False), split=name)
+
+
+def test_prompts_of_sentence_transformers(tmp_path: Path) -> None:
+    """As mteb chooses: the task, its type, the side; the default prompt for symmetric tasks alone."""
+    news = load_task(make_retrieval(tmp_path / "news"))
+    stsb = load_task(make_pairs(tmp_path / "stsb", binary=False))
+    empty = {"query": "", "document": ""}  # as the library fills them in
+
+    def prompts(task: Task, own: dict[str, str], default: str = "") -> tuple[str, str, str]:
+        subject = Subject("fake/own", "f0", encode=plain(encode), prompts=own, default_prompt=default)
+        chosen = prompts_of(subject, task, {})
+        return chosen.query, chosen.corpus, chosen.source
+
+    assert prompts(news, empty) == ("", "", "none")
+    assert prompts(news, {**empty, "passage": "p: "}) == ("", "p: ", "model")
+    assert prompts(news, {"query": "q: ", "corpus": "c: "}) == ("q: ", "c: ", "model")
+    assert prompts(news, {"query": "q: ", "Retrieval-query": "r: "}) == ("r: ", "", "model")
+    assert prompts(stsb, {"query": "q: ", "document": "d: "}) == ("", "", "none")
+    assert prompts(stsb, {"query": "q: ", "STS": "s: "}) == ("s: ", "", "model")
+    assert prompts(stsb, {"STSBenchmark": "b: ", "STS": "s: "}) == ("b: ", "", "model")
+    assert prompts(stsb, {"any": "a: ", "STS": ""}, default="any") == ("a: ", "", "model")
+    assert prompts(news, {"any": "a: ", **empty}, default="any") == ("", "", "none")
 
 
 def test_mteb_reads_the_results(tmp_path: Path) -> None:
@@ -358,6 +454,5 @@ def test_every_value_of_the_recipes_names_its_source() -> None:
 
 def test_local_names_of_mteb_tasks_have_published_scores() -> None:
     known = {task for tasks in published_scores("nv-embed-v2").values() for task in tasks}
-    for name, settings in protocol().task.items():
-        assert settings.mteb is None or settings.mteb in known, name
-    assert json.loads(json.dumps(protocol().of("unheard").model_dump()))["mteb"] is None
+    rules = protocol()
+    assert {*rules.folder.values(), *rules.task, *(each.mteb for each in rules.data)} <= known

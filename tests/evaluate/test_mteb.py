@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from eval_folders import encode, make_all, make_labelled, make_retrieval
+from eval_folders import encode, make_all, make_retrieval
 
 from nvembed.errors import DownloadError, InputError
 from nvembed.evaluate import mteb as ours
-from nvembed.evaluate.outcome import Outcome, Prompts
+from nvembed.evaluate.outcome import Prompts, TaskOutcome
 from nvembed.evaluate.protocol import run_task
 from nvembed.evaluate.record import folder_of, read_results
-from nvembed.evaluate.settings import protocol
+from nvembed.evaluate.settings import TaskSettings, protocol
 from nvembed.evaluate.subject import Subject, bm25, plain
 from nvembed.evaluate.tasks import find_tasks, load_task
+from nvembed.text.prompt import format_prompt
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -52,7 +53,7 @@ NAMES = ("news", "answers", "alike", "twins", "topics", "folds", "flat", "sets",
 def test_mtebs_own_scores(root: Path, name: str) -> None:
     """Every score that both report is the same to 1e-5: mteb rounds some to five digits."""
     task = load_task(find_tasks(root, [name])[0])
-    outcome: Outcome = run_task(task, encode, Prompts())
+    outcome: TaskOutcome = run_task(task, encode, Prompts())
     found = theirs(task, ours.MtebEncoder(SUBJECT, encode, lambda metadata, side: ""))
     assert outcome.scores[outcome.main] == pytest.approx(found["main_score"], abs=1e-5)
     shared = {k for k, v in outcome.scores.items() if isinstance(v, float) and k in found and "std" not in k}
@@ -77,6 +78,8 @@ def test_skipped_identical_ids(tmp_path: Path) -> None:
     (folder / "queries.jsonl").write_text("".join(json.dumps(q) + "\n" for q in queries))
     qrels = folder / "qrels" / "test.tsv"
     qrels.write_text("query-id\tcorpus-id\tscore\n" + "".join(f"d{i}\td{i + 20}\t1\n" for i in range(15)))
+    assert not load_task(folder).settings.skip_identical_ids, "a name is no evidence"
+    (folder / "task.toml").write_text('mteb = "ArguAna"\n')
     task = load_task(folder)
     assert task.settings.skip_identical_ids
     outcome = run_task(task, encode, Prompts())
@@ -99,29 +102,8 @@ def test_deprecated_summeval(root: Path) -> None:
     assert outcome.scores["cosine_spearman"] != pytest.approx(old, abs=1e-3)
 
 
-def test_clustering_v2(tmp_path: Path) -> None:
-    """The bootstrapped protocol of MTEB English v2, on texts enough that 4% of them can be clustered."""
-    from mteb.abstasks.clustering import AbsTaskClustering
-
-    from nvembed.evaluate.learn import clustering_v2
-    from nvembed.evaluate.tasks import Sets
-
-    task = load_task(make_labelled(tmp_path / "clustering" / "many", train=False, n=1000))
-    assert isinstance(task.data, Sets)
-    made = ours.as_mteb_task(task)
-    rows = {"sentences": list(task.data.texts[0]), "labels": task.data.labels[0].tolist()}
-    made.dataset = {"test": type(made.dataset["test"]).from_dict(rows)}
-    new = type("V2", (AbsTaskClustering,), {"metadata": made.metadata})()
-    new.dataset, new.data_loaded = made.dataset, True
-    encoder = ours.MtebEncoder(SUBJECT, encode, lambda metadata, side: "")
-    result = mteb.evaluate(encoder, new, cache=None, co2_tracker=False, show_progress_bar=False)
-    found = result.task_results[0].scores["test"][0]["v_measure"]
-    assert clustering_v2(task.data, encode, "").scores["v_measure"] == pytest.approx(found, abs=1e-6)
-
-
 def test_settings_are_mtebs() -> None:
     from mteb.abstasks.classification import AbsTaskClassification
-    from mteb.abstasks.clustering import AbsTaskClustering
     from mteb.abstasks.retrieval import AbsTaskRetrieval
 
     rules = protocol()
@@ -131,16 +113,11 @@ def test_settings_are_mtebs() -> None:
     assert rules.classification.experiments == AbsTaskClassification.n_experiments
     assert rules.classification.folds == AbsTaskClassification.n_splits
     assert rules.classification.max_iterations == AbsTaskClassification.evaluator_model.max_iter
-    assert rules.clustering_v2.fraction == AbsTaskClustering.max_fraction_of_documents_to_embed
-    assert rules.clustering_v2.documents == AbsTaskClustering.max_documents_per_cluster
-    assert rules.clustering_v2.experiments == AbsTaskClustering.n_clusters
-    assert rules.clustering_v2.batch_size == AbsTaskClustering.k_mean_batch_size
-    for name, settings in rules.task.items():
-        if settings.mteb:
-            task = mteb.get_task(settings.mteb)
-            assert getattr(task, "ignore_identical_ids", False) == settings.skip_identical_ids, name
-            per_label = settings.samples_per_label or rules.classification.samples_per_label
-            assert getattr(task, "samples_per_label", per_label) == per_label, name
+    for name in {*rules.folder.values(), *rules.task}:
+        settings, task = rules.task.get(name, TaskSettings()), mteb.get_task(name)
+        assert getattr(task, "ignore_identical_ids", False) == settings.skip_identical_ids, name
+        per_label = settings.samples_per_label or rules.classification.samples_per_label
+        assert getattr(task, "samples_per_label", per_label) == per_label, name
 
 
 def test_benchmarks_by_name() -> None:
@@ -165,7 +142,7 @@ def test_mteb_run_is_recorded_and_resumed(
     told = {"news": "Find the news"}
     assert ours.run_mteb(subject, [made], tmp_path, cache=tmp_path / "c", instructions=told) == ["news"]
     assert set(calls) == {"Instruct: Find the news\nQuery: ", ""}
-    result = read_results(folder_of(tmp_path, subject))["news"]
+    result = read_results(folder_of(tmp_path, subject, instructions=told))["news"]
     assert result.items is not None
     assert 100 * result.items.value.mean() == pytest.approx(result.main_score, abs=1e-3)
     assert result.record["conditions"]["prompt"]["query"] == "Instruct: Find the news\nQuery: "
@@ -202,6 +179,31 @@ DUPLICATE = "Given a question, retrieve questions that are semantically equivale
 def test_prompts_of_mteb_tasks(task: str, side: str, want: str) -> None:
     metadata = mteb.get_task(task).metadata
     subject = Subject("fake/words", "f2", encode=plain(encode), instructions=True)
-    prompt = ours.prompt_for(subject, metadata, side, {})
-    assert prompt == (f"Instruct: {want}\nQuery: " if want else "")
-    assert ours.prompt_for(SUBJECT, metadata, side, {}) == ""
+    assert ours.prompt_for(subject, metadata, side, {}) == (format_prompt(want), "recipe")
+    assert ours.prompt_for(SUBJECT, metadata, side, {}) == ("", "none")
+
+
+def test_other_tasks_get_the_prompts_of_mtebs_own_loader(capsys: pytest.CaptureFixture[str]) -> None:
+    """A task outside the recipe: the prompt in its metadata, else that of its type, as in mteb's loader."""
+    from mteb.models.abs_encoder import AbsEncoder
+    from mteb.types import PromptType
+
+    loader: Any = SimpleNamespace(prompt_priority=AbsEncoder.prompt_priority, prompts_dict=None)
+    subject = Subject("fake/words", "f2", encode=plain(encode), instructions=True)
+    tasks = ours.find_mteb_tasks(["MTEB(Multilingual, v2)"])
+    sources: dict[str, int] = {}
+    for task in tasks:
+        metadata = task.metadata
+        sided = metadata.type in ours.SIDED
+        sides: list[tuple[Any, Any]] = [("query", PromptType.query), ("corpus", PromptType.document)]
+        for side, prompt_type in sides if sided else [(None, None)]:
+            prompt, source = ours.prompt_for(subject, metadata, side, {})
+            if source != "recipe":
+                assert prompt == format_prompt(AbsEncoder.get_instruction(loader, metadata, prompt_type))
+        sources[source] = sources.get(source, 0) + 1
+        assert prompt or sided, f"{metadata.name} has no prompt"
+    assert sources["mteb task type"] > 50
+    note = ours.prompt_note(subject, tasks, {})
+    assert f"no instruction for {len(tasks) - sources['recipe']} of {len(tasks)} tasks" in note
+    assert f"{sources['mteb task type']} use mteb's prompt for the type of task" in note
+    assert ours.prompt_note(SUBJECT, tasks, {}) == ""

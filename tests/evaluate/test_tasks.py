@@ -11,7 +11,8 @@ from eval_folders import make_all, make_labelled, make_pairs, make_retrieval, ma
 from nvembed.errors import DataError, InputError
 from nvembed.evaluate.outcome import Prompts
 from nvembed.evaluate.protocol import run_task
-from nvembed.evaluate.tasks import Labelled, Pairs, Retrieval, Sets, find_tasks, load_task
+from nvembed.evaluate.settings import KnownData, TaskSettings, protocol
+from nvembed.evaluate.tasks import Labelled, Pairs, Retrieval, Sets, content_digest, find_tasks, load_task
 
 
 def test_every_layout_is_recognised(tmp_path: Path) -> None:
@@ -35,14 +36,14 @@ def test_a_file_can_say_the_kind(tmp_path: Path) -> None:
     (folder / "task.toml").write_text('kind = "reranking"\n')
     assert load_task(folder).kind == "reranking"
     (folder / "task.toml").write_text('kind = "rerank"\n')
-    with pytest.raises(DataError, match=r"kind is 'rerank'; did you mean 'reranking'"):
+    with pytest.raises(DataError, match=r"task.toml:1: kind: expected .*'reranking'.*, got \"rerank\""):
         load_task(folder)
     (folder / "task.toml").write_text("kind = []\n")
-    with pytest.raises(DataError, match=r"kind is \[\]; known: classification"):
+    with pytest.raises(DataError, match=r"task.toml:1: kind: expected .*, got \[\]"):
         load_task(folder)
     for content in (b"kind =\n", b"kind = '\xff'\n"):
         (folder / "task.toml").write_bytes(content)
-        with pytest.raises(DataError, match=r"task.toml: expected TOML in UTF-8, such as kind"):
+        with pytest.raises(DataError, match=r"task.toml: expected (a TOML file|UTF-8)"):
             load_task(folder)
 
 
@@ -77,6 +78,88 @@ def test_classes_are_numbered_alike_in_train_and_test(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (folder / "test.jsonl").read_text().splitlines()]
     assert data.labels.tolist() == [int(row["label"][-1]) for row in rows]
     assert data.train_labels.tolist() == [3, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        (
+            [0, 1, 2],
+            ["0", "1", "2"],
+            "test.jsonl: the labels are strings, those of train.jsonl are whole",
+        ),
+        (["0", "1"], [0, 1], "test.jsonl: the labels are whole numbers, those of train.jsonl are strings"),
+        ([0, "1", 2], [0, 1, 2], r'train.jsonl:2: the label is "1", the labels before it are whole numbers'),
+        ([0, 1], [0, 1, "1"], r'test.jsonl:3: the label is "1"'),
+        ([0, 1], [0, []], r"test.jsonl:2: expected a string or whole number under 'label', got \[\]"),
+        ([0, None], [0, 1], "train.jsonl:2: expected a string or whole number"),
+        ([0, True], [0, 1], "train.jsonl:2: expected a string or whole number"),
+    ],
+)
+def test_one_kind_of_labels(tmp_path: Path, train: list[object], test: list[object], message: str) -> None:
+    """1 and "1" would be two classes: every prediction would count as wrong."""
+    for name, labels in (("train", train), ("test", test)):
+        rows = [{"text": f"text {i}", "label": label} for i, label in enumerate(labels)]
+        write_jsonl(tmp_path / "mixed" / f"{name}.jsonl", rows)
+    with pytest.raises(DataError, match=message):
+        load_task(tmp_path / "mixed")
+
+
+def test_a_folder_is_known_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name alone neither makes data "identical" nor brings settings; content and task.toml do."""
+    task = load_task(make_pairs(tmp_path / "stsb", binary=False))
+    assert (task.mteb, task.test_set) == ("STSBenchmark", "unverified")
+    fiqa = load_task(make_retrieval(tmp_path / "fiqa"))
+    assert fiqa.settings == load_task(make_retrieval(tmp_path / "mine")).settings == TaskSettings()
+    assert "MTEB evaluates FiQA2018 with skip_identical_ids = true. This is not applied" in fiqa.note
+    assert 'mteb = "FiQA2018"' in fiqa.note
+    assert not task.note
+
+    (tmp_path / "mine" / "task.toml").write_text('mteb = "FiQA2018"\n')
+    mine = load_task(tmp_path / "mine")
+    assert (mine.mteb, mine.test_set, mine.note) == ("FiQA2018", "declared", "")
+    assert mine.settings.skip_identical_ids
+    (tmp_path / "mine" / "task.toml").write_text('mteb = "FiQA2018"\nskip_identical_ids = false\n')
+    assert not load_task(tmp_path / "mine").settings.skip_identical_ids
+
+    known = KnownData(digest=content_digest(mine.data), size=40, mteb="ArguAna", test_set="near")
+    rules = protocol().model_copy(update={"data": (known,)})
+    monkeypatch.setattr("nvembed.evaluate.tasks.protocol", lambda: rules)
+    for name in ("mine", "fiqa"):
+        again = load_task(tmp_path / name)
+        assert (again.mteb, again.test_set) == ("ArguAna", "near"), "equal data are equal under any name"
+
+
+def test_the_digest_is_of_the_content(tmp_path: Path) -> None:
+    """Neither the order of rows nor of keys nor compression changes it; any text, grade or label does."""
+    digests = {}
+    for folder in find_tasks(make_all(tmp_path)):
+        digests[folder.name] = content_digest(load_task(folder).data)
+        for path in [*folder.glob("test.jsonl"), *folder.glob("queries.jsonl")]:
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            changed = [dict(sorted(row.items(), reverse=True)) for row in rows]
+            write_jsonl(path, changed if folder.name == "sets" else changed[::-1])
+            assert content_digest(load_task(folder).data) == digests[folder.name], folder.name
+            key = next(k for k in ("machine_summaries", "text", "text1", "sentences") if k in rows[0])
+            value = rows[0][key]
+            rows[0][key] = "other" if isinstance(value, str) else ["other", *value[1:]]
+            write_jsonl(path, rows)
+            assert content_digest(load_task(folder).data) != digests[folder.name], folder.name
+    assert len(set(digests.values())) == 9
+
+
+def test_known_data() -> None:
+    parents = Path(__file__).resolve().parents
+    shared = next((p / "shared/data" for p in parents if (p / "shared/data").is_dir()), None)
+    if shared is None:
+        pytest.skip("needs the folder 'shared' beside the checkout")
+    sts = {task.name: task for task in map(load_task, find_tasks(shared / "sts"))}
+    assert (sts["stsb"].mteb, sts["stsb"].test_set) == ("STSBenchmark", "identical")
+    counterfactual = load_task(shared / "classification" / "amazon_counterfactual_en")
+    assert counterfactual.test_set == "identical"
+    assert counterfactual.settings.samples_per_label == 32
+    arguana = load_task(shared / "retrieval" / "arguana")
+    assert (arguana.test_set, arguana.settings.skip_identical_ids) == ("near", True)
 
 
 def test_pairs_and_sets(tmp_path: Path) -> None:
@@ -227,13 +310,13 @@ def test_other_bad_folders(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="expected at least two classes, got 1"):
         load_task(one)
     write_jsonl(one / "test.jsonl", [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}])
-    with pytest.raises(DataError, match=r"no label of it is in train.jsonl"):
+    with pytest.raises(DataError, match=r"none of its labels is in train.jsonl"):
         load_task(one)
     with pytest.raises(DataError, match=r"dev.tsv: not found; expected lines of query-id"):
         load_task(make_retrieval(tmp_path / "r"), split="dev")
     odd = tmp_path / "odd"
     write_jsonl(odd / "test.jsonl", [{"a": 1}])
-    with pytest.raises(DataError, match=r"cannot tell what kind of task this is from the keys \['a'\]"):
+    with pytest.raises(DataError, match=r"unknown kind of task, with the keys \['a'\]"):
         load_task(odd)
     short = make_sets(tmp_path / "short")
     write_jsonl(short / "test.jsonl", [{"sentences": ["a", "b"], "labels": [1]}])
@@ -253,5 +336,5 @@ def test_too_few_texts_to_cross_validate(tmp_path: Path, labels: list[int]) -> N
     def embed(texts: Sequence[str], prompt: str) -> np.ndarray:
         raise AssertionError("refused before anything is embedded")
 
-    with pytest.raises(InputError, match=rf"{len(labels)} texts cannot be cross-validated: expected one"):
+    with pytest.raises(InputError, match=rf"{len(labels)} texts cannot be cross-validated"):
         run_task(task, embed, Prompts())

@@ -5,21 +5,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.metrics import log_loss
 
 from conftest import unit_rows
 from nvembed.cli.classify import label_pairs
 from nvembed.embed.cache import Settings
 from nvembed.errors import DataError, InputError, NumericsError, OutputError
-from nvembed.learn.classifier_file import Stored, check_fits, load_classifier, save_classifier
 from nvembed.learn.classify import (
     Classifier,
     CrossValidation,
+    StoredClassifier,
+    check_fits,
     fit,
     inverse_temperature,
-    log_loss,
+    load_classifier,
+    save_classifier,
     softmax,
 )
-from nvembed.learn.classify_files import Examples, examples, fit_to_folder
+from nvembed.learn.classify_report import Examples, examples, fit_to_folder
 from nvembed.learn.judge import BINS, calibration_error, judge, wilson
 from nvembed.learn.labels import read_labels
 from nvembed.learn.picture import draw_confusion
@@ -82,7 +85,7 @@ def test_cross_validation_by_hand() -> None:
     for inside, held_out in folds:
         beta = inverse_temperature(scores[inside], truth[inside])
         np.testing.assert_allclose(found.calibrated[held_out], softmax(scores[held_out], beta), atol=1e-4)
-    assert found.log_losses[found.c] == pytest.approx(log_loss(found.calibrated, truth))
+    assert found.log_losses[found.c] == pytest.approx(log_loss(truth, found.calibrated))
 
 
 def test_inverse_temperature_is_the_minimum() -> None:
@@ -90,7 +93,7 @@ def test_inverse_temperature_is_the_minimum() -> None:
     scores, truth = 3 * rng.standard_normal((300, 4)), rng.integers(0, 4, 300)
     scores[np.arange(300), truth] += 2
     beta = inverse_temperature(scores, truth)
-    losses = {factor: log_loss(softmax(scores, beta * factor), truth) for factor in (0.99, 1.0, 1.01)}
+    losses = {factor: log_loss(truth, softmax(scores, beta * factor)) for factor in (0.99, 1.0, 1.01)}
     assert min(losses, key=lambda factor: losses[factor]) == 1.0
     scaled = inverse_temperature(scores / 5, truth)
     assert scaled == pytest.approx(5 * beta, rel=1e-6)
@@ -143,9 +146,9 @@ def test_judge_is_scikit_learns() -> None:
 
 
 def test_wilson() -> None:
-    assert wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
-    assert wilson(1.0, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
-    assert wilson(0.0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert wilson(50, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    assert wilson(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
+    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -192,7 +195,7 @@ def test_probabilities_are_checked(tmp_path: Path) -> None:
 
 
 def test_damaged_classifiers(tmp_path: Path) -> None:
-    stored = Stored(
+    stored = StoredClassifier(
         Classifier(["a", "b"], np.eye(2, 3, dtype=np.float32), np.zeros(2, np.float32), 1.0), "m", SETTINGS
     )
     with pytest.raises(DataError, match=r"classifier.json is missing.*nvembed classify fit"):
@@ -201,10 +204,11 @@ def test_damaged_classifiers(tmp_path: Path) -> None:
     assert load_classifier(tmp_path).classifier.classes == ["a", "b"]
     content = json.loads((tmp_path / "classifier.json").read_text())
     for changed, message in (
-        ({"format": 2}, "expected format 1"),
+        ({"format": 2}, "format: expected 1, got 2"),
         ({"classes": ["a", "b", "c"]}, r"3 classes with weights \(2, 3\)"),
-        ({"inverse_temperature": "hot"}, "cannot be read"),
-        ({"inverse_temperature": float("nan")}, "not all finite"),
+        ({"inverse_temperature": "hot"}, "inverse_temperature: expected a valid number"),
+        ({"inverse_temperature": float("nan")}, "inverse_temperature: expected a finite number"),
+        ({"extra": 1}, "extra: unknown key"),
     ):
         (tmp_path / "classifier.json").write_text(json.dumps({**content, **changed}))
         with pytest.raises(DataError, match=message):
@@ -212,7 +216,7 @@ def test_damaged_classifiers(tmp_path: Path) -> None:
     (tmp_path / "classifier.json").write_text(json.dumps(content))
     whole = (tmp_path / "classifier.npz").read_bytes()
     (tmp_path / "classifier.npz").write_bytes(whole[:-9])
-    with pytest.raises(DataError, match="is not the file that was written"):
+    with pytest.raises(DataError, match="not the file that was written"):
         load_classifier(tmp_path)
     (tmp_path / "classifier.npz").unlink()
     with pytest.raises(DataError, match=r"classifier.npz is missing"):
@@ -220,12 +224,12 @@ def test_damaged_classifiers(tmp_path: Path) -> None:
 
 
 def test_other_vectors_are_refused() -> None:
-    stored = Stored(Classifier(["a", "b"], np.eye(2), np.zeros(2), 1.0), "small", SETTINGS)
+    stored = StoredClassifier(Classifier(["a", "b"], np.eye(2), np.zeros(2), 1.0), "small", SETTINGS)
     check_fits(stored, SETTINGS, folder="x")
     check_fits(stored, Settings("f" * 32, "", 9, "bfloat16"), folder="x")
     with pytest.raises(InputError, match=rf"model {'f' * 32} \(small\); got the model {'e' * 32}"):
         check_fits(stored, Settings("e" * 32, "", 512, "float32"), folder="x")
-    with pytest.raises(InputError, match="behind the prompt ''; got the prompt 'Query: '"):
+    with pytest.raises(InputError, match="with the prompt ''; got the prompt 'Query: '"):
         check_fits(stored, Settings("f" * 32, "Query: ", 512, "float32"), folder="x")
 
 
@@ -263,7 +267,7 @@ def test_copies_and_contradictions(tmp_path: Path) -> None:
     fit_to_folder(found, None, tmp_path / "out", model="m", c=1.0)
     report = (tmp_path / "out" / "report.md").read_text()
     assert "1 copies of examples were left out." in report
-    assert "1 texts stand under a second label too" in report
+    assert "1 texts have more than one label" in report
     with pytest.raises(DataError, match="2 labels for 6 texts"):
         examples(source, ["a", "b"], "set")
 
@@ -309,7 +313,7 @@ def test_label_texts() -> None:
         (["a"], "at least 2 labels, got 1"),
         (["a", "b="], "a label is empty"),
         (["a", "=b"], "a label is empty"),
-        (["a", "b", "a=c"], "the label 'a' is given twice"),
+        (["a", "b", "a=c"], "the label 'a' occurs twice"),
     ):
         with pytest.raises(InputError, match=message):
             label_pairs(labels)

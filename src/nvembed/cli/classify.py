@@ -1,4 +1,4 @@
-"""``nvembed classify``: classes learnt from labelled texts, or told by label texts alone."""
+"""``nvembed classify``: classifiers from labelled texts, or from texts that describe the labels."""
 
 import json
 import sys
@@ -12,9 +12,9 @@ from typing import Annotated, BinaryIO
 import numpy as np
 from cyclopts import App, Parameter
 
-from nvembed.cli.learners import check_seed, embedded_by, open_embedded_source, open_source
+from nvembed.cli.learners import Seed, embedded_by, open_embedded_source, open_source
 from nvembed.cli.models import load, prompts
-from nvembed.cli.options import Dtype
+from nvembed.cli.options import Compute, Count, Prompt, Reading
 from nvembed.cli.screen import results, say, waiting
 from nvembed.embed.folder import is_embedded
 from nvembed.errors import InputError, OutputError
@@ -25,15 +25,17 @@ from nvembed.text.prompt import format_prompt
 
 classify = App(
     name="classify",
-    help="""Fit a classifier on labelled texts, predict with one, or classify by label texts alone.
+    help="""Fit a classifier on labelled texts, predict with it, or classify without examples.
 
-Examples: learn from labelled texts, use what was learnt, go without.
+Examples:
 
-    nvembed classify fit train.jsonl --model MODEL --task Banking77Classification --out intents
+    nvembed classify fit train.jsonl --model MODEL \\
+        --task Banking77Classification --out intents
 
-    nvembed classify predict intents questions.txt
+    nvembed classify predict intents questions.csv --out labels.csv
 
-    nvembed classify zero-shot reviews.jsonl --model MODEL --labels praise complaint question
+    nvembed classify zero-shot reviews.jsonl --model MODEL \\
+        --labels praise complaint question
 """,
 )
 
@@ -49,76 +51,55 @@ def fit(
     model: str | None = None,
     test: Path | None = None,
     label_field: str = "label",
-    field: str | None = None,
-    task: str | None = None,
-    instruction: str | None = None,
     c: float | None = None,
-    seed: int = 0,
-    cache: Path | None = None,
-    max_length: int | None = None,
-    device: str | None = None,
-    dtype: Dtype | None = None,
+    seed: Seed = 0,
+    prompt: Prompt = Prompt(),
+    reading: Reading = Reading(),
+    compute: Compute = Compute(),
 ) -> None:
-    """Fit a classifier on labelled texts and report how good it is.
+    """Fit a classifier on labelled texts and report its quality.
 
     Logistic regression on the vectors. The report is cross-validated: accuracy, F1 of each class, intervals,
-    confusion matrix, and how far the probabilities can be believed, before and after calibration.
+    confusion matrix, and the error of the probabilities before and after calibration.
 
     Examples:
 
-        nvembed classify fit train.jsonl --model MODEL --task Banking77Classification --out intents
+        nvembed classify fit train.jsonl --model MODEL \\
+            --task Banking77Classification --out intents
 
-        nvembed classify fit train.csv --test test.csv --label-field intent --model MODEL --out intents
+        nvembed classify fit train.csv --test test.csv \\
+            --label-field intent --model MODEL --out intents
 
         nvembed classify fit OUT_OF_EMBED --label-field topic --out topics
 
     Parameters
     ----------
     train
-        A .jsonl, .csv, .tsv or .parquet file with texts and labels; or what nvembed embed wrote, with the
-        label in its metadata.
+        A .jsonl, .csv, .tsv or .parquet file with texts and labels; or a folder that nvembed embed wrote,
+        with the label in its metadata.
     out
-        The folder to write; it must not exist yet.
+        New folder for the classifier and its report.
     model
-        A checkpoint folder, or a hub id, to embed the texts with; the vectors are kept beside them.
+        Model folder or hub id. The vectors are kept beside the texts.
     test
-        Further examples, of the same kind, to judge the classifier by.
+        Further examples to judge the classifier by.
     label_field
-        The field or column that holds the label: a string or a whole number.
-    field
-        The field or column that holds the text; "text", with a "title" before it, unless given.
-    task
-        A task whose instruction is known, such as Banking77Classification.
-    instruction
-        The sentence that describes the task: each text is read behind it.
+        Field or column with the label: a string or a whole number.
     c
-        Inverse strength of the regularisation; chosen among 1, 10 and 100 by cross-validation, which takes
-        three times as long, unless given.
+        Inverse strength of the regularisation. Default: the best of 1, 10 and 100 by cross-validation.
     seed
-        Of the folds and of the resampling.
-    cache
-        The folder to keep the vectors in, in place of .nvembed beside the texts.
-    max_length
-        The most tokens to read of one text; the model's own limit unless given.
-    device
-        cpu, cuda, cuda:1, or several: cuda:0,cuda:1.
-    dtype
-        What to compute in; bfloat16 on CUDA and float32 on CPU unless given.
+        Random seed of the folds.
     """
-    from nvembed.learn.classify_files import Examples, examples, fit_to_folder
+    from nvembed.learn.classify_report import Examples, examples, fit_to_folder
     from nvembed.learn.labels import read_labels, source_labels
 
-    check_seed(seed)
     if out.exists():
         raise OutputError(f"{out} exists already: remove it, or write to another path")
 
     def read(path: Path) -> Examples:
-        # what is wrong with the labels of a file is said before a model is loaded
+        # a fault in the labels of a file is reported before a model loads
         labels = None if is_embedded(path) else read_labels(path, label_field)
-        source = open_source(
-            path, model=model, task=task, instruction=instruction, field=field, cache=cache,
-            max_length=max_length, device=device, dtype=dtype,
-        )  # fmt: skip
+        source = open_source(path, model, prompt, reading, compute)
         name = as_utf8(path.name or str(path))
         return examples(source, source_labels(source, label_field, name) if labels is None else labels, name)
 
@@ -126,13 +107,13 @@ def fit(
     start = perf_counter()
     with waiting(f"fitting on {len(known.labels):,} examples"):
         crossed, tested = fit_to_folder(known, held_out, out, model=model or _made_by(train), c=c, seed=seed)
-    for what, found in (("cross-validated", crossed), ("test", tested)):
-        if found is not None:
-            low, high = found.judgement.accuracy_interval
+    for what, measured in (("cross-validated", crossed), ("test", tested)):
+        if measured is not None:
+            low, high = measured.judgement.accuracy_interval
             results().print(
-                f"{what}: accuracy {found.judgement.accuracy:.1%} ({low:.1%} to {high:.1%}), "
-                f"macro F1 {found.judgement.macro_f1:.1%}, "
-                f"calibration error {found.error_before:.3f} -> {found.error_after:.3f}",
+                f"{what}: accuracy {measured.judgement.accuracy:.1%} ({low:.1%} to {high:.1%}), "
+                f"macro F1 {measured.judgement.macro_f1:.1%}, "
+                f"calibration error {measured.error_before:.3f} -> {measured.error_after:.3f}",
                 soft_wrap=True,
             )
     say(f"{len(known.labels):,} examples, {perf_counter() - start:.1f} s -> {out / 'report.md'}")
@@ -145,60 +126,53 @@ def predict(
     /,
     *,
     out: Path | None = None,
-    top: int = 1,
+    top: Count = 1,
     model: str | None = None,
     field: str | None = None,
     cache: Path | None = None,
-    device: str | None = None,
-    dtype: Dtype | None = None,
+    compute: Compute = Compute(),
 ) -> None:
     """Predict the class of texts with a fitted classifier.
 
-    Prints a JSON line per text: id, label, its calibrated probability, and with --top the likeliest classes.
-    The model and prompt are those the classifier was fitted with, and are checked.
+    Writes one record per text: its own fields, the label, and the calibrated probability of the label. The
+    model and the prompt are those of the classifier.
 
     Examples:
 
-        nvembed classify predict intents questions.txt
+        nvembed classify predict intents questions.csv --out labels.csv
 
         nvembed classify predict intents OUT_OF_EMBED --top 3 --out labels.jsonl
 
     Parameters
     ----------
     classifier
-        A folder that nvembed classify fit wrote.
+        Folder that nvembed classify fit wrote.
     texts
-        A folder of text, or a .jsonl, .csv, .tsv, .parquet or .txt file; or what nvembed embed wrote.
+        A file or folder of texts, or a folder that nvembed embed wrote.
     out
-        A .jsonl file, in place of standard output.
+        A .jsonl, .csv, .tsv or .parquet file. Default: JSON lines on standard output.
     top
-        How many classes to give the probabilities of.
+        Number of classes whose probability is written.
     model
         Where the model is now, if it has moved.
     field
-        The field of the texts that holds the text; "text", with a "title" before it, unless given.
+        Field or column with the text. Default: "text", with "title" before it.
     cache
-        The folder to keep the vectors in, in place of .nvembed beside the texts.
-    device
-        cpu, cuda, cuda:1, or several: cuda:0,cuda:1.
-    dtype
-        What to compute in; bfloat16 on CUDA and float32 on CPU unless given.
+        Folder for the vectors. Default: .nvembed beside the texts.
     """
-    from nvembed.learn.classifier_file import check_fits, load_classifier
+    from nvembed.learn.classify import check_fits, load_classifier
 
     stored = load_classifier(classifier)
-    _check_top(top)
+    reading = Reading(field=field, cache=cache)
     if is_embedded(texts):
-        source = open_embedded_source(texts, {"--model": model, "--field": field, "--cache": cache})
+        source = open_embedded_source(texts, model, reading)
     else:
         next(read_corpus(texts, field=field))
-        encoder = load(model or stored.model, device=device, dtype=dtype)
+        encoder = load(model or stored.model, device=compute.device, dtype=compute.dtype)
         settings = replace(stored.settings, fingerprint=encoder.fingerprint)
         check_fits(stored, settings, folder=classifier)  # before the texts are embedded
-        source = embedded_by(
-            encoder, texts, prompt=stored.settings.prompt, field=field, cache=cache,
-            max_length=stored.settings.max_length,
-        )  # fmt: skip
+        reading = replace(reading, max_length=stored.settings.max_length)
+        source = embedded_by(encoder, texts, prompt=stored.settings.prompt, reading=reading)
     check_fits(stored, source.settings, folder=classifier)
     fitted = stored.classifier
     _write(out, source, fitted.classes, fitted.probabilities, top, ("probability", "probabilities"))
@@ -213,87 +187,65 @@ def zero_shot(
     model: str,
     label_field: str | None = None,
     out: Path | None = None,
-    top: int = 1,
-    task: str | None = None,
-    instruction: str | None = None,
-    field: str | None = None,
-    cache: Path | None = None,
-    max_length: int | None = None,
-    device: str | None = None,
-    dtype: Dtype | None = None,
+    top: Count = 1,
+    prompt: Prompt = Prompt(),
+    reading: Reading = Reading(),
+    compute: Compute = Compute(),
 ) -> None:
     """Classify texts by the nearest label text, without examples.
 
-    Texts are read behind the instruction of the task, label texts are embedded as passages. Prints a JSON
-    line per text: id, label, and the cosine with it, which is no probability.
+    Texts are embedded with the instruction of the task, label texts as passages. Writes one record per text:
+    its own fields, the label, and the cosine with the label text, which is not a probability. The default
+    instruction is "Classify the given text as one of: ...".
 
     Examples:
 
-        nvembed classify zero-shot reviews.jsonl --model MODEL --labels praise complaint question
+        nvembed classify zero-shot reviews.jsonl --model MODEL \\
+            --labels praise complaint question
 
-        nvembed classify zero-shot mail.txt --model MODEL --labels "refund=asks for money back" other
-
-        nvembed classify zero-shot test.jsonl --model MODEL --task EmotionClassification
-            --labels anger fear joy love sadness surprise --label-field label --out guesses.jsonl
+        nvembed classify zero-shot mail.txt --model MODEL \\
+            --labels "refund=asks for money back" other
 
     Parameters
     ----------
     texts
-        A folder of text, or a .jsonl, .csv, .tsv, .parquet or .txt file; or what nvembed embed wrote.
+        A file or folder of texts, or a folder that nvembed embed wrote.
     labels
         The classes. "name=text" gives a class another text than its name.
     model
-        A checkpoint folder, or a hub id, to embed with.
+        Model folder or hub id.
     label_field
-        The field that holds the true label: the accuracy is then printed to standard error.
+        Field with the true label: prints the accuracy to standard error.
     out
-        A .jsonl file, in place of standard output.
+        A .jsonl, .csv, .tsv or .parquet file. Default: JSON lines on standard output.
     top
-        How many classes to give the cosines of.
-    task
-        A task whose instruction is known, such as EmotionClassification.
-    instruction
-        The sentence that describes the task; "Classify the given text as one of: ..." unless given.
-    field
-        The field of the texts that holds the text; "text", with a "title" before it, unless given.
-    cache
-        The folder to keep the vectors in, in place of .nvembed beside the texts.
-    max_length
-        The most tokens to read of one text; the model's own limit unless given.
-    device
-        cpu, cuda, cuda:1, or several: cuda:0,cuda:1.
-    dtype
-        What to compute in; bfloat16 on CUDA and float32 on CPU unless given.
+        Number of classes whose cosine is written.
     """
     from nvembed.learn.labels import read_labels, source_labels
 
-    _check_top(top)
     names, label_texts = label_pairs(labels)
-    embedded = None
-    if is_embedded(texts):
-        given = {"--task": task, "--instruction": instruction, "--field": field, "--cache": cache}
-        embedded = open_embedded_source(texts, given)
+    embedded = open_embedded_source(texts, None, prompt, reading) if is_embedded(texts) else None
     truth = None if label_field is None or embedded else read_labels(texts, label_field)
     if embedded is None:
-        next(read_corpus(texts, field=field))
+        next(read_corpus(texts, field=reading.field))
     if truth is not None:
         _check_truth(truth, names)
-    encoder = load(model, device=device, dtype=dtype)
+    encoder = load(model, device=compute.device, dtype=compute.dtype)
     if embedded is not None:
         source = embedded
         if source.settings.fingerprint != encoder.fingerprint:
             raise InputError(
                 f"{texts} was embedded with the model {source.settings.fingerprint}; {model} is "
-                f"{encoder.fingerprint}: expected the same"
+                f"{encoder.fingerprint}: expected the same model"
             )
         if label_field is not None:
             truth = source_labels(source, label_field, str(texts))
             _check_truth(truth, names)
     else:
-        prompt, _ = prompts(task=task, instruction=instruction)
-        prompt = prompt or format_prompt(f"Classify the given text as one of: {', '.join(label_texts)}")
-        source = embedded_by(encoder, texts, prompt=prompt, field=field, cache=cache, max_length=max_length)
-    label_vectors = encoder.encode(label_texts, max_length=max_length)
+        string, _ = prompts(task=prompt.task, instruction=prompt.instruction, prompt=prompt.prompt)
+        string = string or format_prompt(f"Classify the given text as one of: {', '.join(label_texts)}")
+        source = embedded_by(encoder, texts, prompt=string, reading=reading)
+    label_vectors = encoder.encode(label_texts, max_length=reading.max_length)
     guesses = _write(
         out, source, names, lambda vectors: vectors @ label_vectors.T, top, ("similarity", "similarities")
     )
@@ -318,7 +270,7 @@ def label_pairs(labels: Sequence[str]) -> tuple[list[str], list[str]]:
         raise InputError(f"a label is empty: expected 'name' or 'name=text', got {list(labels)}")
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"the label {twice!r} is given twice: expected each once")
+        raise InputError(f"the label {twice!r} occurs twice; expected each once")
     return names, texts
 
 
@@ -359,11 +311,6 @@ def _lines(out: Path | None) -> Iterator[Write]:
         yield to(stream)
 
 
-def _check_top(top: int) -> None:
-    if top < 1:
-        raise InputError(f"--top is {top}; expected at least 1")
-
-
 def _made_by(embedded: Path) -> str:
     from nvembed.embed.embedded import open_embedded
 
@@ -374,7 +321,7 @@ def _check_truth(truth: Sequence[str], names: Sequence[str]) -> None:
     if unknown := sorted(set(truth) - set(names)):
         shown = ", ".join(map(repr, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
         raise InputError(
-            f"{len(unknown)} true labels are none of --labels ({shown}): expected all of them there"
+            f"{len(unknown)} true labels are not among --labels ({shown}); expected all of them there"
         )
 
 

@@ -1,4 +1,4 @@
-"""``nvembed cluster``: what a corpus is about, as named groups and a map."""
+"""``nvembed cluster``: named groups of a corpus, and a map."""
 
 from pathlib import Path
 from time import perf_counter
@@ -7,8 +7,8 @@ from typing import Literal
 from rich.table import Table
 from rich.text import Text
 
-from nvembed.cli.learners import check_seed, open_source
-from nvembed.cli.options import Dtype
+from nvembed.cli.learners import Seed, open_source
+from nvembed.cli.options import Compute, Count, Prompt, Reading
 from nvembed.cli.screen import printable, results, say, waiting
 from nvembed.errors import InputError, OutputError
 from nvembed.files import as_utf8
@@ -20,28 +20,25 @@ def cluster(
     *,
     out: Path,
     model: str | None = None,
-    k: int | None = None,
+    k: Count | None = None,
     method: Literal["kmeans", "hdbscan"] | None = None,
-    min_size: int | None = None,
-    representatives: int = 3,
+    min_size: Count | None = None,
+    representatives: Count = 3,
     stop_words: Literal["english", "none"] = "english",
-    sample: int | None = None,
-    map_points: int = 10_000,
+    sample: Count | None = None,
+    map_points: Count = 10_000,
     format: Literal["jsonl", "parquet"] = "jsonl",
-    seed: int = 0,
-    task: str | None = None,
-    instruction: str | None = None,
-    field: str | None = None,
-    cache: Path | None = None,
-    max_length: int | None = None,
-    device: str | None = None,
-    dtype: Dtype | None = None,
+    seed: Seed = 0,
+    prompt: Prompt = Prompt(),
+    reading: Reading = Reading(),
+    compute: Compute = Compute(),
 ) -> None:
-    """Group a corpus by meaning; name the groups and draw a map of it.
+    """Group a corpus by meaning, name the groups, and draw a map.
 
     Writes a folder with report.md, clusters.json, assignments.jsonl, map.png and map.json. k-means makes
-    --k clusters, or as many as give the highest mean silhouette; HDBSCAN finds the number itself and leaves
-    out passages that belong nowhere. Names are the words that stand out in a cluster (class-based TF-IDF).
+    --k clusters, or the number with the highest mean silhouette. HDBSCAN finds the number itself and leaves
+    out passages that belong to no group. Names are the words that are frequent in one cluster and rare in the
+    others (class-based TF-IDF).
 
     Examples:
 
@@ -49,74 +46,47 @@ def cluster(
 
         nvembed cluster notes/ --model nvidia/NV-Embed-v2 --out topics --k 20
 
-        nvembed cluster titles.txt --model MODEL --task StackExchangeClustering --method hdbscan --out topics
+        nvembed cluster titles.txt --model MODEL --method hdbscan \\
+            --task StackExchangeClustering --out topics
 
     Parameters
     ----------
     corpus
-        What nvembed embed wrote; or, with --model, a folder of text, or a .jsonl, .csv, .tsv, .parquet or
-        .txt file.
+        A folder that nvembed embed wrote; or, with --model, a folder of documents or a file of texts.
     out
-        The folder to write; it must not exist yet.
+        New folder for the results.
     model
-        A checkpoint folder, or a hub id, to embed the texts with; the vectors are kept beside the corpus.
+        Model folder or hub id. The vectors are kept beside the corpus.
     k
-        How many clusters k-means makes; chosen by the silhouette, from 2 to 100, unless given.
+        Number of clusters of k-means. Default: the best of 2 to 100 by silhouette.
     method
-        kmeans (unless given) or hdbscan.
+        Clustering method. Default: kmeans.
     min_size
-        The fewest passages that are a cluster, for hdbscan; 1% of those it sees, at least 5, unless given.
+        Fewest passages of a cluster, for hdbscan. Default: 1% of the passages, at least 5.
     representatives
-        How many passages of each cluster the report quotes: those nearest to its centre.
+        Passages that the report quotes per cluster, nearest to its centre.
     stop_words
-        english keeps English function words out of the names; none does not.
+        Leave English function words out of the names, or keep all words.
     sample
-        Fit on so many passages at most; the others are put into the nearest cluster. 100,000 passages for
-        kmeans and 20,000 for hdbscan unless given, and never more than fill 1 GiB.
+        Most passages to fit on; the others join the nearest cluster. Default: 100,000 for kmeans, 20,000 for
+        hdbscan, and at most 1 GiB.
     map_points
-        Passages on the map at most.
+        Most passages on the map.
     format
-        Of the assignments.
+        Format of the assignments.
     seed
-        The same seed gives the same clusters, names and map.
-    task
-        A task whose instruction is known, such as StackExchangeClustering; with --model.
-    instruction
-        The sentence that describes the task; with --model.
-    field
-        The field of the corpus that holds the text; "text", with a "title" before it, unless given.
-    cache
-        The folder to keep the vectors in, in place of .nvembed beside the corpus.
-    max_length
-        The most tokens to read of one text; the model's own limit unless given.
-    device
-        cpu, cuda, cuda:1, or several: cuda:0,cuda:1.
-    dtype
-        What to compute in; bfloat16 on CUDA and float32 on CPU unless given.
+        Random seed. Equal seeds give equal clusters, names and maps.
     """
     if k is not None and method == "hdbscan":
-        raise InputError(
-            "--k and --method hdbscan are both given: HDBSCAN finds the number of clusters itself"
-        )
+        raise InputError("--k and --method hdbscan exclude each other: HDBSCAN finds the number of clusters")
     if min_size is not None and method != "hdbscan":
-        raise InputError("--min-size is for --method hdbscan; expected it only there")
-    for name, value in {
-        "--representatives": representatives,
-        "--map-points": map_points,
-        "--sample": sample,
-    }.items():
-        if value is not None and value < 1:
-            raise InputError(f"{name} is {value}; expected at least 1")
-    check_seed(seed)
+        raise InputError("--min-size needs --method hdbscan")
     if out.exists():
         raise OutputError(f"{out} exists already: remove it, or write to another path")
-    from nvembed.learn.cluster_files import Options, cluster_corpus
+    from nvembed.learn.cluster_report import ClusterOptions, cluster_corpus
 
-    source = open_source(
-        corpus, model=model, task=task, instruction=instruction, field=field, cache=cache,
-        max_length=max_length, device=device, dtype=dtype,
-    )  # fmt: skip
-    options = Options(
+    source = open_source(corpus, model, prompt, reading, compute)
+    options = ClusterOptions(
         method=method or "kmeans",
         k=k,
         min_size=min_size,

@@ -1,88 +1,91 @@
-"""`nvembed compare`: models side by side, with paired tests, and beside the published scores."""
+"""`nvembed compare`: models side by side with paired tests, and against published scores."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
-from rich.console import Console
+from cyclopts import Parameter
+from cyclopts.validators import Number
 
+from nvembed.cli.screen import results as results_console
 from nvembed.errors import InputError
 from nvembed.evaluate.compare import against_published, compare_markdown, published_markdown
 from nvembed.evaluate.compare import compare as compare_results
 from nvembed.evaluate.record import Result, read_results
 from nvembed.evaluate.report import chart_differences, chart_quality, report_markdown
-from nvembed.files import atomic_path
+from nvembed.files import atomic_path, write_json
 
 
 def compare(
     *results: Path,
     published: str | None = None,
-    tolerance: float = 0.3,
+    tolerance: Annotated[float, Parameter(validator=Number(gte=0))] = 0.3,
     out: Path | None = None,
 ) -> None:
-    """Compare models: every task side by side, with paired tests over queries.
+    """Compare models on every task, with paired tests over queries.
 
     Examples:
 
-        nvembed compare results/local__small results/local__bm25 --out comparison
+        nvembed compare results/local__small results/local__bm25 \\
+            --out comparison
 
-        nvembed compare results/nvidia__NV-Embed-v2 --published nv-embed-v2
+        nvembed compare results/nvidia__NV-Embed-v2 \\
+            --published nv-embed-v2
 
     Parameters
     ----------
     results
-        Folders of models under the `--out` of `nvembed evaluate`.
+        Folders of models that `nvembed evaluate` wrote under its --out.
     published
-        Also compare each with the published scores of this model, such as `nv-embed-v2`.
+        Compare with the published scores of this model too, such as `nv-embed-v2`.
     tolerance
-        How far from a published score, in points, counts as the same.
+        Largest difference from a published score, in points, that counts as equal.
     out
-        Folder for compare.md, compare.json and the charts; the tables are printed either way.
+        Folder for compare.md, compare.json and the charts.
     """
     if not results:
-        raise InputError("no results given; expected folders of models under the --out of `nvembed evaluate`")
+        raise InputError("expected folders of models that nvembed evaluate wrote under its --out")
     models = _named([read_results(folder) for folder in results], results)
     text = [report_markdown(models)]
-    found: dict[str, object] = {
+    content: dict[str, object] = {
         "scores": {m: {task: round(r.main_score, 4) for task, r in per.items()} for m, per in models.items()}
     }
     first, *others = models
     differences = {other: compare_results(models[first], models[other]) for other in others}
     for other, rows in differences.items():
         text.append(compare_markdown(rows, first, other))
-        found[f"{other} against {first}"] = [{**asdict(row), "difference": row.difference} for row in rows]
+        content[f"{other} against {first}"] = [{**asdict(row), "difference": row.difference} for row in rows]
     if published:
         for model, per_task in models.items():
             checks = against_published(per_task, published, tolerance=tolerance)
             text.append(f"{model}\n\n" + published_markdown(checks, published, tolerance))
-            found[f"{model} against published {published}"] = [asdict(check) for check in checks]
-    Console().print("\n".join(text), markup=False, highlight=False, soft_wrap=True)
+            content[f"{model} against published {published}"] = [asdict(check) for check in checks]
+    results_console().print("\n".join(text), soft_wrap=True)
     if out:
-        _write(out / "compare.md", "\n".join(text))
-        _write(out / "compare.json", json.dumps(found, indent=1) + "\n")
+        with atomic_path(out / "compare.md") as temporary:
+            temporary.write_text("\n".join(text), encoding="utf-8")
+        write_json(out / "compare.json", content)
         chart_quality(models, out / "quality.png")
         for other, rows in differences.items():
             chart_differences(rows, out / f"difference-{other.replace('/', '__')}.png", a=first, b=other)
 
 
-def _named(found: Sequence[dict[str, Result]], folders: Sequence[Path]) -> dict[str, dict[str, Result]]:
-    """Give results the name of their model, with the beginning of its fingerprint where two share the name.
+def _named(per_folder: Sequence[dict[str, Result]], folders: Sequence[Path]) -> dict[str, dict[str, Result]]:
+    """Name results by their model, and by its fingerprint and settings where several have one name.
 
     Raises:
-        InputError: the same results twice.
+        InputError: the same results occur twice.
     """
-    conditions = [next(iter(results.values())).record.get("conditions", {}) for results in found]
+    conditions = [next(iter(results.values())).record.get("conditions", {}) for results in per_folder]
     names = [str(each.get("model") or folder.name) for each, folder in zip(conditions, folders, strict=True)]
     named: dict[str, dict[str, Result]] = {}
-    for name, each, folder, results in zip(names, conditions, folders, found, strict=True):
-        shown = name if names.count(name) == 1 else f"{name} {each.get('fingerprint', folder.name)[:8]}"
+    for name, each, folder, results in zip(names, conditions, folders, per_folder, strict=True):
+        fingerprint = str(each.get("fingerprint", folder.name))
+        own = folder.resolve().name  # the fingerprint and every setting that is not the default
+        settings = own.removeprefix(fingerprint) if own.startswith(fingerprint) else ""
+        shown = name if names.count(name) == 1 else f"{name} {fingerprint[:8]}{settings}"
         if shown in named:
-            raise InputError(f"{folder}: the results of {name} are given twice; expected each model once")
+            raise InputError(f"{folder}: the results of {name} occur twice; expected each model once")
         named[shown] = results
     return named
-
-
-def _write(path: Path, content: str) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(content, encoding="utf-8")

@@ -4,15 +4,15 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from rich.console import Console
-
-from nvembed.cli.screen import long_progress, say
+from nvembed.cli.options import Compute, Count, Flag
+from nvembed.cli.screen import long_progress, results, say
 from nvembed.cli.subjects import Loading, load_subject
 from nvembed.errors import InputError
-from nvembed.evaluate.run import Progress
+from nvembed.evaluate.run import TaskProgress, runnable
 from nvembed.evaluate.run import evaluate as run
 from nvembed.evaluate.settings import protocol
-from nvembed.evaluate.tasks import find_tasks, load_task
+from nvembed.evaluate.subject import Subject
+from nvembed.evaluate.tasks import Task, find_tasks, load_task
 from nvembed.recipe import nearest
 
 
@@ -21,86 +21,104 @@ def evaluate(
     tasks: list[str],
     out: Path,
     data: Path | None = None,
-    split: str = "test",
-    max_tokens: int | None = None,
+    split: str | None = None,
+    max_tokens: Count | None = None,
     instruction: list[str] | None = None,
     cache: Path | None = None,
     keep_embeddings: bool = True,
-    drop_unanswerable: bool = False,
-    device: str | None = None,
-    dtype: str | None = None,
+    drop_unanswerable: Flag = False,
+    compute: Compute = Compute(),
 ) -> None:
-    """Score models on evaluation tasks; results in mteb's format, resumed by task.
+    """Score models on evaluation tasks.
 
-    Finished tasks are not repeated, and embeddings are kept on disk: an evaluation that was stopped goes on
-    where it was when the same command is given again.
+    Results are written in mteb's format, under the model and its settings. Finished tasks are not repeated
+    and embeddings are kept on disk: run the same command again to resume.
 
     Examples:
 
-        nvembed evaluate MODEL --tasks scifact --data ../shared/data/retrieval --out results
+        nvembed evaluate MODEL --tasks scifact --data my-tasks --out results
 
-        nvembed evaluate MODEL bm25 minilm=path/to/all-MiniLM-L6-v2 --tasks all --data my-tasks --out results
+        nvembed evaluate MODEL bm25 minilm=all-MiniLM-L6-v2/ --tasks all \\
+            --data my-tasks --out results
 
-        nvembed evaluate nvidia/NV-Embed-v2 --tasks "MTEB(eng, v1)" --out results --device cuda
+        nvembed evaluate nvidia/NV-Embed-v2 --tasks "MTEB(eng, v1)" \\
+            --out results --device cuda
 
     Parameters
     ----------
     models
-        Hub ids or folders (ours, or of sentence-transformers), `bm25` and `random`; `NAME=FOLDER` names one.
+        Hub ids, folders (of this package or of sentence-transformers), `bm25`, or `random`. `NAME=FOLDER`
+        sets the name.
     tasks
-        Folders under --data, several separated by commas, or `all`; without --data, names of MTEB tasks and
-        benchmarks, such as `SciFact` or `MTEB(eng, v1)`.
+        With --data: names of task folders, separated by commas, or `all`. Without: MTEB tasks and benchmarks,
+        such as `SciFact` or `MTEB(eng, v1)`.
     out
         Folder for the results.
     data
-        Folder with a folder per task: BEIR's layout, or JSON lines of pairs or labelled texts. No network is
-        used.
+        Folder with one folder per task: BEIR's layout, or JSON lines of pairs or labelled texts. Nothing is
+        downloaded.
     split
-        Which part is evaluated.
+        Part of the data to evaluate, with --data. Default: test.
     max_tokens
-        Longest text; 512 as published. Up to 32768.
+        Most tokens read of one text, up to 32768. Default: 512, as published.
     instruction
-        `TASK=INSTRUCTION`, instead of the recipe's.
+        `TASK=INSTRUCTION`, instead of the recipe's. Repeat it for several tasks.
     cache
-        Folder for embeddings; OUT/.embeddings by default.
+        Folder for embeddings. Default: OUT/.embeddings.
     keep_embeddings
-        Keep embeddings on disk; --no-keep-embeddings computes them anew every time.
+        Keep embeddings on disk.
     drop_unanswerable
-        Leave out queries without a relevant passage instead of refusing the task.
-    device
-        Where torch runs, such as `cuda`.
-    dtype
-        Precision of the model, such as `bfloat16`.
+        Leave out queries without a relevant passage, with --data. Without it such a task is an error.
     """
     if not models:
-        raise InputError("no model given; expected hub ids, folders, bm25 or random")
+        raise InputError("expected a model: a hub id, a folder, bm25 or random")
     names = [name.strip() for chunk in tasks for name in _split(chunk)]
-    said = _instructions(instruction or [])
-    limit = protocol().max_tokens if max_tokens is None else max_tokens
-    if limit < 1:
-        raise InputError(f"--max-tokens is {limit:,}: expected 1 or more")
-    loading = Loading(max_tokens=limit, device=device, dtype=dtype)
+    if not names:
+        raise InputError("--tasks is empty: expected names of tasks, or all")
+    instructions = _instructions(instruction or [])
+    loading = Loading(max_tokens or protocol().max_tokens, compute.device, compute.dtype)
     keep = (cache or out / ".embeddings") if keep_embeddings else None
     if data is None:
-        from nvembed.evaluate.mteb import find_mteb_tasks, run_mteb
-
-        found = find_mteb_tasks(names)
-        _all_used(said, [task.metadata.name for task in found])
-        for spec in models:
-            subject = load_subject(spec, loading)
-            done = run_mteb(subject, found, out, cache=keep, instructions=said)
-            _say(subject.name, done, out)
+        if split is not None or drop_unanswerable:
+            raise InputError(
+                "--split and --drop-unanswerable need --data: mteb's tasks define their own data"
+            )
+        _evaluate_mteb(models, names, loading, out, keep, instructions)
         return
     loaded = [
-        load_task(folder, split=split, drop_unanswerable=drop_unanswerable)
+        load_task(folder, split=split or "test", drop_unanswerable=drop_unanswerable)
         for folder in find_tasks(data, names)
     ]
-    _all_used(said, [task.name for task in loaded])
+    _all_used(instructions, [task.name for task in loaded])
+    for task in loaded:
+        if task.note:
+            say(task.note, label="warning: ", style="bold yellow")
     for spec in models:
         subject = load_subject(spec, loading)
+        _say_skipped(subject, loaded)
         with _progress(subject.name) as show:
-            done = run(subject, loaded, out, cache=keep, instructions=said, on_progress=show)
-        _say(subject.name, done, out)
+            finished = run(subject, loaded, out, cache=keep, instructions=instructions, on_progress=show)
+        _say_finished(subject, finished, out)
+
+
+def _evaluate_mteb(
+    models: tuple[str, ...],
+    names: list[str],
+    loading: Loading,
+    out: Path,
+    keep: Path | None,
+    instructions: dict[str, str],
+) -> None:
+    from nvembed.evaluate.mteb import find_mteb_tasks, prompt_note, run_mteb
+
+    tasks = find_mteb_tasks(names)
+    _all_used(instructions, [task.metadata.name for task in tasks])
+    for spec in models:
+        subject = load_subject(spec, loading)
+        if note := prompt_note(subject, tasks, instructions):
+            say(note)
+        finished = run_mteb(subject, tasks, out, cache=keep, instructions=instructions)
+        _say_finished(subject, finished, out)
 
 
 def _split(chunk: str) -> list[str]:
@@ -115,10 +133,10 @@ def _split(chunk: str) -> list[str]:
     return [part for part in parts if part.strip()]
 
 
-def _instructions(given: list[str]) -> dict[str, str]:
-    pairs = dict(entry.split("=", 1) for entry in given if "=" in entry)
-    if len(pairs) != len(given):
-        raise InputError(f"--instruction {given}: expected TASK=INSTRUCTION, each task once")
+def _instructions(entries: list[str]) -> dict[str, str]:
+    pairs = dict(entry.split("=", 1) for entry in entries if "=" in entry)
+    if len(pairs) != len(entries):
+        raise InputError(f"--instruction {entries}: expected TASK=INSTRUCTION, each task once")
     return pairs
 
 
@@ -129,13 +147,13 @@ def _all_used(instructions: dict[str, str], tasks: list[str]) -> None:
 
 
 @contextmanager
-def _progress(name: str) -> Iterator[Callable[[Progress], None]]:
-    """Yield what draws a bar for each task, or, without a terminal, says a line now and then."""
+def _progress(name: str) -> Iterator[Callable[[TaskProgress], None]]:
+    """Yield a function that draws a bar for each task, or prints a line now and then without a terminal."""
     task = ""
     update: Callable[[int, int], None]
     with ExitStack() as bar:
 
-        def show(now: Progress) -> None:
+        def show(now: TaskProgress) -> None:
             nonlocal task, update
             if now.task != task:
                 bar.close()
@@ -147,5 +165,18 @@ def _progress(name: str) -> Iterator[Callable[[Progress], None]]:
         yield show
 
 
-def _say(name: str, done: list[str], out: Path) -> None:
-    Console().print(f"{name}: {len(done)} tasks evaluated, results in {out}", highlight=False)
+def _say_skipped(subject: Subject, tasks: list[Task]) -> None:
+    possible = runnable(subject, tasks)
+    skipped = [task.name for task in tasks if task not in possible]
+    if possible and skipped:
+        say(
+            f"{subject.name} has no vectors: skipped {len(skipped)} tasks that neither retrieve nor rerank ("
+            + ", ".join(skipped)
+            + ")",
+            label="warning: ",
+            style="bold yellow",
+        )
+
+
+def _say_finished(subject: Subject, finished: list[str], out: Path) -> None:
+    results().print(f"{subject.name}: {len(finished)} tasks evaluated, results in {out}", soft_wrap=True)

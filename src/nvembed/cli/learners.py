@@ -1,14 +1,17 @@
-"""Texts with vectors, for commands that learn from them: what ``embed`` wrote, or embedded and cached."""
+"""Texts with vectors for ``cluster`` and ``classify``: an embedded folder, or embedded now and kept."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
+from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from nvembed.cli.models import Tally, counted, load, prompts
-from nvembed.cli.options import Dtype
+from nvembed.cli.options import Compute, Prompt, Reading
 from nvembed.cli.screen import progress, say
 from nvembed.embed.cache import Settings, cache_folder, cached_vectors
 from nvembed.embed.folder import is_embedded
@@ -21,53 +24,40 @@ if TYPE_CHECKING:
     from nvembed.encoder import Encoder
 
 
+Seed = Annotated[int, Parameter(validator=Number(gte=0, lt=2**32))]  # as scikit-learn takes it
+
+
 def open_source(
-    corpus: Path,
-    *,
-    model: str | None,
-    task: str | None = None,
-    instruction: str | None = None,
-    field: str | None = None,
-    cache: Path | None = None,
-    max_length: int | None = None,
-    device: str | None = None,
-    dtype: Dtype | None = None,
+    corpus: Path, model: str | None, prompt: Prompt, reading: Reading, compute: Compute
 ) -> Source:
     """Open a corpus with its vectors.
 
     Raises:
-        InputError: texts without a model; a model or a prompt for a corpus that is embedded already.
+        InputError: texts without a model; a model, a prompt or reading options for an embedded corpus.
         DataError: the corpus is malformed.
     """
     if is_embedded(corpus):
-        given = {"--model": model, "--task": task, "--instruction": instruction, "--field": field}
-        return open_embedded_source(corpus, {**given, "--cache": cache, "--max-length": max_length})
+        return open_embedded_source(corpus, model, prompt, reading)
     if model is None:
-        raise InputError(
-            f"{corpus} holds texts without vectors: give --model, or a folder that nvembed embed wrote"
-        )
-    prompt, _ = prompts(task=task, instruction=instruction)
-    next(read_corpus(corpus, field=field))  # what is wrong with it is said before a model is loaded
-    encoder = load(model, device=device, dtype=dtype)
-    return embedded_by(encoder, corpus, prompt=prompt, field=field, cache=cache, max_length=max_length)
+        raise InputError(f"{corpus} has no vectors: pass --model, or a folder that nvembed embed wrote")
+    string, _ = prompts(**asdict(prompt))
+    next(read_corpus(corpus, field=reading.field))  # a fault of the corpus is reported before the model loads
+    encoder = load(model, device=compute.device, dtype=compute.dtype)
+    return embedded_by(encoder, corpus, prompt=string, reading=reading)
 
 
-def open_embedded_source(corpus: Path, given: Mapping[str, object]) -> Source:
-    """Open what ``nvembed embed`` wrote; ``given``: options that decide vectors, which it has already.
+def open_embedded_source(corpus: Path, model: str | None, *groups: Prompt | Reading) -> Source:
+    """Open a folder that ``nvembed embed`` wrote, without options that change the vectors.
 
     Raises:
-        InputError: one of them is not None.
+        InputError: one of these options is set.
         DataError: the folder is unfinished or damaged.
     """
-    if names := [name for name, value in given.items() if value is not None]:
-        raise InputError(f"{corpus} is embedded already: expected no {' and no '.join(names)}")
+    options = {"model": model} | {key: value for group in groups for key, value in asdict(group).items()}
+    names = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
+    if names:
+        raise InputError(f"{corpus} is embedded already: remove {' and '.join(names)}")
     return from_embedded(corpus)
-
-
-def check_seed(seed: int) -> None:
-    """Refuse a seed that scikit-learn does not take."""
-    if not 0 <= seed < 2**32:
-        raise InputError(f"--seed is {seed}; expected 0 to {2**32 - 1:,}")
 
 
 def embedded_by(
@@ -75,12 +65,10 @@ def embedded_by(
     corpus: Path,
     *,
     prompt: str,
-    field: str | None,
-    cache: Path | None = None,
-    max_length: int | None = None,
+    reading: Reading,
 ) -> Source:
-    """Embed the texts of a corpus behind ``prompt``, or take the vectors that are kept beside it."""
-    limit = max_length or encoder.max_length
+    """Embed the texts of a corpus with a prompt, or use the vectors that are kept beside it."""
+    limit = reading.max_length or encoder.max_length
     settings = Settings(encoder.fingerprint, prompt, limit, encoder.dtype)
     tally = Tally()
     start = perf_counter()
@@ -89,10 +77,12 @@ def embedded_by(
         return np.concatenate(list(counted(encoder.stream(texts, prompt=prompt, max_length=limit), tally)))
 
     def read() -> Iterator[Passage]:
-        return read_corpus(corpus, field=field)
+        return read_corpus(corpus, field=reading.field)
 
     with progress("embedding the texts") as update:
-        vectors = cached_vectors(cache_folder(corpus, cache), read, embed, settings, progress=update).vectors
+        vectors = cached_vectors(
+            cache_folder(corpus, reading.cache), read, embed, settings, progress=update
+        ).vectors
     if tally.texts:
         say(tally.message(perf_counter() - start))
     if tally.cut:

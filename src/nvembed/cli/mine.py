@@ -32,7 +32,7 @@ def mine(
     negatives: Count | None = None,
     instruct: bool | None = None,
     max_tokens: Count = 512,
-    compute: Compute = Compute(),  # noqa: B008 (frozen)
+    compute: Compute = Compute(),
 ) -> None:
     """Make training files: choose examples, leave out leaks, mine hard negatives.
 

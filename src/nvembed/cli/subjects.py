@@ -1,4 +1,4 @@
-"""Models by name or folder, made into subjects of an evaluation: functions with a name and a fingerprint."""
+"""Subjects of an evaluation, from the names or folders of models."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from nvembed.vectors.embeddings import Embeddings, join
 
 @dataclass(frozen=True)
 class Loading:
-    """How models are loaded: device and dtype as torch names them, and the longest text in tokens."""
+    """How to load a model: device and dtype as torch names them, and the most tokens of a text."""
 
     max_tokens: int
     device: str | None = None
@@ -24,15 +24,13 @@ class Loading:
 
 
 def load_subject(spec: str, loading: Loading) -> Subject:
-    """Make a subject of ``bm25``, ``random``, a folder, or a hub id; ``NAME=FOLDER`` names it.
+    """Make a subject from ``bm25``, ``random``, a folder, or a hub id; ``NAME=FOLDER`` sets its name.
 
-    A folder that is there is meant as it stands, though there be a ``=`` in its path.
-
-    A folder of sentence-transformers (it has ``modules.json``) is loaded by that library, every other one by
-    ours.
+    If a folder of the whole name exists, a ``=`` in it is part of its path. A folder with ``modules.json`` is
+    loaded with sentence-transformers, any other with this package.
 
     Raises:
-        InputError: the named folder is not there.
+        InputError: the named folder does not exist.
         MissingExtraError: sentence-transformers is needed and not installed.
     """
     if spec == "bm25":
@@ -42,9 +40,10 @@ def load_subject(spec: str, loading: Loading) -> Subject:
     name, path = "", spec
     if "=" in spec and not Path(spec).is_dir():
         name, _, path = spec.partition("=")
-    if name and not Path(path).is_dir():
-        raise InputError(f"model {name!r}: {path!r} is no folder; expected NAME=FOLDER")
-    folder = Path(path)
+    folder = Path(path).expanduser()
+    if name and not folder.is_dir():
+        raise InputError(f"model {name!r}: {path!r} is not a folder; expected NAME=FOLDER")
+    path = str(folder) if folder.is_dir() else path
     config = folder / "config.json"  # older versions of that library keep it one folder deeper
     ours = config.is_file() and b"NVEmbed" in config.read_bytes()
     foreign = (folder / "modules.json").is_file() and not ours
@@ -72,6 +71,8 @@ def _encoder(path: str, loading: Loading) -> Subject:
         precision=model.dtype,
         max_tokens=limit,
         size_bytes=sum(weight.nbytes for weight in weights),
+        num_parameters=sum(weight.numel() for weight in weights),
+        dim=model.dim,
         device=_device_name(torch, weights[0].device),
         peak_bytes=_peak(torch, weights[0].device),
     )
@@ -94,14 +95,19 @@ def _sentence_transformer(folder: Path, loading: Loading) -> Subject:
         return Embeddings(encode_with(model, texts, prompt), np.minimum(tokens, limit), tokens > limit, empty)
 
     own = model.prompts or {}
+    default = own.get(model.default_prompt_name) or ""
+    model.default_prompt_name = None  # the evaluation chooses: an empty prompt is none, not the default one
     return Subject(
         name=str(folder),
         fingerprint=_hash_folder(folder),
         encode=encode,
-        prompts={"query": own.get("query") or "", "corpus": own.get("document") or own.get("passage") or ""},
+        prompts=own,
+        default_prompt=default,
         precision=str(weights[0].dtype).removeprefix("torch."),
         max_tokens=limit,
         size_bytes=sum(weight.nbytes for weight in weights),
+        num_parameters=sum(weight.numel() for weight in weights),
+        dim=model.get_embedding_dimension() or 0,
         device=_device_name(torch, weights[0].device),
         peak_bytes=_peak(torch, weights[0].device),
     )

@@ -1,7 +1,13 @@
-"""Is B better than A, or is it the luck of the queries? Paired tests, intervals, and the published scores."""
+"""Paired tests of two models, with intervals, and a comparison with published scores.
+
+Intervals are percentiles of a paired bootstrap over the items (queries, pairs, texts). ``p`` is that of a
+paired permutation test, in which the two models swap their values of an item; both by scipy. The clusters of
+a clustering cannot be swapped: its null distribution is the bootstrap's, moved to 0.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -12,8 +18,12 @@ from nvembed.evaluate.record import Result
 from nvembed.evaluate.settings import category_of, published_scores
 from nvembed.evaluate.tasks import CATEGORY
 
-DRAWS = 1000  # bootstrap samples per task
-FLIPS = 10_000  # sign flips of the randomisation test
+DRAWS = 1000  # bootstrap samples per task, and permutations where the statistic is not a mean
+FLIPS = 9999  # permutations where it is: there they are sign flips of the differences
+AT_ONCE = 4_000_000  # values that scipy draws at a time
+
+
+Bounds = tuple[float | None, float | None, float | None]  # low, high, p
 
 
 @dataclass(frozen=True)
@@ -21,7 +31,7 @@ class Difference:
     """``b - a`` of one task, or of a category's mean; scores 0 to 100.
 
     ``low`` and ``high`` bound the difference with 95% confidence; ``p`` is two-sided. They are None where the
-    results hold nothing to resample.
+    results hold nothing to resample, or a single item.
     """
 
     name: str
@@ -46,7 +56,7 @@ class Check:
     category: str
     score: float
     published: float
-    identical: bool  # whether the test set is the published one, text by text
+    test_set: str  # identical, near, declared or unverified: see ``tasks.Task``
     within: bool  # whether they differ by no more than the tolerance
 
     @property
@@ -57,11 +67,9 @@ class Check:
 def compare(
     a: Mapping[str, Result], b: Mapping[str, Result], *, draws: int = DRAWS, seed: int = 0
 ) -> list[Difference]:
-    """Compare two models on the tasks both have: one row per task, then one per category and one for all.
+    """Compare two models on the tasks that both have: a row per task, then per category, then for all.
 
-    Per task: a paired bootstrap over queries (or pairs, or texts) gives the interval. ``p`` is that of a
-    randomisation test where the score is a mean over queries, else of the bootstrap. A category's interval
-    treats its tasks as independent.
+    A mean over tasks treats them as independent: its samples and permutations are means of the tasks' own.
 
     Raises:
         DataError: no task in common, or a task was evaluated on different data.
@@ -71,25 +79,111 @@ def compare(
         raise DataError(f"no task in common: {sorted(a)[:5]} and {sorted(b)[:5]}")
     rng = np.random.default_rng(seed)
     rows: list[Difference] = []
-    drawn: list[np.ndarray | None] = []
+    tests: list[PairedTest | None] = []
     for task in common:
         _same_data(a[task], b[task])
-        row, sample = _compare_task(a[task], b[task], draws, rng)
-        rows.append(row)
-        drawn.append(sample)
+        test = _test_task(a[task], b[task], draws, rng)
+        bounds: Bounds = (test.low, test.high, test.p) if test else (None, None, None)
+        rows.append(Difference(task, category(a[task]), a[task].main_score, b[task].main_score, *bounds))
+        tests.append(test)
     of_task = [row.category for row in rows]
     for name in [*dict.fromkeys(of_task), "all"]:
         members = [i for i, own in enumerate(of_task) if name in (own, "all")]
-        samples = [sample for i in members if (sample := drawn[i]) is not None]
         mean_a, mean_b = (float(np.mean([getattr(rows[i], side) for i in members])) for side in "ab")
-        whole = len(samples) == len(members)
-        bounds = _interval(np.mean(samples, axis=0)) if whole else (None, None, None)
+        bounds = _mean_test([tests[i] for i in members], draws, rng)
         rows.append(Difference(f"mean of {len(members)}", name, mean_a, mean_b, *bounds))
     return rows
 
 
+@dataclass(frozen=True)
+class PairedTest:
+    """The difference of one task in points, its bootstrap samples, and its null distribution.
+
+    A single item has no interval, and both signs of its difference are equally likely.
+    """
+
+    observed: float
+    sample: np.ndarray
+    null: np.ndarray
+    low: float | None
+    high: float | None
+    p: float
+
+
+def _test_task(a: Result, b: Result, draws: int, rng: np.random.Generator) -> PairedTest | None:
+    """Test the rows of two results; None if they hold nothing to resample."""
+    if a.items is None or b.items is None or a.items.ids != b.items.ids or not a.items.ids:
+        return None
+    return paired_test(a.items, b.items, draws=draws, rng=rng)
+
+
+def paired_test(
+    a: Items, b: Items, *, rng: np.random.Generator, draws: int = DRAWS, flips: int = FLIPS
+) -> PairedTest:
+    """Test ``b - a`` of the statistic of the same items."""
+    stats = scores.scipy_stats()
+    rows = np.arange(len(a.ids))
+    observed = _difference(a, b, rows)
+    if len(rows) == 1:
+        return PairedTest(observed, np.array([observed]), np.array([-observed, observed]), None, None, 1.0)
+    mean = a.statistic == "mean"
+    at_once = max(1, AT_ONCE // len(rows)) if mean else 1
+    points = 100 * (b.value - a.value)
+    resampled = stats.bootstrap(
+        (rows,),
+        (lambda sample, axis: points[sample].mean(axis=axis)) if mean else partial(_difference, a, b),
+        vectorized=mean, n_resamples=draws, batch=at_once, method="percentile", rng=rng,
+    )  # fmt: skip
+    sample = resampled.bootstrap_distribution
+    if a.statistic == "v_measure":
+        null = sample - sample.mean()
+        p = _p_value(null, observed)
+    else:
+        permuted = stats.permutation_test(
+            (points,) if mean else (a.value, b.value),
+            np.mean if mean else partial(_difference_of_values, a),
+            permutation_type="samples", vectorized=mean, n_resamples=flips if mean else draws, batch=at_once,
+            rng=rng,
+        )  # fmt: skip
+        p, null = float(permuted.pvalue), permuted.null_distribution
+    low, high = map(float, resampled.confidence_interval)
+    return PairedTest(observed, sample, null, low, high, p)
+
+
+def _difference(a: Items, b: Items, rows: np.ndarray) -> float:
+    gold = None if a.gold is None else a.gold[rows]
+    return 100 * (statistic(b, b.value[rows], gold) - statistic(a, a.value[rows], gold))
+
+
+def _difference_of_values(items: Items, a: np.ndarray, b: np.ndarray) -> float:
+    return 100 * (statistic(items, b, items.gold) - statistic(items, a, items.gold))
+
+
+def _mean_test(tests: Sequence[PairedTest | None], draws: int, rng: np.random.Generator) -> Bounds:
+    """Return the interval and p-value of the mean difference of some tasks; None where a task has none."""
+    known = [test for test in tests if test is not None]
+    if len(known) < len(tests):
+        return None, None, None
+    if len(known) == 1:
+        return known[0].low, known[0].high, known[0].p
+    null = np.mean([rng.choice(test.null, FLIPS) for test in known], axis=0)
+    p = _p_value(null, float(np.mean([test.observed for test in known])))
+    if any(test.low is None for test in known):
+        return None, None, p
+    low, high = np.quantile(
+        np.mean([rng.choice(test.sample, draws) for test in known], axis=0), [0.025, 0.975]
+    )
+    return float(low), float(high), p
+
+
+def _p_value(null: np.ndarray, observed: float) -> float:
+    """Two-sided: how often the null distribution is at least as far from 0."""
+    reached = np.count_nonzero(np.abs(null) >= abs(observed) * (1 - 1e-12) - 1e-12)
+    return float((reached + 1) / (len(null) + 1))
+
+
 def against_published(results: Mapping[str, Result], model: str, *, tolerance: float) -> list[Check]:
-    """Put scores beside the published ones of ``model``, where the task, or the data in the folder, has one.
+    """Put scores beside the published ones of ``model``, for the tasks that have one.
 
     Raises:
         InputError: no published scores of that model are known.
@@ -100,7 +194,8 @@ def against_published(results: Mapping[str, Result], model: str, *, tolerance: f
     for task, result in results.items():
         conditions = result.record.get("conditions", {})
         mteb_task = conditions.get("mteb_task") or task
-        if mteb_task in known:
+        test_set = str(conditions.get("test_set", "unverified"))
+        if mteb_task in known and test_set != "other":
             value, target = result.main_score, known[mteb_task]
             checks.append(
                 Check(
@@ -109,7 +204,7 @@ def against_published(results: Mapping[str, Result], model: str, *, tolerance: f
                     category=category_of(mteb_task) or "",
                     score=value,
                     published=target,
-                    identical=bool(conditions.get("identical_to_mteb", True)),
+                    test_set=test_set,
                     within=abs(value - target) <= tolerance,
                 )
             )
@@ -119,13 +214,13 @@ def against_published(results: Mapping[str, Result], model: str, *, tolerance: f
 
 
 def category(result: Result) -> str:
-    """The MTEB category of a result."""
+    """Return the MTEB category of a result."""
     kind = str(result.record.get("conditions", {}).get("kind", ""))
     return next((name for key, name in CATEGORY.items() if kind in (key, name)), kind or "other")
 
 
 def statistic(items: Items, value: np.ndarray, gold: np.ndarray | None) -> float:
-    """The main score, 0 to 1, of some rows of ``items``."""
+    """Return the main score, 0 to 1, of some rows of ``items``."""
     if items.statistic == "mean":
         return float(value.mean())
     assert gold is not None
@@ -148,53 +243,8 @@ def _same_data(a: Result, b: Result) -> None:
         )
 
 
-def _compare_task(
-    a: Result, b: Result, draws: int, rng: np.random.Generator
-) -> tuple[Difference, np.ndarray | None]:
-    row = Difference(a.task, category(a), a.main_score, b.main_score)
-    if a.items is None or b.items is None or a.items.ids != b.items.ids:
-        return row, None
-    sample = _bootstrap(a.items, b.items, draws, rng)
-    low, high, p = _interval(sample)
-    if a.items.statistic == "mean":
-        p = randomisation(b.items.value - a.items.value, rng)
-    return Difference(row.name, row.category, row.a, row.b, low, high, p), sample
-
-
-def _bootstrap(a: Items, b: Items, draws: int, rng: np.random.Generator) -> np.ndarray:
-    """Differences (``b - a``, in points) of the statistic on samples of the rows, drawn with replacement."""
-    n = len(a.ids)
-    sample = np.empty(draws)
-    for i in range(draws):
-        rows = rng.integers(0, n, n)
-        gold = None if a.gold is None else a.gold[rows]
-        sample[i] = 100 * (statistic(b, b.value[rows], gold) - statistic(a, a.value[rows], gold))
-    return sample
-
-
-def _interval(sample: np.ndarray) -> tuple[float, float, float]:
-    """95% bounds, and twice the share of the sample on the wrong side of 0."""
-    low, high = np.quantile(sample, [0.025, 0.975])
-    beyond = min(np.count_nonzero(sample <= 0), np.count_nonzero(sample >= 0))
-    return float(low), float(high), min(1.0, 2 * (beyond + 1) / (len(sample) + 1))
-
-
-def randomisation(difference: np.ndarray, rng: np.random.Generator, *, flips: int = FLIPS) -> float:
-    """Two-sided p: how often random signs make the mean difference at least as large as it is."""
-    observed = abs(float(difference.sum()))
-    nonzero = difference[difference != 0]
-    if not nonzero.size:
-        return 1.0
-    reached = 0
-    at_once = max(1, 4_000_000 // nonzero.size)
-    for start in range(0, flips, at_once):
-        signs = rng.integers(0, 2, (min(at_once, flips - start), nonzero.size)) * 2.0 - 1.0
-        reached += int(np.count_nonzero(np.abs(signs @ nonzero) >= observed * (1 - 1e-12)))
-    return (reached + 1) / (flips + 1)
-
-
 def compare_markdown(rows: Sequence[Difference], a: str, b: str) -> str:
-    """The comparison as a Markdown table."""
+    """Return the comparison as a Markdown table."""
     lines = [
         f"| task | category | {a} | {b} | difference | 95% interval | p |",
         "|---|---|---:|---:|---:|---:|---:|",
@@ -208,15 +258,15 @@ def compare_markdown(rows: Sequence[Difference], a: str, b: str) -> str:
 
 
 def published_markdown(checks: Sequence[Check], model: str, tolerance: float) -> str:
-    """The scores beside the published ones, as a Markdown table."""
+    """Return the scores beside the published ones, as a Markdown table."""
     lines = [
         f"| task | MTEB task | test set | score | published ({model}) | difference | within {tolerance:g} |",
         "|---|---|---|---:|---:|---:|---|",
     ]
     for check in checks:
-        same = "identical" if check.identical else "near"
         cells = f"{check.score:.2f} | {check.published:.2f} | {check.difference:+.2f}"
         lines.append(
-            f"| {check.task} | {check.mteb_task} | {same} | {cells} | {'yes' if check.within else 'no'} |"
+            f"| {check.task} | {check.mteb_task} | {check.test_set} | {cells} | "
+            f"{'yes' if check.within else 'no'} |"
         )
     return "\n".join(lines) + "\n"

@@ -1,27 +1,27 @@
-"""mteb's own tasks and benchmarks, run by mteb's own code: we only hand it vectors.
+"""mteb's own tasks and benchmarks, run by mteb's code on our vectors.
 
-``as_mteb_task`` goes the other way: it makes an mteb task of a local folder, so that mteb's code can score
-what ours scores. The tests hold the two together with it.
+``as_mteb_task`` does the reverse: it makes an mteb task from a local folder, so that mteb's code can score
+the same data as ours. The tests compare the two.
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import numpy as np
 
-from nvembed.errors import DownloadError, InputError, MissingExtraError
+from nvembed.errors import DownloadError, InputError, needs_extra
 from nvembed.evaluate import record
 from nvembed.evaluate.cache import Embedder
-from nvembed.evaluate.outcome import Embed, Items
-from nvembed.evaluate.run import Meter, metered, timing_of
+from nvembed.evaluate.outcome import Embed, Items, PromptSource
+from nvembed.evaluate.run import Meter, check_instructions, metered, own_prompts, timing_of
 from nvembed.evaluate.settings import protocol
 from nvembed.evaluate.subject import Subject
 from nvembed.evaluate.tasks import CATEGORY, Labelled, Pairs, Retrieval, Sets, Task
 from nvembed.recipe import nearest
-from nvembed.text.prompt import format_prompt, instruction_for, known_tasks
+from nvembed.text.prompt import Side, format_prompt, instruction_for, known_tasks
 from nvembed.vectors.metric import paired_cosine, score_run
 
 
@@ -29,7 +29,7 @@ def find_mteb_tasks(names: Sequence[str]) -> list[Any]:
     """Return mteb's tasks of the given names, or of a benchmark such as ``MTEB(eng, v1)`` or ``BEIR``.
 
     Raises:
-        InputError: neither a task nor a benchmark; the nearest names are given.
+        InputError: a name is neither a task nor a benchmark.
         MissingExtraError: mteb is not installed.
     """
     mteb = _mteb()
@@ -50,10 +50,10 @@ class MtebEncoder:
     """mteb's encoder protocol over an embed function.
 
     Args:
-        prompt_for: mteb's task metadata and ``"query"`` or ``"corpus"`` -> the string before each text.
+        prompt_for: mteb's task metadata and the side of the texts (None in a symmetric task) -> the prompt.
     """
 
-    def __init__(self, subject: Subject, embed: Embed, prompt_for: Callable[[Any, str], str]) -> None:
+    def __init__(self, subject: Subject, embed: Embed, prompt_for: Callable[[Any, Side | None], str]) -> None:
         from mteb.models.model_meta import ModelMeta
 
         self.embed = embed
@@ -72,9 +72,11 @@ class MtebEncoder:
         batch_size: int = 0,  # noqa: ARG002  the embed function batches by itself
         show_progress_bar: bool = True,  # noqa: ARG002
     ) -> np.ndarray:
-        """Embed the texts of mteb's data loader; documents are the corpus side, all else the query side."""
+        """Embed the texts of mteb's data loader."""
         texts = [text for batch in inputs for text in batch["text"]]
-        side = "corpus" if prompt_type is not None and prompt_type.value == "document" else "query"
+        side: Side | None = None
+        if prompt_type is not None:
+            side = "corpus" if prompt_type.value == "document" else "query"
         return self.embed(texts, self.prompt_for(task_metadata, side))
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
@@ -96,48 +98,89 @@ def run_mteb(
 ) -> list[str]:
     """Let mteb evaluate ``subject`` on its own tasks; write results as ``run.evaluate`` does.
 
-    Returns: the names of the tasks that were run now; finished ones are not repeated.
+    Returns: the names of the tasks that were run now; finished tasks are not repeated.
 
     Raises:
-        InputError: the subject has no vectors.
-        DownloadError: a task's data could not be fetched.
+        InputError: the subject has no vectors, or takes no instructions.
+        DownloadError: the data of a task could not be fetched.
     """
     if subject.encode is None:
         raise InputError(
-            f"{subject.name} has no vectors; mteb's tasks need them (pass --data for local folders)"
+            f"{subject.name} has no vectors; mteb's tasks need them. Pass --data for local folders."
         )
-    said = instructions or {}
-    folder = record.folder_of(out, subject)
+    instructions = instructions or {}
+    check_instructions(subject, instructions)
+    folder = record.folder_of(out, subject, instructions=instructions)
     ran = []
     for task in tasks:
-        conditions = _conditions(subject, task.metadata, said)
+        conditions = _conditions(subject, task.metadata, instructions)
         if record.finished(folder, task.metadata.name, conditions):
             continue
         record.write_meta(folder, subject)
-        _run_one(subject, task, conditions, folder, cache=cache, instructions=said)
+        _run_one(subject, task, conditions, folder, cache=cache, instructions=instructions)
         ran.append(task.metadata.name)
     return ran
 
 
-def prompt_for(subject: Subject, metadata: Any, side: str, instructions: dict[str, str]) -> str:
-    """The prompt of an mteb task: the recipe's where it knows the task, else what mteb's metadata states."""
+def prompt_for(
+    subject: Subject, metadata: Any, side: Side | None, instructions: Mapping[str, str]
+) -> tuple[str, PromptSource]:
+    """Return the prompt of one side of an mteb task (None: a symmetric task), and where it comes from.
+
+    For a model with instructions: ``instructions``, then the recipe. A task that neither knows gets what
+    mteb's own loader of NV-Embed v2 prepends: the prompt in the metadata of the task, else mteb's prompt for
+    the type of task. As in mteb, documents get it too, unless the metadata have a prompt for each side.
+    """
     if not subject.instructions:
-        return subject.prompts.get(side, "") if metadata.type in ("Retrieval", "Reranking") else ""
+        prompts = own_prompts(subject, [metadata.name], metadata.type, side)
+        return prompts.query, prompts.source
     name = metadata.name
     if name in instructions:
-        return format_prompt(instructions[name] if side == "query" else "")
+        return format_prompt("" if side == "corpus" else instructions[name]), "option"
     for spelling in (name, name.removeprefix("Nano"), name.removeprefix("Nano").removesuffix("Retrieval")):
         if spelling in known_tasks():
-            return format_prompt(instruction_for(spelling, "corpus" if side == "corpus" else "query"))
+            return format_prompt(instruction_for(spelling, side or "query")), "recipe"
     own = metadata.prompt
     if isinstance(own, dict):
         own = own.get("document" if side == "corpus" else "query", "")
-    elif side == "corpus":
-        own = ""
-    return format_prompt((own or "").strip())
+    if metadata.prompt:
+        return format_prompt(own), "mteb task"
+    from mteb.abstasks.abstask import get_abstask_prompt
+
+    return format_prompt(get_abstask_prompt(name)), "mteb task type"
 
 
-def _conditions(subject: Subject, metadata: Any, instructions: dict[str, str]) -> record.Json:
+def prompt_note(subject: Subject, tasks: Sequence[Any], instructions: Mapping[str, str]) -> str:
+    """Return a message that names the tasks whose instruction the recipe does not know, or ``""``."""
+    of: dict[PromptSource, list[str]] = {}
+    for task in tasks:
+        if subject.instructions:
+            _, source = prompt_for(subject, task.metadata, "query", instructions)
+            of.setdefault(source, []).append(task.metadata.name)
+    parts = [
+        f"{len(of[source])} use mteb's prompt for {what} ({_listed(of[source])})"
+        for source, what in _FALLBACKS.items()
+        if source in of
+    ]
+    if not parts:
+        return ""
+    count = sum(len(of.get(source, ())) for source in _FALLBACKS)
+    return (
+        f"{subject.name}: the recipe has no instruction for {count} of {len(tasks)} tasks: "
+        f"{'; '.join(parts)}. To set one: --instruction TASK=INSTRUCTION"
+    )
+
+
+_FALLBACKS: dict[PromptSource, str] = {"mteb task": "the task", "mteb task type": "the type of task"}
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+
+
+def _conditions(subject: Subject, metadata: Any, instructions: Mapping[str, str]) -> record.Json:
+    sides: tuple[Side | None, ...] = ("query", "corpus") if metadata.type in SIDED else (None, None)
+    (query, source), (corpus, _) = (prompt_for(subject, metadata, side, instructions) for side in sides)
     return {
         "model": subject.name,
         "fingerprint": subject.fingerprint,
@@ -145,12 +188,16 @@ def _conditions(subject: Subject, metadata: Any, instructions: dict[str, str]) -
         "max_tokens": subject.max_tokens,
         "task": metadata.name,
         "mteb_task": metadata.name,
-        "identical_to_mteb": True,
+        "test_set": "identical",
         "kind": metadata.type,
         "split": ",".join(metadata.eval_splits),
         "data_revision": metadata.revision,
-        "prompt": {side: prompt_for(subject, metadata, side, instructions) for side in ("query", "corpus")},
+        "prompt": {"query": query, "corpus": corpus, "source": source},
     }
+
+
+# Types of mteb's tasks that embed queries and documents apart.
+SIDED = ("Retrieval", "Reranking", "InstructionRetrieval", "InstructionReranking")
 
 
 def _run_one(
@@ -160,7 +207,7 @@ def _run_one(
     folder: Path,
     *,
     cache: Path | None,
-    instructions: dict[str, str],
+    instructions: Mapping[str, str],
 ) -> None:
     meter = Meter()
     record.peak_memory(subject, reset=True)
@@ -168,7 +215,7 @@ def _run_one(
     encoder = MtebEncoder(
         subject,
         meter.embed_with(embedder),
-        lambda metadata, side: prompt_for(subject, metadata, side, instructions),
+        lambda metadata, side: prompt_for(subject, metadata, side, instructions)[0],
     )
     with TemporaryDirectory() as predictions:
         ranks = conditions["kind"] in ("Retrieval", "Reranking") and hasattr(task, "k_values")
@@ -183,8 +230,8 @@ def _run_one(
             )
         except (ConnectionError, FileNotFoundError) as error:
             raise DownloadError(
-                f"the data of {task.metadata.name} could not be fetched ({error}): try again online, or "
-                "pass --data with folders of tasks"
+                f"the data of {task.metadata.name} could not be fetched ({error}). Try again online, or "
+                "pass --data with folders of tasks."
             ) from error
         items = _ranking_items(task, Path(predictions), conditions["split"]) if ranks else None
     content = result.task_results[0].to_dict()
@@ -204,7 +251,7 @@ def _run_one(
 
 
 def _ranking_items(task: Any, predictions: Path, split: str) -> Items | None:
-    """Score mteb's own ranking query by query, for the comparison; None if the data were unloaded."""
+    """Score mteb's ranking query by query, for the comparison; None if mteb has unloaded the data."""
     files = list(predictions.glob("*.json"))
     if len(files) != 1 or not task.data_loaded:
         return None
@@ -218,7 +265,7 @@ def _ranking_items(task: Any, predictions: Path, split: str) -> Items | None:
 
 
 def as_mteb_task(task: Task) -> Any:
-    """Make an mteb task of a local one: the same texts and gold, loaded, scored by mteb's own code."""
+    """Make a loaded mteb task from a local one: the same texts and gold, scored by mteb's code."""
     from datasets import Dataset, DatasetDict
     from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
 
@@ -312,8 +359,6 @@ def _mteb_class(task: Task) -> Any:
 
 
 def _mteb() -> Any:
-    try:
+    with needs_extra("eval", "the evaluation on mteb's tasks"):
         import mteb
-    except ImportError as error:
-        raise MissingExtraError("mteb's tasks need the package mteb: pip install 'nvembed[eval]'") from error
     return mteb

@@ -1,25 +1,30 @@
-"""What a protocol is given, and what it gives back."""
+"""Input and result of a protocol."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-Embed = Callable[[Sequence[str], str], np.ndarray]  # texts, the whole prompt before each -> unit rows
+Embed = Callable[[Sequence[str], str], np.ndarray]  # texts, the prompt to prepend to each -> unit rows
+
+# Where a prompt comes from: --instruction, the recipe, the metadata of mteb's task, mteb's default for the
+# type of task, the model's own prompts, or nowhere.
+PromptSource = Literal["option", "recipe", "mteb task", "mteb task type", "model", "none"]
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """The strings put before the texts of either side; a symmetric task puts ``query`` before every text."""
+    """The strings to prepend to the texts of each side; a symmetric task uses ``query`` for every text."""
 
     query: str = ""
     corpus: str = ""
+    source: PromptSource = "none"
 
 
 @dataclass(frozen=True)
 class Items:
-    """What a comparison resamples: the main score is ``statistic`` of these rows.
+    """The rows that a comparison resamples: the main score is ``statistic`` of them.
 
     ``statistic`` is ``mean`` of value, or ``spearman``, ``average_precision`` or ``v_measure`` of gold and
     value.
@@ -32,8 +37,8 @@ class Items:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """A task's scores (fractions, as in mteb's result files), the main one, and the items behind it."""
+class TaskOutcome:
+    """The scores of a task (fractions, as in mteb's result files), the main one's name, and its items."""
 
     scores: dict[str, Any]
     main: str
@@ -41,5 +46,5 @@ class Outcome:
 
 
 def numbered(values: Sequence[Any] | np.ndarray) -> list[str]:
-    """Ids for items that have none: their positions."""
+    """Return positions as ids, for items that have none."""
     return [str(i) for i in range(len(values))]

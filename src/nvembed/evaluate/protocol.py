@@ -1,19 +1,19 @@
-"""MTEB's protocol: a task and an encode function in, scores out.
+"""MTEB's protocol: from a task and an encode function to scores.
 
-Seeds, sample counts, k-means and the classifier stand in ``recipes/nv_embed_v2/evaluation.toml``. Every
-protocol is checked against mteb's own code on the same data (``tests/evaluate/test_mteb.py``).
+Its seeds, sample counts and settings of the learners are in ``recipes/nv_embed_v2/evaluation.toml``. Every
+kind of task is compared with mteb's own code on the same data (``tests/evaluate/test_mteb.py``).
 """
 
 from nvembed.evaluate.learn import classification, clustering
-from nvembed.evaluate.outcome import Embed, Outcome, Prompts
+from nvembed.evaluate.outcome import Embed, Prompts, TaskOutcome
 from nvembed.evaluate.rank import reranking, retrieval
 from nvembed.evaluate.settings import protocol
 from nvembed.evaluate.similarity import pair_classification, sts, summarization
 from nvembed.evaluate.tasks import Labelled, Pairs, Retrieval, Sets, Task
 
 
-def run_task(task: Task, embed: Embed, prompts: Prompts) -> Outcome:
-    """Evaluate one task with an encode function, by its kind."""
+def run_task(task: Task, embed: Embed, prompts: Prompts) -> TaskOutcome:
+    """Evaluate one task with an encode function."""
     data = task.data
     if isinstance(data, Retrieval):
         ranking = reranking if task.kind == "reranking" else retrieval

@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 
 from nvembed.errors import InputError
-from nvembed.evaluate.outcome import Embed, Items, Outcome, Prompts
+from nvembed.evaluate.outcome import Embed, Items, Prompts, TaskOutcome
 from nvembed.evaluate.settings import protocol
 from nvembed.evaluate.subject import LexicalFn
 from nvembed.evaluate.tasks import Retrieval, Task
@@ -18,8 +18,8 @@ PASSAGES_AT_ONCE = 16_384  # a block of 4,096 dimensions takes 256 MiB
 Run = dict[str, dict[str, float]]
 
 
-def retrieval(task: Task, data: Retrieval, embed: Embed, prompts: Prompts) -> Outcome:
-    """Search the whole corpus exactly, a block of passages at a time: memory does not grow with the corpus.
+def retrieval(task: Task, data: Retrieval, embed: Embed, prompts: Prompts) -> TaskOutcome:
+    """Search the whole corpus exactly, one block of passages at a time: memory does not grow with the corpus.
 
     Main score: nDCG@10.
     """
@@ -28,10 +28,10 @@ def retrieval(task: Task, data: Retrieval, embed: Embed, prompts: Prompts) -> Ou
     return _score(task, data, _run(data, *top_k(queries, corpus, protocol().retrieval.top_k)))
 
 
-def reranking(task: Task, data: Retrieval, embed: Embed, prompts: Prompts) -> Outcome:
-    """Order, for each query, the passages that its qrels list. Main score: MAP@1000."""
-    wanted = {passage for grades in data.qrels.values() for passage in grades}
-    listed = [(p, text) for p, text in zip(data.passage_ids, data.passages(), strict=True) if p in wanted]
+def reranking(task: Task, data: Retrieval, embed: Embed, prompts: Prompts) -> TaskOutcome:
+    """Rank, for each query, the passages in its qrels. Main score: MAP@1000."""
+    judged = {passage for grades in data.qrels.values() for passage in grades}
+    listed = [(p, text) for p, text in zip(data.passage_ids, data.passages(), strict=True) if p in judged]
     row_of = {passage: row for row, (passage, _) in enumerate(listed)}
     passages = embed([text for _, text in listed], prompts.corpus)
     queries = embed(list(data.queries.values()), prompts.query)
@@ -43,8 +43,8 @@ def reranking(task: Task, data: Retrieval, embed: Embed, prompts: Prompts) -> Ou
     return _score(task, data, run)
 
 
-def lexical(task: Task, rank: LexicalFn) -> Outcome:
-    """Evaluate by a function that ranks texts without vectors; the corpus is held in memory whole.
+def lexical(task: Task, rank: LexicalFn) -> TaskOutcome:
+    """Evaluate a function that ranks texts without vectors. The whole corpus is in memory.
 
     Raises:
         InputError: the task is neither retrieval nor reranking.
@@ -75,11 +75,11 @@ def _run(data: Retrieval, scores: np.ndarray, ids: np.ndarray) -> Run:
     }
 
 
-def _score(task: Task, data: Retrieval, run: Run) -> Outcome:
+def _score(task: Task, data: Retrieval, run: Run) -> TaskOutcome:
     if task.settings.skip_identical_ids:
         run = {query: {p: s for p, s in hits.items() if p != query} for query, hits in run.items()}
     table = score_run(run, data.qrels, protocol().retrieval.cutoffs)
     means = {name.replace("@", "_at_"): float(np.mean(list(row.values()))) for name, row in table.items()}
     main = "map@1000" if task.kind == "reranking" else "ndcg@10"
     items = Items("mean", list(table[main]), np.array(list(table[main].values())))
-    return Outcome(means, main.replace("@", "_at_"), items)
+    return TaskOutcome(means, main.replace("@", "_at_"), items)

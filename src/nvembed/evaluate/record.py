@@ -1,17 +1,22 @@
-"""What an evaluation leaves behind: ``OUT/model/fingerprint/``, the tree that mteb keeps its results in.
+"""The files of an evaluation: ``OUT/model/fingerprint/``, the tree in which mteb keeps its results.
+
+The folder of the fingerprint also names each setting that is not the default, so that results never overwrite
+each other: ``3f2a-bfloat16-8192tokens-dev-instruction1a2b3c4d``.
 
     TASK.json                  scores in mteb's result format; written last, so it means "finished"
     model_meta.json            the model, in mteb's format
-    details/TASK.record.json   conditions (data, instruction, precision), versions, hardware, counts
-    details/TASK.items.json    the rows behind the main score, which `nvembed compare` resamples
+    details/TASK.record.json   conditions (data, prompt, precision), versions, hardware, counts, digests
+    details/TASK.items.json    the rows of the main score, which `nvembed compare` resamples
     details/TASK.timing.json   seconds, tokens per second, memory, date
 
-All but the timing is the same, byte by byte, when an evaluation is repeated or resumed on the same machine.
+All but the timing is the same, byte for byte, when an evaluation is repeated or resumed on one machine.
 """
 
+import hashlib
 import json
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,9 +25,10 @@ from typing import Any
 import numpy as np
 
 from nvembed.errors import DataError, NumericsError
-from nvembed.evaluate.outcome import Items, Outcome
+from nvembed.evaluate.outcome import Items, TaskOutcome
+from nvembed.evaluate.settings import protocol
 from nvembed.evaluate.subject import Subject
-from nvembed.files import atomic_path
+from nvembed.files import atomic_path, read_json
 
 Json = dict[str, Any]
 
@@ -31,7 +37,7 @@ PACKAGES = ("nvembed", "numpy", "scikit-learn", "scipy", "torch", "mteb", "sente
 
 @dataclass(frozen=True)
 class Result:
-    """One task of one model, read back."""
+    """The result of one model on one task, read back."""
 
     task: str
     record: Json
@@ -41,21 +47,42 @@ class Result:
 
     @property
     def main_score(self) -> float:
-        """The main score, 0 to 100."""
+        """The main score, from 0 to 100."""
         return 100 * float(self.scores["main_score"])
 
 
 def mteb_name(subject: Subject) -> str:
-    """mteb wants ``organisation/name``."""
+    """Return the name as ``organisation/name``, which mteb expects."""
     return subject.name if "/" in subject.name else f"local/{subject.name}"
 
 
-def folder_of(out: Path, subject: Subject) -> Path:
-    return out / mteb_name(subject).replace("/", "__").replace(" ", "_") / subject.fingerprint
+def folder_of(
+    out: Path, subject: Subject, *, split: str = "test", instructions: Mapping[str, str] | None = None
+) -> Path:
+    """Return the folder of the results that ``subject`` has under these settings."""
+    return (
+        out
+        / mteb_name(subject).replace("/", "__").replace(" ", "_")
+        / _revision(subject, split, instructions)
+    )
 
 
-def mteb_result(task: str, revision: str, split: str, outcome: Outcome) -> Json:
-    """Scores as mteb's ``TaskResult``. Seconds and date are left out: they stand in the timing file."""
+def _revision(subject: Subject, split: str, instructions: Mapping[str, str] | None) -> str:
+    parts = [subject.fingerprint]
+    if subject.precision != "float32":
+        parts.append(subject.precision)
+    if subject.max_tokens not in (None, protocol().max_tokens):
+        parts.append(f"{subject.max_tokens}tokens")
+    if split != "test":
+        parts.append(split)
+    if instructions:
+        content = json.dumps(dict(instructions), sort_keys=True).encode()
+        parts.append(f"instruction{hashlib.sha256(content).hexdigest()[:8]}")
+    return "-".join(parts)
+
+
+def mteb_result(task: str, revision: str, split: str, outcome: TaskOutcome) -> Json:
+    """Return scores as mteb's ``TaskResult``, without seconds and date, which are in the timing file."""
     scores = {**outcome.scores, "main_score": outcome.scores[outcome.main]}
     for name, value in scores.items():
         if not np.isfinite(
@@ -74,30 +101,47 @@ def mteb_result(task: str, revision: str, split: str, outcome: Outcome) -> Json:
     }
 
 
-def write(folder: Path, task: str, *, result: Json, record: Json, items: Items | None, timing: Json) -> None:
-    """Write a task's files, the result last."""
+def write(
+    folder: Path,
+    task: str,
+    *,
+    result: Json,
+    record: Json,
+    items: Items | None,
+    timing: Json,
+) -> None:
+    """Write the files of a task, the result last; the record gets the digests of result and items."""
     details = folder / "details"
+    contents = {folder / f"{task}.json": _as_bytes(result)}
     if items is not None:
-        content = {"statistic": items.statistic, "ids": items.ids, "value": items.value.tolist()}
+        rows = {"statistic": items.statistic, "ids": items.ids, "value": items.value.tolist()}
         if items.gold is not None:
-            content["gold"] = items.gold.tolist()
-        _dump(details / f"{task}.items.json", rounded(content, 8), indent=None)
-    _dump(details / f"{task}.record.json", record)
-    _dump(details / f"{task}.timing.json", timing)
-    _dump(folder / f"{task}.json", result)
+            rows["gold"] = items.gold.tolist()
+        contents[details / f"{task}.items.json"] = _as_bytes(rounded(rows, 8), indent=None)
+    digests = {path.name: hashlib.sha256(content).hexdigest() for path, content in contents.items()}
+    contents[details / f"{task}.record.json"] = _as_bytes({**record, "sha256": digests})
+    contents[details / f"{task}.timing.json"] = _as_bytes(timing)
+    for path in reversed(contents):
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(contents[path])
 
 
 def write_meta(folder: Path, subject: Subject) -> None:
-    """Write ``model_meta.json`` with the fields that mteb's loader asks for."""
+    """Write ``model_meta.json`` with the fields that mteb's loader requires."""
     known: Json = {
         "name": mteb_name(subject),
-        "revision": subject.fingerprint,
+        "revision": folder.name,
         "max_tokens": subject.max_tokens,
+        "embed_dim": subject.dim or None,
+        "n_parameters": subject.num_parameters or None,
         "memory_usage_mb": round(subject.size_bytes / 2**20) or None,
         "use_instructions": subject.instructions,
         "framework": [],
     }
-    _dump(folder / "model_meta.json", {**dict.fromkeys(_META_FIELDS), **known})
+    path, content = folder / "model_meta.json", _as_bytes({**dict.fromkeys(_META_FIELDS), **known})
+    if not path.is_file() or path.read_bytes() != content:
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(content)
 
 
 _META_FIELDS = (
@@ -108,11 +152,34 @@ _META_FIELDS = (
 
 
 def finished(folder: Path, task: str, conditions: Json) -> bool:
-    """Whether a result is there that was made under the same conditions."""
-    record = folder / "details" / f"{task}.record.json"
-    if not (folder / f"{task}.json").exists() or not record.exists():
+    """Whether an undamaged result is there that was computed under the same conditions."""
+    try:
+        record = _checked_record(folder, task)
+    except DataError:
         return False
-    return bool(_load(record).get("conditions") == json.loads(json.dumps(conditions)))
+    return bool(record["conditions"] == json.loads(json.dumps(conditions)))
+
+
+def _checked_record(folder: Path, task: str) -> Json:
+    """Read a task's record and compare the other files with their digests.
+
+    Raises:
+        DataError: a file is missing, damaged, or was changed.
+    """
+    details = folder / "details"
+    record = _load(details / f"{task}.record.json")
+    digests = record.get("sha256")
+    if not isinstance(digests, dict) or not isinstance(record.get("conditions"), dict):
+        raise DataError(f"{details}/{task}.record.json: expected the keys conditions and sha256: {CURE}")
+    for name in (f"{task}.json", *digests):
+        path = (folder if name == f"{task}.json" else details) / name
+        content = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha256(content).hexdigest() != digests.get(name):
+            raise DataError(f"{path} is not the file that was written (its SHA-256 differs): {CURE}")
+    return record
+
+
+CURE = "run the same nvembed evaluate command again"
 
 
 def read_results(folder: Path) -> dict[str, Result]:
@@ -121,42 +188,47 @@ def read_results(folder: Path) -> dict[str, Result]:
     ``folder`` may be the folder of a fingerprint, or its parent if that has only one.
 
     Raises:
-        DataError: no results in it, those of several models, or a file that is no result.
+        DataError: the folder has no results or those of several models, or a file is damaged.
     """
     inner = [p for p in sorted(folder.glob("*")) if (p / "model_meta.json").exists()]
     if not (folder / "model_meta.json").exists() and inner:
         if len(inner) > 1:
             raise DataError(
-                f"{folder}: results of {len(inner)} models of one name: give the folder of one of them, "
-                f"{' or '.join(str(path) for path in inner[:8])}"
+                f"{folder}: results of {len(inner)} models or settings. Pass one of the folders: "
+                f"{', '.join(str(path) for path in inner[:8])}"
             )
         folder = inner[0]
-    found = {}
+    results = {}
     for path in sorted(folder.glob("*.json")):
         if path.name == "model_meta.json":
             continue
         result, details = _load(path), folder / "details"
+        ours = (
+            details / f"{path.stem}.record.json"
+        ).exists()  # a result that mteb itself wrote has no record
+        record = _checked_record(folder, path.stem) if ours else {}
         try:
             scores = next(iter(result["scores"].values()))[0]
-        except (KeyError, StopIteration, IndexError) as error:
+            float(scores["main_score"])
+        except (KeyError, StopIteration, IndexError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{path}: expected a result in mteb's format") from error
         items = details / f"{path.stem}.items.json"
-        found[path.stem] = Result(
+        results[path.stem] = Result(
             task=path.stem,
-            record=_load(details / f"{path.stem}.record.json"),
+            record=record,
             scores=scores,
             items=_items(_load(items)) if items.exists() else None,
-            timing=_load(details / f"{path.stem}.timing.json"),
+            timing=_load(details / f"{path.stem}.timing.json") if ours else {},
         )
-    if not found:
+    if not results:
         raise DataError(
-            f"{folder}: no results; expected the folder that `nvembed evaluate --out` filled for a model"
+            f"{folder}: no results; expected the folder of a model under the --out of nvembed evaluate"
         )
-    return found
+    return results
 
 
 def environment(subject: Subject) -> Json:
-    """Versions and hardware; no names of hosts or paths."""
+    """Return versions and hardware, without names of hosts or paths."""
     return {
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
@@ -167,9 +239,9 @@ def environment(subject: Subject) -> Json:
 
 
 def peak_memory(subject: Subject, *, reset: bool = False) -> int:
-    """Peak memory in bytes since the last reset: of the device, else of this process.
+    """Return the peak memory in bytes since the last reset: of the device, else of this process.
 
-    Linux can forget a process's peak; elsewhere it is that of the whole run.
+    Only Linux can reset the peak of a process; elsewhere 0.
     """
     if subject.peak_bytes is not None:
         return subject.peak_bytes()
@@ -222,17 +294,8 @@ def rounded(value: Any, digits: int) -> Any:
 
 
 def _load(path: Path) -> Json:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: expected JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: expected a JSON object, got {type(content).__name__}")
-    return content
+    return read_json(path, Json, cure=CURE)
 
 
-def _dump(path: Path, content: Json, *, indent: int | None = 1) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(
-            json.dumps(content, indent=indent, ensure_ascii=False, sort_keys=True) + "\n", "utf-8"
-        )
+def _as_bytes(content: Json, *, indent: int | None = 1) -> bytes:
+    return (json.dumps(content, indent=indent, ensure_ascii=False, sort_keys=True) + "\n").encode()

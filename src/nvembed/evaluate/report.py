@@ -1,4 +1,4 @@
-"""Several models side by side: a table, and a chart of quality against speed and memory."""
+"""Tables of several models side by side, and charts of quality against speed and memory."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nvembed.errors import MissingExtraError
+from nvembed.errors import needs_extra
 from nvembed.evaluate.compare import Difference, category
 from nvembed.evaluate.record import Result
 from nvembed.files import atomic_path
@@ -17,7 +17,7 @@ Results = Mapping[str, Mapping[str, Result]]  # model -> task -> result
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model took over all its tasks; None where nothing was measured (BM25, or a full cache)."""
+    """Speed and memory of a model over its tasks; None where nothing was measured (BM25, or a full cache)."""
 
     device: str
     tokens_per_second: float | None
@@ -26,7 +26,7 @@ class Cost:
 
 
 def cost(results: Mapping[str, Result]) -> Cost:
-    """Sum up the timing of one model's tasks."""
+    """Add up the timings of one model's tasks."""
     timing = [result.timing for result in results.values()]
     tokens = sum(t.get("encoded_tokens") or 0 for t in timing)
     seconds = sum(t.get("encode_seconds") or 0 for t in timing)
@@ -76,7 +76,7 @@ def report_markdown(results: Results) -> str:
         spent = cost(results[model])
         cells = [
             spent.device,
-            _shown(spent.tokens_per_second),
+            _grouped(spent.tokens_per_second),
             _mib(spent.weights_bytes),
             _mib(spent.peak_bytes),
         ]
@@ -87,8 +87,8 @@ def report_markdown(results: Results) -> str:
 def chart_quality(results: Results, path: Path) -> None:
     """Draw mean score against tokens per second; the area of a mark is the peak memory.
 
-    Models without a speed (BM25) are level lines; the mean is over the tasks that all models have. Where not
-    all speeds are of one device, each model's is named.
+    A model without a speed (BM25) is a horizontal line. The mean is over the tasks that all models have. The
+    labels name the devices if they differ.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -116,7 +116,7 @@ def chart_quality(results: Results, path: Path) -> None:
 
 
 def chart_differences(rows: Sequence[Difference], path: Path, *, a: str, b: str) -> None:
-    """Draw the difference of every task with its interval.
+    """Draw the difference of each task with its interval.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -134,10 +134,8 @@ def chart_differences(rows: Sequence[Difference], path: Path, *, a: str, b: str)
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
-    try:
+    with needs_extra("eval", "the chart"):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("charts need matplotlib: pip install 'nvembed[eval]'") from error
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
 
@@ -147,7 +145,7 @@ def _save(figure: Any, path: Path) -> None:
         figure.savefig(temporary, dpi=150, metadata={"Software": None} if path.suffix == ".png" else None)
 
 
-def _shown(value: float | None) -> str:
+def _grouped(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f}"
 
 

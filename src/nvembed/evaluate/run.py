@@ -1,8 +1,8 @@
-"""Evaluate one subject on tasks: resume by task, embed once, write results."""
+"""Evaluate one subject on tasks: resume by task, embed every text once, write results."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,17 +15,17 @@ from nvembed.evaluate.outcome import Embed, Prompts
 from nvembed.evaluate.protocol import run_task
 from nvembed.evaluate.rank import lexical
 from nvembed.evaluate.subject import EncodeFn, Subject
-from nvembed.evaluate.tasks import Labelled, Pairs, Retrieval, Sets, Task
+from nvembed.evaluate.tasks import CATEGORY, Labelled, Pairs, Retrieval, Sets, Task
 from nvembed.recipe import nearest
-from nvembed.text.prompt import format_prompt, instruction_for, known_tasks
+from nvembed.text.prompt import Side, format_prompt, instruction_for, known_tasks
 from nvembed.vectors.embeddings import Embeddings
 
 RANKING = ("retrieval", "reranking")
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Where an evaluation stands: texts embedded or found in the cache, of those that the task has."""
+class TaskProgress:
+    """Texts of a task that are embedded or were in the cache, and the number of texts of the task."""
 
     task: str
     done: int
@@ -39,80 +39,124 @@ def evaluate(
     *,
     cache: Path | None = None,
     instructions: dict[str, str] | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[TaskProgress], None] | None = None,
 ) -> list[str]:
     """Evaluate ``subject`` and write its results under ``out``; finished tasks are not repeated.
 
     Args:
-        tasks: read and checked; a subject without vectors takes only those that rank.
+        tasks: read and checked. A subject without vectors runs only retrieval and reranking.
         cache: folder of the embedding cache; None keeps none.
         instructions: task -> instruction, instead of the recipe's.
 
     Returns: the names of the tasks that were run now.
 
     Raises:
-        InputError: no instruction is known for a task; raised before anything is embedded.
+        InputError: no instruction is known for a task, the subject takes none, or it can run none of the
+            tasks; raised before anything is embedded.
     """
-    folder = record.folder_of(out, subject)
+    instructions = instructions or {}
+    check_instructions(subject, instructions)
+    possible = runnable(subject, tasks)
+    if not possible:
+        kinds = ", ".join(sorted({task.kind for task in tasks})) or "none"
+        raise InputError(
+            f"{subject.name} has no vectors and can only run retrieval and reranking tasks; got {kinds}"
+        )
     todo = []
-    for task in tasks:
-        if subject.encode is None and task.kind not in RANKING:
-            continue
-        conditions = _conditions(subject, task, instructions or {})
+    for task in possible:
+        folder = record.folder_of(out, subject, split=task.split, instructions=instructions)
+        conditions = _conditions(subject, task, instructions)
         if not record.finished(folder, task.name, conditions):
-            todo.append((task, conditions))
-    if not todo:
-        return []
-    record.write_meta(folder, subject)
-    for task, conditions in todo:
+            todo.append((task, conditions, folder))
+    for task, conditions, folder in todo:
+        record.write_meta(folder, subject)
         _evaluate_one(subject, task, conditions, folder, cache=cache, on_progress=on_progress)
-    return [task.name for task, _ in todo]
+    return [task.name for task, *_ in todo]
+
+
+def runnable(subject: Subject, tasks: Sequence[Task]) -> list[Task]:
+    """Return the tasks that the subject can run: without vectors, only those that rank."""
+    return [task for task in tasks if subject.encode is not None or task.kind in RANKING]
+
+
+def check_instructions(subject: Subject, instructions: Mapping[str, str]) -> None:
+    """Refuse instructions for a subject that ignores them.
+
+    Raises:
+        InputError: the subject takes no instruction.
+    """
+    if instructions and not subject.instructions:
+        raise InputError(
+            f"{subject.name} takes no instruction, but --instruction names {', '.join(instructions)}: "
+            "evaluate it in a command of its own, without --instruction"
+        )
 
 
 def prompts_of(subject: Subject, task: Task, instructions: dict[str, str]) -> Prompts:
-    """Return the strings that are put before the task's texts.
+    """Return the strings to prepend to the texts of the task.
 
     Raises:
         InputError: the subject takes instructions, and none is known for the task.
     """
+    names = (task.name, task.mteb_name)
     if not subject.instructions:
-        fixed = subject.prompts if task.kind in RANKING else {}
-        return Prompts(fixed.get("query", ""), fixed.get("corpus", ""))
+        if task.kind not in RANKING:
+            return own_prompts(subject, names, CATEGORY[task.kind], None)
+        own = [own_prompts(subject, names, CATEGORY[task.kind], side).query for side in SIDES]
+        return Prompts(own[0], own[1], "model" if any(own) else "none")
     if task.name in instructions:
-        return Prompts(format_prompt(instructions[task.name]))
-    for name in (task.name, task.mteb_name):
+        return Prompts(format_prompt(instructions[task.name]), source="option")
+    for name in names:
         if name in known_tasks():
-            sides = (instruction_for(name, "query"), instruction_for(name, "corpus"))
-            return Prompts(*map(format_prompt, sides))
+            query, corpus = (format_prompt(instruction_for(name, side)) for side in SIDES)
+            return Prompts(query, corpus, "recipe")
     raise InputError(
-        f"no instruction for task {task.name!r}: {nearest(task.name, known_tasks())}; "
-        f"or say it with --instruction '{task.name}=...'"
+        f"no instruction is known for task {task.name!r}: {nearest(task.name, known_tasks())}; "
+        f"or pass --instruction '{task.name}=...'"
     )
 
 
+SIDES: tuple[Side, Side] = ("query", "corpus")
+# Names of prompts for the sides of retrieval, as sentence-transformers' encode_query and encode_document.
+_SIDE_NAMES = {"query": ("query",), "corpus": ("document", "passage", "corpus")}
+
+
+def own_prompts(subject: Subject, names: Sequence[str], category: str, side: Side | None) -> Prompts:
+    """Return a model's own prompt for a task, as ``query``, as mteb chooses it for sentence-transformers.
+
+    By the name of the task, then its category (each also as ``NAME-query`` or ``NAME-document``), then the
+    side. ``side`` of None is a symmetric task, whose last resort is the model's default prompt.
+    """
+    candidates = []
+    for name in (*names, category):
+        candidates += [f"{name}-{own}" for own in _SIDE_NAMES.get(side or "", ())] + [name]
+    candidates += _SIDE_NAMES[side] if side else [subject.default_prompt]
+    prompt = next((subject.prompts[name] for name in candidates if subject.prompts.get(name)), "")
+    return Prompts(prompt, source="model" if prompt else "none")
+
+
 def _conditions(subject: Subject, task: Task, instructions: dict[str, str]) -> record.Json:
-    """All that decides the scores."""
+    """Everything that decides the scores."""
     prompts = prompts_of(subject, task, instructions)
-    settings = task.settings
     return {
         "model": subject.name,
         "fingerprint": subject.fingerprint,
         "precision": subject.precision,
         "max_tokens": subject.max_tokens,
         "task": task.name,
-        "mteb_task": settings.mteb,
-        "identical_to_mteb": bool(settings.mteb) and settings.identical,
+        "mteb_task": task.mteb,
+        "test_set": task.test_set,
         "kind": task.kind,
         "split": task.split,
         "data_revision": task.revision,
-        "prompt": {"query": prompts.query, "corpus": prompts.corpus},
-        "settings": settings.model_dump(exclude={"mteb", "identical"}),
+        "prompt": asdict(prompts),
+        "settings": task.settings.model_dump(),
     }
 
 
 @dataclass
 class Meter:
-    """Counts what is embedded for one task."""
+    """Counts the texts and tokens of one task."""
 
     started: float = field(default_factory=time.monotonic)
     texts: int = 0
@@ -125,7 +169,7 @@ class Meter:
         return {"texts": self.texts, "tokens": self.tokens, "texts_cut": self.cut}
 
     def embed_with(self, embedder: Embedder) -> Embed:
-        """Count what goes through ``embedder``, cached or not."""
+        """Count the texts that go through ``embedder``, cached or not."""
 
         def embed(texts: Sequence[str], prompt: str) -> np.ndarray:
             encoded = embedder(texts, prompt)
@@ -138,7 +182,7 @@ class Meter:
 
 
 def metered(subject: Subject, meter: Meter) -> EncodeFn:
-    """The subject's encode function, its tokens and seconds counted."""
+    """Return the subject's encode function with its tokens and seconds counted."""
     assert subject.encode is not None
     encode = subject.encode
 
@@ -153,7 +197,7 @@ def metered(subject: Subject, meter: Meter) -> EncodeFn:
 
 
 def timing_of(subject: Subject, meter: Meter) -> record.Json:
-    """What differs from run to run."""
+    """Return the measurements that differ from run to run."""
     rate = round(meter.new_tokens / meter.encode_seconds, 1) if meter.new_tokens else None
     return {
         "seconds": round(time.monotonic() - meter.started, 3),
@@ -173,7 +217,7 @@ def _evaluate_one(
     folder: Path,
     *,
     cache: Path | None,
-    on_progress: Callable[[Progress], None] | None,
+    on_progress: Callable[[TaskProgress], None] | None,
 ) -> None:
     meter, total, done = Meter(), _texts_in(task), 0
     record.peak_memory(subject, reset=True)
@@ -182,7 +226,7 @@ def _evaluate_one(
         nonlocal done
         done += texts
         if on_progress:
-            on_progress(Progress(task.name, done, max(total, done)))
+            on_progress(TaskProgress(task.name, done, max(total, done)))
 
     advance(0)
     if subject.lexical is not None:
@@ -191,19 +235,22 @@ def _evaluate_one(
         embedder = Embedder(subject, metered(subject, meter), folder=cache, on_texts=advance)
         outcome = run_task(task, meter.embed_with(embedder), Prompts(**conditions["prompt"]))
     dropped = list(task.data.dropped) if isinstance(task.data, Retrieval) else []
-    counted = {**meter.counted(), "queries_dropped": dropped}
     record.write(
         folder,
         task.name,
         result=record.mteb_result(task.name, task.revision, task.split, outcome),
-        record={"conditions": conditions, "counted": counted, "environment": record.environment(subject)},
+        record={
+            "conditions": conditions,
+            "counted": {**meter.counted(), "queries_dropped": dropped},
+            "environment": record.environment(subject),
+        },
         items=outcome.items,
         timing=timing_of(subject, meter),
     )
 
 
 def _texts_in(task: Task) -> int:
-    """How many texts a task embeds, for the estimate of what is left."""
+    """Return how many texts a task embeds, for the estimate of the time left."""
     data = task.data
     if isinstance(data, Retrieval):
         return len(data.passage_ids) + len(data.queries)

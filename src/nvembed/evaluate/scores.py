@@ -1,104 +1,95 @@
-"""Statistics of a whole task: correlations, average precision, classification and clustering quality.
+"""Statistics of a whole task, by scipy and scikit-learn: what a degenerate input gives is decided here.
 
-Plain numpy, float64; each has a slow oracle in the tests and is checked against scipy or scikit-learn.
 Shapes: N items.
 """
 
+from typing import Any
+
 import numpy as np
+
+from nvembed.errors import needs_extra
 
 
 def pearson(x_N: np.ndarray, y_N: np.ndarray) -> float:
     """Pearson's r; 0 where one side is constant and r is undefined."""
-    x_N, y_N = x_N - x_N.mean(), y_N - y_N.mean()
-    scale = float(np.sqrt((x_N @ x_N) * (y_N @ y_N)))
-    return float(x_N @ y_N) / scale if scale > 0 else 0.0
+    return float(scipy_stats().pearsonr(x_N, y_N).statistic) if _vary(x_N, y_N) else 0.0
 
 
 def spearman(x_N: np.ndarray, y_N: np.ndarray) -> float:
-    """Spearman's rho: Pearson's r of the ranks, ties given their mean rank."""
-    return pearson(mean_ranks(x_N), mean_ranks(y_N))
+    """Spearman's rho, ties at their mean rank; 0 where one side is constant."""
+    return float(scipy_stats().spearmanr(x_N, y_N).statistic) if _vary(x_N, y_N) else 0.0
 
 
-def mean_ranks(x_N: np.ndarray) -> np.ndarray:
-    """Ranks from 1; equal values share the mean of their ranks."""
-    _, inverse, counts = np.unique(x_N, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return np.asarray((last - (counts - 1) / 2)[inverse])
+def spearman_p_value(x_N: np.ndarray, y_N: np.ndarray) -> float:
+    """Two-sided p-value of Spearman's rho; 1 where rho is undefined."""
+    if len(x_N) < 3 or not _vary(x_N, y_N):
+        return 1.0
+    return float(scipy_stats().spearmanr(x_N, y_N).pvalue)
 
 
 def average_precision(gold_N: np.ndarray, score_N: np.ndarray) -> float:
-    """Area under the curve: ``sum (R_n - R_n-1) P_n`` over falling thresholds; a tie is one step."""
-    hits, taken = _curve(gold_N, score_N)
-    steps = np.diff(hits, prepend=0)
-    return float(np.sum(steps * hits / taken)) / float(hits[-1]) if hits[-1] else 0.0
+    """Area under the precision-recall curve; 0 without a positive."""
+    positive_N = gold_N == 1
+    return float(_metrics().average_precision_score(positive_N, score_N)) if positive_N.any() else 0.0
 
 
 def best_accuracy(gold_N: np.ndarray, score_N: np.ndarray) -> float:
     """The best accuracy of any threshold that takes at least one item and leaves at least one out."""
     hits, taken = _curve(gold_N, score_N)
-    inner = taken < len(gold_N)
-    negatives_left = (len(gold_N) - hits[-1]) - (taken - hits)
-    right = (hits + negatives_left)[inner]
-    return float(right.max()) / len(gold_N) if right.size else 0.0
+    negatives_left = np.count_nonzero(gold_N != 1) - (taken - hits)
+    return float((hits + negatives_left).max()) / len(gold_N) if len(hits) else 0.0
 
 
 def best_f1(gold_N: np.ndarray, score_N: np.ndarray) -> tuple[float, float, float]:
     """(F1, precision, recall) at the threshold with the best F1, under the same condition."""
     hits, taken = _curve(gold_N, score_N)
-    inner = (taken < len(gold_N)) & (hits > 0)
-    if not inner.any():
+    if not hits.any():
         return 0.0, 0.0, 0.0
-    precision, recall = hits[inner] / taken[inner], hits[inner] / hits[-1]
-    f1 = 2 * precision * recall / (precision + recall)
+    precision, recall = hits / taken, hits / np.count_nonzero(gold_N == 1)
+    f1 = 2 * hits / (taken + np.count_nonzero(gold_N == 1))
     best = int(np.argmax(f1))
     return float(f1[best]), float(precision[best]), float(recall[best])
 
 
 def _curve(gold_N: np.ndarray, score_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For every distinct score, falling: how many positives, and how many items, score at least that."""
-    order = np.argsort(-score_N, kind="stable")
-    ends = np.flatnonzero(np.append(np.diff(score_N[order]) != 0, True))
-    return np.cumsum(gold_N[order] == 1)[ends], ends + 1
+    """Return, for each threshold between two scores, falling, how many positives and items lie above it."""
+    positive_N = gold_N == 1
+    thresholds = np.unique(score_N)[:0:-1]  # all but the lowest
+    above = np.searchsorted(np.sort(score_N), thresholds)
+    above_positive = np.searchsorted(np.sort(score_N[positive_N]), thresholds)
+    return np.count_nonzero(positive_N) - above_positive, len(score_N) - above
 
 
 def classification_scores(gold_N: np.ndarray, guess_N: np.ndarray) -> dict[str, float]:
     """Accuracy, and precision, recall and F1 averaged over classes: evenly, and weighted by gold counts.
 
-    A class without a guess has precision 0, one without gold recall 0, as scikit-learn warns and counts.
+    A class that is never guessed has precision 0, one that never occurs has recall 0.
     """
-    table = contingency(gold_N, guess_N)
-    right = np.diag(table).astype(np.float64)
-    gold, guessed = table.sum(axis=1), table.sum(axis=0)
-    present = (gold + guessed) > 0
-    right, gold, guessed = right[present], gold[present], guessed[present]
-    precision = right / np.maximum(guessed, 1)
-    recall = right / np.maximum(gold, 1)
-    f1 = 2 * right / (gold + guessed)
-    weight = gold / gold.sum()
-    scores = {"accuracy": float(right.sum() / gold.sum())}
-    for name, values in (("f1", f1), ("precision", precision), ("recall", recall)):
-        scores[name] = float(values.mean())
-        scores[f"{name}_weighted"] = float(weight @ values)
+    scores = {"accuracy": float(_metrics().accuracy_score(gold_N, guess_N))}
+    for average, suffix in (("macro", ""), ("weighted", "_weighted")):
+        values = _metrics().precision_recall_fscore_support(gold_N, guess_N, average=average, zero_division=0)
+        named = zip(("precision", "recall", "f1"), values, strict=False)
+        scores |= {f"{name}{suffix}": float(value) for name, value in named}
     return scores
-
-
-def contingency(gold_N: np.ndarray, guess_N: np.ndarray) -> np.ndarray:
-    """Count (gold, guess) pairs in a square table over labels from 0."""
-    size = int(max(gold_N.max(), guess_N.max())) + 1
-    return np.bincount(gold_N * size + guess_N, minlength=size * size).reshape(size, size)
 
 
 def v_measure(gold_N: np.ndarray, cluster_N: np.ndarray) -> float:
     """Harmonic mean of homogeneity, ``1 - H(gold|cluster) / H(gold)``, and completeness, the reverse."""
-    joint = contingency(gold_N, cluster_N) / len(gold_N)
-    gold, cluster = _entropy(joint.sum(axis=1)), _entropy(joint.sum(axis=0))
-    both = _entropy(joint.ravel())
-    homogeneity = 1 - (both - cluster) / gold if gold > 0 else 1.0
-    completeness = 1 - (both - gold) / cluster if cluster > 0 else 1.0
-    total = homogeneity + completeness
-    return max(0.0, 2 * homogeneity * completeness / total) if total > 1e-12 else 0.0
+    return float(_metrics().v_measure_score(gold_N, cluster_N))
 
 
-def _entropy(p: np.ndarray) -> float:
-    p = p[p > 0]
-    return float(-np.sum(p * np.log(p)))
+def _vary(*arrays: np.ndarray) -> bool:
+    return all(len(x_N) > 1 and np.ptp(x_N) > 0 for x_N in arrays)
+
+
+def scipy_stats() -> Any:
+    """Return the module scipy.stats."""
+    with needs_extra("eval", "the evaluation"):
+        import scipy.stats
+    return scipy.stats
+
+
+def _metrics() -> Any:
+    with needs_extra("eval", "the evaluation"):
+        import sklearn.metrics
+    return sklearn.metrics

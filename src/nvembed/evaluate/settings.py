@@ -1,6 +1,7 @@
-"""MTEB's protocol and the published scores, read from the recipe."""
+"""MTEB's protocol and the published scores, read from recipes."""
 
 from functools import cache
+from typing import Literal
 
 from pydantic import Field
 
@@ -25,20 +26,20 @@ class _Clustering(Recipe):
     batch_size: int
 
 
-class _ClusteringV2(Recipe):
-    fraction: float
-    documents: int
-    experiments: int
-    batch_size: int
-
-
 class TaskSettings(Recipe):
-    """What differs from the protocol for one task."""
+    """What one MTEB task does differently from the protocol."""
 
-    mteb: str | None = None  # the MTEB task that a local folder holds
-    identical: bool = True  # whether its test set is that task's, text by text
-    samples_per_label: int | None = None
-    skip_identical_ids: bool = False  # a query stands in the corpus under its own id
+    samples_per_label: int | None = Field(default=None, ge=1)
+    skip_identical_ids: bool = False  # each query is also a passage, under its own id
+
+
+class KnownData(Recipe):
+    """Data that were compared with those of an MTEB task once; ``digest`` is ``tasks.content_digest``."""
+
+    digest: str
+    size: int  # passages, pairs or texts: data of another size are not digested
+    mteb: str
+    test_set: Literal["identical", "near", "other"]
 
 
 class Protocol(Recipe):
@@ -49,11 +50,9 @@ class Protocol(Recipe):
     retrieval: _Retrieval
     classification: _Classification
     clustering: _Clustering
-    clustering_v2: _ClusteringV2
-    task: dict[str, TaskSettings]
-
-    def of(self, task: str) -> TaskSettings:
-        return self.task.get(task, TaskSettings())
+    folder: dict[str, str]  # name of a folder -> the MTEB task that users keep under that name
+    task: dict[str, TaskSettings]  # MTEB task -> settings
+    data: tuple[KnownData, ...]
 
 
 class _Scores(Recipe):
@@ -69,7 +68,7 @@ def published_scores(model: str) -> dict[str, dict[str, float]]:
     """Return category -> MTEB task -> published score, 0 to 100.
 
     Raises:
-        InputError: no scores of that model are known; the message names the nearest.
+        InputError: no published scores are known for that model.
     """
     known = _scores().published
     if model not in known:

@@ -1,4 +1,4 @@
-"""What is evaluated: a name, a fingerprint, and functions. Never a model class.
+"""A subject of an evaluation: a name, a fingerprint, and functions. Never a model class.
 
 ``encode(texts, prompt)`` embeds; a baseline without vectors has ``lexical(passages, queries, k)`` instead.
 """
@@ -23,14 +23,16 @@ class Subject:
 
     Args:
         fingerprint: changes whenever the vectors could: part of the cache key and of the results' path.
-        encode: texts and the whole prompt before each -> vectors and counts.
-        lexical: passages, queries, k -> hits; for what ranks without vectors.
-        instructions: whether the task's instruction is put before its texts.
-        prompts: a model's own fixed prompts, ``query`` and ``corpus``, where it takes no instructions; put
-            before the texts of retrieval and reranking.
+        encode: texts and the prompt to prepend to each -> vectors and counts.
+        lexical: passages, queries, k -> hits; for a baseline that ranks without vectors.
+        instructions: whether the model takes the instruction of the task as a prompt.
+        prompts: a model's own prompts by name, as in sentence-transformers; for a model without instructions.
+        default_prompt: the one of ``prompts`` that sentence-transformers uses where no other fits.
         precision: of the computation, as in ``"float32"``; part of the cache key.
         size_bytes: of the weights in memory.
-        peak_bytes: for a model on an accelerator; without it the process's own peak is read.
+        dim: length of a vector; 0 if there are none.
+        num_parameters: of the model; 0 if unknown.
+        peak_bytes: most device memory used since the last call; None on a CPU (the process is measured).
     """
 
     name: str
@@ -39,15 +41,18 @@ class Subject:
     lexical: LexicalFn | None = None
     instructions: bool = False
     prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt: str = ""
     precision: str = "float32"
     max_tokens: int | None = None
     size_bytes: int = 0
+    dim: int = 0
+    num_parameters: int = 0
     device: str = "cpu"
-    peak_bytes: Callable[[], int] | None = None  # most device memory used since it was last asked
+    peak_bytes: Callable[[], int] | None = None
 
 
 def plain(encode: Callable[[Sequence[str], str], np.ndarray]) -> EncodeFn:
-    """Make an ``EncodeFn`` of a function that returns bare vectors; its texts count 0 tokens, none cut."""
+    """Make an ``EncodeFn`` from a function that returns vectors only: 0 tokens, no text cut."""
 
     return lambda texts, prompt: bare(encode(texts, prompt))
 
@@ -62,7 +67,7 @@ def bm25() -> Subject:
 
 
 def random_encoder(*, dim: int = 384, seed: int = 0) -> Subject:
-    """A baseline that knows nothing: every text has a random direction, the same text the same one."""
+    """The baseline of chance: every text has a random direction, equal texts the same one."""
 
     def encode(texts: Sequence[str], prompt: str) -> np.ndarray:
         rows = [
@@ -70,4 +75,4 @@ def random_encoder(*, dim: int = 384, seed: int = 0) -> Subject:
         ]
         return unit(np.array(rows, dtype=np.float32).reshape(-1, dim))
 
-    return Subject(name="random", fingerprint=f"seed-{seed}-dim-{dim}", encode=plain(encode))
+    return Subject(name="random", fingerprint=f"seed-{seed}-dim-{dim}", encode=plain(encode), dim=dim)

@@ -11,26 +11,28 @@ A task is a folder. What lies in it says what it is:
     test.jsonl of {"text", "human_summaries",    summarisation
       "machine_summaries", "relevance"}
 
-``.jsonl`` may be compressed (``.gz``, ``.bz2``, ``.xz``, ``.zst``), or ``.parquet``. Where a layout means two
-things, the parent folder's name decides (``pair_rerank`` or ``reranking``; ``clustering``), or a file
-``task.toml`` in it: ``kind = "reranking"``.
+``.jsonl`` may be compressed, or be ``.parquet``. Where a layout fits two kinds, the name of the parent folder
+decides (``pair_rerank`` or ``reranking``; ``clustering``). A file ``task.toml`` in the folder overrides that
+and may name the MTEB task whose settings apply (see ``TaskFile``).
 """
 
 import hashlib
-import tomllib
+import json
+import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field
 
-from nvembed.errors import DataError, InputError
+from nvembed.errors import ConfigError, DataError, InputError
 from nvembed.evaluate.settings import TaskSettings, protocol
 from nvembed.read import beir, fields
 from nvembed.read.lines import Row, read_rows
 from nvembed.read.streams import open_binary
-from nvembed.recipe import nearest
+from nvembed.recipe import Recipe, nearest, read_recipe
 
 Kind = Literal[
     "retrieval", "reranking", "sts", "pair_classification", "classification", "clustering", "summarization"
@@ -96,26 +98,59 @@ class Summaries:
 
 
 Data = Retrieval | Pairs | Labelled | Sets | Summaries
+TestSet = Literal["identical", "near", "other", "declared", "unverified"]
+
+
+class TaskFile(Recipe):
+    """``task.toml`` of a task folder. Every key is optional."""
+
+    kind: Kind | None = None
+    mteb: str | None = None  # the MTEB task in this folder; its settings apply
+    samples_per_label: int | None = Field(default=None, ge=1)  # classification: training texts of each class
+    skip_identical_ids: bool | None = None  # retrieval: ignore the passage that has the query's id
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task, read and checked. ``revision`` is a hash of the files' bytes."""
+    """One task, read and checked.
+
+    Args:
+        revision: a hash of the bytes of the files.
+        mteb: the MTEB task of the data, the folder's ``task.toml``, or the folder's name, in this order.
+        test_set: how the data relate to those of ``mteb``: ``identical``, ``near`` and ``other`` follow from
+            the data's digest, ``declared`` from ``task.toml``; ``unverified`` if only the name of the folder
+            names the MTEB task.
+        settings: those of ``mteb`` unless the test set is unverified; ``task.toml`` overrides them.
+    """
 
     name: str
     kind: Kind
     split: str
     revision: str
     data: Data
-
-    @property
-    def settings(self) -> TaskSettings:
-        return protocol().of(self.name)
+    mteb: str | None = None
+    test_set: TestSet = "unverified"
+    settings: TaskSettings = field(default_factory=TaskSettings)
 
     @property
     def mteb_name(self) -> str:
-        """The name of the MTEB task in this folder, or the folder's own."""
-        return self.settings.mteb or self.name
+        """The name of the MTEB task, or the folder's own."""
+        return self.mteb or self.name
+
+    @property
+    def note(self) -> str:
+        """What differs from the MTEB task of the folder's name, or ``""``."""
+        known = protocol().task.get(self.mteb_name)
+        if self.test_set != "unverified" or known is None or known == self.settings:
+            return ""
+        names = ", ".join(
+            f"{key} = {json.dumps(value)}" for key, value in known.model_dump().items() if value
+        )
+        return (
+            f"{self.name}: MTEB evaluates {self.mteb_name} with {names}. This is not applied, because the "
+            "data in the folder are not known to be MTEB's. To apply it, write task.toml in the folder, with "
+            f'the line mteb = "{self.mteb_name}"'
+        )
 
 
 def find_tasks(root: Path, names: Sequence[str] | None = None) -> list[Path]:
@@ -160,8 +195,14 @@ def load_task(folder: Path, *, split: str = "test", drop_unanswerable: bool = Fa
 
     Raises:
         DataError: the folder's content is malformed; the message says file, line, expected and got.
+        InputError: ``split`` cannot be the name of a file.
     """
-    kind = _kind(folder, split)
+    if not re.fullmatch(r"[\w-][\w.-]*", split):
+        raise InputError(
+            f"the split is {split!r}; expected the name of a file without its suffix, such as dev"
+        )
+    declared = _task_file(folder)
+    kind = declared.kind or _kind(folder, split)
     data: Data
     if kind in ("retrieval", "reranking"):
         data, files = _load_retrieval(folder, split, rerank=kind == "reranking", drop=drop_unanswerable)
@@ -179,7 +220,66 @@ def load_task(folder: Path, *, split: str = "test", drop_unanswerable: bool = Fa
             data, files = _load_summaries(path), [path]
         else:
             data, files = _load_pairs(path, binary=kind == "pair_classification"), [path]
-    return Task(folder.resolve().name, kind, split, _hash(files), data)
+    name = folder.resolve().name
+    return _identified(Task(name, kind, split, _hash(files), data), declared)
+
+
+def _identified(task: Task, declared: TaskFile) -> Task:
+    """Return the task with its MTEB name and settings: the data's digest decides, then ``task.toml``."""
+    rules = protocol()
+    mteb, settings = rules.folder.get(task.name), TaskSettings()
+    test_set: TestSet = "unverified"
+    size = _size(task.data)
+    known = {each.digest: each for each in rules.data if each.size == size}
+    if known and (match := known.get(content_digest(task.data))):
+        mteb, test_set = match.mteb, match.test_set
+    elif declared.mteb:
+        mteb, test_set = declared.mteb, "declared"
+    if mteb and test_set != "unverified":
+        settings = rules.task.get(mteb, settings)
+    own = declared.model_dump(include={"samples_per_label", "skip_identical_ids"}, exclude_none=True)
+    return replace(task, mteb=mteb, test_set=test_set, settings=settings.model_copy(update=own))
+
+
+def content_digest(data: Data) -> str:
+    """Digest what is evaluated, whatever the order of the rows and the format of the files.
+
+    The sum of the SHA-256 of every row: memory does not grow with the corpus.
+    """
+    total = 0
+    for row in _rows(data):
+        content = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+        total += int.from_bytes(hashlib.sha256(content).digest())
+    return f"{total % 2**256:064x}"
+
+
+def _rows(data: Data) -> Iterator[list[Any]]:
+    if isinstance(data, Retrieval):
+        for passage, text in zip(data.passage_ids, data.passages(), strict=True):
+            yield ["passage", passage, text]
+        for query, grades in data.qrels.items():
+            yield ["query", query, data.queries[query], sorted(grades.items())]
+    elif isinstance(data, Pairs):
+        yield from map(list, zip(data.text1, data.text2, data.score.tolist(), strict=True))
+    elif isinstance(data, Labelled):
+        yield from (["test", *row] for row in zip(data.texts, data.labels.tolist(), strict=True))
+        yield from (["train", *row] for row in zip(data.train_texts, data.train_labels.tolist(), strict=True))
+    elif isinstance(data, Sets):
+        for number, (texts, labels) in enumerate(zip(data.texts, data.labels, strict=True)):
+            yield from ([number, *row] for row in zip(texts, labels.tolist(), strict=True))
+    else:
+        rows = zip(data.human, data.machine, data.relevance, strict=True)
+        yield from ([list(human), list(machine), gold.tolist()] for human, machine, gold in rows)
+
+
+def _size(data: Data) -> int:
+    if isinstance(data, Retrieval):
+        return len(data.passage_ids)
+    if isinstance(data, Pairs):
+        return len(data.score)
+    if isinstance(data, Labelled):
+        return len(data.texts)
+    return sum(map(len, data.texts)) if isinstance(data, Sets) else len(data.human)
 
 
 def _is_task(folder: Path) -> bool:
@@ -187,6 +287,14 @@ def _is_task(folder: Path) -> bool:
         return (folder / "qrels").is_dir()
     first = _first_row(folder)
     return first is not None and not {"query", "positive"} <= first.keys()
+
+
+def _task_file(folder: Path) -> TaskFile:
+    path = folder / "task.toml"
+    try:
+        return read_recipe(path, TaskFile) if path.is_file() else TaskFile()
+    except ConfigError as error:
+        raise DataError(str(error)) from error
 
 
 def _first_row(folder: Path, split: str = "test") -> Row | None:
@@ -202,17 +310,6 @@ def _passages(path: Path) -> Iterator[str]:
 
 
 def _kind(folder: Path, split: str) -> Kind:
-    declared = folder / "task.toml"
-    if declared.is_file():
-        try:
-            kind = tomllib.loads(declared.read_text(encoding="utf-8")).get("kind")
-        except (ValueError, OSError) as error:
-            raise DataError(
-                f"{declared}: expected TOML in UTF-8, such as kind = 'reranking': {error}"
-            ) from error
-        if not isinstance(kind, str) or kind not in CATEGORY:
-            raise DataError(f"{declared}: kind is {kind!r}; {nearest(str(kind), CATEGORY)}")
-        return kind
     parent = folder.resolve().parent.name
     if beir.file_of(folder, "corpus"):
         return "reranking" if parent in ("pair_rerank", "reranking") else "retrieval"
@@ -229,7 +326,8 @@ def _kind(folder: Path, split: str) -> Kind:
     if {"text", "label"} <= keys:
         return "clustering" if parent == "clustering" else "classification"
     raise DataError(
-        f"{folder}: cannot tell what kind of task this is from the keys {sorted(keys)}: add a task.toml"
+        f"{folder}: unknown kind of task, with the keys {sorted(keys)}. Write task.toml in the folder, with "
+        'a line such as kind = "classification"'
     )
 
 
@@ -287,22 +385,41 @@ def _load_labelled(folder: Path, path: Path) -> tuple[Labelled, list[Path]]:
     if train is None or train == path:
         return Labelled(texts, _numbered(labels, labels), [], np.empty(0, dtype=np.int64)), [path]
     train_texts, train_labels = _texts_and_labels(train)
-    unseen = set(map(str, labels)) - set(map(str, train_labels))
-    if unseen == set(map(str, labels)):
-        raise DataError(f"{path}: no label of it is in {train.name}; expected the same classes in both")
+    kinds = [_LABEL_KIND[type(part[0])] for part in (labels, train_labels)]
+    if kinds[0] != kinds[1]:
+        raise DataError(
+            f"{path}: the labels are {kinds[0]}, those of {train.name} are {kinds[1]}; expected one kind in "
+            "both files. Write all of them with or without quotes."
+        )
+    if not set(labels) & set(train_labels):
+        raise DataError(f"{path}: none of its labels is in {train.name}; expected the same classes in both")
     both = [*train_labels, *labels]
     data = Labelled(texts, _numbered(labels, both), train_texts, _numbered(train_labels, both))
     return data, [train, path]
 
 
 def _texts_and_labels(path: Path) -> tuple[list[str], list[str | int]]:
-    texts, labels = [], []
+    texts: list[str] = []
+    labels: list[str | int] = []
     for where, row in read_rows(path):
         texts.append(fields.text(row, "text", where))
-        labels.append(fields.label(row, "label", where))
+        labels.append(_like(labels, fields.label(row, "label", where), where))
     if len(set(labels)) < 2:
         raise DataError(f"{path}: expected at least two classes, got {len(set(labels))}")
     return texts, labels
+
+
+_LABEL_KIND: dict[type, str] = {int: "whole numbers", str: "strings"}
+
+
+def _like(labels: Sequence[str | int], label: str | int, where: str) -> str | int:
+    """Return ``label``; refuse a string among numbers and the reverse: 1 and "1" would be two classes."""
+    if labels and type(label) is not type(labels[0]):
+        raise DataError(
+            f"{where}: the label is {json.dumps(label)}, the labels before it are "
+            f"{_LABEL_KIND[type(labels[0])]}; expected one kind. Write all of them with or without quotes."
+        )
+    return label
 
 
 def _numbered(labels: Sequence[str | int], all_labels: Sequence[str | int]) -> np.ndarray:
@@ -324,8 +441,10 @@ def _load_sets(path: Path) -> Sets:
         given = row.get("labels")
         if not isinstance(given, list) or len(given) != len(all_texts[-1]):
             raise DataError(f"{where}: expected one label per sentence in 'labels'")
-        labels = [fields.label({"labels": value}, "labels", where) for value in given]
-        all_labels.append(_numbered(labels, labels))
+        own: list[str | int] = []
+        for value in given:
+            own.append(_like(own, fields.label({"labels": value}, "labels", where), where))
+        all_labels.append(_numbered(own, own))
     return Sets(all_texts, all_labels)
 
 

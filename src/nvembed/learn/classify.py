@@ -1,20 +1,30 @@
-"""Classes of vectors, learnt from examples: logistic regression with calibrated probabilities.
+"""Classifiers of vectors: logistic regression with calibrated probabilities, and its folder on disk.
+
+A folder has ``classifier.json`` (classes, temperature, settings of the vectors, a checksum) and
+``classifier.npz`` (``weights`` float32 (K, D), ``bias`` float32 (K,)). Neither contains code.
 
 Shapes: n examples, D numbers, K classes.
 """
 
+import hashlib
 import warnings
+import zipfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from nvembed.errors import InputError, MissingExtraError, NumericsError
+from nvembed.embed.cache import Settings
+from nvembed.errors import DataError, InputError, NumericsError, needs_extra
+from nvembed.files import Schema, read_json, write_json
 
-STRENGTHS = (1.0, 10.0, 100.0)  # C is chosen among these: unit vectors want little regularisation
+STRENGTHS = (1.0, 10.0, 100.0)  # C is chosen among these: unit vectors need little regularisation
 FOLDS = 5
 MAX_ITERATIONS = 1000
+DESCRIPTION, NUMBERS = "classifier.json", "classifier.npz"
 
 
 @dataclass(frozen=True)
@@ -42,17 +52,17 @@ class Classifier:
         if not np.isfinite(scores).all():
             row = int(np.argmin(np.isfinite(scores).all(axis=1)))
             raise NumericsError(
-                f"the scores of row {row} are not finite: embed it again in float32 or bfloat16"
+                f"the scores of row {row} are not finite. Embed it again in float32 or bfloat16."
             )
         return softmax(scores, self.inverse_temperature)
 
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """What classifiers said of examples that they had not seen.
+    """Predictions for held-out examples.
 
     ``truth``: int64 (n,); ``raw`` and ``calibrated``: float64 (n, K) probabilities. The temperature of a fold
-    comes from the other folds alone. ``log_losses``: C -> calibrated log loss, where C was chosen.
+    is fitted on the other folds. ``log_losses``: C -> calibrated log loss, if C was chosen.
     """
 
     folds: int
@@ -69,7 +79,7 @@ def fit(
     """Fit a classifier on unit rows, and judge it by stratified cross-validation.
 
     The temperature that calibrates it is fitted on the scores of the held-out folds, as in scikit-learn's
-    ``CalibratedClassifierCV(method="temperature", ensemble=False)``; it changes no decision.
+    ``CalibratedClassifierCV(method="temperature", ensemble=False)``. It changes no decision.
 
     Args:
         vectors_nD: float32 (n, D), unit rows.
@@ -88,23 +98,25 @@ def fit(
         raise InputError(f"C is {c}; expected a number above 0")
     classes, truth = np.unique(np.asarray(labels), return_inverse=True)
     check_classes(labels)
-    folds = min(FOLDS, int(np.bincount(truth).min()))
+    with needs_extra("learn", "nvembed classify"):
+        from sklearn.metrics import log_loss
+        from sklearn.model_selection import StratifiedKFold
+    count = min(FOLDS, int(np.bincount(truth).min()))
+    folds = list(StratifiedKFold(count, shuffle=True, random_state=seed).split(truth, truth))
     log_losses: dict[float, float] = {}
     best: tuple[float, np.ndarray, np.ndarray] | None = None
-    fold_of = _folds(truth, folds, seed)
     for strength in STRENGTHS if c is None else (c,):
-        scores = _held_out(vectors_nD, truth, fold_of, strength)
+        scores = _held_out(vectors_nD, truth, folds, strength)
         calibrated = np.empty_like(scores)
-        for fold in range(folds):
-            inside, outside = fold_of == fold, fold_of != fold
-            beta = inverse_temperature(scores[outside], truth[outside])
-            calibrated[inside] = softmax(scores[inside], beta)
-        log_losses[strength] = log_loss(calibrated, truth)
+        for known, unseen in folds:
+            beta = inverse_temperature(scores[known], truth[known])
+            calibrated[unseen] = softmax(scores[unseen], beta)
+        log_losses[strength] = float(log_loss(truth, calibrated))
         if best is None or log_losses[strength] < log_losses[best[0]]:
             best = strength, scores, calibrated
     assert best is not None
     strength, scores, calibrated = best
-    weights, bias = _regression(vectors_nD, truth, strength)
+    weights, bias = _halves(*_fitted(vectors_nD, truth, strength))
     classifier = Classifier(
         classes.tolist(),
         weights.astype(np.float32),
@@ -112,11 +124,11 @@ def fit(
         inverse_temperature(scores, truth),
     )
     chosen = log_losses if c is None else {}
-    return classifier, CrossValidation(folds, strength, truth, softmax(scores), calibrated, chosen)
+    return classifier, CrossValidation(count, strength, truth, softmax(scores), calibrated, chosen)
 
 
 def check_classes(labels: Sequence[str]) -> None:
-    """Refuse labels that nothing can be learnt from.
+    """Refuse labels that no classifier can be fitted on.
 
     Raises:
         InputError: a single class, or a class with one example.
@@ -130,68 +142,56 @@ def check_classes(labels: Sequence[str]) -> None:
         named = ", ".join(map(repr, alone[:5])) + (", ..." if len(alone) > 5 else "")
         raise InputError(
             f"{len(alone)} of {len(counts)} classes have one example ({named}); expected at least 2 of each, "
-            f"better {FOLDS} or more: add examples, or leave the class out"
+            f"better {FOLDS} or more. Add examples, or remove the class."
         )
 
 
 def inverse_temperature(scores_nK: np.ndarray, truth: np.ndarray) -> float:
     """Return the factor of the scores with the lowest log loss, between e^-10 and e^10.
 
-    The log loss is convex in the factor: its slope, the mean of (expected score - score of the truth), is
-    brought to zero by bisection. Where every decision is right it has no minimum, and each truth counts as
-    ``(n + 1) / (n + 2)``, the others as the rest: else anything at all would be classified with certainty.
+    Where every decision is right the log loss has no minimum: a class then counts as ``(n + 1) / (n + 2)``
+    true, and the others share the rest. Otherwise every probability would be 1. (This is the difference from
+    scikit-learn's temperature scaling.)
 
     Paper: Platt 1999, "Probabilistic Outputs for Support Vector Machines", section 2.2 (out-of-sample model).
     """
-    own = np.take_along_axis(scores_nK, truth[:, None], axis=1)[:, 0]
-    if (own >= scores_nK.max(axis=1)).all():
+    from scipy.optimize import minimize_scalar
+    from scipy.special import logsumexp
+
+    scores = np.asarray(scores_nK, dtype=np.float64)
+    own = np.take_along_axis(scores, truth[:, None], axis=1)[:, 0]
+    if (own >= scores.max(axis=1)).all():
         rest = 1 / (len(truth) + 2)
-        others = (scores_nK.sum(axis=1) - own) / (scores_nK.shape[1] - 1)
+        others = (scores.sum(axis=1) - own) / (scores.shape[1] - 1)
         own = (1 - rest) * own + rest * others
-    low, high = -10.0, 10.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        expected = (softmax(scores_nK, float(np.exp(middle))) * scores_nK).sum(axis=1)
-        low, high = (low, middle) if np.mean(expected - own) > 0 else (middle, high)
-    return float(np.exp((low + high) / 2))
+
+    def loss(logarithm: float) -> float:
+        factor = np.exp(logarithm)
+        return float(np.mean(logsumexp(factor * scores, axis=1) - factor * own))
+
+    best = minimize_scalar(loss, bounds=(-10, 10), method="bounded", options={"xatol": 1e-10})
+    return float(np.exp(best.x))
 
 
 def softmax(scores_nK: np.ndarray, factor: float = 1.0) -> np.ndarray:
     """Return ``exp(factor * s) / sum(exp(factor * s))`` of each row, in float64."""
-    scores = factor * np.asarray(scores_nK, dtype=np.float64)
-    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+    from scipy import special
+
+    return np.asarray(special.softmax(factor * np.asarray(scores_nK, dtype=np.float64), axis=1))
 
 
-def log_loss(probabilities_nK: np.ndarray, truth: np.ndarray) -> float:
-    """Return the mean of ``-log p`` of the true class; p is at least 1e-15."""
-    own = np.take_along_axis(probabilities_nK, truth[:, None], axis=1)
-    return float(-np.log(np.maximum(own, 1e-15)).mean())
-
-
-def _folds(truth: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Return the fold of each example, stratified by class."""
-    try:
-        from sklearn.model_selection import StratifiedKFold
-    except ImportError as error:
-        raise MissingExtraError("a classifier needs scikit-learn: pip install 'nvembed[learn]'") from error
-    fold_of = np.empty(len(truth), dtype=np.int64)
-    splits = StratifiedKFold(folds, shuffle=True, random_state=seed).split(truth, truth)
-    for fold, (_, held_out) in enumerate(splits):
-        fold_of[held_out] = fold
-    return fold_of
-
-
-def _held_out(vectors_nD: np.ndarray, truth: np.ndarray, fold_of: np.ndarray, c: float) -> np.ndarray:
+def _held_out(
+    vectors_nD: np.ndarray, truth: np.ndarray, folds: Sequence[tuple[np.ndarray, np.ndarray]], c: float
+) -> np.ndarray:
+    """Return the scores of each example by the regression on the other folds: (n, K)."""
     scores = np.empty((len(truth), int(truth.max()) + 1))
-    for fold in range(int(fold_of.max()) + 1):
-        inside, outside = fold_of == fold, fold_of != fold
-        weights, bias = _regression(vectors_nD[outside], truth[outside], c)
-        scores[inside] = vectors_nD[inside] @ weights.T + bias
+    for known, unseen in folds:
+        weights, bias = _halves(*_fitted(vectors_nD[known], truth[known], c))
+        scores[unseen] = vectors_nD[unseen] @ weights.T + bias
     return scores
 
 
-def _regression(vectors_nD: np.ndarray, truth: np.ndarray, c: float) -> tuple[np.ndarray, np.ndarray]:
+def _fitted(vectors_nD: np.ndarray, truth: np.ndarray, c: float) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
@@ -199,7 +199,102 @@ def _regression(vectors_nD: np.ndarray, truth: np.ndarray, c: float) -> tuple[np
     with warnings.catch_warnings():  # stopping after MAX_ITERATIONS is a regularisation too
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(vectors_nD, truth)
-    weights, bias = model.coef_, model.intercept_
-    if len(weights) == 1:  # of two classes scikit-learn keeps the difference
-        weights, bias = np.concatenate([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
-    return np.asarray(weights), np.asarray(bias)
+    return np.asarray(model.coef_), np.asarray(model.intercept_)
+
+
+def _halves(weights: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Give each of two classes half of the difference, which is all that scikit-learn keeps of them."""
+    if len(weights) > 1:
+        return weights, bias
+    return np.concatenate([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
+
+
+@dataclass(frozen=True)
+class StoredClassifier:
+    """A classifier, the name of its model, and what made the vectors that it was fitted on."""
+
+    classifier: Classifier
+    model: str
+    settings: Settings
+
+
+class _Description(Schema):
+    """``classifier.json``."""
+
+    format: Literal[1]
+    model: str
+    vectors: Settings
+    dim: int
+    classes: list[str]
+    inverse_temperature: float
+    sha256: str
+
+
+def save_classifier(folder: Path, stored: StoredClassifier) -> None:
+    """Write the two files into an existing folder."""
+    classifier = stored.classifier
+    np.savez(folder / NUMBERS, weights=classifier.weights, bias=classifier.bias)
+    content = {
+        "format": 1,
+        "model": stored.model,
+        "vectors": asdict(stored.settings),
+        "dim": classifier.weights.shape[1],
+        "classes": classifier.classes,
+        "inverse_temperature": classifier.inverse_temperature,
+        "sha256": _sha256(folder / NUMBERS),
+    }
+    write_json(folder / DESCRIPTION, content)
+
+
+def load_classifier(folder: str | Path) -> StoredClassifier:
+    """Read the files of ``save_classifier``.
+
+    Raises:
+        DataError: a file is missing, damaged, or of another format.
+    """
+    folder = Path(folder)
+    if not (folder / DESCRIPTION).exists():
+        raise DataError(
+            f"{folder} is not a fitted classifier ({DESCRIPTION} is missing). Make one: nvembed classify fit"
+        )
+    content = read_json(folder / DESCRIPTION, _Description, cure="fit the classifier again")
+    path = folder / NUMBERS
+    if not path.is_file() or _sha256(path) != content.sha256:
+        raise DataError(f"{path} is missing or not the file that was written: fit the classifier again")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            weights, bias = arrays["weights"], arrays["bias"]
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} cannot be read ({error}): fit the classifier again") from error
+    classes = content.classes
+    finite = bool(np.isfinite(weights).all() and np.isfinite(bias).all())
+    if weights.shape != (len(classes), content.dim) or bias.shape != (len(classes),) or not finite:
+        raise DataError(
+            f"{folder}: {len(classes)} classes with weights {weights.shape} and bias {bias.shape}, "
+            f"{'' if finite else 'not '}all finite; expected ({len(classes)}, {content.dim}): fit it again"
+        )
+    classifier = Classifier(classes, weights, bias, content.inverse_temperature)
+    return StoredClassifier(classifier, content.model, content.vectors)
+
+
+def check_fits(stored: StoredClassifier, settings: Settings, *, folder: str | Path) -> None:
+    """Refuse vectors of another model or prompt than the classifier was fitted on.
+
+    Raises:
+        InputError: the model or the prompt differs.
+    """
+    known = stored.settings
+    if known.fingerprint != settings.fingerprint:
+        raise InputError(
+            f"{folder} was fitted on vectors of the model {known.fingerprint} ({stored.model}); "
+            f"got the model {settings.fingerprint}: use the same one, or fit again"
+        )
+    if known.prompt != settings.prompt:
+        raise InputError(
+            f"{folder} was fitted with the prompt {known.prompt!r}; "
+            f"got the prompt {settings.prompt!r}: use the same one, or fit again"
+        )
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,8 +1,8 @@
 """Clusters of vectors: k-means, with k given or chosen, and HDBSCAN.  n sampled rows, D numbers, K clusters.
 
-Both are scikit-learn's and are fitted on a sample in memory; any further vector is then put into the cluster
-of the nearest centre (k-means) or of the nearest sampled vector (HDBSCAN). Rows are unit vectors, so that
-Euclidean distance orders them as the cosine does.
+Both are scikit-learn's and are fitted on a sample in memory. Any further vector joins the cluster of the
+nearest centre (k-means) or of the nearest sampled vector (HDBSCAN). Rows are unit vectors, so Euclidean
+distance orders them as the cosine does.
 """
 
 import warnings
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nvembed.errors import InputError, MissingExtraError
+from nvembed.errors import InputError, needs_extra
 from nvembed.learn.map import MIN_ROWS, project
 
 NOISE = -1
@@ -24,7 +24,7 @@ HDBSCAN_DIMS = 5
 
 @dataclass(frozen=True)
 class Clustering:
-    """Clusters of a sample, the largest first, and how to tell a further vector's.
+    """Clusters of a sample, the largest first.
 
     ``labels``: int64 (n,), ``NOISE`` where HDBSCAN puts a row into no cluster. ``centers``: float32 (K, D),
     means of the clusters' rows. ``silhouettes``: k -> mean silhouette, where k was chosen.
@@ -38,13 +38,13 @@ class Clustering:
 
 
 def kmeans(vectors_nD: np.ndarray, *, k: int | None = None, seed: int = 0) -> Clustering:
-    """Cluster unit rows by k-means: all of them at a time up to ``WHOLE_ROWS``, by mini-batches above.
+    """Cluster unit rows by k-means: at once up to ``WHOLE_ROWS`` rows, in mini-batches above.
 
     Args:
         vectors_nD: float32 (n, D), unit rows.
-        k: how many clusters; None takes the k of ``CANDIDATES`` with the highest mean silhouette
+        k: number of clusters; None takes the k of ``CANDIDATES`` with the highest mean silhouette
             (Rousseeuw 1987, Euclidean) on ``SILHOUETTE_ROWS`` random rows.
-        seed: of the starts and of that sample.
+        seed: of the starts and of the sample.
 
     Raises:
         InputError: k is below 2, or there are fewer distinct rows than clusters.
@@ -80,23 +80,23 @@ def choose_k(vectors_nD: np.ndarray, *, seed: int) -> dict[int, float]:
         if 1 < len(np.unique(labels)) < len(some):
             found[k] = float(silhouette_score(distances, labels, metric="precomputed"))
     if not found:
-        raise InputError("no k fits the vectors, which are all alike: give --k")
+        raise InputError("no k fits the vectors, which are nearly equal: pass --k")
     return found
 
 
 def hdbscan(vectors_nD: np.ndarray, *, min_size: int | None = None, seed: int = 0) -> Clustering:
     """Cluster unit rows by HDBSCAN on ``HDBSCAN_DIMS`` dimensions that ``map.project`` makes of them.
 
-    In hundreds of dimensions all distances are alike and HDBSCAN calls most rows noise
-    (benchmarks/results/cluster.md), hence the reduction.
+    The reduction is needed: in hundreds of dimensions all distances are similar and HDBSCAN calls most rows
+    noise (benchmarks/results/cluster.md).
 
     Args:
         vectors_nD: float32 (n, D), unit rows.
-        min_size: the fewest rows that are a cluster; None is 1 % of the rows, at least 5.
+        min_size: fewest rows of a cluster; None is 1 % of the rows, at least 5.
         seed: of the reduction.
 
     Raises:
-        InputError: too few rows, or ``min_size`` does not fit them; nothing but noise was found.
+        InputError: too few rows, ``min_size`` does not fit them, or every row is noise.
         MissingExtraError: scikit-learn or umap-learn is not installed.
     """
     from sklearn.cluster import HDBSCAN
@@ -121,7 +121,7 @@ def hdbscan(vectors_nD: np.ndarray, *, min_size: int | None = None, seed: int = 
 def by_size(vectors_nD: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Number clusters from the largest to the smallest; return (labels, means float32 (K, D))."""
     old, first, counts = np.unique(labels, return_index=True, return_counts=True)
-    order = [i for i in np.lexsort((first, -counts)) if old[i] >= 0]  # of equals the one that comes first
+    order = [i for i in np.lexsort((first, -counts)) if old[i] >= 0]  # of equal sizes, the first row decides
     renamed = np.full(len(labels), NOISE, dtype=np.int64)
     for number, i in enumerate(order):
         renamed[labels == old[i]] = number
@@ -151,14 +151,12 @@ def _fit(vectors_nD: np.ndarray, k: int, seed: int, *, starts: int) -> np.ndarra
         model = cluster.MiniBatchKMeans(k, batch_size=MINI_BATCH, n_init=starts, random_state=seed)
     else:
         model = cluster.KMeans(k, n_init=starts, random_state=seed)
-    with warnings.catch_warnings():  # of fewer distinct vectors than k: such a cluster stays empty
+    with warnings.catch_warnings():  # fewer distinct vectors than k: a cluster stays empty
         warnings.filterwarnings("ignore", "Number of distinct clusters")
         return np.asarray(model.fit_predict(vectors_nD), dtype=np.int64)
 
 
 def _sklearn_cluster() -> Any:
-    try:
+    with needs_extra("learn", "nvembed cluster"):
         import sklearn.cluster
-    except ImportError as error:
-        raise MissingExtraError("clusters need scikit-learn: pip install 'nvembed[learn]'") from error
     return sklearn.cluster

@@ -1,12 +1,13 @@
-"""How good a classifier is: accuracy, F1, calibration, with 95% intervals.  n examples, K classes."""
+"""The quality of a classifier: accuracy, F1, calibration, with 95% intervals.  n examples, K classes."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from nvembed.errors import needs_extra
+
 BINS = 15
 RESAMPLES = 1000
-Z = 1.959964  # of a two-sided 95% interval
 
 Interval = tuple[float, float]
 
@@ -35,9 +36,9 @@ class Judgement:
 def judge(truth: np.ndarray, guess: np.ndarray, count: int, *, seed: int = 0) -> Judgement:
     """Judge decisions by the truth.
 
-    The interval of the accuracy is Wilson's; those of F1 are percentiles of ``RESAMPLES`` bootstrap resamples
-    of the examples. A class that is neither there nor predicted has F1 0, as in scikit-learn, and counts in
-    the macro average only where it occurs in ``truth`` or ``guess``.
+    The interval of the accuracy is Wilson's. Those of F1 are percentiles of ``RESAMPLES`` bootstrap resamples
+    of the examples, in which a class without example and decision has no F1. The macro average is over the
+    classes that occur in ``truth`` or ``guess``.
 
     Args:
         truth: int (n,), n at least 1.
@@ -45,47 +46,53 @@ def judge(truth: np.ndarray, guess: np.ndarray, count: int, *, seed: int = 0) ->
         count: K.
         seed: of the resampling.
     """
-    cells = truth.astype(np.int64) * count + guess
-    confusion = np.bincount(cells, minlength=count * count).reshape(count, count)
+    with needs_extra("learn", "nvembed classify"):
+        from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+    labels = np.arange(count)
+    confusion = np.asarray(confusion_matrix(truth, guess, labels=labels))
+    precision, recall, f1, _ = precision_recall_fscore_support(truth, guess, labels=labels, zero_division=0)
     present = (confusion.sum(axis=0) + confusion.sum(axis=1)) > 0
-    rng = np.random.default_rng(seed)
-    resampled = np.full((RESAMPLES, count), np.nan)  # a class that a resample lacks says nothing there
-    for i in range(RESAMPLES):
-        drawn = np.bincount(cells[rng.integers(len(cells), size=len(cells))], minlength=count * count)
-        matrix = drawn.reshape(count, count)
-        there = (matrix.sum(axis=0) + matrix.sum(axis=1)) > 0
-        resampled[i, there] = _f1(matrix)[there]
+    resampled = _resampled_f1(truth, guess, count, seed)
     intervals = np.zeros((2, count))
     intervals[:, present] = np.nanpercentile(resampled[:, present], [2.5, 97.5], axis=0)
     macro = np.percentile(np.nanmean(resampled[:, present], axis=1), [2.5, 97.5])
-    f1, hits = _f1(confusion), np.diag(confusion)
-    precision, recall = (hits / np.maximum(confusion.sum(axis=axis), 1) for axis in (0, 1))
-    accuracy = float(hits.sum() / len(truth))
+    right = int(np.trace(confusion))
+    per_class = [
+        ClassScores(examples, *scores)
+        for examples, *scores in zip(
+            confusion.sum(axis=1).tolist(),
+            precision.tolist(),
+            recall.tolist(),
+            f1.tolist(),
+            map(tuple, intervals.T.tolist()),
+            strict=True,
+        )
+    ]
     return Judgement(
-        accuracy,
-        wilson(accuracy, len(truth)),
-        float(f1[present].mean()),
-        (float(macro[0]), float(macro[1])),
-        [
-            ClassScores(
-                int(confusion[k].sum()),
-                float(precision[k]),
-                float(recall[k]),
-                float(f1[k]),
-                (float(intervals[0, k]), float(intervals[1, k])),
-            )
-            for k in range(count)
-        ],
-        confusion,
-    )
+        right / len(truth), wilson(right, len(truth)), float(f1[present].mean()),
+        (float(macro[0]), float(macro[1])), per_class, confusion,
+    )  # fmt: skip
 
 
-def wilson(share: float, count: int) -> Interval:
-    """Return Wilson's 95% interval of a share of ``count`` trials."""
-    middle = share + Z**2 / (2 * count)
-    half = Z * np.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
-    scale = 1 + Z**2 / count
-    return max(0.0, float((middle - half) / scale)), min(1.0, float((middle + half) / scale))
+def _resampled_f1(truth: np.ndarray, guess: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Return the F1 of each class in bootstrap resamples, NaN where a resample lacks the class."""
+    cells = truth.astype(np.int64) * count + guess
+    rng = np.random.default_rng(seed)
+    resampled = np.full((RESAMPLES, count), np.nan)
+    for row in resampled:
+        rows = rng.integers(len(cells), size=len(cells))
+        matrix = np.bincount(cells[rows], minlength=count * count).reshape(count, count)
+        total = matrix.sum(axis=0) + matrix.sum(axis=1)
+        row[total > 0] = 2 * np.diag(matrix)[total > 0] / total[total > 0]
+    return resampled
+
+
+def wilson(hits: int, count: int) -> Interval:
+    """Return Wilson's 95% interval of the share of ``hits`` in ``count`` trials."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(hits, count).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def calibration_error(probabilities_nK: np.ndarray, truth: np.ndarray) -> float:
@@ -101,8 +108,3 @@ def calibration_error(probabilities_nK: np.ndarray, truth: np.ndarray) -> float:
     bins = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
     gaps = np.bincount(bins, weights=right - confidence, minlength=BINS)
     return float(np.abs(gaps).sum() / len(truth))
-
-
-def _f1(confusion: np.ndarray) -> np.ndarray:
-    total = confusion.sum(axis=0) + confusion.sum(axis=1)
-    return np.asarray(2 * np.diag(confusion) / np.maximum(total, 1))

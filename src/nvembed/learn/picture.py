@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from nvembed.errors import MissingExtraError
+from nvembed.errors import needs_extra
 
 LEGEND_ROWS = 30  # names in a column beside the map
 MAX_NAMED = 2 * LEGEND_ROWS
-MAX_LABELLED = 100  # classes of a confusion matrix whose names and counts can still be read
+MAX_LABELLED = 100  # classes of a confusion matrix whose names can still be read
+MAX_COUNTED = 40  # classes whose counts can still be read
 DPI = 150
 
 
@@ -24,15 +25,15 @@ def draw_map(
     sizes: Sequence[int],
     title: str,
 ) -> None:
-    """Draw points coloured by cluster, the cluster's number where it lies, its name beside the map.
+    """Draw points coloured by cluster, with the number of each cluster at its place and its name at the side.
 
     Args:
         path: a PNG file.
-        points_n2: places in the plane.
+        points_n2: coordinates.
         labels: int (n,), the cluster of each point; negative ones are drawn grey.
         names: of the clusters; the first ``MAX_NAMED`` are named.
         sizes: how many passages each has in the whole corpus.
-        title: stands above the map.
+        title: of the map.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -72,38 +73,33 @@ def draw_map(
 def draw_confusion(path: Path, counts_KK: np.ndarray, names: Sequence[str], title: str) -> None:
     """Draw a confusion matrix: rows are true classes, columns predicted ones, shades shares of the row.
 
-    Counts stand in the cells up to 40 classes, names up to ``MAX_LABELLED``; above, only the shades.
+    Counts are written into the cells up to ``MAX_COUNTED`` classes, names up to ``MAX_LABELLED``.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
+    with needs_extra("learn", "the confusion matrix"):
+        from sklearn.metrics import ConfusionMatrixDisplay
     count = len(names)
     side = float(np.clip(0.42 * count, 3.5, 18))
     shares = counts_KK / np.maximum(counts_KK.sum(axis=1, keepdims=True), 1)
-    shown = [_short(name, 48) for name in names] if count <= MAX_LABELLED else []
-    margin = 0.08 * max(map(len, shown), default=0)  # inches, of the longest name
+    labels = [_short(name, 48) for name in names] if count <= MAX_LABELLED else [""] * count
+    margin = 0.08 * max(map(len, labels), default=0)  # inches, of the longest name
     with _figure(side + 2.5 + margin, side + 1.5 + margin) as figure:
         axes = figure.subplots()
-        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        figure.colorbar(image, ax=axes, shrink=0.6, label="share of the true class")
-        if shown:
-            small = 9 if count <= 40 else 8
-            axes.set_xticks(range(count), shown, rotation=90, fontsize=small)
-            axes.set_yticks(range(count), shown, fontsize=small)
-            for text in [*axes.get_xticklabels(), *axes.get_yticklabels()]:
-                text.set_parse_math(False)
-        if count <= 40:
-            for row, column in np.argwhere(counts_KK > 0):
-                color = "white" if shares[row, column] > 0.55 else "black"
-                axes.text(
-                    column,
-                    row,
-                    f"{counts_KK[row, column]:,}",
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color=color,
-                )
+        display = ConfusionMatrixDisplay(shares, display_labels=labels).plot(
+            ax=axes, cmap="Blues", include_values=count <= MAX_COUNTED, colorbar=False,
+            xticks_rotation="vertical", im_kw={"vmin": 0, "vmax": 1}, text_kw={"fontsize": 8},
+        )  # fmt: skip
+        figure.colorbar(display.im_, ax=axes, shrink=0.6, label="share of the true class")
+        if display.text_ is not None:
+            for text, times in zip(display.text_.ravel(), counts_KK.ravel(), strict=True):
+                text.set_text(f"{times:,}" if times else "")
+        for text in [*axes.get_xticklabels(), *axes.get_yticklabels()]:
+            text.set_fontsize(9 if count <= MAX_COUNTED else 8)
+            text.set_parse_math(False)
+        if count > MAX_LABELLED:
+            axes.tick_params(length=0)
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
         axes.set_title(title, loc="left", fontsize=11, parse_math=False)
@@ -118,7 +114,7 @@ def _dot(color: np.ndarray, label: str) -> Any:
 
 
 def _mark(axes: Any, points_n2: np.ndarray, text: str, color: np.ndarray) -> None:
-    """Write ``text`` at the member nearest to the median: the median itself may lie between two parts."""
+    """Write ``text`` at the member nearest to the median, which itself may lie between two parts."""
     median = np.median(points_n2, axis=0)
     x, y = points_n2[np.square(points_n2 - median).sum(axis=1).argmin()]
     box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": color, "alpha": 0.85}
@@ -126,11 +122,11 @@ def _mark(axes: Any, points_n2: np.ndarray, text: str, color: np.ndarray) -> Non
 
 
 def _colors(count: int) -> np.ndarray:
-    """Return ``count`` colours, neighbours in number far apart in hue: (count, 3)."""
+    """Return ``count`` colours (count, 3): clusters with successive numbers differ much in hue."""
     from matplotlib.colors import hsv_to_rgb
 
     number = np.arange(count)
-    hue = number * 0.618034 % 1  # the golden ratio's steps never come close to one another
+    hue = number * 0.618034 % 1  # steps of the golden ratio never come close to each other
     value = np.array([0.85, 0.6, 0.95])[number % 3]
     saturation = np.array([0.85, 0.75, 0.55])[number // 2 % 3]
     return np.asarray(hsv_to_rgb(np.column_stack([hue, saturation, value])))
@@ -142,11 +138,9 @@ def _short(name: str, chars: int = 38) -> str:
 
 @contextmanager
 def _figure(width: float, height: float) -> Iterator[Any]:
-    try:
+    with needs_extra("learn", "the picture"):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("pictures need matplotlib: pip install 'nvembed[learn]'") from error
-    with warnings.catch_warnings():  # a name in a script that matplotlib's font lacks is drawn as boxes
+    with warnings.catch_warnings():  # matplotlib's font lacks some scripts: their names are drawn as boxes
         warnings.filterwarnings("ignore", "Glyph")
         yield Figure(figsize=(width, height), layout="constrained")
 

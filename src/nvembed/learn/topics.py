@@ -1,10 +1,10 @@
-"""Names for clusters: the words that stand out in one against the others.  K clusters, V terms.
+"""Names of clusters: the words that are frequent in one and rare in the others.  K clusters, V terms.
 
 Class-based TF-IDF (c-TF-IDF): all texts of a cluster are one document,
 
     weight(t, c) = tf(t, c) * log(1 + A / f(t))
 
-where ``tf`` is the share of t among the terms of c, ``f`` how often t stands in all clusters, and ``A`` the
+where ``tf`` is the share of t among the terms of c, ``f`` how often t occurs in all clusters, and ``A`` the
 mean number of terms per cluster.
 
 Paper: Grootendorst 2022, "BERTopic: Neural topic modeling with a class-based TF-IDF procedure", section 3.3.
@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nvembed.errors import MissingExtraError
+from nvembed.errors import needs_extra
 
-MAX_CHARS = 5_000  # of a text: a name needs no more
+MAX_CHARS = 5_000  # of a text; enough for a name
 WORD = r"(?u)\b[^\W\d][\w+#]+"  # two characters or more, no number; C++ and C# are words
-PAIR_SHARE = 0.75  # a pair of words this heavy against one of them takes its place: "visual studio"
+PAIR_SHARE = 0.75  # a pair of words with this share of one word's weight replaces it: "visual studio"
 MAX_TERMS = 50_000  # the most frequent ones
 
 
@@ -31,7 +31,7 @@ class Term(NamedTuple):
 def class_tf_idf(counts_KV: Any) -> Any:
     """Weigh term counts, dense or scipy sparse (K, V): the same kind in float64, by the formula above.
 
-    A cluster without a term, and a term that stands nowhere, weigh 0.
+    A cluster without terms and a term without occurrences weigh 0.
     """
     from scipy import sparse
 
@@ -47,8 +47,8 @@ def name_terms(
 ) -> list[list[Term]]:
     """Return the ``top`` terms (words and pairs of words) of each of ``count`` clusters, the heaviest first.
 
-    No word stands in two of them. Texts are lower-cased and read up to
-    ``MAX_CHARS`` characters; those with a negative label belong to no cluster.
+    No word occurs in two of them. Texts are lower-cased and cut to ``MAX_CHARS`` characters; those with a
+    negative label belong to no cluster.
 
     Args:
         texts: the texts, or a sample of them.
@@ -58,12 +58,8 @@ def name_terms(
     Raises:
         MissingExtraError: scikit-learn is not installed.
     """
-    try:
+    with needs_extra("learn", "the names of clusters"):
         from sklearn.feature_extraction.text import CountVectorizer
-    except ImportError as error:
-        raise MissingExtraError(
-            "names for clusters need scikit-learn: pip install 'nvembed[learn]'"
-        ) from error
     from scipy import sparse
 
     inside = np.flatnonzero(labels >= 0)
@@ -76,7 +72,7 @@ def name_terms(
     )
     try:
         counts = vectorizer.fit_transform(texts[row][:MAX_CHARS] for row in inside.tolist())
-    except ValueError:  # "empty vocabulary": nothing but stop words and single letters
+    except ValueError:  # "empty vocabulary": only stop words and single letters
         return [[] for _ in range(count)]
     ones = np.ones(len(inside))
     member = sparse.csr_array((ones, (labels[inside], np.arange(len(inside)))), shape=(count, len(inside)))
@@ -93,7 +89,7 @@ def name_of(terms: Sequence[Term], number: int, *, words: int = 3) -> str:
 def _heaviest(row: Any, words: np.ndarray, top: int) -> list[Term]:
     order = np.lexsort((words[row.coords[1]], -row.data))  # of equal weights, by the alphabet
     terms = [Term(str(words[row.coords[1][i]]), float(row.data[i])) for i in order if row.data[i] > 0]
-    pairs: dict[str, Term] = {}  # word -> the heaviest pair of words that it stands in
+    pairs: dict[str, Term] = {}  # word -> the heaviest pair of words with it
     for term in terms:
         if len(parts := term.text.split()) > 1:
             for word in parts:
