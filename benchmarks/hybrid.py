@@ -26,9 +26,11 @@ from nvembed.evaluate.tasks import Retrieval, Task, find_tasks, load_task
 from nvembed.search.lance import LanceStore
 from nvembed.search.retrieve import FUSED_DEPTH, RRF_K, retrieve
 from nvembed.text.bm25 import Bm25
+from nvembed.text.words import Words
 from nvembed.vectors.metric import score_run
 
 TOP = 10
+WORDS = Words("english")
 COLUMNS = ("vector", "text", "hybrid", "BM25", "hybrid, LanceDB's")
 
 
@@ -43,9 +45,10 @@ def index_of(data: Retrieval, vectors: np.ndarray, folder: Path) -> LanceStore:
         "end": pa.array([len(text) for text in texts]),
         "text": texts,
         "metadata": pa.array(["{}"] * len(ids)),
+        "words": [" ".join(WORDS(text)) for text in texts],
         "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
     }
-    store = LanceStore(folder, "passages", "auto")
+    store = LanceStore(folder, "nvembed_00000000", "auto")
     store.fill(iter([pa.record_batch(columns)]), {})
     store.finish()
     return store
@@ -55,7 +58,12 @@ def lance_hybrid(store: LanceStore, text: str, vector: np.ndarray, count: int) -
     from lancedb.query import MatchQuery
     from lancedb.rerankers import RRFReranker
 
-    query = store._table().search(query_type="hybrid").vector(vector).text(MatchQuery(text, "text"))
+    query = (
+        store._table()
+        .search(query_type="hybrid")
+        .vector(vector)
+        .text(MatchQuery(" ".join(WORDS.query(text)), "words"))
+    )
     query = query.distance_type("cosine").rerank(RRFReranker(K=RRF_K)).limit(FUSED_DEPTH)
     return query.to_arrow()["id"].to_pylist()[:count]
 
@@ -74,8 +82,9 @@ def run_task(task: Task, embed: Embedder, prompts: Any) -> dict[str, float]:
         for row, (name, text) in enumerate(data.queries.items()):
             found: dict[str, list[str]] = {}
             for mode in ("vector", "text", "hybrid"):
-                hits = retrieve(store, text, queries[row], mode=mode, top=count)  # type: ignore[arg-type]
-                found[mode] = [hit.id for hit in hits]
+                words = WORDS.query(text)
+                result = retrieve(store, words, queries[row], mode=mode, top=count)  # type: ignore[arg-type]
+                found[mode] = [hit.id for hit in result.hits]
             found["BM25"] = [data.passage_ids[i] for i in bm25[row]]
             found["hybrid, LanceDB's"] = lance_hybrid(store, text, queries[row], count)
             for column, ids in found.items():

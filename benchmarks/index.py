@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 
 from memory import hardware, heading, phase
-from nvembed.vectors import codec
 from nvembed.vectors.search import top_k
 
 DIM, LATENT, BLOCK = 4096, 256, 2_000
@@ -115,29 +114,6 @@ def ours_float16(data: Data) -> Built:
     return Built({"scan": search}, 0, timed=5, exact=True)
 
 
-def ours_int8(data: Data) -> Built:
-    codes, scales = np.empty((data.rows, DIM), np.int8), np.empty(data.rows, np.float32)
-    for i, block in enumerate(data.blocks()):
-        part = codec.to_int8(block)
-        codes[i * BLOCK : i * BLOCK + len(block)] = part.codes
-        scales[i * BLOCK : i * BLOCK + len(block)] = part.scales
-    whole = codec.Int8(codes, scales)
-
-    def search(query: np.ndarray, count: int) -> np.ndarray:
-        return codec.candidates(codec.int8_scores(query[None], whole)[0], count)
-
-    return Built({"scan": search}, DIM + 4, timed=20)
-
-
-def ours_binary(data: Data) -> Built:
-    bits = np.concatenate([codec.to_binary(block) for block in data.blocks()])
-
-    def search(query: np.ndarray, count: int) -> np.ndarray:
-        return codec.candidates(codec.binary_scores(query[None], bits)[0], count)
-
-    return Built({"scan": search}, bits.shape[1] * 8)
-
-
 def lance(probes: tuple[int, ...]) -> Callable[[Data], Built]:
     def build(data: Data) -> Built:
         import pyarrow as pa
@@ -145,7 +121,7 @@ def lance(probes: tuple[int, ...]) -> Callable[[Data], Built]:
         from nvembed.search import lance as module
 
         module.EXACT_ROWS = 0  # also a small trial is one of the index
-        store = module.LanceStore(data.folder / "lance", "rq", "rq")
+        store = module.LanceStore(data.folder / "lance", "nvembed_00000000", "rq")
         store.drop()
 
         def batches() -> Iterator[pa.RecordBatch]:
@@ -156,7 +132,9 @@ def lance(probes: tuple[int, ...]) -> Callable[[Data], Built]:
                 flat = pa.FixedSizeListArray.from_arrays(pa.array(block.reshape(-1)), DIM)
                 empty = pa.array(["{}"] * len(block))
                 columns = {"id": names, "document": names, "start": numbers, "end": numbers, "text": names}
-                yield pa.record_batch({**columns, "metadata": empty, "vector": flat})
+                yield pa.record_batch(
+                    {**columns, "metadata": empty, "words": numbers.cast("string"), "vector": flat}
+                )
                 first += len(block)
 
         store.fill(batches(), {})
@@ -242,8 +220,6 @@ def usearch_binary(data: Data) -> Built:
 
 KINDS: dict[str, Callable[[Data], Built]] = {
     "ours, float16": ours_float16,
-    "ours, int8": ours_int8,
-    "ours, binary": ours_binary,
     "LanceDB, IVF_RQ": lance((5, 20, 50)),
     "faiss, IVF RaBitQ": faiss_kind("IVF{lists},RaBitQ", (8, 32, 64)),
     "faiss, IVF PQ256": faiss_kind("IVF{lists},PQ256x8", (8, 32, 64)),
@@ -252,7 +228,7 @@ KINDS: dict[str, Callable[[Data], Built]] = {
 }
 # Too slow to build at a million rows on two cores: measured at fewer, or when they are asked for.
 SLOW = {"faiss, IVF PQ256": 50_000}
-CANDIDATES = {"ours, int8": 20}  # of all others 100
+CANDIDATES = 10 * TOP
 
 
 def measure(name: str, data: Data) -> dict[str, Any]:
@@ -264,7 +240,7 @@ def measure(name: str, data: Data) -> dict[str, Any]:
     result["build"] = phases["build"]
     result["settings"] = []
     vectors, queries, nearest = data.vectors, data.queries, data.nearest
-    count = CANDIDATES.get(name, 10 * TOP)
+    count = CANDIDATES
     for setting, search in built.search.items():
         seconds, found = [], 0
         search(queries[-1], count)  # the first query pays for what is loaded lazily
@@ -272,7 +248,7 @@ def measure(name: str, data: Data) -> dict[str, Any]:
             start = time.perf_counter()
             ids = search(query, TOP if built.exact else count)
             if not built.exact:
-                ids = codec.rescore(query, vectors[ids], ids, TOP)[1][0]
+                ids = ids[top_k(query[None], [vectors[ids]], TOP)[1][0]]
             seconds.append(time.perf_counter() - start)
             found += len(set(ids.tolist()) & set(wanted.tolist()))
         milliseconds = 1e3 * np.array(seconds)
@@ -324,7 +300,7 @@ def markdown(results: dict[str, Any], command: str) -> str:
         *heading(f"{rows:,} vectors of {DIM:,} numbers: index, recall, latency", command, results["machine"]),
         f"Synthetic vectors (seed fixed): {max(8, rows // 2_000)} topics of unequal size, {LATENT} latent "
         f"dimensions of falling variance, isotropic noise. {QUERIES} queries of the same topics, one at a "
-        "time; recall@10 against exact search. All but float16 find candidates (int8 20, others 100), "
+        "time; recall@10 against exact search. All but float16 find 100 candidates, "
         "scored exactly from float16 rows, which take 8,192 bytes per vector more. Memory: the process's own "
         "(anonymous) at its peak while building; mapped files not counted.",
         "",

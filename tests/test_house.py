@@ -47,7 +47,6 @@ LIBRARIES: dict[str, set[str]] = {
     "Stemmer": {"text"},
     "cyclopts": {"cli"},
     "lancedb": {"search"},
-    "qdrant_client": {"search"},
     "psycopg": {"search"},
     "pgvector": {"search"},
     "rich": {"cli", "encoder"},
@@ -91,13 +90,14 @@ BUDGETS: dict[str, tuple[set[str], int]] = {
     "data and train": ({"data", "train"}, 4_050),
     # 1,200 lines for tables, columns and hyphens of PDFs, HTML and its encodings as browsers read them;
     # 700 for compressed, encoded and bounded reading, which data and evaluate share
-    "read, embed, search, learn": ({"read", "embed", "search", "learn"}, 7_600),
+    # 450 more for types of fields, the filter parser, indexes that follow changes and are read back
+    "read, embed, search, learn": ({"read", "embed", "search", "learn"}, 8_050),
     "compress": ({"compress"}, 700),
     "evaluate": ({"evaluate"}, 2_580),
     # 550 lines for what clients really send (Cohere v1, NIM, TEI, Voyage), limits before work, pieces, CORS
     "serve": ({"serve"}, 3_150),
     "integrations": ({"integrations"}, 700),
-    "cli": ({"cli"}, 4_250),
+    "cli": ({"cli"}, 4_400),
 }
 # class names that still stand in several files; this list only ever gets shorter
 TWICE = {

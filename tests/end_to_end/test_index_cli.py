@@ -8,9 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-pytest.importorskip("lancedb", reason="the extra 'index' is not installed")
-
 from chat_server import chat_server
 from embedded_folder import FINGERPRINT, write_embedded
 
@@ -101,9 +98,9 @@ def test_text_mode_needs_no_model(tmp_path: Path) -> None:
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
     )
     assert json.loads(done.stdout)["document"] == "empty"
-    with pytest.raises(InputError, match="the index names 'no/such model' as its model: say where it is now"):
+    with pytest.raises(InputError, match="names 'no/such model' as its model"):
         run("search", tmp_path / "out", "sofa")
-    with pytest.raises(InputError, match=f"expected that of the index's own model .*{FINGERPRINT}"):
+    with pytest.raises(InputError, match=f"expected {FINGERPRINT}"):
         run("search", TINY_A, tmp_path / "out", "sofa")
 
 
@@ -128,7 +125,7 @@ def test_add_and_delete(out: Path, tmp_path: Path, capfd: pytest.CaptureFixture[
             ["search", "OUT", "q", "--where", "month = 3"],
             "no field 'month' to filter on; this index has document, id",
         ),
-        (["search", "OUT", "q", "--where", "year = x"], "the field 'year' is a whole number; got 'x'"),
+        (["search", "OUT", "q", "--where", "year = x"], "the field 'year' is a number; got 'x'"),
         (
             ["search", "OUT", "q", "--where", "year"],
             "cannot read the filter 'year' at 'year'; expected FIELD OP VALUE",
@@ -139,11 +136,11 @@ def test_add_and_delete(out: Path, tmp_path: Path, capfd: pytest.CaptureFixture[
         (["search", "m"], "expected MODEL CORPUS QUERY, or INDEX QUERY"),
         (
             ["search", "OUT", "q", "--task", "NQ", "--instruction", "x"],
-            "--task and --instruction are both given",
+            "expected at most one of --task and --instruction",
         ),
-        (["index", "OUT", "--add", "OUT", "--kind", "rq"], "--add and --delete change an index as it is"),
+        (["index", "OUT", "--add", "OUT", "--kind", "rq"], "--add and --delete keep the settings"),
         (["ask", "OUT", "q", "--endpoint", "http://x"], "expected --endpoint and --chat-model together"),
-        (["ask", "nowhere", "q"], "nowhere is no index"),
+        (["ask", "nowhere", "q"], "nowhere is not an index"),
     ],
 )
 def test_refusals(out: Path, arguments: list[str], message: str) -> None:

@@ -173,6 +173,12 @@ class TestRoutes:
             with build(open_embedded(folder), folder / "index"):
                 pass
             got = ask(server, "/search", {"query": "cat", "mode": "vector"})
+            assert got.status == 200
+            assert got.json["hits"][0]["document"] == "empty"
+            index_of_another = write_embedded(tmp_path / "other", fingerprint="f" * 32)
+            with build(open_embedded(index_of_another), folder / "index"):
+                pass
+            got = ask(server, "/search", {"query": "cat", "mode": "vector"})
             assert (got.status, got.json["error"]["code"]) == (503, "index_failed")
             assert "log" in got.json["error"]["message"]
 
@@ -184,7 +190,7 @@ class TestRoutes:
             assert ask(server, "/index/map").json["error"]["code"] == "no_map"
 
     def test_what_cannot_be_served(self, corpus: Path, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match="is no index"):
+        with pytest.raises(DataError, match="is not an index"):
             served_index(tmp_path, None)
         with pytest.raises(DataError, match="is not a map"):
             served_index(corpus, corpus / "manifest.json")

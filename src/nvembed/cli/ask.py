@@ -71,7 +71,7 @@ def ask(
         What to compute in; bfloat16 on CUDA and float32 on CPU unless given.
     """
     from nvembed.cli.chat import chat_with
-    from nvembed.cli.search_index import Wanted, find, load_for, opened
+    from nvembed.cli.search_index import SearchOptions, find, load_for, opened
     from nvembed.search.answer import answer, grounded_prompt
 
     if (endpoint is None) != (chat_model is None):
@@ -80,7 +80,8 @@ def ask(
     chat = chat_with(endpoint, chat_model, key=key, timeout_s=timeout) if endpoint and chat_model else None
     with opened(index) as found:
         encoder = None if mode == "text" else load_for(found, model, device=device, dtype=dtype)
-        (hits,) = find(found, encoder, [question], Wanted(mode=mode, where=where, top=top))
+        (result,) = find(found, encoder, [question], SearchOptions(mode=mode, where=where, top=top))
+    hits = result.hits
     if chat is None:
         messages = grounded_prompt(question, hits)
         text = "\n\n".join(message["content"] for message in messages)

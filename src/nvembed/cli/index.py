@@ -3,10 +3,14 @@
 import os
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
 
 from nvembed.cli.models import prompts
+from nvembed.cli.options import Flag
 from nvembed.cli.screen import progress, say
+from nvembed.cli.search_index import opened
 from nvembed.embed.folder import INDEX
 from nvembed.errors import InputError
 
@@ -20,17 +24,20 @@ def index(
     *,
     add: tuple[Path, ...] = (),
     delete: tuple[str, ...] = (),
-    kind: str = "auto",
-    server: str = "",
+    rebuild: Flag = False,
     to: Path | None = None,
+    server: str = "",
+    kind: Literal["auto", "exact", "rq"] = "auto",
+    language: str = "auto",
+    types: Annotated[tuple[str, ...], Parameter(name="--type")] = (),
     instruction: str | None = None,
     task: str | None = None,
 ) -> None:
     """Index an embedded corpus for search by meaning and by words.
 
-    The index is LanceDB's, on disk, in the folder "index" inside the corpus, unless a server is named. Up to
-    20,000 passages every vector is compared; beyond, an index finds candidates that are scored exactly. A new
-    index replaces the old one when it is finished.
+    The index is a LanceDB table in the folder "index" of the corpus, or a table in PostgreSQL. Up to 20,000
+    passages every vector is compared; above, an index finds candidates, which are scored exactly. A new index
+    replaces the old one when it is finished and checked.
 
     Examples:
 
@@ -43,66 +50,90 @@ def index(
     Parameters
     ----------
     corpus
-        What "nvembed embed" has written; with --add or --delete the index's own folder will do.
+        The folder that "nvembed embed" has written; with --add or --delete also the index's own folder.
     add
-        Another embedded corpus; its documents are added, those of the same name replaced. May be repeated.
+        Another embedded corpus to add; documents of the same name are replaced. May be repeated.
     delete
-        The name of a document to remove. May be repeated.
-    kind
-        How vectors are found: auto, exact, rq (LanceDB's IVF_RQ), int8 or binary (codes in memory).
-    server
-        http://HOST:PORT of a Qdrant server (its key in QDRANT_API_KEY), or postgresql://USER@HOST/DATABASE of
-        a PostgreSQL server with pgvector (its password in ~/.pgpass or PGPASSWORD).
+        Name of a document to remove. May be repeated.
+    rebuild
+        Replace an index that was changed by --add or --delete; those changes are lost.
     to
-        The folder of the index, if not inside the corpus.
+        Folder of the index. Default: "index" in the corpus.
+    server
+        postgresql://USER@HOST/DATABASE of a PostgreSQL server with pgvector. Put its password into
+        ~/.pgpass or PGPASSWORD.
+    kind
+        How vectors are found: exact compares all, rq uses an index (LanceDB's IVF_RQ), auto decides by size.
+    language
+        Language whose word endings are removed, such as english or german; none removes none. Default:
+        detected.
+    types
+        Type of a metadata field, where its values should not decide, such as version=string. May be repeated.
     instruction
-        What queries are read behind unless a search says otherwise; see --task.
+        Default instruction of queries; see --task.
     task
-        A task whose instruction is known; NQ ("Given a question, retrieve passages that answer the question")
-        unless given. A corpus that was embedded with a prompt has its queries read behind the same.
+        Task whose instruction is the default of queries. Default: the prompt that the corpus was embedded
+        with, or NQ's ("Given a question, retrieve passages that answer the question").
     """
     from nvembed.embed.embedded import open_embedded
-    from nvembed.search.index import add as put
-    from nvembed.search.index import build, open_index
-    from nvembed.search.index import delete as remove
+    from nvembed.search.fields import parse_kinds
+    from nvembed.search.index import IndexOptions, build
 
-    key = os.environ.get("QDRANT_API_KEY")
     start = perf_counter()
     if add or delete:
-        if to or server or kind != "auto" or instruction or task:
-            raise InputError("--add and --delete change an index as it is; leave the other options out")
-        sources = [open_embedded(path) for path in add]
-        with open_index(corpus, api_key=key) as opened:
-            if delete:
-                remove(opened, list(delete))
-            for source in sources:
-                with progress(f"adding {source.folder}") as update:
-                    opened = put(opened, source, progress=update)
-            _report(opened, start)
+        if to or rebuild or types or instruction or task or (kind, language) != ("auto", "auto"):
+            raise InputError("--add and --delete keep the settings of an index: leave out all but --server")
+        _change(corpus, add, delete, server or os.environ.get("NVEMBED_INDEX_SERVER", ""), start)
         return
+    try:
+        kinds = parse_kinds(types)
+    except ValueError as error:
+        raise InputError(f"--type: {error}") from error
     source = open_embedded(corpus)
     prompt = source.manifest["settings"]["prompt"]
     if instruction or task or not prompt:
         prompt, _ = prompts(task=task or (None if instruction else "NQ"), instruction=instruction)
+    options = IndexOptions(kind, server, prompt, language, kinds)
     with (
         progress("indexing") as update,
-        build(
-            source,
-            to or corpus / INDEX,
-            kind=kind,
-            server=server,
-            query_prompt=prompt,
-            api_key=key,
-            progress=update,
-        ) as made,
+        build(source, to or corpus / INDEX, options, rebuild=rebuild, progress=update, warn=warn) as finished,
     ):
-        _report(made, start)
+        _report(finished, start)
 
 
-def _report(opened: "Index", start: float) -> None:
-    documents, passages = opened.store.count()
-    fields = ", ".join(opened.record.fields) or "none"
+def warn(message: str) -> None:
+    """Print a warning."""
+    say(message, label="warning: ", style="bold yellow")
+
+
+def _change(corpus: Path, add: tuple[Path, ...], delete: tuple[str, ...], server: str, start: float) -> None:
+    from nvembed.embed.embedded import open_embedded
+    from nvembed.search.index import add as add_corpus
+    from nvembed.search.index import delete as delete_documents
+
+    sources = [open_embedded(path) for path in add]
+    with opened(corpus, server) as changed:
+        missing = delete_documents(changed, delete) if delete else []
+        if missing:
+            warn(
+                f"{len(missing)} of {len(delete)} documents are not in the index, such as "
+                f"{missing[0]!r}; nothing "
+                "to delete there"
+            )
+        for source in sources:
+            with progress(f"adding {source.folder}") as update:
+                add_corpus(changed, source, progress=update, warn=warn)
+        _report(changed, start)
+
+
+def _report(finished: "Index", start: float) -> None:
+    documents, passages = finished.store.count()
+    record = finished.record
+    fields = ", ".join(f"{name} ({kind})" for name, kind in sorted(record.fields.items())) or "none"
+    seconds = f"{perf_counter() - start:.1f} s"
     say(
-        f"{documents:,} documents, {passages:,} passages in {opened.folder}, {perf_counter() - start:.1f} s; "
-        f"fields to filter on: {fields}\nqueries are read behind {opened.record.query_prompt!r}"
+        f"{documents:,} documents, {passages:,} passages in {finished.folder}, {seconds}\n"
+        f"fields to filter on: {fields}\n"
+        f"word endings removed: {record.language}\n"
+        f"default prompt of queries: {record.query_prompt!r}"
     )

@@ -13,6 +13,9 @@ Count = Annotated[int, Parameter(validator=Number(gte=1))]
 Flag = Annotated[bool, Parameter(negative=())]
 # A name, or "-" for standard input or output, which would otherwise be taken for an option.
 Dash = Annotated[str, Parameter(allow_leading_hyphen=True)]
+# The server that stores an index's passages: always named by the user, never followed from the index's
+# folder.
+IndexServer = Annotated[str, Parameter(env_var="NVEMBED_INDEX_SERVER", show_env_var=False)]
 
 
 def _panel(title: str, sort_key: int) -> Callable[[type], type]:

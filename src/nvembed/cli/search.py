@@ -112,15 +112,15 @@ def search(
             )
             rest = query if path == corpus or corpus is None else (corpus, *query)
             texts = [q.text for q in _queries(rest, queries)]
-            from nvembed.cli.search_index import Wanted, opened, search_index
+            from nvembed.cli.search_index import SearchOptions, opened, search_index
 
-            wanted = Wanted(mode or "hybrid", where, top, mark or "words", instruction, task)
+            index_options = SearchOptions(mode or "hybrid", where, top, mark or "words", instruction, task)
             with opened(Path(path)) as index:
                 search_index(
                     index,
                     None if path == model else model,
                     texts,
-                    wanted,
+                    index_options,
                     as_json=json,
                     device=device,
                     dtype=dtype,

@@ -3,8 +3,8 @@
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,10 +14,10 @@ from rich.text import Text
 
 from nvembed.cli.models import load
 from nvembed.cli.options import Dtype
-from nvembed.cli.screen import printable, results
+from nvembed.cli.screen import printable, results, say
 from nvembed.errors import InputError, NvembedError
 from nvembed.search.index import Index, open_index
-from nvembed.search.retrieve import Hit, Mark, Mode, mark_sentences, mark_words, retrieve
+from nvembed.search.retrieve import Hit, Mark, Mode, SearchResult, mark_sentences, mark_words
 from nvembed.search.where import parse_where
 from nvembed.text.prompt import format_prompt, instruction_for
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a search is asked for besides its query."""
+class SearchOptions:
+    """What a search in an index is asked for besides its query."""
 
     mode: Mode = "hybrid"
     where: tuple[str, ...] = ()
@@ -37,16 +37,16 @@ class Wanted:
     task: str | None = None
 
 
-def opened(path: Path) -> Index:
-    """Open an index with the key of its server, if any."""
-    return open_index(path, api_key=os.environ.get("QDRANT_API_KEY"))
+def opened(path: Path, server: str | None = None) -> Index:
+    """Open an index, with the server that the user has named: by option, or in NVEMBED_INDEX_SERVER."""
+    return open_index(path, server=server or os.environ.get("NVEMBED_INDEX_SERVER", ""))
 
 
 def load_for(index: Index, model: str | None, *, device: str | None, dtype: Dtype | None) -> "Encoder":
-    """Load the model that embedded an index's passages, or ``model`` if it is the same.
+    """Load the model that embedded an index's passages, or ``model`` if it is the same one.
 
     Raises:
-        InputError: it cannot be loaded, or is another.
+        InputError: it cannot be loaded, or is another model.
     """
     try:
         encoder = load(model or index.record.model, device=device, dtype=dtype)
@@ -54,30 +54,29 @@ def load_for(index: Index, model: str | None, *, device: str | None, dtype: Dtyp
         if model is not None:
             raise
         raise InputError(
-            f"{error}\nthe index names {index.record.model!r} as its model: say where it is now, as  "
-            "nvembed search MODEL INDEX QUERY  or  nvembed ask INDEX QUESTION --model MODEL"
+            f"{error}\nThe index names {index.record.model!r} as its model. If it has moved, pass "
+            f"--model MODEL"
         ) from error
     if encoder.fingerprint != index.record.fingerprint:
         raise InputError(
-            f"{model or index.record.model} has the fingerprint {encoder.fingerprint}; expected that of the "
-            f"index's own model ({index.record.model}), {index.record.fingerprint}: vectors of two models "
-            "cannot be compared; give that model, or embed the corpus again"
+            f"{model or index.record.model} has the fingerprint {encoder.fingerprint}; expected "
+            f"{index.record.fingerprint}, that of the index's own model ({index.record.model}). Vectors "
+            f"of two "
+            "models cannot be compared: use that model, or embed the corpus again"
         )
     return encoder
 
 
 def find(
-    index: Index, encoder: "Encoder | None", queries: Sequence[str], wanted: Wanted
-) -> Iterable[list[Hit]]:
+    index: Index, encoder: "Encoder | None", queries: Sequence[str], options: SearchOptions
+) -> Iterator[SearchResult]:
     """Yield the hits of each query; ``encoder`` is not needed in mode ``text`` with words marked."""
-    if wanted.task is not None and wanted.instruction is not None:
-        raise InputError(
-            "--task and --instruction are both given; expected at most one: each sets the prompt"
-        )
+    if options.task is not None and options.instruction is not None:
+        raise InputError("expected at most one of --task and --instruction, got both: each sets the prompt")
     prompt = index.record.query_prompt
-    if wanted.task is not None or wanted.instruction is not None:
-        prompt = format_prompt(instruction_for(wanted.task) if wanted.task else wanted.instruction or "")
-    where = parse_where(wanted.where, index.record.fields)
+    if options.task is not None or options.instruction is not None:
+        instruction = instruction_for(options.task) if options.task else options.instruction
+        prompt = format_prompt(instruction or "")
 
     def embed(texts: list[str], prompt: str) -> np.ndarray:
         assert encoder is not None
@@ -87,36 +86,44 @@ def find(
     vectors = None if encoder is None else embed(list(queries), prompt)
     for i, query in enumerate(queries):
         vector = None if vectors is None else vectors[i]
-        hits = retrieve(index.store, query, vector, mode=wanted.mode, top=wanted.top, where=where)
-        if wanted.mark == "words":
-            hits = mark_words(hits, query)
-        elif wanted.mark == "sentence" and vector is not None:
+        result = index.search(query, vector, mode=options.mode, top=options.top, where=options.where)
+        hits = result.hits
+        if options.mark == "words":
+            hits = mark_words(hits, query, index.words)
+        elif options.mark == "sentence" and vector is not None:
             hits = mark_sentences(hits, vector, lambda texts: embed(texts, index.record.passage_prompt))
-        yield hits
+        yield replace(result, hits=hits)
 
 
 def search_index(
     index: Index,
     model: str | None,
     queries: Sequence[str],
-    wanted: Wanted,
+    options: SearchOptions,
     *,
     as_json: bool,
     device: str | None,
     dtype: Dtype | None,
 ) -> None:
-    """Search and print."""
-    parse_where(wanted.where, index.record.fields)  # what is wrong is said before a model is loaded
-    needs_model = wanted.mode != "text" or wanted.mark == "sentence"
+    """Search an index and print the hits."""
+    parse_where(options.where, index.record.fields)  # before a model is loaded
+    needs_model = options.mode != "text" or options.mark == "sentence"
     encoder = load_for(index, model, device=device, dtype=dtype) if needs_model else None
-    for query, hits in zip(queries, find(index, encoder, queries, wanted), strict=True):
+    for query, result in zip(queries, find(index, encoder, queries, options), strict=True):
         if as_json:
-            for rank, hit in enumerate(hits, start=1):
-                sys.stdout.buffer.write(
-                    f"{json.dumps(_record(query, rank, hit), ensure_ascii=False)}\n".encode()
-                )
+            for rank, hit in enumerate(result.hits, start=1):
+                line = json.dumps(_record(query, rank, hit), ensure_ascii=False)
+                sys.stdout.buffer.write(f"{line}\n".encode())
         else:
-            _print_table(query, hits)
+            _print_table(query, result.hits)
+        if options.mode == "hybrid" and not result.words_matched:
+            say(f"no passage has a word of {query!r}: the hits are by meaning alone")
+
+
+def place_of(hit: Hit) -> str:
+    """Return where in its document a passage is: its page if that is known, otherwise its characters."""
+    page = hit.metadata.get("page")
+    return f"characters {hit.start:,}-{hit.end:,}" if page is None else f"page {page}"
 
 
 def passage_text(hit: Hit, max_chars: int) -> Text:
@@ -157,5 +164,6 @@ def _print_table(query: str, hits: Sequence[Hit]) -> None:
     table.add_column("id", style="cyan", overflow="fold", max_width=max(12, console.width // 4))
     table.add_column("passage", ratio=1)
     for hit in hits:
-        table.add_row(f"{hit.score:.3f}", Text(printable(hit.id)), passage_text(hit, console.width * 3))
+        label = hit.id if "page" not in hit.metadata else f"{hit.id}\n{place_of(hit)}"
+        table.add_row(f"{hit.score:.3f}", Text(printable(label)), passage_text(hit, console.width * 3))
     console.print(table if hits else Text(f"{printable(query)}: nothing found"))

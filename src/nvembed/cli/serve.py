@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from nvembed.serve.run import Server
 
 PREFIX = "NVEMBED_"
-OTHERS = ("NVEMBED_CONFIG", "NVEMBED_CHAT_KEY")  # variables that are not settings of the server
+# Variables that are not settings of the server.
+OTHERS = ("NVEMBED_CONFIG", "NVEMBED_CHAT_KEY", "NVEMBED_INDEX_SERVER")
 
 
 def serve(

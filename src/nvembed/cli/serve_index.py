@@ -10,8 +10,7 @@ import numpy as np
 
 from nvembed.cli.search_index import opened
 from nvembed.errors import DataError, InputError
-from nvembed.search.retrieve import mark_words, retrieve
-from nvembed.search.where import Condition, parse_where
+from nvembed.search.retrieve import mark_words
 
 if TYPE_CHECKING:
     from nvembed.serve.model import SearchQuery, ServedIndex
@@ -32,11 +31,10 @@ def served_index(path: Path, map_path: Path | None) -> "tuple[ServedIndex, str, 
     record = index.record
 
     def find(wanted: "SearchQuery", vector: np.ndarray | None) -> list[dict[str, Any]]:
-        where = parse_where(wanted.where, record.fields)
-        if wanted.id is not None:
-            where = (*where, Condition("id", "=", wanted.id))
-        hits = retrieve(index.store, wanted.query, vector, mode=wanted.mode, top=wanted.top, where=where)
-        return [asdict(hit) for hit in mark_words(hits, wanted.query)]
+        hits = index.search(
+            wanted.query, vector, mode=wanted.mode, top=wanted.top, where=wanted.where, passage=wanted.id
+        ).hits
+        return [asdict(hit) for hit in mark_words(hits, wanted.query, index.words)]
 
     def check(fingerprint: str) -> None:
         if fingerprint != record.fingerprint:
@@ -49,12 +47,10 @@ def served_index(path: Path, map_path: Path | None) -> "tuple[ServedIndex, str, 
     content = None if map_path is None else read_map(map_path)
 
     def fields() -> dict[str, str]:
-        return {**record.fields, "document": "string"}
+        index.refresh()
+        return {**index.record.fields, "document": "string"}
 
-    def answers() -> None:
-        index.store.known(["-"])
-
-    served = ServedIndex(name, record.query_prompt, record.max_length, fields, find, answers, content)
+    served = ServedIndex(name, record.query_prompt, record.max_length, fields, find, index.ping, content)
     return served, record.model, check
 
 

@@ -1,15 +1,17 @@
-"""An index of embedded corpora: built, kept up to date, opened.
+"""An index of embedded corpora: built, kept up to date, opened, searched.
 
-An index is a folder with ``nvembed-index.json``: where the passages are kept, and which model embeds
-queries for them; LanceDB's table lies beside it. A new index gets a table of its own, and the record is
-replaced when that is finished: killed before, the old index is as it was, and what was begun is removed by
-the next build.
+An index is a folder with ``nvembed-index.json``, which says where the passages are stored and which model
+embeds queries for them; LanceDB's table lies beside it. A new index gets a table of its own, is read back,
+and only then the record is replaced: if the build is killed, the old index is unchanged, and the next build
+removes the rest.
 """
 
 import secrets
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import Self
 from urllib.parse import urlsplit
 
@@ -18,150 +20,354 @@ import pyarrow as pa
 
 from nvembed.embed.embedded import EmbeddedCorpus, vectors_of
 from nvembed.embed.folder import INDEX
-from nvembed.errors import DataError, InputError
+from nvembed.errors import DataError, InputError, OutputError
 from nvembed.files import locked
-from nvembed.search.lance import KINDS, LanceStore
-from nvembed.search.record import RECORD, Record, StoreName, read_record, write_record
+from nvembed.search.fields import Kind, field_kinds
+from nvembed.search.lance import KINDS, LanceStore, drop_tables
+from nvembed.search.record import (
+    RECORD,
+    IndexRecord,
+    StoreName,
+    read_record,
+    read_record_if_whole,
+    write_record,
+)
+from nvembed.search.retrieve import Mode, SearchResult, retrieve
 from nvembed.search.store import Store
-from nvembed.search.where import kinds_of
+from nvembed.search.where import Condition, parse_where
+from nvembed.text.words import Words, detect_language
 
 BEGUN, FORMER = "begun.json", "former.json"  # records of the index being built, and of the one it replaces
+AUTO = "auto"
+SAMPLED_TEXTS = 500  # passages whose words decide the language
+SAMPLE_WORDS = 20  # of a passage that is looked up to check an index
 
 Progress = Callable[[int, int], None]
+Warn = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Index:
-    """An open index; in a ``with`` statement it is closed at the end."""
+class IndexOptions:
+    """How an index is built.
 
-    folder: Path
-    record: Record
-    store: Store
+    ``kind``: one of ``lance.KINDS``; for a server ``auto`` or ``exact``. ``server``: ``""`` for LanceDB in
+    the index's folder, ``postgresql://...`` for PostgreSQL. ``query_prompt``: the default prompt of
+    queries. ``language``: whose endings are removed from words: ``auto``, or one of ``words.LANGUAGES``.
+    ``kinds``: types of fields, where the values should not decide.
+    """
+
+    kind: str = AUTO
+    server: str = ""
+    query_prompt: str = ""
+    language: str = AUTO
+    kinds: Mapping[str, Kind] = field(default_factory=dict)
+
+
+class Index:
+    """An open index, which follows what other processes do to it; in a ``with`` statement it is closed at
+    the end.
+
+    Its methods may be called from several threads.
+    """
+
+    def __init__(self, folder: Path, server: str = "") -> None:
+        self.folder = folder
+        self._server = server
+        self._lock = Lock()
+        self._stamp = _stamp(folder / RECORD)
+        self._record = read_record(folder / RECORD)
+        self._store = _store(folder, self._record, server)
+        self._words = Words(self._record.language)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.store.close()
+        self.close()
+
+    @property
+    def record(self) -> IndexRecord:
+        """What the index says about itself, as last read."""
+        return self._record
+
+    @property
+    def store(self) -> Store:
+        """Where the passages are stored."""
+        return self._store
+
+    @property
+    def words(self) -> Words:
+        """How texts are split into words."""
+        return self._words
+
+    def search(
+        self,
+        query: str,
+        vector_D: np.ndarray | None,
+        *,
+        mode: Mode = "hybrid",
+        top: int = 5,
+        where: Sequence[str] = (),
+        passage: str | None = None,
+    ) -> SearchResult:
+        """Return the ``top`` best passages for a query, best first, in the index as it is now.
+
+        Args:
+            vector_D: the query's unit vector, with its prompt; mode ``text`` needs none.
+            where: filters, see ``parse_where``.
+            passage: look for the passage with this id alone.
+
+        Raises:
+            InputError: a filter that cannot be used, ``top`` below 1, or a missing vector.
+            DataError: the index cannot be read.
+        """
+        while True:
+            self.refresh()
+            stamp, record, store, words = self._stamp, self._record, self._store, self._words
+            conditions = parse_where(where, record.fields)
+            if passage is not None:
+                conditions = (*conditions, Condition("id", "=", passage))
+            try:
+                return retrieve(store, words.query(query), vector_D, mode=mode, top=top, where=conditions)
+            except DataError:
+                if _stamp(self.folder / RECORD) == stamp:
+                    raise  # otherwise the index was built again meanwhile: search the new one
+
+    def refresh(self) -> None:
+        """Read the record again if it has changed, and open the table that it names.
+
+        Raises:
+            DataError: there is no index any more, or it is of another model.
+        """
+        stamp = _stamp(self.folder / RECORD)
+        with self._lock:
+            if stamp == self._stamp:
+                return
+            record = read_record(self.folder / RECORD)
+            if (record.fingerprint, record.dim) != (self._record.fingerprint, self._record.dim):
+                raise DataError(
+                    f"{self.folder} was built again with another model ({record.model}): open it again"
+                )
+            if (record.name, record.store) != (self._record.name, self._record.store):
+                former, self._store = self._store, _store(self.folder, record, self._server)
+                former.close()
+            if record.language != self._record.language:
+                self._words = Words(record.language)
+            self._record, self._stamp = record, stamp
+
+    def ping(self) -> None:
+        """Check that the index can be searched.
+
+        Raises:
+            DataError: it cannot; the message says why.
+        """
+        self.refresh()
+        self._store.ping()
+
+    def close(self) -> None:
+        """Release files and connections."""
+        self._store.close()
 
 
-def open_index(path: str | Path, *, api_key: str | None = None) -> Index:
-    """Open an index: its own folder, or the embedded corpus it lies in.
+def open_index(path: str | Path, *, server: str = "") -> Index:
+    """Open an index: its own folder, or the embedded corpus that contains it.
 
     Args:
-        api_key: of a Qdrant server that asks for one; libpq finds PostgreSQL's password itself.
+        server: the server to connect to, if the passages are stored in one. The record's own server is never
+            connected to: the folder may come from somebody else, and a connection hands over passwords.
 
     Raises:
         DataError: no index there, or one that cannot be read.
-        MissingExtraError: what its store needs is not installed.
+        InputError: the index needs a server, and none is given or it cannot be reached.
+        MissingExtraError: a package that its store needs is not installed.
     """
     path = Path(path)
     folder = path if (path / RECORD).is_file() else path / INDEX
     if not (folder / RECORD).is_file():
-        raise DataError(f"{path} is no index ({RECORD} is missing): make one with  nvembed index {path}")
-    record = read_record(folder / RECORD)
-    return Index(folder, record, _store(folder, record, api_key))
+        raise DataError(f"{path} is not an index ({RECORD} is missing). Make one: nvembed index {path}")
+    return Index(folder, server)
 
 
 def build(
     source: EmbeddedCorpus,
     folder: Path,
+    options: IndexOptions | None = None,
     *,
-    kind: str = "auto",
-    server: str = "",
-    query_prompt: str = "",
-    api_key: str | None = None,
+    rebuild: bool = False,
     progress: Progress | None = None,
+    warn: Warn | None = None,
 ) -> Index:
-    """Index an embedded corpus; an index that is there already is replaced when the new one is finished.
+    """Index an embedded corpus; an existing index is replaced when the new one is finished and checked.
 
     Args:
-        kind: one of ``lance.KINDS``; for a server ``auto`` or ``exact``.
-        server: ``""`` for LanceDB in ``folder``; ``http(s)://...`` for Qdrant, ``postgresql://...``.
-        progress: called with (passages done, of how many).
+        rebuild: replace an index to which documents were added or from which some were deleted; that is lost.
+        progress: called with (passages done, passages in all).
+        warn: called with a message about values and passages that cannot be indexed as they are.
 
     Raises:
-        InputError: a kind or a server that is not known.
-        OutputError: the folder cannot be written.
+        InputError: an option that cannot be used, or a changed index without ``rebuild``.
+        OutputError: the folder or the server cannot be written, or the index is damaged when it is read back.
     """
-    settings = source.manifest["settings"]
-    record = Record(
-        store=_store_of(server, kind),
-        server=server,
-        name=f"nvembed_{secrets.token_hex(4)}",
-        kind=kind,
-        model=source.manifest["model"],
-        fingerprint=settings["fingerprint"],
-        passage_prompt=settings["prompt"],
-        query_prompt=query_prompt,
-        max_length=settings["max_length"],
-        dim=source.dim,
-        fields=kinds_of(_metadata(source)),
-    )
+    options, warn = options or IndexOptions(), warn or _ignore
+    store_name = _store_name(options)
     with locked(folder):
-        _forget(folder, api_key)
-        if (folder / RECORD).is_file():
-            write_record(folder / FORMER, read_record(folder / RECORD))
+        former = _replaceable(folder, options, warn, rebuild=rebuild)
+        _remove_leftovers(folder, former, options.server, warn)
+        record = _new_record(source, options, store_name, warn)
+        store = _store(folder, record, options.server)
+        if former is not None:
+            write_record(folder / FORMER, former)
         write_record(folder / BEGUN, record)
-        store = _store(folder, record, api_key)
         try:
-            store.fill(_shards(source, progress), record.fields)
+            samples: list[_Sample] = []
+            words = Words(record.language)
+            for note in store.fill(_shards(source, words, samples, progress), record.fields):
+                warn(note)
             store.finish()
-            write_record(folder / RECORD, record)
-            _forget(folder, api_key)
-        except BaseException:
+        finally:
             store.close()
-            raise
-    return Index(folder, record, store)
+        store = _store(folder, record, options.server)  # as another process opens it
+        try:
+            _check(store, samples, source.rows)
+        finally:
+            store.close()
+        write_record(folder / RECORD, record)
+        _remove_leftovers(folder, record, options.server, warn)
+    return Index(folder, options.server)
 
 
-def add(index: Index, source: EmbeddedCorpus, *, progress: Progress | None = None) -> Index:
-    """Add the documents of another embedded corpus; those that are there already are replaced, whole.
+def add(
+    index: Index, source: EmbeddedCorpus, *, progress: Progress | None = None, warn: Warn | None = None
+) -> None:
+    """Add the documents of another embedded corpus; existing ones are replaced, whole.
 
-    Each shard is one change: killed and run again, the result is the same. A field of the metadata keeps its
-    type; a new value of another type cannot be filtered on.
+    Each shard is one change: killed and run again, the result is the same. A metadata field keeps its type;
+    values of another type match no filter, and are reported.
 
     Raises:
         InputError: another model, prompt or size of vector.
+        OutputError: the index cannot be written, or is damaged when it is read back.
     """
-    record, settings = index.record, source.manifest["settings"]
-    for what, here, there in (
-        ("model fingerprint", record.fingerprint, settings["fingerprint"]),
-        ("prompt", record.passage_prompt, settings["prompt"]),
-        ("vector size", record.dim, source.dim),
-    ):
-        if here != there:
-            raise InputError(
-                f"the {what} of the index is {here!r}, that of {source.folder} {there!r}: vectors can be "
-                "compared only where both are the same; embed it with the index's model and prompt"
-            )
-    record = replace(record, fields=kinds_of(_metadata(source), record.fields))
+    warn = warn or _ignore
     with locked(index.folder):
+        index.refresh()
+        record, settings = index.record, source.manifest["settings"]
+        for what, here, there in (
+            ("model fingerprint", record.fingerprint, settings["fingerprint"]),
+            ("prompt", record.passage_prompt, settings["prompt"]),
+            ("vector size", record.dim, source.dim),
+        ):
+            if here != there:
+                raise InputError(
+                    f"the {what} of the index is {here!r}, that of {source.folder} is {there!r}. "
+                    f"Vectors can be "
+                    "compared only if both are equal: embed the corpus with the model and prompt of the index"
+                )
+        kinds, misfits = field_kinds(_metadata(source), record.fields)
+        for misfit in misfits:
+            warn(str(misfit))
+        record = record.model_copy(update={"fields": kinds, "changes": record.changes + 1})
         write_record(index.folder / RECORD, record)
-        for batch in _shards(source, progress):
-            index.store.put(batch, record.fields)
+        samples: list[_Sample] = []
+        for batch in _shards(source, index.words, samples, progress):
+            for note in index.store.put(batch, record.fields):
+                warn(note)
         index.store.finish()
-    return replace(index, record=record)
+        _check(index.store, samples)
+        index.refresh()
 
 
-def delete(index: Index, documents: Sequence[str]) -> None:
-    """Remove documents.
+def delete(index: Index, documents: Sequence[str]) -> list[str]:
+    """Remove documents, and return the names that are not in the index (any more).
 
     Raises:
-        InputError: one of them is not in the index; then nothing is removed.
+        OutputError: the index cannot be written.
     """
-    missing = sorted(set(documents) - index.store.known(documents))
-    if missing:
-        raise InputError(
-            f"no document {missing[0]!r} in the index ({len(missing)} of {len(documents)} unknown)"
-        )
     with locked(index.folder):
-        index.store.delete(documents)
-        index.store.finish()
+        index.refresh()
+        known = index.store.known(documents)
+        if known:
+            record = index.record.model_copy(update={"changes": index.record.changes + 1})
+            write_record(index.folder / RECORD, record)
+            index.store.delete(sorted(known))
+            index.store.finish()
+            index.refresh()
+    return sorted(set(documents) - known)
 
 
-def _shards(source: EmbeddedCorpus, progress: Progress | None) -> Iterator[pa.RecordBatch]:
-    """Yield one batch of each shard, which holds whole documents, with vectors in half precision."""
+@dataclass(frozen=True)
+class _Sample:
+    """A passage that must be found again in a finished index."""
+
+    id: str
+    words: list[str]
+    vector: np.ndarray
+
+
+def _check(store: Store, samples: Sequence[_Sample], passages: int | None = None) -> None:
+    """Read a finished index back: libraries may swallow an I/O error while they build.
+
+    Raises:
+        OutputError: passages are missing, or not found by words or by vector.
+    """
+    fault = ""
+    try:
+        if passages is not None and (count := store.count()[1]) != passages:
+            fault = f"it has {count:,} passages; expected {passages:,}"
+        for sample in samples:
+            itself = (Condition("id", "=", sample.id),)
+            if sample.words and not store.matching(sample.words, 1, itself):
+                fault = f"its passage {sample.id!r} is not found by its words"
+            if not store.nearest(sample.vector, 1, itself).rows:
+                fault = f"its passage {sample.id!r} is not found by its vector"
+    except DataError as error:
+        fault = str(error)
+    if fault:
+        raise OutputError(
+            f"the index was written, but reading it back failed: {fault}. Check the disk (space, "
+            f"errors) and run "
+            "the command again"
+        )
+
+
+def _new_record(
+    source: EmbeddedCorpus, options: IndexOptions, store_name: StoreName, warn: Warn
+) -> IndexRecord:
+    from nvembed.search.postgres import without_password
+
+    settings = source.manifest["settings"]
+    kinds, misfits = field_kinds(_metadata(source), options.kinds)
+    for misfit in misfits:
+        warn(str(misfit))
+    return IndexRecord(
+        store=store_name,
+        server=without_password(options.server) if options.server else "",
+        name=f"nvembed_{secrets.token_hex(4)}",
+        kind=options.kind,  # type: ignore[arg-type]
+        model=source.manifest["model"],
+        fingerprint=settings["fingerprint"],
+        passage_prompt=settings["prompt"],
+        query_prompt=options.query_prompt,
+        max_length=settings["max_length"],
+        dim=source.dim,
+        language=_language(source) if options.language == AUTO else Words(options.language).language,
+        fields=kinds,
+    )
+
+
+def _language(source: EmbeddedCorpus) -> str:
+    step = max(1, source.rows // SAMPLED_TEXTS)
+    texts = (text for batch in source.batches(["text"]) for text in batch["text"])
+    return detect_language([text.as_py() for text in islice(texts, 0, None, step)])
+
+
+def _shards(
+    source: EmbeddedCorpus, words: Words, samples: list[_Sample], progress: Progress | None
+) -> Iterator[pa.RecordBatch]:
+    """Yield one batch of each shard, which holds whole documents, with words, and vectors in half precision.
+
+    A passage of the first and of the last shard are put into ``samples``.
+    """
     batches = source.batches()
     done = 0
     for shard in source.manifest["shards"]:
@@ -169,61 +375,103 @@ def _shards(source: EmbeddedCorpus, progress: Progress | None) -> Iterator[pa.Re
         while sum(part.num_rows for part in parts) < shard["rows"]:
             parts.append(next(batches))
         batch = pa.Table.from_batches(parts).combine_chunks().to_batches()[0]
-        flat = pa.array(vectors_of(batch).astype(np.float16, copy=False).reshape(-1))
-        vectors = pa.FixedSizeListArray.from_arrays(flat, source.dim)
-        yield batch.set_column(batch.schema.names.index("vector"), "vector", vectors)
+        half = vectors_of(batch).astype(np.float16, copy=False)
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(half.reshape(-1)), source.dim)
+        batch = batch.set_column(batch.schema.names.index("vector"), "vector", vectors)
+        texts = [words(text) for text in batch["text"].to_pylist()]
+        batch = batch.append_column("words", pa.array([" ".join(its) for its in texts], pa.string()))
+        row = 0 if not samples else batch.num_rows - 1
+        sample = _Sample(batch["id"][row].as_py(), texts[row][:SAMPLE_WORDS], half[row].astype(np.float32))
+        samples[1:] = [sample]
+        yield batch
         done += batch.num_rows
         if progress is not None:
             progress(done, source.rows)
 
 
-def _metadata(source: EmbeddedCorpus) -> Iterator[str]:
-    for batch in source.batches(["metadata"]):
-        yield from batch["metadata"].to_pylist()
+def _metadata(source: EmbeddedCorpus) -> Iterator[tuple[str, str]]:
+    for batch in source.batches(["id", "metadata"]):
+        yield from zip(batch["id"].to_pylist(), batch["metadata"].to_pylist(), strict=True)
 
 
-def _store_of(server: str, kind: str) -> StoreName:
-    known = KINDS if not server else ("auto", "exact")
-    if kind not in known:
-        raise InputError(f"unknown kind of index {kind!r}; expected one of {', '.join(known)}")
-    if not server:
+def _store_name(options: IndexOptions) -> StoreName:
+    kinds = KINDS if not options.server else ("auto", "exact")
+    if options.kind not in kinds:
+        raise InputError(f"unknown kind of index {options.kind!r}; expected one of {', '.join(kinds)}")
+    if not options.server:
         return "lance"
-    address = urlsplit(server)
-    if address.password:
-        raise InputError(
-            f"the server is {address.scheme}://{address.username}:...; a password in it would be written to "
-            f"{RECORD}: put PostgreSQL's into ~/.pgpass or PGPASSWORD, and Qdrant's key into QDRANT_API_KEY"
-        )
-    scheme = address.scheme
-    if scheme in ("http", "https"):
-        return "qdrant"
+    scheme = urlsplit(options.server).scheme
     if scheme in ("postgresql", "postgres"):
         return "postgres"
-    raise InputError(
-        f"unknown server {server!r}; expected http://HOST:PORT (Qdrant) or postgresql://HOST/DATABASE"
-    )
+    raise InputError(f"unknown server with the scheme {scheme!r}; expected postgresql://USER@HOST/DATABASE")
 
 
-def _store(folder: Path, record: Record, api_key: str | None) -> Store:
+def _store(folder: Path, record: IndexRecord, server: str) -> Store:
     if record.store == "lance":
         return LanceStore(folder, record.name, record.kind)
-    if record.store == "qdrant":
-        from nvembed.search.qdrant import QdrantStore, connect
-
-        return QdrantStore(connect(record.server, api_key), record.name, record.kind)
+    if not server:
+        raise InputError(
+            f"the passages of {folder} are stored in a server ({record.server}). An index folder may "
+            f"come from "
+            "somebody else, so its own address is not followed. Name the server: --server URL, or "
+            "NVEMBED_INDEX_SERVER=URL in the environment"
+        )
     from nvembed.search.postgres import PostgresStore
 
-    return PostgresStore(record.server, record.name, record.kind)
+    return PostgresStore(server, record.name, record.kind, record.dim)
 
 
-def _forget(folder: Path, api_key: str | None) -> None:
-    """Remove what is not the current index: the one it replaced, or what a build that was killed has left."""
-    current = read_record(folder / RECORD).name if (folder / RECORD).is_file() else None
+def _replaceable(folder: Path, options: IndexOptions, warn: Warn, *, rebuild: bool) -> IndexRecord | None:
+    """Return the record of an index that may be replaced, or None if there is none that can be read."""
+    path = folder / RECORD
+    if not path.exists():
+        return None
+    record = read_record_if_whole(path)
+    if record is None:
+        warn(f"{path} is damaged or of another version; documents added to that index are not kept")
+    elif not rebuild and record.changes:
+        raise InputError(
+            f"documents were added to or deleted from {folder} {record.changes} times since it was "
+            f"built, and "
+            "building it again from the corpus loses that. Pass --rebuild to do it, or use --add and --delete"
+        )
+    elif not rebuild and record.store == "postgres" and not options.server:
+        raise InputError(
+            f"the passages of {folder} are stored in {record.server}: pass --server URL to build the "
+            f"index there "
+            "again, or --rebuild to build it on disk"
+        )
+    return record
+
+
+def _remove_leftovers(folder: Path, current: IndexRecord | None, server: str, warn: Warn) -> None:
+    """Remove tables that are not the current index's: of the one it replaced, or of a killed build."""
+    if current is not None:
+        drop_tables(folder, keep=current.name)
     for path in (folder / FORMER, folder / BEGUN):
-        if path.is_file():
-            record = read_record(path)
-            if record.name != current:
-                store = _store(folder, record, api_key)
+        record = read_record_if_whole(path)
+        if (
+            record is not None
+            and record.store == "postgres"
+            and (current is None or record.name != current.name)
+        ):
+            if not server:
+                warn(f"the table {record.name} in {record.server} is not removed: no --server was given")
+            else:
+                store = _store(folder, record, server)
                 store.drop()
                 store.close()
-            path.unlink()
+        path.unlink(missing_ok=True)
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    """Return what changes when a file is replaced."""
+    try:
+        status = path.stat()
+    except OSError:
+        return (0, 0, 0)
+    return status.st_mtime_ns, status.st_ino, status.st_size
+
+
+def _ignore(_message: str) -> None:
+    return

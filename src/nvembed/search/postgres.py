@@ -1,82 +1,90 @@
 """An index in a PostgreSQL server with pgvector (0.8 or later).  D numbers of a vector.
 
-Vectors are kept in half precision. Above ``EXACT_ROWS`` passages HNSW finds candidates: of half-precision
-vectors up to pgvector's limit of 4,000 dimensions, of their signs (one bit each) beyond it. Words are found
-by PostgreSQL's own full-text search, whose ranking knows no inverse document frequency.
+Vectors are stored in half precision. From ``EXACT_ROWS`` passages on, HNSW finds candidates: of
+half-precision vectors up to pgvector's limit of 4,000 dimensions, of their signs (one bit each) above it.
+PostgreSQL ranks words without inverse document frequency.
 """
 
 import json
+import struct
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import numpy as np
 import pyarrow as pa
 
-from nvembed.errors import DataError, InputError, MissingExtraError
+from nvembed.errors import DataError, InputError, needs_extra
+from nvembed.search.fields import Kind, field_values
 from nvembed.search.store import EXACT_ROWS, Near, Row, errors_of
-from nvembed.search.where import OWN_FIELDS, Condition, Kind
+from nvembed.search.where import OWN_FIELDS, Condition
 
 HALF_DIMENSIONS = 4_000  # that an HNSW index takes
-# Candidates for each hit that is asked for. ef_search, at most 1,000, bounds how many an index returns.
+# Candidates per requested hit. ef_search, at most 1,000, bounds how many an index returns.
 OVERSAMPLE = {"exact": 2, "half": 4, "binary": 20}
 EF_SEARCH = 1_000
+CONNECTIONS = 8  # at once; more searches wait for one
+WAIT_S = 10  # for a connection, before a search fails
+# tsvector's limits: bytes of all words with their positions (and some room), of one word, and positions.
+TSVECTOR_BYTES, LEXEME_BYTES, POSITIONS, MAX_POSITION = 1_000_000, 2_000, 255, 16_383
+TSVECTOR_OID = 3614
 _COLUMNS = "id, document, start_, end_, text, metadata"
+_TYPES = ["text", "text", "int8", "int8", "text", "text"]
 
 
 class PostgresStore:
-    """A table in a PostgreSQL database.
+    """A table in a PostgreSQL database, reached through a pool of connections that replaces lost ones.
 
     Args:
         server: ``postgresql://USER@HOST:PORT/DATABASE``, as libpq reads it.
         name: of the table.
         kind: ``exact``, or ``auto``: an HNSW index from ``EXACT_ROWS`` passages on.
+        dim: D.
 
     Raises:
         MissingExtraError: the extra ``postgres`` is not installed.
         InputError: the server cannot be reached, or has no pgvector.
     """
 
-    def __init__(self, server: str, name: str, kind: str) -> None:
-        self._psycopg, self._pgvector = _libraries()
-        self._kind = kind
+    def __init__(self, server: str, name: str, kind: str, dim: int) -> None:
+        self._psycopg, self._pgvector, pool = _libraries()
+        self._kind, self._dim, self._name = kind, dim, name
         sql = self._psycopg.sql
-        self._table, self._fts = sql.Identifier(name), sql.Identifier(f"{name}_text")
-        self._index, self._name = sql.Identifier(f"{name}_vector"), name
-        try:
-            self._connection = self._psycopg.connect(server, autocommit=True)
-            self._connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+        self._table, self._index = sql.Identifier(name), sql.Identifier(f"{name}_vector")
+        self._server = without_password(server)
+        try:  # once directly: the pool would only say that it waited in vain
+            with self._psycopg.connect(server, autocommit=True, connect_timeout=WAIT_S) as connection:
+                connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
         except self._psycopg.Error as error:
             raise InputError(
-                f"{server}: {str(error).strip()}; expected a PostgreSQL server with the extension pgvector"
+                f"{self._server}: {str(error).strip()}. Expected a PostgreSQL server with the extension "
+                f"pgvector"
             ) from error
-        self._pgvector.psycopg.register_vector(self._connection)
+        self._pool = pool.ConnectionPool(
+            server,
+            kwargs={"autocommit": True, "connect_timeout": WAIT_S},
+            configure=self._configure,
+            check=pool.ConnectionPool.check_connection,
+            min_size=0,
+            max_size=CONNECTIONS,
+            timeout=WAIT_S,
+            reconnect_timeout=WAIT_S,
+            open=True,
+        )
 
-    def fill(self, batches: Iterator[pa.RecordBatch], _fields: dict[str, Kind]) -> None:
-        with self._errors(writing=True), self._connection.transaction(), self._connection.cursor() as cursor:
-            for i, batch in enumerate(batches):
-                if i == 0:
-                    self._create(cursor, batch.schema.field("vector").type.list_size)
-                self._copy(cursor, batch)
+    def fill(self, batches: Iterator[pa.RecordBatch], fields: dict[str, Kind]) -> list[str]:
+        with self._transaction(writing=True) as cursor:
+            self._create(cursor)
+            return [note for batch in batches for note in self._copy(cursor, batch, fields)]
 
-    def put(self, batch: pa.RecordBatch, _fields: dict[str, Kind]) -> None:
-        with self._errors(writing=True), self._connection.transaction(), self._connection.cursor() as cursor:
+    def put(self, batch: pa.RecordBatch, fields: dict[str, Kind]) -> list[str]:
+        with self._transaction(writing=True) as cursor:
             self._delete(cursor, batch["document"].unique().to_pylist())
-            self._copy(cursor, batch)
-
-    def _copy(self, cursor: Any, batch: pa.RecordBatch) -> None:
-        dim = batch.schema.field("vector").type.list_size
-        vectors = batch["vector"].flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
-        columns = [batch[name].to_pylist() for name in ("id", "document", "start", "end", "text", "metadata")]
-        copy = f"COPY {{}} ({_COLUMNS}, vector) FROM STDIN WITH (FORMAT BINARY)"
-        with cursor.copy(self._format(copy)) as rows:
-            rows.set_types(["text", "text", "int8", "int8", "text", "jsonb", "halfvec"])
-            jsonb = self._psycopg.types.json.Jsonb
-            for *plain, metadata, vector in zip(*columns, vectors, strict=True):
-                rows.write_row([*plain, jsonb(json.loads(metadata)), self._pgvector.HalfVector(vector)])
+            return self._copy(cursor, batch, fields)
 
     def delete(self, documents: Sequence[str]) -> None:
-        with self._errors(writing=True), self._connection.transaction(), self._connection.cursor() as cursor:
+        with self._transaction(writing=True) as cursor:
             self._delete(cursor, list(documents))
 
     def known(self, documents: Sequence[str]) -> set[str]:
@@ -84,78 +92,115 @@ class PostgresStore:
         return {row[0] for row in self._rows(query, [list(documents)])}
 
     def finish(self) -> None:
-        dim = self._dim()
-        with self._errors(writing=True):
-            self._connection.execute(
-                self._format("CREATE INDEX IF NOT EXISTS {1} ON {0} USING gin (words)", self._fts)
-            )
-            if self._kind != "exact" and self.count()[1] >= EXACT_ROWS:
+        large = self._kind != "exact" and self.count()[1] >= EXACT_ROWS
+        with self._errors(writing=True), self._pool.connection() as connection:
+            words = self._psycopg.sql.Identifier(f"{self._name}_words")
+            connection.execute(self._format("CREATE INDEX IF NOT EXISTS {1} ON {0} USING gin (words)", words))
+            if large:
                 over = (
                     "vector halfvec_cosine_ops"
-                    if dim <= HALF_DIMENSIONS
-                    else f"(binary_quantize(vector)::bit({dim})) bit_hamming_ops"
+                    if self._dim <= HALF_DIMENSIONS
+                    else f"(binary_quantize(vector)::bit({self._dim})) bit_hamming_ops"
                 )
-                self._connection.execute(
-                    self._format(
-                        f"CREATE INDEX IF NOT EXISTS {{1}} ON {{0}} USING hnsw ({over})", self._index
-                    )
-                )
-            self._connection.execute(self._format("ANALYZE {}"))
+                hnsw = f"CREATE INDEX IF NOT EXISTS {{1}} ON {{0}} USING hnsw ({over})"
+                connection.execute(self._format(hnsw, self._index))
+            connection.execute(self._format("ANALYZE {}"))
 
     def nearest(self, vector_D: np.ndarray, count: int, where: Sequence[Condition]) -> Near:
-        dim = self._dim()
-        kind = "exact" if not self._indexed() else "half" if dim <= HALF_DIMENSIONS else "binary"
+        kind = "exact" if not self._indexed() else "half" if self._dim <= HALF_DIMENSIONS else "binary"
         wanted = count * OVERSAMPLE[kind]
-        given = self._pgvector.HalfVector(vector_D)
         order = "vector <=> %s"
         if kind == "binary":
-            order = f"binary_quantize(vector)::bit({dim}) <~> binary_quantize(%s)::bit({dim})"
+            order = f"binary_quantize(vector)::bit({self._dim}) <~> binary_quantize(%s)::bit({self._dim})"
         condition, values = self._condition(where)
-        query = self._psycopg.sql.SQL(
-            "SELECT {columns}, vector FROM {table} WHERE {where} ORDER BY {order} LIMIT %s"
+        sql = self._psycopg.sql.SQL
+        query = sql("SELECT {columns}, vector FROM {table} WHERE {where} ORDER BY {order} LIMIT %s").format(
+            columns=sql(_COLUMNS), table=self._table, where=condition, order=sql(order)
         )
-        query = query.format(
-            columns=self._psycopg.sql.SQL(_COLUMNS),
-            table=self._table,
-            where=condition,
-            order=self._psycopg.sql.SQL(order),
-        )
-        found = self._rows(query, [*values, given, wanted], ef_search=min(EF_SEARCH, wanted))
+        vector = self._pgvector.HalfVector(vector_D)
+        found = self._rows(query, [*values, vector, wanted], ef_search=min(EF_SEARCH, wanted))
         vectors = [row[-1].to_numpy() for row in found]
-        return Near([Row(*row[:-1]) for row in found], np.array(vectors, np.float16).reshape(-1, dim))
+        return Near([_row(row[:-1]) for row in found], np.array(vectors, np.float16).reshape(-1, self._dim))
 
-    def matching(self, query: str, count: int, where: Sequence[Condition]) -> list[Row]:
+    def matching(self, words: Sequence[str], count: int, where: Sequence[Condition]) -> list[Row]:
         condition, values = self._condition(where)
-        sql = self._psycopg.sql.SQL(
-            # any word may match; plainto_tsquery quotes what it reads, so only its own operators are &
-            "WITH q AS (SELECT replace(plainto_tsquery('english', %s)::text, ' & ', ' | ')::tsquery AS q) "
-            "SELECT {columns} FROM {table}, q WHERE words @@ q AND {where} "
+        sql = self._psycopg.sql.SQL
+        query = sql(
+            "WITH q AS (SELECT %s::tsquery AS q) SELECT {columns} FROM {table}, q WHERE words @@ q AND "
+            "{where} "
             "ORDER BY ts_rank_cd(words, q, 1) DESC, id LIMIT %s"
-        ).format(columns=self._psycopg.sql.SQL(_COLUMNS), table=self._table, where=condition)
-        return [Row(*row) for row in self._rows(sql, [query, *values, count])]
+        ).format(columns=sql(_COLUMNS), table=self._table, where=condition)
+        any_word = " | ".join(_lexeme(word) for word in words)
+        return [_row(row) for row in self._rows(query, [any_word, *values, count])]
 
     def count(self) -> tuple[int, int]:
         rows = self._rows(self._format("SELECT count(DISTINCT document), count(*) FROM {}"), [])
         return int(rows[0][0]), int(rows[0][1])
 
+    def ping(self) -> None:
+        self._rows(self._format("SELECT 1 FROM {} LIMIT 1"), [])
+
     def drop(self) -> None:
-        with self._errors(writing=True):
-            self._connection.execute(self._format("DROP TABLE IF EXISTS {}"))
+        with self._errors(writing=True), self._pool.connection() as connection:
+            connection.execute(self._format("DROP TABLE IF EXISTS {}"))
 
     def close(self) -> None:
-        self._connection.close()
+        self._pool.close()
 
-    def _create(self, cursor: Any, dim: int) -> None:
+    def _configure(self, connection: Any) -> None:
+        self._pgvector.psycopg.register_vector(connection)
+        psycopg = self._psycopg
+
+        class TsVector(psycopg.adapt.Dumper):  # type: ignore[name-defined,misc]
+            format, oid = psycopg.pq.Format.BINARY, TSVECTOR_OID
+
+            def dump(self, obj: bytes) -> bytes:
+                return obj
+
+        connection.adapters.register_dumper(None, TsVector)
+
+    def _create(self, cursor: Any) -> None:
+        # metadata is text, which keeps what jsonb cannot: NUL, and the order of keys
         cursor.execute(
             self._format(
-                "CREATE TABLE IF NOT EXISTS {} (id text PRIMARY KEY, document text NOT NULL, "
-                "start_ bigint NOT NULL, end_ bigint NOT NULL, text text NOT NULL, metadata jsonb NOT NULL, "
-                f"vector halfvec({dim}) NOT NULL, "
-                "words tsvector GENERATED ALWAYS AS (to_tsvector('english', text)) STORED)"
+                "CREATE TABLE {} (id text PRIMARY KEY, document text NOT NULL, start_ bigint NOT NULL, "
+                "end_ bigint NOT NULL, text text NOT NULL, metadata text NOT NULL, fields jsonb NOT NULL, "
+                f"words tsvector NOT NULL, vector halfvec({self._dim}) NOT NULL)"
             )
         )
         documents = self._psycopg.sql.Identifier(f"{self._name}_document")
-        cursor.execute(self._format("CREATE INDEX IF NOT EXISTS {1} ON {0} (document)", documents))
+        cursor.execute(self._format("CREATE INDEX {1} ON {0} (document)", documents))
+
+    def _copy(self, cursor: Any, batch: pa.RecordBatch, kinds: dict[str, Kind]) -> list[str]:
+        """Write rows; return a note on each passage whose words do not all fit."""
+        vectors = batch["vector"].flatten().to_numpy(zero_copy_only=False).reshape(-1, self._dim)
+        names = ("id", "document", "start", "end", "text", "metadata")
+        columns = [batch[name].to_pylist() for name in names]
+        words = batch["words"].to_pylist()
+        values = field_values(columns[-1], kinds)
+        jsonb = self._psycopg.types.json.Jsonb
+        notes = []
+        copy = f"COPY {{}} ({_COLUMNS}, fields, words, vector) FROM STDIN WITH (FORMAT BINARY)"
+        with cursor.copy(self._format(copy)) as rows:
+            rows.set_types([*_TYPES, "jsonb", "tsvector", "halfvec"])
+            for i, (*plain, vector) in enumerate(zip(*columns, vectors, strict=True)):
+                passage, document, text = plain[0], plain[1], plain[4]
+                if "\0" in passage + document + text:
+                    raise DataError(
+                        f"passage {passage!r} has a NUL character, which PostgreSQL cannot store: "
+                        f"remove it from "
+                        "the document, or index without --server"
+                    )
+                fields = {name: column[i] for name, column in values.items() if column[i] is not None}
+                indexed, left_out = _tsvector(words[i].split(" "))
+                if left_out:
+                    notes.append(
+                        f"passage {passage!r}: {left_out:,} words cannot be found by words, because "
+                        f"they do not "
+                        "fit into a tsvector of PostgreSQL (1 MB)"
+                    )
+                rows.write_row([*plain, jsonb(fields), indexed, self._pgvector.HalfVector(vector)])
+        return notes
 
     def _delete(self, cursor: Any, documents: list[str]) -> None:
         cursor.execute(self._format("DELETE FROM {} WHERE document = ANY(%s)"), [documents])
@@ -163,68 +208,109 @@ class PostgresStore:
     def _condition(self, where: Sequence[Condition]) -> tuple[Any, list[Any]]:
         """Return SQL with placeholders, and what goes into them."""
         sql = self._psycopg.sql
-        parts, values = [sql.SQL("true")], []
+        parts: list[Any] = [sql.SQL("true")]
+        values: list[Any] = []
         for condition in where:
-            operator = sql.SQL("<>" if condition.op == "!=" else condition.op)
-            if condition.field in OWN_FIELDS:
-                parts.append(
-                    sql.SQL('{} {} %s COLLATE "C"').format(sql.Identifier(condition.field), operator)
-                )
-                values.append(condition.value)
+            op, value, field = condition.op, condition.value, condition.field
+            if condition.kind.endswith("[]"):
+                side = "(fields->%s) @> %s::jsonb"
+                parts.append(sql.SQL(side if op == "=" else f"NOT ({side})"))
+                values += [field, json.dumps([value])]
                 continue
-            kind, cast = _JSON[type(condition.value)]
-            side = f"(CASE WHEN jsonb_typeof(metadata->%s) IN ({kind}) THEN (metadata->>%s)::{cast} END)"
+            cast = {"int": "numeric", "float": "numeric", "bool": "boolean"}.get(condition.kind, "text")
+            left, its_values = sql.SQL(f"(fields->>%s)::{cast}"), [field]
+            if field in OWN_FIELDS:
+                left, its_values = sql.Identifier(field), []
             right = '%s COLLATE "C"' if cast == "text" else f"%s::{cast}"
-            parts.append(sql.SQL(side + " {} " + right).format(operator))
-            values += [condition.field, condition.field, condition.value]
+            if isinstance(value, tuple):
+                both = "({0} >= " + right + " AND {0} < " + right + ")"
+                parts.append(sql.SQL(both if op == "=" else f"NOT {both}").format(left))
+                values += [*its_values, value[0], *its_values, value[1]]
+            else:
+                operator = sql.SQL("<>" if op == "!=" else op)
+                parts.append(sql.SQL("{} {} " + right).format(left, operator))
+                values += [*its_values, value]
         return sql.SQL(" AND ").join(parts), values
 
     def _indexed(self) -> bool:
-        rows = self._rows("SELECT to_regclass(%s) IS NOT NULL", [self._index.as_string(self._connection)])
+        rows = self._rows("SELECT to_regclass(%s) IS NOT NULL", [self._index.as_string(None)])
         return bool(rows[0][0])
 
-    def _dim(self) -> int:
-        query = "SELECT atttypmod FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attname = 'vector'"
-        rows = self._rows(query, [self._table.as_string(self._connection)])
-        if not rows:
-            raise DataError(
-                f"PostgreSQL has no table {self._name!r}; if the index was built again since, open it again"
-            )
-        return int(rows[0][0])
-
-    def _errors(self, *, writing: bool = False) -> AbstractContextManager[None]:
-        return errors_of("PostgreSQL", (self._psycopg.Error,), writing=writing)
-
     def _rows(self, query: Any, values: list[Any], *, ef_search: int | None = None) -> list[Any]:
-        with self._errors(), self._connection.transaction(), self._connection.cursor() as cursor:
+        with self._transaction() as cursor:
             if ef_search is not None:
                 cursor.execute("SELECT set_config('hnsw.ef_search', %s, true)", [str(ef_search)])
                 # a filter may leave too few of the candidates: then the index is read on
                 cursor.execute("SELECT set_config('hnsw.iterative_scan', 'relaxed_order', true)")
             return list(cursor.execute(query, values).fetchall())
 
+    @contextmanager
+    def _transaction(self, *, writing: bool = False) -> Iterator[Any]:
+        with (
+            self._errors(writing=writing),
+            self._pool.connection() as connection,
+            connection.transaction(),
+            connection.cursor() as cursor,
+        ):
+            yield cursor
+
+    def _errors(self, *, writing: bool = False) -> AbstractContextManager[None]:
+        return errors_of(f"PostgreSQL at {self._server}", (self._psycopg.Error,), writing=writing)
+
     def _format(self, text: str, *names: Any) -> Any:
         return self._psycopg.sql.SQL(text).format(self._table, *names)
 
 
-# Type of a condition's value -> JSON types it is compared with, and as what.
-_JSON = {
-    int: ("'number'", "numeric"),
-    float: ("'number'", "numeric"),
-    bool: ("'boolean'", "boolean"),
-    str: ("'string', 'number', 'boolean'", "text"),
-}
+def without_password(server: str) -> str:
+    """Return a server's URL without the passwords in it."""
+    parts = urlsplit(server)
+    user, at, host = parts.netloc.rpartition("@")
+    options = [
+        (name, value) for name, value in parse_qsl(parts.query) if name not in ("password", "sslpassword")
+    ]
+    query = urlencode(options, safe="/:")
+    return f"{parts.scheme}://{user.partition(':')[0]}{at}{host}{parts.path}{'?' if query else ''}{query}"
 
 
-def _libraries() -> tuple[Any, Any]:
-    try:
+def _row(values: Sequence[Any]) -> Row:
+    id_, document, start, end, text, metadata = values
+    return Row(id_, document, start, end, text, json.loads(metadata))
+
+
+def _tsvector(words: Sequence[str]) -> tuple[bytes, int]:
+    """Return a tsvector in PostgreSQL's binary form, and how many distinct words did not fit into it."""
+    positions: dict[str, list[int]] = {}
+    size = left_out = 0
+    for i, word in enumerate(words, start=1):
+        its = positions.setdefault(word, [])
+        if not its:
+            length = len(word.encode()) + 8
+            if not word or length > LEXEME_BYTES or size + length > TSVECTOR_BYTES:
+                left_out += bool(word)
+                del positions[word]
+                continue
+            size += length
+            its.append(min(i, MAX_POSITION))
+        elif len(its) < POSITIONS and i <= MAX_POSITION and size + 2 <= TSVECTOR_BYTES:
+            size += 2
+            its.append(i)
+    parts = [struct.pack(">i", len(positions))]
+    for word, its in positions.items():
+        parts += [word.encode(), b"\0", struct.pack(f">H{len(its)}H", len(its), *its)]
+    return b"".join(parts), left_out
+
+
+def _lexeme(word: str) -> str:
+    return "'" + word.replace("\\", "\\\\").replace("'", "''") + "'"
+
+
+def _libraries() -> tuple[Any, Any, Any]:
+    with needs_extra("postgres", "an index in PostgreSQL"):
         import pgvector
         import pgvector.psycopg
         import psycopg
+        import psycopg.adapt
         import psycopg.sql
         import psycopg.types.json
-    except ImportError as error:
-        raise MissingExtraError(
-            f"PostgreSQL needs the package {error.name}: install it with  pip install 'nvembed[postgres]'"
-        ) from error
-    return psycopg, pgvector
+        import psycopg_pool
+    return psycopg, pgvector, psycopg_pool

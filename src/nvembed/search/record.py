@@ -1,42 +1,45 @@
-"""``nvembed-index.json``: where the passages of an index are kept, and what embedded them."""
+"""``nvembed-index.json``: where the passages of an index are stored, and which model embedded them."""
 
-import json
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from nvembed.embed.folder import INDEX
 from nvembed.errors import DataError
-from nvembed.files import atomic_path
-from nvembed.search.where import Kind
+from nvembed.files import Schema, read_json, write_json
+from nvembed.search.fields import Kind
 
-FORMAT = 1
 RECORD = "nvembed-index.json"  # a name that no corpus has by chance
 
-StoreName = Literal["lance", "qdrant", "postgres"]
+StoreName = Literal["lance", "postgres"]
+Size = Annotated[int, Field(ge=1, le=1 << 20)]
 
 
-@dataclass(frozen=True)
-class Record:
-    """What ``nvembed-index.json`` says.
+class IndexRecord(Schema):
+    """The content of ``nvembed-index.json``.
 
-    ``server``: a URL without a password, empty for LanceDB. ``name``: the table or collection. ``model``,
-    ``fingerprint``: what embedded the passages. ``query_prompt``: what stands before a query unless the user
-    says otherwise. ``fields``: what can be filtered on.
+    ``server``: a URL without a password, empty for LanceDB; it is shown, and never connected to unless the
+    user names it too. ``name``: the table. ``model``, ``fingerprint``: the model that embedded the
+    passages. ``query_prompt``: the default prompt of queries. ``language``: of the stemming of words.
+    ``fields``: what can be filtered on. ``changes``: how many times documents were added or deleted since
+    the index was built.
     """
 
+    format: Literal[2] = 2
     store: StoreName
     server: str
-    name: str
-    kind: str
+    name: Annotated[str, Field(pattern=r"^nvembed_[0-9a-f]{8}$")]
+    kind: Literal["auto", "exact", "rq"]
     model: str
     fingerprint: str
     passage_prompt: str
     query_prompt: str
-    max_length: int
-    dim: int
-    fields: dict[str, Kind] = field(default_factory=dict)
-    format: int = FORMAT
+    max_length: Size
+    dim: Size
+    language: str
+    fields: dict[str, Kind] = Field(default_factory=dict)
+    changes: Annotated[int, Field(ge=0)] = 0
 
 
 def is_index(path: str | Path) -> bool:
@@ -44,27 +47,25 @@ def is_index(path: str | Path) -> bool:
     return any((Path(path) / name / RECORD).is_file() for name in ("", INDEX))
 
 
-def read_record(path: Path) -> Record:
+def read_record(path: Path) -> IndexRecord:
     """Read a record.
 
     Raises:
-        DataError: it cannot be read, or is of another format.
+        DataError: it cannot be read, is damaged, or is of another version.
     """
+    folder = path.parent
+    corpus = f"{folder.parent}" if folder.name == INDEX else f"CORPUS --to {folder}"
+    return read_json(path, IndexRecord, cure=f"Build the index again: nvembed index {corpus}")
+
+
+def read_record_if_whole(path: Path) -> IndexRecord | None:
+    """Read a record, or return None if there is none or it is damaged."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if values.get("format") != FORMAT:
-            raise DataError(
-                f"{path} has format {values.get('format')!r}; expected {FORMAT}: build the index again"
-            )
-        return Record(**values)
-    except (OSError, ValueError, TypeError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path} cannot be read ({error}): build the index again") from error
+        return read_record(path)
+    except DataError:
+        return None
 
 
-def write_record(path: Path, record: Record) -> None:
+def write_record(path: Path, record: IndexRecord) -> None:
     """Write a record, whole or not at all."""
-    with atomic_path(path) as temporary:
-        text = json.dumps(asdict(record), indent=1, ensure_ascii=False)
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_json(path, record)

@@ -12,8 +12,9 @@ import numpy as np
 from nvembed.errors import InputError
 from nvembed.search.store import Row, Store
 from nvembed.search.where import Condition
-from nvembed.text.mark import Span, sentences, word_spans
-from nvembed.vectors.codec import rescore
+from nvembed.text.mark import sentences, word_spans
+from nvembed.text.words import Span, Words
+from nvembed.vectors.search import top_k
 
 Mode = Literal["hybrid", "vector", "text"]
 Mark = Literal["words", "sentence", "none"]
@@ -25,10 +26,10 @@ FUSED_DEPTH = 50
 
 @dataclass(frozen=True)
 class Hit:
-    """A passage that was found.
+    """A passage that answers a query.
 
-    ``score``: the cosine (vector), ``1 / rank`` (text), or the fused score (hybrid). ``ranks``: its place,
-    from 1, in the list of each mode that found it. ``marks``: the characters of ``text`` that met the query.
+    ``score``: the cosine (vector), ``1 / rank`` (text), or the fused score (hybrid). ``ranks``: its rank,
+    from 1, in the list of each mode that has it. ``marks``: the spans of ``text`` that match the query.
     """
 
     score: float
@@ -42,20 +43,31 @@ class Hit:
     marks: tuple[Span, ...] = ()
 
 
+@dataclass(frozen=True)
+class SearchResult:
+    """The hits of a query, best first. ``words_matched``: whether any passage has a word of the query.
+
+    It is None where words were not looked up (mode ``vector``).
+    """
+
+    hits: list[Hit]
+    words_matched: bool | None
+
+
 def retrieve(
     store: Store,
-    text: str,
+    words: Sequence[str],
     vector_D: np.ndarray | None,
     *,
     mode: Mode = "hybrid",
     top: int = 5,
     where: Sequence[Condition] = (),
-) -> list[Hit]:
-    """Return the ``top`` best passages for a query, best first, without marks; fewer where fewer match.
+) -> SearchResult:
+    """Return the ``top`` best passages for a query, without marks; fewer where fewer match.
 
     Args:
-        text: what is searched for by words.
-        vector_D: the query's unit vector, behind its prompt; not needed in mode ``text``.
+        words: the words to look up, as ``Words.query`` returns them.
+        vector_D: the query's unit vector, with its prompt; not needed in mode ``text``.
         where: conditions that every hit fulfils; see ``parse_where``.
 
     Raises:
@@ -64,26 +76,25 @@ def retrieve(
     if top < 1:
         raise InputError(f"top is {top}; expected at least 1")
     if mode != "text" and vector_D is None:
-        raise InputError(f"mode {mode!r} needs the query's vector; mode 'text' does without")
+        raise InputError(f"mode {mode!r} needs the query's vector; mode 'text' does not")
     depth = max(top, FUSED_DEPTH) if mode == "hybrid" else top
     lists: dict[str, list[tuple[Row, float]]] = {}
     if mode != "text" and vector_D is not None:
         lists["vector"] = _nearest(store, vector_D, depth, where)
     if mode != "vector":
-        rows = store.matching(text, depth, where)
+        rows = store.matching(words, depth, where) if words else []
         lists["text"] = [(row, 1 / rank) for rank, row in enumerate(rows, start=1)]
     ranks: dict[str, dict[str, int]] = {}
-    for name, found in lists.items():
-        for rank, (row, _) in enumerate(found, start=1):
+    for name, ranked in lists.items():
+        for rank, (row, _) in enumerate(ranked, start=1):
             ranks.setdefault(row.id, {})[name] = rank
-    rows_by_id = {row.id: (row, score) for found in lists.values() for row, score in found}
+    rows_by_id = {row.id: (row, score) for ranked in lists.values() for row, score in ranked}
     hits = []
     for id_, its_ranks in ranks.items():
         row, score = rows_by_id[id_]
         hits.append(Hit(fused(its_ranks.values()) if mode == "hybrid" else score, its_ranks, *row))
-    return sorted(hits, key=lambda hit: -hit.score)[
-        :top
-    ]  # stable: of equal ones the vector list's come first
+    hits.sort(key=lambda hit: -hit.score)  # stable: of equal ones the vector list's come first
+    return SearchResult(hits[:top], bool(lists["text"]) if "text" in lists else None)
 
 
 def fused(ranks: Any) -> float:
@@ -91,16 +102,16 @@ def fused(ranks: Any) -> float:
     return float(sum(1 / (RRF_K + rank) for rank in ranks))
 
 
-def mark_words(hits: Sequence[Hit], query: str) -> list[Hit]:
+def mark_words(hits: Sequence[Hit], query: str, words: Words) -> list[Hit]:
     """Return the hits with the query's words marked."""
-    found = word_spans(query, [hit.text for hit in hits])
+    found = word_spans(query, [hit.text for hit in hits], words)
     return [replace(hit, marks=tuple(spans)) for hit, spans in zip(hits, found, strict=True)]
 
 
 def mark_sentences(
     hits: Sequence[Hit], vector_D: np.ndarray, encode: Callable[[list[str]], np.ndarray]
 ) -> list[Hit]:
-    """Return the hits with the sentence marked whose own vector is nearest to the query's.
+    """Return the hits with the sentence marked whose own vector is nearest to that of the query.
 
     Args:
         encode: texts -> float32 (n, D), as passages are embedded; called once with every sentence.
@@ -123,5 +134,5 @@ def _nearest(
     if not near.rows:
         return []
     order = sorted(range(len(near.rows)), key=lambda i: near.rows[i].id)  # equal scores come by id
-    scores, places = rescore(vector_D, near.vectors[order], np.asarray(order), count)
-    return [(near.rows[int(i)], float(score)) for score, i in zip(scores[0], places[0], strict=True)]
+    scores, places = top_k(np.asarray(vector_D)[None], [near.vectors[order]], count)
+    return [(near.rows[order[int(i)]], float(score)) for score, i in zip(scores[0], places[0], strict=True)]

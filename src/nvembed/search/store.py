@@ -1,4 +1,4 @@
-"""What a store of passages must do, whoever keeps them: LanceDB, Qdrant or PostgreSQL.
+"""What a store of passages must do: LanceDB or PostgreSQL.
 
 D numbers of a vector. A store finds candidates; ``retrieve`` scores them exactly, from their own vectors.
 """
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from nvembed.errors import DataError, NvembedError, OutputError
-from nvembed.search.where import Condition, Kind
+from nvembed.search.fields import Kind
+from nvembed.search.where import Condition
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,22 +41,26 @@ class Near:
 
 
 class Store(Protocol):
-    """One index's passages. ``put`` and ``delete`` are whole or not at all, and may be repeated."""
+    """The passages of one index. Searches may run on several threads at once.
 
-    def fill(self, batches: Iterator["pa.RecordBatch"], fields: dict[str, Kind]) -> None:
-        """Make the table from all the documents of a corpus; there is none before."""
+    A batch has the columns of an embedded corpus and ``words``: the passage's words, ready to be indexed,
+    separated by spaces. ``put`` and ``delete`` happen whole or not at all, and may be repeated.
+    """
+
+    def fill(self, batches: Iterator["pa.RecordBatch"], fields: dict[str, Kind]) -> list[str]:
+        """Make the table from all the documents of a corpus; there is none before. Return warnings."""
 
     def nearest(self, vector_D: np.ndarray, count: int, where: Sequence[Condition]) -> Near:
         """Return at least the ``count`` nearest passages that match, or all there are."""
 
-    def matching(self, query: str, count: int, where: Sequence[Condition]) -> list[Row]:
-        """Return up to ``count`` passages with words of the query that match, best first."""
+    def matching(self, words: Sequence[str], count: int, where: Sequence[Condition]) -> list[Row]:
+        """Return up to ``count`` passages with any of the words that match, best first."""
 
-    def put(self, batch: "pa.RecordBatch", fields: dict[str, Kind]) -> None:
-        """Add whole documents; one that is there already is replaced, all of it."""
+    def put(self, batch: "pa.RecordBatch", fields: dict[str, Kind]) -> list[str]:
+        """Add whole documents; a document that is there already is replaced, all of it. Return warnings."""
 
     def delete(self, documents: Sequence[str]) -> None:
-        """Remove documents; one that is not there is passed over."""
+        """Remove documents; unknown ones are ignored."""
 
     def known(self, documents: Sequence[str]) -> set[str]:
         """Return which of these documents are there."""
@@ -66,11 +71,14 @@ class Store(Protocol):
     def count(self) -> tuple[int, int]:
         """Return how many documents and passages there are."""
 
+    def ping(self) -> None:
+        """Raise DataError if the table cannot be reached."""
+
     def drop(self) -> None:
         """Remove everything this store keeps."""
 
     def close(self) -> None:
-        """Let go of files and connections."""
+        """Release files and connections."""
 
 
 @contextmanager
@@ -81,9 +89,9 @@ def errors_of(library: str, kinds: tuple[type[Exception], ...], *, writing: bool
     except NvembedError:
         raise
     except kinds as error:
-        said = f"{library} said: {str(error).strip()}"
+        message = f"{library}: {str(error).strip() or type(error).__name__}"
         if writing:
             raise OutputError(
-                f"{said}; the index is as it was before this step: run the command again"
+                f"{message}. The index is unchanged by this step; run the command again"
             ) from error
-        raise DataError(f"{said}; if the index was built again since, open it again") from error
+        raise DataError(message) from error

@@ -1,0 +1,159 @@
+"""Words of a text in any language: what search by words indexes, looks up and marks.
+
+A word is a run of letters, digits and marks; case, width and Latin accents are folded, and the endings of one
+language are removed. Chinese, Japanese, Korean, Thai, Lao, Khmer and Burmese text is indexed by single
+characters and by pairs of neighbours, and looked up by the pairs.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from functools import cache
+
+import Stemmer
+from bm25s import stopwords
+
+from nvembed.errors import InputError
+
+Span = tuple[int, int]  # characters [start, end) of the text
+NO_LANGUAGE = "none"
+LANGUAGES: tuple[str, ...] = (NO_LANGUAGE, *Stemmer.algorithms())
+MAX_WORDS = 1 << 16  # words whose stem is remembered
+
+_STOP_WORDS: dict[str, Sequence[str]] = {
+    "danish": stopwords.STOPWORDS_DANISH,
+    "dutch": stopwords.STOPWORDS_DUTCH,
+    "english": stopwords.STOPWORDS_EN,
+    "french": stopwords.STOPWORDS_FRENCH,
+    "german": stopwords.STOPWORDS_GERMAN,
+    "italian": stopwords.STOPWORDS_ITALIAN,
+    "norwegian": stopwords.STOPWORDS_NORWEGIAN,
+    "portuguese": stopwords.STOPWORDS_PORTUGUESE,
+    "russian": stopwords.STOPWORDS_RUSSIAN,
+    "spanish": stopwords.STOPWORDS_SPANISH,
+    "swedish": stopwords.STOPWORDS_SWEDISH,
+    "turkish": stopwords.STOPWORDS_TURKISH,
+}
+# The share of stop words in the words of a text that is written in one of these languages.
+MIN_STOP_WORDS = 0.1
+
+# Scripts that put no space between words; Korean does, but joins particles to them.
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3130-\u318f\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uff9f\U00020000-\U000323af"
+)
+_FOLDED_LETTERS = str.maketrans(
+    {"ø": "o", "ł": "l", "đ": "d", "æ": "ae", "œ": "oe", "\u0131": "i", "þ": "th", "ð": "d"}
+    | {"\u0451": "\u0435"}
+)
+
+
+class Words:
+    """The words of texts, folded and stemmed.
+
+    Args:
+        language: whose endings are removed, one of ``LANGUAGES``; ``none`` removes none.
+
+    Raises:
+        InputError: an unknown language.
+    """
+
+    def __init__(self, language: str = NO_LANGUAGE) -> None:
+        if language not in LANGUAGES:
+            raise InputError(f"unknown language {language!r}; expected one of {', '.join(LANGUAGES)}")
+        self.language = language
+        self._stemmer = None if language == NO_LANGUAGE else Stemmer.Stemmer(language)
+        self._stems: dict[str, str] = {}
+        self._stop_words = frozenset(self._stem(_fold(word)) for word in _STOP_WORDS.get(language, ()))
+
+    def __call__(self, text: str) -> list[str]:
+        """Return the words of a text in order, as they are indexed."""
+        return [word for _, word in self.located(text)]
+
+    def located(self, text: str) -> Iterator[tuple[Span, str]]:
+        """Yield each word with its place; the pairs of unspaced scripts overlap."""
+        for match in _pattern().finditer(text):
+            if match.lastgroup == "word":
+                yield match.span(), self._word(match.group())
+            else:
+                yield from _pairs(match.group(), match.start())
+
+    def query(self, text: str) -> list[str]:
+        """Return the distinct words to look up: without stop words, unless there are only stop words."""
+        found: dict[str, None] = {}
+        for match in _pattern().finditer(text):
+            if match.lastgroup == "word":
+                found[self._word(match.group())] = None
+            else:
+                pairs = [word for _, word in _pairs(match.group(), 0)]
+                longest = max(map(len, pairs), default=0)
+                found.update((word, None) for word in pairs if longest == 1 or len(word) > 1)
+        rare = [word for word in found if word not in self._stop_words]
+        return rare or list(found)
+
+    def _word(self, word: str) -> str:
+        stem = self._stems.get(word)
+        if stem is None:
+            stem = self._stem(_fold(word))
+            if len(self._stems) < MAX_WORDS:
+                self._stems[word] = stem
+        return stem
+
+    def _stem(self, word: str) -> str:
+        return word if self._stemmer is None else self._stemmer.stemWord(word) or word
+
+
+def detect_language(texts: Sequence[str]) -> str:
+    """Return the language whose stop words are most of the words, or ``none`` if no language's are."""
+    words = [match.group().casefold() for text in texts for match in _pattern().finditer(text)]
+    shares = {
+        language: sum(word in stop_words for word in words) / max(1, len(words))
+        for language, stop_words in ((name, frozenset(words)) for name, words in _STOP_WORDS.items())
+    }
+    best = max(shares, key=lambda language: shares[language])
+    return best if shares[best] >= MIN_STOP_WORDS else NO_LANGUAGE
+
+
+def _pairs(run: str, start: int) -> Iterator[tuple[Span, str]]:
+    """Yield the characters and the pairs of neighbours of a run of an unspaced script, marks removed."""
+    letters: list[tuple[int, str]] = []
+    for i, char in enumerate(run):
+        for part in unicodedata.normalize("NFKC", char).casefold():
+            category = unicodedata.category(part)[0]
+            if category in "LN":
+                letters.append((start + i, part))
+            elif category == "M" and letters:  # a voicing mark of its own; a tone mark is left out
+                composed = unicodedata.normalize("NFC", letters[-1][1] + part)
+                if len(composed) == 1:
+                    letters[-1] = (letters[-1][0], composed)
+    for i, (place, char) in enumerate(letters):
+        yield (place, place + 1), char
+        if i + 1 < len(letters):
+            yield (place, letters[i + 1][0] + 1), char + letters[i + 1][1]
+
+
+def _fold(word: str) -> str:
+    word = word.casefold()
+    if word.isascii():
+        return word
+    kept, base = [], "a"
+    for char in unicodedata.normalize("NFKD", word).casefold():
+        if unicodedata.combining(char):
+            if (
+                base < "\u0400" or "\u0590" <= base < "\u0900"
+            ):  # accents, and vowel marks of Hebrew and Arabic
+                continue
+        else:
+            base = char
+        kept.append(char)
+    folded = unicodedata.normalize("NFC", "".join(kept)).translate(_FOLDED_LETTERS)
+    return folded if folded.strip() else word
+
+
+@cache
+def _pattern() -> re.Pattern[str]:
+    """Runs of unspaced scripts, and words: letters and digits with the marks that ``\\w`` leaves out."""
+    marks = [chr(code) for code in range(0x300, 0x1F000) if unicodedata.category(chr(code)).startswith("M")]
+    other_marks = "".join(char for char in marks if not re.match(f"[{_UNSPACED}]", char))
+    letter = rf"[^\W_{_UNSPACED}]"
+    return re.compile(rf"(?P<unspaced>[{_UNSPACED}]++)|(?P<word>{letter}(?:{letter}|[{other_marks}])*+)")
