@@ -62,8 +62,10 @@ class TestBodies:
             parse_body(json.dumps({"input": [text, text + '"', "\\\\", '\\"[']}).encode(), 4)["input"][0]
             == text
         )
-        with pytest.raises(RefusedError, match="lists and objects"):
+        with pytest.raises(RefusedError, match="lists, objects and fields"):
             parse_body(json.dumps({"input": text, "x": [[]] * 2000}).encode(), 4)
+        with pytest.raises(RefusedError, match="lists, objects and fields"):
+            parse_body(json.dumps({f"field {number}": "" for number in range(2000)}).encode(), 4)
 
     def test_a_prompt_is_counted_with_every_text(self, server: Server) -> None:
         body = {"input": ["a"] * 2048, "instruction": "e " * 50_000}

@@ -97,7 +97,8 @@ def _run(server: "Server") -> None:
     code = 0 if server.ended_by is None else 128 + server.ended_by
     native = [thread for thread in threading.enumerate() if thread.name.startswith(("load", "compute-"))]
     if native:  # still inside a library: the interpreter's own end would abort it
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()

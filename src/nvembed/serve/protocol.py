@@ -15,6 +15,7 @@ T = TypeVar("T")
 Filled = Annotated[list[T], Field(min_length=1, fail_fast=True)]
 TokenIds = Filled[Annotated[StrictInt, Field(ge=0, lt=2**32)]]
 Texts = StrictStr | TokenIds | Filled[StrictStr] | Filled[TokenIds]
+Name = Annotated[StrictStr, Field(max_length=1000)]
 Dimensions = Annotated[StrictInt, Field(ge=1)] | None
 B = TypeVar("B", bound="Body")
 
@@ -98,7 +99,7 @@ class OpenAIBody(Body):
     )
     truncation: StrictBool | None = Field(None, description="Voyage: true is truncate END, false is NONE.")
     instruction: StrictStr | None = Field(None, description="Ours: the sentence that describes the task.")
-    task: StrictStr | None = Field(None, description="Ours: a task with a known instruction, such as NQ.")
+    task: Name | None = Field(None, description="Ours: a task with a known instruction, such as NQ.")
 
     def request(self, suffix: Literal["query", "passage"] | None) -> EmbedRequest:
         """``suffix`` is the end of the model's name.
@@ -157,7 +158,7 @@ class CohereV1Body(Body):
     )
     output_dimension: Dimensions = None
     instruction: StrictStr | None = Field(None, description="Ours: the sentence that describes the task.")
-    task: StrictStr | None = Field(None, description="Ours: a task with a known instruction, such as NQ.")
+    task: Name | None = Field(None, description="Ours: a task with a known instruction, such as NQ.")
 
     def request(self) -> EmbedRequest:
         """Raises: RefusedError: 400, not exactly one of ``texts`` and ``inputs``."""
@@ -193,7 +194,7 @@ class TeiBody(Body):
         StrictBool | None, Field(description="Cut longer texts; without it they are refused.")
     ] = None
     truncation_direction: Annotated[Direction, Field(description="The end that is cut.")] = "Right"
-    prompt_name: StrictStr | None = None
+    prompt_name: Name | None = None
 
     def request_of(self, texts: list[str] | list[list[int]], param: str) -> EmbedRequest:
         left = self.truncation_direction.lower() == "left"
@@ -228,7 +229,7 @@ class TeiTokenizeBody(Body):
 
     inputs: StrictStr | Filled[StrictStr]
     add_special_tokens: StrictBool = True
-    prompt_name: StrictStr | None = None
+    prompt_name: Name | None = None
 
 
 class TeiPair(Body):

@@ -14,21 +14,23 @@ Kind = Literal["float", "base64", "int8", "uint8", "binary", "ubinary"]
 MAX_VALUES = 2**20  # in one body: the token ids of a request, at most
 MAX_DEPTH = 100  # of nested values in an answer
 _OUTSIDE = np.zeros(256, dtype=bool)
-_OUTSIDE[[ord(char) for char in "[{,"]] = True
+_OUTSIDE[[ord(char) for char in "[{:,"]] = True
 
 
 def parse_body(body: bytes, max_items: int) -> Any:
-    """Return the JSON of a body. Lists, objects and values are counted in the bytes first.
+    """Return the JSON of a body. Its structure is counted in the bytes first.
 
     Raises:
-        RefusedError: 400, not JSON; 413, more lists and objects than ``max_items`` texts need, or more values
-            than ``MAX_VALUES``.
+        RefusedError: 400, not JSON; 413, more lists, objects and fields than ``max_items`` texts need, or
+            more values than ``MAX_VALUES``.
     """
     if len(body) > max_items:  # a smaller one cannot hold more
         opened, values = _structure(body)
-        if opened > 4 * max_items + 1024:
-            message = f"the body has {opened:,} lists and objects, too many for max_items {max_items:,}"
-            raise RefusedError(413, "too_many_items", f"{message}: send it in parts")
+        if opened > 8 * max_items + 1024:
+            message = (
+                f"the body has {opened:,} lists, objects and fields: too many for max_items {max_items:,}"
+            )
+            raise RefusedError(413, "too_many_items", f"{message}, send it in parts")
         if values > MAX_VALUES:
             message = f"the body has {values:,} values and at most {MAX_VALUES:,} are read: send it in parts"
             raise RefusedError(413, "too_many_items", message)
@@ -41,7 +43,7 @@ def parse_body(body: bytes, max_items: int) -> Any:
 
 
 def _structure(body: bytes) -> tuple[int, int]:
-    """Count "[" and "{", and then also ",", outside of strings, in time linear in the body.
+    """Count "[", "{" and ":", and then also ",", outside of strings, in time linear in the body.
 
     numpy lets other threads run meanwhile, which a JSON parser does not.
     """
