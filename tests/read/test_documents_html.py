@@ -193,3 +193,23 @@ def test_xhtml_is_xml(tmp_path: Path) -> None:
         "<p>café <![CDATA[a<b]]><br/><a id='x'/>text</p><!-- <div/> --></body></html>"
     )
     assert read(tmp_path, source.encode("latin-1"), "xhtml").text == "café a<b\ntext"
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("a<sup>" * 20_000, 20_000),
+        ("<h1><div>x" * 4_000, 2 * 4_000),
+        ("<table><tr><td>x<td>" * 5_000, 5_000),
+        ("<p style='" + "; display" * 20_000 + "'>x", 1),
+        ("x<p>" + "<!--" * 50_000, 1),
+        ("<meta content='" + 'charset="' * 20_000 + "'>x", 1),
+        ("x" + "&nbsp;" * 50_000 + "y", 2),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["html", "xhtml"])
+def test_repetition_costs_no_more_than_its_length(
+    tmp_path: Path, suffix: str, source: str, words: int
+) -> None:
+    """Patterns and walks whose cost could grow with the square of the length."""
+    assert len(read(tmp_path, source, suffix).text.replace("^", " ").split()) == words

@@ -218,3 +218,14 @@ def test_a_stream_bomb_is_an_error_of_that_file(tmp_path: Path, monkeypatch: pyt
         read(tmp_path, bomb(7))
     monkeypatch.undo()
     assert read(tmp_path, pdf_file(words(40, 700, "next"))).text == "next\n"
+
+
+def test_narrow_cells_and_words_broken_again(tmp_path: Path) -> None:
+    narrow = "".join(words(40 + 22 * at, 700, str(at), size=12) for at in range(9))
+    assert read(tmp_path, pdf_file(narrow)).text.replace(" | ", " ") == "0 1 2 3 4 5 6 7 8\n"
+    thrice = lines(40, 700, ["the inter-", "na-", "tional", "judo"])
+    assert read(tmp_path, pdf_file(thrice)).text == "the international\njudo\n"
+    over = [lines(40, 700, ["a re-", "port.", "co-"]), lines(40, 700, ["operation", "end"])]
+    assert read(tmp_path, pdf_file(*over)).text == "a report.\ncooperation\nend\n"
+    long = "a" * 5_000
+    assert read(tmp_path, pdf_file(lines(40, 700, [long + "-", long, "end"]))).text == f"{long}{long}\nend\n"

@@ -394,15 +394,19 @@ def dehyphenate(pages: list[list[str]]) -> None:
     before: tuple[list[str], int] | None = None
     for lines in pages:
         for at, line in enumerate(lines):
+            place, number = lines, at
             if before is not None and line and " | " not in line:
-                place, number = before
                 words = words or _vocabulary(pages)
-                place[number], lines[at] = _rejoin(place[number], line, words)
-            text = lines[at]
+                earlier, last = before
+                earlier[last], lines[at] = _rejoin(earlier[last], line, words)
+                if not lines[at]:  # the line was a part of the word, which may go on
+                    place, number = before
+            text = place[number]
             if len(text) > 1 and text[-1] in _HYPHENS and text[-2].isalnum() and " | " not in text:
-                before = lines, at
+                before = place, number
             elif text:
                 before = None
+    for lines in pages:
         lines[:] = [line for line in lines if line]
 
 
@@ -416,7 +420,7 @@ def _rejoin(line: str, following: str, words: Counter[str]) -> tuple[str, str]:
         return line, following
     rest, _, remainder = following.partition(" ")
     head, tail = _WORD.match(line[-2::-1]), _WORD.match(rest)
-    if line[-1] == "\u00ad":
+    if line[-1] == "\u00ad" or (rest[-1] in _HYPHENS and not remainder):  # soft, or broken twice
         keep = False
     elif head is None or tail is None or tail[0][0].isupper():
         keep = True
