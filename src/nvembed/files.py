@@ -170,7 +170,9 @@ def claim(marker: Path, state: dict[str, Any]) -> None:
     if not marker.exists():
         write_json(marker, state)
         return
-    same_run(marker, json.loads(marker.read_text(encoding="utf-8")), json.loads(json.dumps(state)))
+    cure = "remove it if nothing that decides the result has changed, and run the command again"
+    stored = read_json(marker, dict[str, Any], cure=cure, error=OutputError)
+    same_run(marker, stored, json.loads(json.dumps(state)))
 
 
 def same_run(marker: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from conftest import TINY_A
 from nvembed.data.example import Example
 from nvembed.model.nv_embed import NVEmbed
 from nvembed.text.tokenize import TextTokenizer
-from nvembed.train.loop import Job
+from nvembed.train.loop import TrainingJob
 from nvembed.train.recipe import StageRecipe
 from nvembed.weights.checkpoint import load_model, open_checkpoint
 
@@ -120,7 +120,7 @@ def teach(texts: Sequence[tuple[str, str]]) -> np.ndarray:
     return np.asarray(counts / np.linalg.norm(counts, axis=1, keepdims=True))
 
 
-def job(folder: Path, settings: StageRecipe, **changes: Any) -> Job:
+def job(folder: Path, settings: StageRecipe, **changes: Any) -> TrainingJob:
     model, tokenizer = tiny()
     values = {
         "model": model,
@@ -131,7 +131,7 @@ def job(folder: Path, settings: StageRecipe, **changes: Any) -> Job:
         "identity": {"base": "tiny"},
         "teach": teach if settings.teacher else None,
     }
-    return Job(**{**values, **changes})
+    return TrainingJob(**{**values, **changes})
 
 
 def log_of(folder: Path) -> list[dict[str, float]]:

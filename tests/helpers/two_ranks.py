@@ -9,7 +9,7 @@ from typing import Any
 from training import TEACHER, job, recipe
 
 from nvembed.data.example import Example
-from nvembed.train.loop import Job, train
+from nvembed.train.loop import TrainingJob, train
 from nvembed.train.parallel import join
 from nvembed.train.recipe import StageRecipe
 
@@ -38,7 +38,7 @@ class KilledError(Exception):
     """Stands for a kill, without ending the processes."""
 
 
-def killed(made: Job) -> Job:
+def killed(made: TrainingJob) -> TrainingJob:
     """The job, on ranks that all fall over after step 3; the last state is that of step 2."""
 
     def examples(step: int, size: int) -> Sequence[Example]:

@@ -1,3 +1,4 @@
+import json
 import os
 import resource
 import signal
@@ -13,11 +14,11 @@ import torch
 from training import TEACHER, examples, job, log_of, recipe, teach
 
 from nvembed.data.example import Example
-from nvembed.errors import ConfigError, NumericsError, OutputError
+from nvembed.errors import ConfigError, DataError, NumericsError, NvembedError, OutputError
 from nvembed.train import checkpoint
 from nvembed.train.adapt import trained
-from nvembed.train.loop import Encode, Job, Outcome, train
-from nvembed.train.watch import Step
+from nvembed.train.log import StepRecord
+from nvembed.train.loop import Encode, TrainingJob, TrainingOutcome, train
 
 
 def state_of(folder: Path) -> dict[str, bytes]:
@@ -38,7 +39,7 @@ class Killed(BaseException):
 
 
 def killed_at(step: int) -> object:
-    def kill(record: Step) -> None:
+    def kill(record: StepRecord) -> None:
         if record.step == step:
             raise Killed
 
@@ -62,7 +63,7 @@ def test_a_killed_run_goes_on_exactly(
 ) -> None:
     settings = recipe(**changes)
 
-    def fresh(folder: Path) -> Job:
+    def fresh(folder: Path) -> TrainingJob:
         made = job(folder, settings, evaluate=score_of_norm)
         return replace(made, model=made.model.to(getattr(torch, settings.run.dtype)))
 
@@ -110,7 +111,7 @@ def test_the_loss_falls_and_every_adapter_weight_moves(tmp_path: Path) -> None:
     )
     made = job(tmp_path, settings)
     before = {name: value.detach().clone() for name, value in made.model.named_parameters()}
-    seen: list[Step] = []
+    seen: list[StepRecord] = []
     train(made, report=seen.append)
     assert np.mean([s.loss for s in seen[-5:]]) < 0.7 * np.mean([s.loss for s in seen[:5]])
     for name, value in made.model.named_parameters():
@@ -154,7 +155,7 @@ def test_every_lora_parameter_has_a_gradient_after_the_first_step(tmp_path: Path
     def watch(name: str, gradient: torch.Tensor) -> None:
         norms[name] = float(gradient.norm())
 
-    def hook(record: Step) -> None:
+    def hook(record: StepRecord) -> None:
         if record.step == 1:
             for name, value in trained(made.model).items():
                 value.register_hook(lambda gradient, name=name: watch(name, gradient))
@@ -192,7 +193,7 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
         train(job(tmp_path, recipe(optimizer={"steps": 4})))
     with pytest.raises(OutputError, match=r"is of a run with another base"):
         train(job(tmp_path, recipe(optimizer={"steps": 3}), identity={"base": "other"}))
-    seen: list[Step] = []
+    seen: list[StepRecord] = []
     changed = recipe(optimizer={"steps": 3}, run={"save_every": 9, "log_every": 5})
     assert train(job(tmp_path, changed), report=seen.append).progress.step == 3
     assert not seen, "a finished run takes no further step"
@@ -201,7 +202,7 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(tmp_path: Path) -> None:
     made = job(tmp_path, recipe())
 
-    def poison(record: Step) -> None:
+    def poison(record: StepRecord) -> None:
         if record.step == 3:
             with torch.no_grad():
                 made.model.embedding_model.norm.weight.fill_(float("nan"))
@@ -258,7 +259,7 @@ from nvembed.train.loop import train
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
-save_file, point, calls = checkpoint.save_file, checkpoint._point, []
+save_file, point, calls = checkpoint.save_file, checkpoint.point, []
 
 def half(values, path, metadata):
     save_file(values, path, metadata=metadata)
@@ -270,7 +271,7 @@ def half(values, path, metadata):
 if sys.argv[2] == "half a file":
     checkpoint.save_file = half
 else:  # the state is whole, the link still points to the one before
-    checkpoint._point = lambda link, target: die() if target.name.endswith("4") else point(link, target)
+    checkpoint.point = lambda folder, progress: die() if progress.step == 4 else point(folder, progress)
 train(job(Path(sys.argv[1]), recipe()))
 """
 
@@ -310,6 +311,7 @@ def test_sigkill_during_a_checkpoint_write(tmp_path: Path, moment: str, reached:
     assert last is not None
     assert last.name == f"step-{reached:08}"
     assert bool(list((tmp_path / "killed").glob(".step-*"))) == (moment == "half a file")  # to be tidied
+    assert (tmp_path / "killed" / "last").resolve().name == "step-00000002"
     for folder in (tmp_path / "killed", tmp_path / "whole"):
         subprocess.run(train_alone(folder), check=True, stdout=subprocess.DEVNULL)
     assert not list((tmp_path / "killed").glob(".step-*"))
@@ -330,18 +332,18 @@ def test_a_corrupt_state_is_named(tmp_path: Path) -> None:
     train(job(tmp_path, recipe()))
     path = tmp_path / "step-00000006" / "optimizer.safetensors"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"optimizer.safetensors is missing, truncated or corrupt"):
+    with pytest.raises(ValueError, match=r"optimizer.safetensors is damaged"):
         train(job(tmp_path, recipe()))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_end_it_saves_and_goes_on_later(tmp_path: Path, number: signal.Signals) -> None:
-    def ask(record: Step) -> None:
+    def ask(record: StepRecord) -> None:
         if record.step == 3:
             os.kill(os.getpid(), number)
 
     before = signal.getsignal(number)
-    outcome: Outcome = train(job(tmp_path / "run", recipe()), report=ask)
+    outcome: TrainingOutcome = train(job(tmp_path / "run", recipe()), report=ask)
     assert (outcome.stopped, outcome.progress.step) == (True, 3)
     assert signal.getsignal(number) is before
     assert (tmp_path / "run" / "last").resolve().name == "step-00000003"
@@ -378,3 +380,115 @@ def test_sigkill_at_any_moment(tmp_path: Path) -> None:
     assert log_of(tmp_path / "killed")[-1]["step"] == reached + 2
     assert log_of(tmp_path / "killed") == log_of(tmp_path / "whole")
     assert state_of(tmp_path / "killed") == state_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("step", [2, 6])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_in_a_step_that_evaluates(tmp_path: Path, step: int, number: signal.Signals) -> None:
+    """The evaluation is made up for at resume: log, links and states are those of an undisturbed run."""
+
+    def ask(record: StepRecord) -> None:
+        if record.step == step:
+            os.kill(os.getpid(), number)
+
+    settings = recipe(run={"save_every": 3})
+    for name, report in (("whole", lambda _: None), ("stopped", ask)):
+        folder = tmp_path / name
+        outcome = train(job(folder, settings, evaluate=score_of_norm), report=report)
+        if name == "stopped":
+            assert (outcome.signal, outcome.progress.step) == (number, step)
+            assert not any(each["kind"] == "scores" and each["step"] == step for each in log_of(folder))
+            outcome = train(job(folder, settings, evaluate=score_of_norm))
+        assert outcome.signal is None
+        assert outcome.progress.step == 6
+    assert log_of(tmp_path / "stopped") == log_of(tmp_path / "whole")
+    assert state_of(tmp_path / "stopped") == state_of(tmp_path / "whole")
+    folders = [tmp_path / "stopped", tmp_path / "whole"]
+    names = [sorted(path.name for path in folder.glob("step-*")) for folder in folders]
+    assert names[0] == names[1]
+    for link in ("best", "last"):
+        assert len({(folder / link).resolve().name for folder in folders}) == 1
+
+
+@pytest.mark.parametrize("link", ["best", "last"])
+def test_links_are_made_again(tmp_path: Path, link: str) -> None:
+    outcome = train(job(tmp_path, recipe(), evaluate=score_of_norm))
+    target = (tmp_path / link).resolve()
+    (tmp_path / link).unlink()
+    (tmp_path / link).symlink_to("step-00000001")
+    assert train(job(tmp_path, recipe(), evaluate=score_of_norm)) == outcome
+    assert (tmp_path / link).resolve() == target
+
+
+def test_damaged_states_are_refused(tmp_path: Path) -> None:
+    """One flipped byte in any file, at its beginning, middle or end."""
+    train(job(tmp_path, recipe(), evaluate=score_of_norm))
+    last = (tmp_path / "last").resolve()
+    for path in sorted(last.iterdir()):
+        whole = path.read_bytes()
+        for place in (0, len(whole) // 2, len(whole) - 3):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+            with pytest.raises(NvembedError, match="remove .*step-00000006"):
+                train(job(tmp_path, recipe(), evaluate=score_of_norm))
+        path.write_bytes(whole)
+    for content in (b"", b"{", b"[]", b"null", b'{"step": "6"}', (last / "state.json").read_bytes()[:40]):
+        whole = (last / "state.json").read_bytes()
+        (last / "state.json").write_bytes(content)
+        with pytest.raises(NvembedError, match=r"(?s)state.json.*remove .*step-00000006"):
+            train(job(tmp_path, recipe(), evaluate=score_of_norm))
+        (last / "state.json").write_bytes(whole)
+    (last / "pooler.safetensors").unlink()
+    with pytest.raises(NvembedError, match=r"pooler.safetensors is missing"):
+        train(job(tmp_path, recipe(), evaluate=score_of_norm))
+    with pytest.raises(NvembedError, match=r"pooler.safetensors is missing"):
+        train(job(tmp_path / "two", recipe(), start=last))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3"])
+def test_damaged_settings_are_refused(tmp_path: Path, content: str) -> None:
+    train(job(tmp_path, recipe(optimizer={"steps": 3})))
+    (tmp_path / "settings.json").write_text(content)
+    with pytest.raises(OutputError, match=r"settings.json"):
+        train(job(tmp_path, recipe(optimizer={"steps": 3})))
+
+
+@pytest.mark.parametrize("line", ["3", "[]", "{}", '{"step": "x"}', "{", "\xff"])
+def test_an_odd_line_of_the_log_is_named(tmp_path: Path, line: str) -> None:
+    train(job(tmp_path, recipe(optimizer={"steps": 3})))
+    path = tmp_path / "log.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(line.encode("latin-1") + b"\n" + whole)
+    with pytest.raises(DataError, match=r"log.jsonl:1: expected a log record"):
+        train(job(tmp_path, recipe(optimizer={"steps": 3})))
+
+
+def test_a_run_of_an_earlier_version_is_resumed(tmp_path: Path) -> None:
+    """Its settings lack keys that recipes have now, and its state has no digests."""
+    train(job(tmp_path, recipe()))
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    for section, key in (("batch", "group"), ("optimizer", "offload"), ("adapter", "targets")):
+        del settings["recipe"][section][key]
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    state = tmp_path / "last" / "state.json"
+    state.write_text('{"step": 6, "best_step": null, "best_score": null}\n')
+    assert train(job(tmp_path, recipe())).progress.step == 6
+    with pytest.raises(OutputError, match=r"another recipe\.batch\.group"):
+        train(job(tmp_path, recipe(batch={"group": 3})))
+
+
+def test_states_can_be_read_by_whoever_may_read_new_files(tmp_path: Path) -> None:
+    train(job(tmp_path, recipe()))
+    (tmp_path / "plain").write_text("")
+    mode = (tmp_path / "plain").stat().st_mode
+    assert {path.stat().st_mode for path in (tmp_path / "last").iterdir()} == {mode}
+
+
+def test_the_plan_is_announced_before_the_first_step(tmp_path: Path) -> None:
+    events: list[str] = []
+    train(job(tmp_path, recipe()), announce=events.append, report=lambda record: events.append("step"))
+    assert events.count("step") == 6
+    for part in ("6 steps of 6 queries", "tokens a step", "parameters are trained (lora)", "memory: weights"):
+        assert part in events[0]
+    events.clear()
+    train(job(tmp_path, recipe()), announce=events.append)
+    assert not events, "a finished run has no plan"

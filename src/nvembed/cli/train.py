@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nvembed.cli.options import Count, Flag
 from nvembed.cli.screen import messages, say
 from nvembed.errors import ConfigError, InputError
 from nvembed.files import locked
@@ -18,10 +19,10 @@ from nvembed.recipe import nearest, read_recipe
 if TYPE_CHECKING:
     from nvembed.data.blend import Blend
     from nvembed.evaluate.tasks import Task
-    from nvembed.train.loop import Encode, Job, Outcome, Teach
+    from nvembed.train.log import StepRecord
+    from nvembed.train.loop import Encode, Teach, TrainingJob, TrainingOutcome
     from nvembed.train.parallel import Ranks
     from nvembed.train.recipe import StageRecipe
-    from nvembed.train.watch import Step
 
 
 def train(
@@ -32,60 +33,66 @@ def train(
     out: Path,
     start: Path | None = None,
     dev: list[Path] | None = None,
-    dev_passages: int = 1000,
+    instruction: list[str] | None = None,
+    dev_passages: Count = 1000,
     device: str | None = None,
-    sharded: bool = False,
-    tensorboard: bool = False,
+    sharded: Flag = False,
+    tensorboard: Flag = False,
     set: list[str] | None = None,
 ) -> int:
-    """Train one stage from a recipe; the same command goes on where it was stopped.
+    """Train one stage from a recipe.
 
-    OUT gets log.jsonl (every step), and step-N folders, the last and the best of them kept: each is an
-    adapter in peft's format with the pooler beside it, which `nvembed merge` turns into a checkpoint.
-    Ctrl-C and SIGTERM save first. On several GPUs, start it with torchrun.
+    Writes OUT/log.jsonl (every step) and OUT/step-N folders, of which the last and the best are kept. Each is
+    an adapter in peft's format with its pooler; `nvembed merge` makes a checkpoint of it. Ctrl-C and SIGTERM
+    save first. Run the same command again to resume. On several GPUs, start it with torchrun.
 
     Examples:
 
-        nvembed train recipes/small/stage1.toml --model base --data data/small --out runs/stage1
+        nvembed train recipes/tiny/stage1.toml --model base --data data \\
+            --out runs/stage1
 
-        nvembed train recipes/small/stage2.toml --model base --data data/small --out runs/stage2 \\
-            --start runs/stage1/best
+        nvembed train recipes/tiny/stage2.toml --model base --data data \\
+            --out runs/stage2 --start runs/stage1/best
 
-        torchrun --nproc-per-node 8 --no-python nvembed train recipes/nv_embed_v2/stage1.toml \\
-            --model untrained --data data/7b --out runs/7b-stage1 --sharded
+        torchrun --nproc-per-node 8 --no-python nvembed train \\
+            recipes/nv_embed_v2/stage1.toml --model untrained --data data/7b \\
+            --out runs/7b-stage1 --sharded
 
     Parameters
     ----------
     recipe
-        A stage's TOML file; its blend lies beside it.
+        A stage's TOML file, with its blend in the same folder.
     model
-        The checkpoint that is trained: a folder, or a hub id. `nvembed init` makes one.
+        Checkpoint to train: a folder, or a hub id. `nvembed init` makes one.
     data
-        The folder with the training files that `nvembed mine` made.
+        Folder with the training files that `nvembed mine` made.
     out
-        The run's folder.
+        Folder of the run.
     start
-        A state of an earlier stage (such as runs/stage1/best) whose adapter and pooler are trained further.
+        State of an earlier stage, such as runs/stage1/best, whose adapter and pooler are trained further.
     dev
-        Folders of evaluation tasks; their mean score is followed and decides which state is the best. Given
-        once for each.
+        Folder of an evaluation task. The mean score of all decides which state is the best. Repeat for
+        several.
+    instruction
+        NAME=INSTRUCTION of a task in --dev that has no known one. Repeat for several.
     dev_passages
-        A larger corpus of a retrieval task in --dev is cut to this many passages: all that are judged, and
-        others at random.
+        Passages kept of a larger retrieval corpus in --dev: all that are judged, and others at random.
     device
-        cpu or cuda; the best there is unless given.
+        cpu or cuda. Default: cuda where there is one.
     sharded
         Spread the weights over the GPUs (FSDP2) instead of holding all of them on each.
     tensorboard
         Write events for TensorBoard into OUT/tensorboard as well.
     set
-        Change one value of the recipe, as section.key=value. Given once for each.
+        Change one value of the recipe, as section.key=value. Repeat for several.
     """
     from nvembed.train.loop import train as run
     from nvembed.train.parallel import join
     from nvembed.train.recipe import StageRecipe
 
     stage = _changed(read_recipe(recipe, StageRecipe), set or [])
+    tasks = _tasks(dev or [], dev_passages)
+    evaluate = _evaluation(tasks, instruction or [])
     ranks, chosen = join(_device(device))
     if sharded and ranks.count == 1:
         raise InputError("--sharded needs several processes: start it with torchrun")
@@ -93,52 +100,63 @@ def train(
         blend = _blend(stage, recipe, data, check=ranks.first and not (out / "log.jsonl").exists())
         try:
             job = _job(stage, model, blend, chosen, sharded)
-            tasks = {path.resolve().name: _task(path, dev_passages) for path in dev or []}
-            identity = {**job.identity, "dev": sorted(tasks), "dev_passages": dev_passages}
-            evaluate = _evaluation(tasks) if tasks else None
+            identity = {
+                **job.identity,
+                "dev": sorted(tasks),
+                "dev_revisions": {name: tasks[name].revision for name in sorted(tasks)},
+                "dev_passages": dev_passages,
+            }
+            if instruction:
+                identity["dev_instructions"] = sorted(instruction)
             job = replace(job, folder=out, start=start, evaluate=evaluate, identity=identity)
-            outcome = run(job, ranks=ranks, sharded=sharded, report=_reporter(stage), tensorboard=tensorboard)
+            passes = stage.optimizer.steps * stage.batch.global_batch / len(blend)
+            outcome = run(
+                job,
+                ranks=ranks,
+                sharded=sharded,
+                report=_reporter(stage),
+                announce=lambda plan: say(f"{plan}\n{passes:.2f} passes over {len(blend):,} examples"),
+                tensorboard=tensorboard,
+            )
         finally:
             blend.close()
             ranks.stop()
     return _end(outcome, out, ranks)
 
 
-def _end(outcome: "Outcome", out: Path, ranks: "Ranks") -> int:
+def _end(outcome: "TrainingOutcome", out: Path, ranks: "Ranks") -> int:
     progress = outcome.progress
     if ranks.first and outcome.stopped:
-        say(f"stopped after step {progress.step:,}, saved: the same command goes on from there")
+        say(f"stopped after step {progress.step:,} and saved: run the same command again to resume")
     elif ranks.first:
-        best = (
-            ""
-            if progress.best_score is None
-            else (f"; best: step {progress.best_step:,}, score {progress.best_score:.4f}")
-        )
+        best = ""
+        if progress.best_score is not None:
+            best = f"; best: step {progress.best_step:,}, score {progress.best_score:.4f}"
         print(f"{out / 'last'}: {progress.step:,} steps{best}")
-    return 130 if outcome.stopped else 0
+    return 0 if outcome.signal is None else 128 + outcome.signal
 
 
 def _changed(stage: "StageRecipe", changes: list[str]) -> "StageRecipe":
     """Return the recipe with ``section.key=value`` changes; values are TOML, or plain words."""
     from pydantic import ValidationError
 
-    told = stage.model_dump(mode="json")
+    table = stage.model_dump(mode="json")
     for change in changes:
         path, _, text = change.partition("=")
         section, _, key = path.strip().partition(".")
-        if text and section in told and told[section] is None:
-            raise ConfigError(f"--set {change!r}: the recipe has no [{section}]: write one into its file")
-        if not text or not isinstance(told.get(section), dict):
+        if text and section in table and table[section] is None:
+            raise ConfigError(f"--set {change!r}: the recipe has no [{section}]: add the section to its file")
+        if not text or not isinstance(table.get(section), dict):
             raise InputError(f"--set {change!r}: expected section.key=value, such as loss.temperature=0.05")
         known = type(getattr(stage, section)).model_fields
         if key not in known:
             raise ConfigError(f"--set {change!r}: no key {key!r} in [{section}]; {nearest(key, known)}")
         try:
-            told[section][key] = tomllib.loads(f"value = {text}")["value"]
+            table[section][key] = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
-            told[section][key] = text.strip()
+            table[section][key] = text.strip()
     try:
-        return type(stage).model_validate(told, strict=False)
+        return type(stage).model_validate(table, strict=False)
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors()]
         raise ConfigError("--set: " + "; ".join(faults)) from error
@@ -151,7 +169,7 @@ def _device(device: str | None) -> str:
 
 
 def _blend(stage: "StageRecipe", recipe: Path, data: Path, *, check: bool) -> "Blend":
-    """Open the stage's training files; ``check`` reads every record first, so that no fault waits inside."""
+    """Open the stage's training files; ``check`` reads every record first, so that no fault comes later."""
     from nvembed.data.blend import Blend
     from nvembed.data.sources import BlendRecipe
 
@@ -168,10 +186,10 @@ def _blend(stage: "StageRecipe", recipe: Path, data: Path, *, check: bool) -> "B
     return blend
 
 
-def _job(stage: "StageRecipe", model: str, blend: "Blend", device: Any, sharded: bool) -> "Job":
+def _job(stage: "StageRecipe", model: str, blend: "Blend", device: Any, sharded: bool) -> "TrainingJob":
     import torch
 
-    from nvembed.train.loop import Job
+    from nvembed.train.loop import TrainingJob
     from nvembed.weights.checkpoint import fingerprint, load_model, load_tokenizer, open_checkpoint
     from nvembed.weights.hub import model_folder
 
@@ -199,7 +217,7 @@ def _job(stage: "StageRecipe", model: str, blend: "Blend", device: Any, sharded:
     teach = None
     if stage.teacher is not None:
         teach, identity["teacher"] = _teacher(stage, device)
-    return Job(
+    return TrainingJob(
         model=load_model(checkpoint, device=device, dtype=dtype, fold=False),
         tokenizer=load_tokenizer(checkpoint),
         recipe=stage,
@@ -237,8 +255,23 @@ def _teacher(stage: "StageRecipe", device: Any) -> tuple["Teach", str]:
     return teach, name
 
 
+def _tasks(folders: Sequence[Path], passages: int) -> dict[str, "Task"]:
+    """Read the development tasks, by name.
+
+    Raises:
+        InputError: two tasks of one name, whose scores could not be told apart.
+    """
+    tasks: dict[str, Task] = {}
+    for folder in folders:
+        task = _task(folder, passages)
+        if task.name in tasks:
+            raise InputError(f"--dev {folder}: a second task named {task.name!r}; rename one of the folders")
+        tasks[task.name] = task
+    return tasks
+
+
 def _task(path: Path, passages: int) -> "Task":
-    """Read a development task; of a large corpus, keep what is judged and fill up at random."""
+    """Read a development task; of a large corpus, keep what is judged and others at random."""
     from nvembed.evaluate.tasks import Retrieval, load_task
 
     task = load_task(path)
@@ -255,14 +288,24 @@ def _task(path: Path, passages: int) -> "Task":
     return replace(task, data=replace(data, passage_ids=ids, passages=lambda: iter(texts)))
 
 
-def _evaluation(tasks: Mapping[str, "Task"]) -> Callable[["Encode"], dict[str, float]]:
-    """Return a function from ``encode`` to the main score of every task."""
+def _evaluation(
+    tasks: Mapping[str, "Task"], instructions: Sequence[str]
+) -> Callable[["Encode"], dict[str, float]] | None:
+    """Return a function from ``encode`` to the main score of every task; None without tasks."""
     from nvembed.evaluate.protocol import run_task
     from nvembed.evaluate.run import prompts_of
     from nvembed.evaluate.subject import Subject
 
+    own = dict(entry.split("=", 1) for entry in instructions if "=" in entry)
+    if len(own) != len(instructions):
+        raise InputError(f"--instruction {instructions}: expected NAME=INSTRUCTION, each task once")
+    for name in own:
+        if name not in tasks:
+            raise InputError(f"--instruction names {name!r}, which is not in --dev: {nearest(name, tasks)}")
+    if not tasks:
+        return None
     subject = Subject("training", fingerprint="training", instructions=True)
-    prompts = {name: prompts_of(subject, task, {}) for name, task in tasks.items()}
+    prompts = {name: prompts_of(subject, task, own) for name, task in tasks.items()}
 
     def evaluate(encode: "Encode") -> dict[str, float]:
         outcomes = {name: run_task(task, encode, prompts[name]) for name, task in tasks.items()}
@@ -273,12 +316,12 @@ def _evaluation(tasks: Mapping[str, "Task"]) -> Callable[["Encode"], dict[str, f
     return evaluate
 
 
-def _reporter(stage: "StageRecipe") -> Callable[["Step"], None]:
+def _reporter(stage: "StageRecipe") -> Callable[["StepRecord"], None]:
     """Return what shows a step: one line that is rewritten on a terminal, a line each log_every elsewhere."""
     steps, every = stage.optimizer.steps, stage.run.log_every
     live = sys.stderr.isatty()
 
-    def report(step: "Step") -> None:
+    def report(step: "StepRecord") -> None:
         if live:
             messages().print(step.line(steps), end="\r")
         elif step.step % every == 0 or step.step == steps:

@@ -6,51 +6,69 @@
     backbone.safetensors                             full fine-tuning: the trained backbone
     pooler.safetensors                               the pooler, under its released names
     optimizer.safetensors, or optimizer/ (sharded)   float32 masters and moments
-    state.json                                       step, and which step was best
+    state.json                                       step, scores, and a digest of every other file
 
-The data's order and all random states follow from the recipe's seed and the step, so the step is all there is
-to know about them.
+``FOLDER/last`` and ``FOLDER/best`` are links to such folders. The data's order and all random states follow
+from the recipe's seed and the step.
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nvembed.errors import ConfigError, OutputError, WeightsError
-from nvembed.files import atomic_path
+from nvembed.files import Schema, atomic_path, read_json, write_json
 from nvembed.train.adapt import lora_config, pooler_names, set_trained, stored_name, trained
 from nvembed.train.optim import Optimizer
 from nvembed.train.parallel import Ranks
 from nvembed.train.recipe import AdapterSection
 from nvembed.weights.adapter import ADAPTER_CONFIG, BACKBONE_PREFIX, PEFT_PREFIX
-from nvembed.weights.tensors import ADAPTER_TENSORS, BACKBONE_TENSORS, POOLER_TENSORS, read_json
+from nvembed.weights.tensors import ADAPTER_TENSORS, BACKBONE_TENSORS, POOLER_TENSORS
+from nvembed.weights.tensors import read_json as read_config
 
 OPTIMIZER = "optimizer.safetensors"
 SHARDED_OPTIMIZER = "optimizer"
 STATE = "state.json"
 
 
-@dataclass(frozen=True)
-class Progress:
+class TrainingProgress(Schema):
     """How far a run is: ``step`` steps are done; the best score on the development set so far."""
 
     step: int = 0
     best_step: int | None = None
     best_score: float | None = None
+    evaluated: bool = True
+    """False where the run was stopped before the evaluation that is due after this step."""
+
+
+class StateFile(Schema):
+    """``state.json``. States of earlier versions have no digests."""
+
+    step: int
+    best_step: int | None
+    best_score: float | None
+    evaluated: bool = True
+    digests: dict[str, str] = Field(default_factory=dict)
+    """File -> BLAKE2b digest; under ``state`` that of the progress itself."""
+
+    @property
+    def progress(self) -> TrainingProgress:
+        return TrainingProgress.model_validate(self.model_dump(exclude={"digests"}))
 
 
 def save(
     folder: Path,
     model: nn.Module,
     optimizer: Optimizer,
-    progress: Progress,
+    progress: TrainingProgress,
     *,
     adapter: AdapterSection,
     base: str,
@@ -77,36 +95,57 @@ def save(
                 parts.rename(work / SHARDED_OPTIMIZER)
             else:
                 _write_tensors(work / OPTIMIZER, optimizer.state())
-            (work / STATE).write_text(json.dumps(asdict(progress)) + "\n")
-        _point(folder / "last", target)
-        if progress.best_step == progress.step:
-            _point(folder / "best", target)
-        tidy(folder)
+            write_json(work / STATE, _state_file(progress, _digests(work)))
+            _same_modes(work)
+        point(folder, progress)
+        tidy(folder, progress)
     ranks.wait()
     return target
 
 
 def load(
     path: Path, model: nn.Module, optimizer: Optimizer, *, sharded: bool, device: torch.device
-) -> Progress:
-    """Take up the state that ``save`` wrote; every rank reads it.
+) -> TrainingProgress:
+    """Resume from the state that ``save`` wrote; every rank reads it.
 
     Raises:
         ConfigError: the state is of another recipe: other tensors, or another way of sharding.
-        WeightsError: a corrupt file.
+        WeightsError: a damaged file.
     """
+    state = read_state(path)
     set_trained(model, adapter_values(path))
     if sharded != (path / SHARDED_OPTIMIZER).is_dir():
         raise ConfigError(f"{path} was saved {'un' if sharded else ''}sharded: resume it as it was started")
     if sharded:
         from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
 
-        state = optimizer.empty_state()
-        load_sharded(state, checkpoint_id=path / SHARDED_OPTIMIZER)
+        values = optimizer.empty_state()
+        load_sharded(values, checkpoint_id=path / SHARDED_OPTIMIZER)
     else:
-        state = _read_tensors(path / OPTIMIZER, device)
-    optimizer.load_state(state)
-    return Progress(**json.loads((path / STATE).read_text()))
+        values = _read_tensors(path / OPTIMIZER, device)
+    try:
+        optimizer.load_state(values)
+    except (KeyError, RuntimeError) as error:
+        raise ConfigError(f"{path}: the optimizer's state does not fit the recipe ({error})") from error
+    return state.progress
+
+
+def read_state(path: Path) -> StateFile:
+    """Read ``state.json`` and compare the digests of a state's files.
+
+    Raises:
+        WeightsError: a file is missing or damaged.
+    """
+    cure = f"remove {path} to resume from an earlier state, or from the beginning"
+    state = read_json(path / STATE, StateFile, cure=cure, error=WeightsError)
+    digests = {**_digests(path), "state": _digest_of(state.progress)}
+    for name, digest in state.digests.items():
+        if digests.get(name) != digest:
+            damage = "damaged (its digest is not the recorded one)" if name in digests else "missing"
+            raise WeightsError(f"{path / (STATE if name == 'state' else name)} is {damage}: {cure}")
+    if path.name.startswith("step-") and path.resolve().name != f"step-{state.step:08}":
+        raise WeightsError(f"{path / STATE} is of step {state.step}: {cure}")
+    return state
 
 
 def start_from(path: Path, model: nn.Module, adapter: AdapterSection) -> None:
@@ -114,15 +153,17 @@ def start_from(path: Path, model: nn.Module, adapter: AdapterSection) -> None:
 
     Raises:
         ConfigError: none there, or of another adapter: other tensors, or an alpha that would scale it anew.
-        WeightsError: a corrupt file.
+        WeightsError: a damaged file.
     """
+    if (path / STATE).exists():
+        read_state(path)
     set_trained(model, adapter_values(path))
     if (path / ADAPTER_CONFIG).is_file():
-        alpha = read_json(path / ADAPTER_CONFIG).get("lora_alpha")
+        alpha = read_config(path / ADAPTER_CONFIG).get("lora_alpha")
         if alpha != adapter.alpha:
             raise ConfigError(
-                f"the recipe's adapter.alpha is {adapter.alpha}, that of {path} is {alpha}: another "
-                "would change what was trained; give the recipe the same"
+                f"the recipe's adapter.alpha is {adapter.alpha}, that of {path} is {alpha}, which would "
+                "rescale what was trained: use the same alpha"
             )
 
 
@@ -147,16 +188,62 @@ def latest(folder: Path) -> Path | None:
     return states[-1] if states else None
 
 
-def tidy(folder: Path) -> None:
+def record(folder: Path, progress: TrainingProgress) -> None:
+    """Write new progress into the state of its step, which is saved already."""
+    path = folder / f"step-{progress.step:08}"
+    write_json(path / STATE, _state_file(progress, _digests(path)))
+    point(folder, progress)
+
+
+def point(folder: Path, progress: TrainingProgress) -> None:
+    """Make the links ``last`` and ``best``, each in one move."""
+    for name, step in (("last", progress.step), ("best", progress.best_step)):
+        target = folder / f"step-{step:08}" if step is not None else None
+        if target is not None and target.is_dir():
+            temporary = folder / f".{name}.link"
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(target.name)
+            temporary.replace(folder / name)
+
+
+def tidy(folder: Path, progress: TrainingProgress) -> None:
     """Remove states that are neither the last nor the best, and what an interrupted write left."""
-    last = latest(folder)
-    keep = {last}
-    if last is not None:
-        best_step = json.loads((last / STATE).read_text())["best_step"]
-        keep.add(folder / f"step-{best_step:08}" if best_step is not None else last)
-    for path in [*folder.glob("step-*"), *folder.glob(".step-*")]:
-        if path not in keep:
-            shutil.rmtree(path, ignore_errors=True)
+    kept = {folder / f"step-{step:08}" for step in (progress.step, progress.best_step) if step is not None}
+    left = [path for path in folder.glob("step-*") if path not in kept]
+    for pattern in (".step-*", ".settings.json.*", ".log.jsonl.*"):
+        left += folder.glob(pattern)
+    for path in left:
+        shutil.rmtree(path, ignore_errors=True)
+    for name in (".last.link", ".best.link"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _state_file(progress: TrainingProgress, digests: dict[str, str]) -> StateFile:
+    return StateFile(**progress.model_dump(), digests={**digests, "state": _digest_of(progress)})
+
+
+def _digests(path: Path) -> dict[str, str]:
+    """Return the digest of every file of a state but ``state.json``."""
+    digests = {}
+    for file in sorted(path.rglob("*")):
+        if file.is_file() and file.name != STATE:
+            with file.open("rb") as handle:
+                digests[file.relative_to(path).as_posix()] = hashlib.file_digest(
+                    handle, "blake2b"
+                ).hexdigest()
+    return digests
+
+
+def _digest_of(progress: TrainingProgress) -> str:
+    return hashlib.blake2b(json.dumps(progress.model_dump()).encode(), digest_size=16).hexdigest()
+
+
+def _same_modes(work: Path) -> None:
+    """Give every file the mode of a plain new one: safetensors makes its files private."""
+    mode = (work / STATE).stat().st_mode
+    for file in work.rglob("*"):
+        if file.is_file():
+            file.chmod(mode)
 
 
 def _write(
@@ -198,14 +285,6 @@ def _save_sharded(parts: Path, optimizer: Optimizer, ranks: Ranks) -> None:
     ranks.wait()
 
 
-def _point(link: Path, target: Path) -> None:
-    """Make ``link`` a symbolic link to ``target``, in one move."""
-    temporary = link.with_name(f".{link.name}.link")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target.name)
-    temporary.replace(link)
-
-
 def _write_tensors(path: Path, values: Mapping[str, Tensor]) -> None:
     try:
         whole = {name: value.detach().cpu().contiguous() for name, value in values.items()}
@@ -218,4 +297,4 @@ def _read_tensors(path: Path, device: torch.device) -> dict[str, Tensor]:
     try:
         return load_file(path, device=str(device))
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is missing, truncated or corrupt ({error}): remove its folder") from error
+        raise WeightsError(f"{path} is missing or damaged ({error}): remove {path.parent}") from error

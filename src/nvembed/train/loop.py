@@ -1,4 +1,9 @@
-"""The training loop: one for both stages, one process or many.
+"""The training loop: one for both stages, one process or many. Read it from top to bottom.
+
+    adapt the model -> claim the folder -> resume        _Run.__init__
+    read a step's examples, ahead of it                  _Run.read
+    vectors, loss, gradients, update                     _Run.update
+    evaluate, save                                       _Run.evaluate, _Run.save
 
 Shapes: U distinct texts, D hidden size, E the teacher's dimensions.
 """
@@ -22,45 +27,40 @@ from torch import Tensor
 
 from nvembed.data.collate import collate
 from nvembed.data.example import Example
-from nvembed.errors import ConfigError, NumericsError
-from nvembed.files import claim
+from nvembed.errors import ConfigError, NumericsError, OutputError
+from nvembed.files import read_json, same_run, write_json
 from nvembed.model.nv_embed import NVEmbed
+from nvembed.recipe import Recipe
 from nvembed.text.tokenize import TextTokenizer, Tokens
 from nvembed.train import checkpoint
-from nvembed.train.adapt import (
-    adapt,
-    checkpoint_activations,
-    compile_layers,
-    frozen_layers,
-    trained,
-)
-from nvembed.train.checkpoint import Progress
+from nvembed.train.adapt import adapt, checkpoint_activations, compile_layers, frozen_layers, trained
+from nvembed.train.checkpoint import TrainingProgress
 from nvembed.train.grad_cache import backward, embed, kept_graphs
+from nvembed.train.log import StepRecord, TrainingLog
 from nvembed.train.loss import Guide, loss_and_gradient
 from nvembed.train.optim import Optimizer, learning_rate
 from nvembed.train.parallel import Ranks, shard
 from nvembed.train.recipe import StageRecipe
 from nvembed.train.step_batch import MicroBatch, StepBatch, micro_batches, step_batch, tokenise
-from nvembed.train.watch import Log, Step
 
 Encode = Callable[[Sequence[str], str], np.ndarray]
 Teach = Callable[[Sequence[tuple[str, str]]], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """What is trained, on what, how, and where it is kept.
 
     Attributes:
         model: plain (unfolded), on its device, in the recipe's dtype.
         examples: (step, size) -> that step's examples, as ``data.blend.Blend.batch``.
-        folder: gets the log and the states; a run that is there already goes on.
-        identity: what else decides the result (base, data): a run goes on only if it is the same.
+        folder: gets the log and the states; a run that is there already is resumed.
+        identity: what else decides the result (base, data): a run is resumed only if it is the same.
         evaluate: given ``encode``, returns scores on a development set; their mean chooses the best state.
         start: a state whose trained tensors are taken over; the optimizer starts anew (paper: Table 11).
         base: what the adapter's config names as its backbone.
-        teach: (prompt, text) pairs to the teacher's unit vectors (n, E) float32; given if the recipe
-            has a ``[teacher]``. Called from a thread that reads ahead.
+        teach: (prompt, text) pairs to the teacher's unit vectors (n, E) float32; needed if the recipe has a
+            ``[teacher]``. Called from a thread that reads ahead.
     """
 
     model: NVEmbed
@@ -76,157 +76,136 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    progress: Progress
-    stopped: bool  # by Ctrl-C or SIGTERM, before the last step
+class TrainingOutcome:
+    progress: TrainingProgress
+    signal: int | None = None
+    """The signal that stopped the run before its end: SIGINT (Ctrl-C) or SIGTERM."""
+
+    @property
+    def stopped(self) -> bool:
+        return self.signal is not None
 
 
 def train(
-    job: Job,
+    job: TrainingJob,
     *,
     ranks: Ranks = Ranks(),  # noqa: B008 (frozen)
     sharded: bool = False,
-    report: Callable[[Step], None] = lambda _: None,
+    report: Callable[[StepRecord], None] = lambda _: None,
+    announce: Callable[[str], None] = lambda _: None,
     tensorboard: bool = False,
-) -> Outcome:
-    """Train until the recipe's last step, or until the process is asked to end; then the state is saved.
+) -> TrainingOutcome:
+    """Train until the recipe's last step, or until Ctrl-C or SIGTERM; then the state is saved.
 
-    A run that is started again with the same job goes on from its last state, and its trajectory is that of
+    A run that is started again with the same job resumes from its last state, and its trajectory is that of
     an uninterrupted run.
 
     Args:
         sharded: spread the weights over the ranks (FSDP2).
         report: called after every step, on the first rank.
+        announce: called with the derived plan before the first step, on the first rank.
 
     Raises:
         OutputError: ``job.folder`` is of another run, or a state could not be written.
-        NumericsError: the loss or the gradient is not finite; the last saved state is left as it was.
+        NumericsError: the loss, the gradient or a score is not finite; the last saved state is untouched.
         ConfigError: offload and sharded; or see ``adapt`` and ``checkpoint.load``, also MissingExtraError.
     """
-    recipe, model, device = job.recipe, job.model, job.model.device
-    if sharded and recipe.optimizer.offload:
-        raise ConfigError("optimizer.offload is for weights that are whole on one GPU: not with --sharded")
-    adapt(model, recipe.adapter, seed=recipe.run.seed)
-    if job.start is not None:
-        checkpoint.start_from(job.start, model, recipe.adapter)
-    if ranks.first:  # only now: what is wrong with the recipe or the start leaves no claim behind
-        claim(job.folder / "settings.json", _decides(job, ranks))
-    ranks.wait()
-    if recipe.run.compile:
-        compile_layers(model)
-    if recipe.run.activation_checkpointing:
-        checkpoint_activations(model)
-    if sharded:
-        shard(model, device, getattr(torch, recipe.run.dtype))
-    model.train()
-    optimizer = Optimizer(trained(model), recipe.optimizer)
-    progress = Progress()
-    last = checkpoint.latest(job.folder)
-    if last is not None:
-        progress = checkpoint.load(last, model, optimizer, sharded=sharded, device=device)
-    if ranks.first:
-        checkpoint.tidy(job.folder)
-    stepper = _Stepper(job, optimizer, ranks, sharded)
-
-    def save() -> None:
-        checkpoint.save(
-            job.folder,
-            model,
-            optimizer,
-            progress,
-            adapter=recipe.adapter,
-            base=job.base,
-            ranks=ranks,
-            sharded=sharded,
-        )
-
-    began, first_step = time.monotonic(), progress.step
+    run = _Run(job, ranks, sharded)
+    steps, first = job.recipe.optimizer.steps, run.progress.step
     log_folder = job.folder if ranks.first else job.folder / f".rank-{ranks.rank}"
     with (
-        _asked_to_end() as asked,
+        _stop_signals() as stop,
         _short_turns(),
-        Log(log_folder, after=progress.step, tensorboard=tensorboard and ranks.first) as log,
+        TrainingLog(log_folder, after=first, tensorboard=tensorboard and ranks.first) as log,
         ThreadPoolExecutor(1, "tokenise") as ahead,
     ):
-        pending: Future[_Work] = ahead.submit(stepper.read, progress.step)
-        while progress.step < recipe.optimizer.steps:
-            number = progress.step
+        if not run.progress.evaluated and job.evaluate is not None:  # stopped just before it
+            run.evaluate(log)
+            run.record()
+        began = time.monotonic()
+        pending: Future[_Work] | None = ahead.submit(run.read, first) if first < steps else None
+        while pending is not None:
             work = pending.result()
-            if number + 1 < recipe.optimizer.steps:
-                pending = ahead.submit(stepper.read, number + 1)
+            if ranks.first and run.progress.step == first:
+                announce(run.plan(work))
+            pending = ahead.submit(run.read, work.step + 1) if work.step + 1 < steps else None
             started = time.monotonic()
-            try:
-                loss, norm, tokens = stepper.run(number, work)
-            except NumericsError as error:
-                raise NumericsError(f"step {number + 1}: {error}") from error
+            loss, norm, tokens = run.update(work)
             now = time.monotonic()
-            progress = replace(progress, step=number + 1)
-            pace = (now - began) / (progress.step - first_step)
-            record = Step(
-                step=progress.step,
+            record = StepRecord(
+                step=run.progress.step,
                 loss=loss,
                 grad_norm=norm,
-                learning_rate=learning_rate(number, recipe.optimizer.learning_rate, recipe.optimizer),
+                learning_rate=run.learning_rate(work.step),
                 tokens=tokens,
                 tokens_per_s=tokens / (now - started),
                 seconds=now - started,
-                remaining_s=pace * (recipe.optimizer.steps - progress.step),
+                remaining_s=(now - began) / (run.progress.step - first) * (steps - run.progress.step),
             )
             log.step(record)
             if ranks.first:
                 report(record)
-            done = progress.step == recipe.optimizer.steps
-            ending = bool(ranks.most(int(asked.is_set()), device))
-            if (
-                job.evaluate is not None
-                and (done or progress.step % recipe.run.evaluate_every == 0)
-                and not ending
-            ):
-                scores = job.evaluate(partial(encode, job, max_tokens=recipe.batch.micro_batch_tokens))
-                log.scores(progress.step, scores)
-                score = ranks.agreed(float(np.mean(list(scores.values()))), device)  # all save, or none
-                if progress.best_score is None or score > progress.best_score:
-                    progress = replace(progress, best_step=progress.step, best_score=score)
-            improved = progress.best_step == progress.step
-            if done or ending or improved or progress.step % recipe.run.save_every == 0:
-                save()
-            if ending and not done:
-                return Outcome(progress, stopped=True)
-    return Outcome(progress, stopped=False)
-
-
-def _decides(job: Job, ranks: Ranks) -> dict[str, Any]:
-    """Return all that a run's trajectory follows from: what may not change when it goes on."""
-    told = job.recipe.model_dump(exclude_none=True)
-    told["run"] = {key: value for key, value in told["run"].items() if not key.endswith("_every")}
-    return {"recipe": told, "ranks": ranks.count, "start": str(job.start), **job.identity}
+            number = ranks.most(stop.number, run.device)
+            if run.evaluation_due:
+                if number:
+                    run.progress = run.progress.model_copy(update={"evaluated": False})
+                else:
+                    run.evaluate(log)
+            if number or run.save_due:
+                run.save()
+            if number and (pending is not None or not run.progress.evaluated):
+                return TrainingOutcome(run.progress, signal=number)
+    return TrainingOutcome(run.progress)
 
 
 @dataclass(frozen=True)
 class _Work:
     """A step's batch as this rank sees it: the plan, and the tokens of its own texts."""
 
+    step: int  # from 0
     plan: StepBatch
     tokens: list[Tokens]
     spare: list[Tokens]  # one text, for ranks that must run as often as others
     taught: Tensor | None  # (own texts, E): the teacher's vectors
 
 
-class _Stepper:
-    """Everything one optimizer step needs."""
+class _Run:
+    """The model that is trained, its optimizer, and how far they are."""
 
-    def __init__(self, job: Job, optimizer: Optimizer, ranks: Ranks, sharded: bool) -> None:
-        self.job, self.optimizer, self.ranks, self.sharded = job, optimizer, ranks, sharded
-        frozen = 0 if sharded else frozen_layers(job.model, job.recipe.adapter)
-        self.embed = partial(embed, job.model, frozen_layers=frozen)
-        self.device = job.model.device
+    def __init__(self, job: TrainingJob, ranks: Ranks, sharded: bool) -> None:
+        recipe, model = job.recipe, job.model
+        if sharded and recipe.optimizer.offload:
+            raise ConfigError("optimizer.offload needs weights that are whole on one GPU: not with --sharded")
+        self.job, self.ranks, self.sharded, self.device = job, ranks, sharded, model.device
+        adapt(model, recipe.adapter, seed=recipe.run.seed)
+        if job.start is not None:
+            checkpoint.start_from(job.start, model, recipe.adapter)
+        if ranks.first:  # only now: what is wrong with the recipe or the start leaves no claim behind
+            _claim(job.folder / "settings.json", _settings(job, ranks))
+        ranks.wait()
+        if recipe.run.compile:
+            compile_layers(model)
+        if recipe.run.activation_checkpointing:
+            checkpoint_activations(model)
+        if sharded:
+            shard(model, self.device, getattr(torch, recipe.run.dtype))
+        model.train()
+        self.optimizer = Optimizer(trained(model), recipe.optimizer)
+        self.progress = TrainingProgress()
+        if (last := checkpoint.latest(job.folder)) is not None:
+            self.progress = checkpoint.load(last, model, self.optimizer, sharded=sharded, device=self.device)
+        ranks.wait()  # every rank has read before the first removes anything
+        if ranks.first:
+            checkpoint.point(job.folder, self.progress)
+            checkpoint.tidy(job.folder, self.progress)
+        frozen = 0 if sharded else frozen_layers(model, recipe.adapter)
+        self.embed = partial(embed, model, frozen_layers=frozen)
 
     def read(self, step: int) -> _Work:
         """Read, lay out and tokenise a step's examples, and ask the teacher. Does not touch the model."""
-        settings, recipe = self.job.recipe.batch, self.job.recipe
-        examples = self.job.examples(step, settings.global_batch)
+        recipe, settings = self.job.recipe, self.job.recipe.batch
         batch = collate(
-            examples,
+            self.job.examples(step, settings.global_batch),
             negatives=settings.hard_negatives,
             in_batch=settings.in_batch_negatives,
             alone=settings.alone,
@@ -238,68 +217,207 @@ class _Stepper:
         spare = [("", "a")]
         taught = None
         if recipe.teacher is not None:  # a rank without texts still has to know E
-            assert self.job.teach is not None, "a recipe with a teacher needs Job.teach"
+            assert self.job.teach is not None, "a recipe with a teacher needs TrainingJob.teach"
             taught = torch.from_numpy(self.job.teach(texts or spare))[: len(texts)]
-        return _Work(plan, tokens, tokenise(spare, self.job.tokenizer, recipe.model.max_tokens), taught)
+        spare_tokens = tokenise(spare, self.job.tokenizer, recipe.model.max_tokens)
+        return _Work(step, plan, tokens, spare_tokens, taught)
 
-    def run(self, step: int, work: _Work) -> tuple[float, float, int]:
+    def update(self, work: _Work) -> tuple[float, float, int]:
         """Take one step; return loss, gradient norm before clipping, and tokens of all ranks."""
-        recipe, ranks, plan = self.job.recipe, self.ranks, work.plan
-        pieces = micro_batches(work.tokens, recipe.batch.micro_batch_tokens, self.device)
-        if ranks.count > 1 or not pieces:
-            # Sharded layers are fetched from all ranks: all of them must run the same number of times.
-            count = ranks.most(max(1, len(pieces)), self.device) if self.sharded else max(1, len(pieces))
-            pieces += [_spare(work.spare, self.device) for _ in range(count - len(pieces))]
-        graph_tokens = recipe.batch.graph_tokens
-        if self.sharded:  # and in the same order: each keeps as many graphs as all can
-            kept = -ranks.most(-kept_graphs(pieces, graph_tokens), self.device)
-            graph_tokens = sum(piece.num_tokens for piece in pieces[:kept])
-        share, sizes = plan.shares[ranks.rank], [len(part) for part in plan.shares]
-        guide = None
-        if recipe.teacher is not None:
-            assert work.taught is not None
-            taught_UE = ranks.gather(work.taught.to(self.device), sizes)
-            distinct = plan.distinct.to(self.device)
-            guide = Guide(taught_UE, distinct, recipe.teacher.weight, recipe.teacher.temperature)
+        recipe = self.job.recipe
+        pieces, graph_tokens = self._pieces(work)
         loss = 0.0
 
         def gradient_of(own_UD: Tensor) -> Tensor:
             nonlocal loss
-            everyone = ranks.gather(own_UD, sizes)
-            loss, gradient = loss_and_gradient(
-                everyone,
-                query_rows=plan.query_rows.to(self.device),
-                passage_rows=plan.passage_rows.to(self.device),
-                positive_Q=plan.positive.to(self.device),
-                allowed_QC=plan.allowed.to(self.device),
-                temperature=recipe.loss.temperature,
-                guide=guide,
-            )
-            return gradient[share.start : share.stop]
+            loss, gradient = self._loss(work, own_UD)
+            return gradient
 
-        backward(
-            self.embed,
-            pieces,
-            gradient_of,
-            seed=(recipe.run.seed * 1_000_003 + step) * ranks.count + ranks.rank,
-            graph_tokens=graph_tokens,
-            done=self.optimizer.collect,
-        )
-        gradients = self.optimizer.gradients()
-        if not self.sharded:
-            ranks.sum(gradients)
-        norm = self.optimizer.step(step)
-        tokens = ranks.total(sum(len(item.input_ids) for item in work.tokens), self.device)
+        try:
+            backward(
+                self.embed,
+                pieces,
+                gradient_of,
+                seed=(recipe.run.seed * 1_000_003 + work.step) * self.ranks.count + self.ranks.rank,
+                graph_tokens=graph_tokens,
+                done=self.optimizer.collect,
+            )
+            gradients = self.optimizer.gradients()
+            if not self.sharded:
+                self.ranks.sum(gradients)
+            norm = self.optimizer.step(work.step)
+        except NumericsError as error:
+            raise NumericsError(f"step {work.step + 1}: {error}") from error
+        self.progress = self.progress.model_copy(update={"step": work.step + 1, "evaluated": True})
+        tokens = self.ranks.total(sum(len(item.input_ids) for item in work.tokens), self.device)
         return loss, norm, tokens
 
+    def _pieces(self, work: _Work) -> tuple[list[MicroBatch], int]:
+        """Return this rank's micro-batches, and the tokens whose activations are kept."""
+        batch, ranks = self.job.recipe.batch, self.ranks
+        pieces = micro_batches(work.tokens, batch.micro_batch_tokens, self.device)
+        if ranks.count > 1 or not pieces:
+            # Sharded layers are fetched from all ranks: all of them must run the same number of times.
+            count = ranks.most(max(1, len(pieces)), self.device) if self.sharded else max(1, len(pieces))
+            (spare,) = micro_batches(work.spare, 1, self.device)
+            pieces += [replace(spare, rows=spare.rows[:0]) for _ in range(count - len(pieces))]
+        if not self.sharded:
+            return pieces, batch.graph_tokens
+        # And in the same order: each keeps as many graphs as all can.
+        kept = -ranks.most(-kept_graphs(pieces, batch.graph_tokens), self.device)
+        return pieces, sum(piece.num_tokens for piece in pieces[:kept])
 
-def _spare(tokens: list[Tokens], device: torch.device) -> MicroBatch:
-    (batch,) = micro_batches(tokens, 1, device)
-    return replace(batch, rows=batch.rows[:0])
+    def _loss(self, work: _Work, own_UD: Tensor) -> tuple[float, Tensor]:
+        """Return the loss of all ranks' vectors, and its gradient with respect to this rank's."""
+        recipe, plan = self.job.recipe, work.plan
+        share, sizes = plan.shares[self.ranks.rank], [len(part) for part in plan.shares]
+        guide = None
+        if recipe.teacher is not None:
+            assert work.taught is not None
+            taught_UE = self.ranks.gather(work.taught.to(self.device), sizes)
+            distinct = plan.distinct.to(self.device)
+            guide = Guide(taught_UE, distinct, recipe.teacher.weight, recipe.teacher.temperature)
+        loss, gradient = loss_and_gradient(
+            self.ranks.gather(own_UD, sizes),
+            query_rows=plan.query_rows.to(self.device),
+            passage_rows=plan.passage_rows.to(self.device),
+            positive_Q=plan.positive.to(self.device),
+            allowed_QC=plan.allowed.to(self.device),
+            temperature=recipe.loss.temperature,
+            guide=guide,
+        )
+        return loss, gradient[share.start : share.stop]
+
+    def learning_rate(self, step: int) -> float:
+        settings = self.job.recipe.optimizer
+        return learning_rate(step, settings.learning_rate, settings)
+
+    @property
+    def evaluation_due(self) -> bool:
+        due = self._last or self.progress.step % self.job.recipe.run.evaluate_every == 0
+        return due and self.job.evaluate is not None
+
+    @property
+    def save_due(self) -> bool:
+        improved = self.progress.best_step == self.progress.step
+        return self._last or improved or self.progress.step % self.job.recipe.run.save_every == 0
+
+    @property
+    def _last(self) -> bool:
+        return self.progress.step == self.job.recipe.optimizer.steps
+
+    def evaluate(self, log: TrainingLog) -> None:
+        """Score the development set; all ranks agree on the score, so that all save or none does."""
+        assert self.job.evaluate is not None
+        limit = self.job.recipe.batch.micro_batch_tokens
+        scores = self.job.evaluate(partial(encode, self.job, max_tokens=limit))
+        log.scores(self.progress.step, scores)
+        score = self.ranks.agreed(float(np.mean(list(scores.values()))), self.device)
+        if not np.isfinite(score):
+            raise NumericsError(f"step {self.progress.step}: the development score is {score}")
+        changes: dict[str, Any] = {"evaluated": True}
+        if self.progress.best_score is None or score > self.progress.best_score:
+            changes |= {"best_step": self.progress.step, "best_score": score}
+        self.progress = self.progress.model_copy(update=changes)
+
+    def save(self) -> None:
+        checkpoint.save(
+            self.job.folder,
+            self.job.model,
+            self.optimizer,
+            self.progress,
+            adapter=self.job.recipe.adapter,
+            base=self.job.base,
+            ranks=self.ranks,
+            sharded=self.sharded,
+        )
+
+    def record(self) -> None:
+        """Write an evaluation that was made up for into the state it belongs to."""
+        if self.ranks.first:
+            checkpoint.record(self.job.folder, self.progress)
+        self.ranks.wait()
+
+    def plan(self, work: _Work) -> str:
+        """Return what the run is about to do, derived from the recipe, the model and the first step."""
+        recipe, model = self.job.recipe, self.job.model
+        texts = len(work.plan.texts)
+        tokens = sum(len(item.input_ids) for item in work.tokens)
+        own = sum(value.numel() for value in trained(model).values())
+        everything = sum(value.numel() for value in model.parameters())
+        start = f"from step {self.progress.step + 1:,} " if self.progress.step else ""
+        rank = f", {self.ranks.count} processes" if self.ranks.count > 1 else ""
+        return (
+            f"{recipe.optimizer.steps:,} steps {start}of {recipe.batch.global_batch:,} queries: about "
+            f"{texts:,} texts and {tokens * self.ranks.count:,} tokens a step\n"
+            f"{own:,} of {everything:,} parameters are trained ({recipe.adapter.kind}) in {recipe.run.dtype} "
+            f"on {self.device}{rank}\n"
+            f"memory: {_memory(model, recipe)}"
+        )
+
+
+def _memory(model: NVEmbed, recipe: StageRecipe) -> str:
+    """Estimate what a step needs: exact for weights and optimizer, rough for activations."""
+    weights = sum(value.numel() * value.element_size() for value in model.parameters())
+    # A gradient and two moments in float32, and a master where the weight is in half precision.
+    own = sum(
+        value.numel() * (12 if value.element_size() == 4 or not recipe.optimizer.master_weights else 16)
+        for value in trained(model).values()
+    )
+    config = model.config.backbone
+    # Inputs, projections and MLP of a layer; its input alone where the layer is computed again.
+    per_token = 8 * config.hidden_size + 3 * config.intermediate_size
+    if recipe.run.activation_checkpointing:
+        per_token = config.hidden_size + per_token // config.num_layers
+    item = 4 if recipe.run.dtype == "float32" else 2
+    kept = max(recipe.batch.micro_batch_tokens, recipe.batch.graph_tokens)
+    layers = config.num_layers - frozen_layers(model, recipe.adapter)
+    parts = {
+        "weights": weights,
+        "gradients and optimizer": own,
+        f"activations of {kept:,} tokens, at most about": kept * per_token * layers * item,
+    }
+    return ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in parts.items())
+
+
+def _settings(job: TrainingJob, ranks: Ranks) -> dict[str, Any]:
+    """Return all that a run's trajectory follows from: what may not change when it is resumed."""
+    recipe = job.recipe.model_dump(mode="json", exclude_none=True)
+    recipe["run"] = {key: value for key, value in recipe["run"].items() if not key.endswith("_every")}
+    return {"recipe": recipe, "ranks": ranks.count, "start": str(job.start), **job.identity}
+
+
+def _claim(marker: Path, settings: dict[str, Any]) -> None:
+    """Write the run's settings, or check that the folder's run has the same.
+
+    Keys that a recipe did not have when the run began count as their defaults.
+    """
+    if not marker.exists():
+        write_json(marker, settings)
+        return
+    cure = "remove the file if the recipe, the data and the model are unchanged, and run the command again"
+    stored = read_json(marker, dict[str, Any], cure=cure, error=OutputError)
+    sections = stored.get("recipe")
+    for name, section in sections.items() if isinstance(sections, dict) else ():
+        info = StageRecipe.model_fields.get(name)
+        kind = info.annotation if info else None
+        if isinstance(section, dict) and isinstance(kind, type) and issubclass(kind, Recipe):
+            for key, value in _defaults(kind).items():
+                if key in settings["recipe"].get(name, {}):
+                    section.setdefault(key, value)
+    if "dev" in stored:  # earlier versions recorded names alone
+        stored.setdefault("dev_revisions", settings.get("dev_revisions"))
+    same_run(marker, stored, settings)
+
+
+def _defaults(section: type[Recipe]) -> dict[str, Any]:
+    fields = section.model_fields.items()
+    values = {key: field.get_default() for key, field in fields if not field.is_required()}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
 @torch.no_grad()
-def encode(job: Job, texts: Sequence[str], prompt: str, *, max_tokens: int) -> np.ndarray:
+def encode(job: TrainingJob, texts: Sequence[str], prompt: str, *, max_tokens: int) -> np.ndarray:
     """Return the unit vectors (n, D) float32 of texts, with the model as it is, without dropout."""
     model = job.model
     vectors = np.empty((len(texts), model.config.backbone.hidden_size), dtype=np.float32)
@@ -313,9 +431,9 @@ def encode(job: Job, texts: Sequence[str], prompt: str, *, max_tokens: int) -> n
 
 @contextmanager
 def _short_turns() -> Iterator[None]:
-    """Let threads take turns every 0.1 ms: each operator lets go of the interpreter, and would wait 5 ms.
+    """Let threads take turns every 0.1 ms: each operator releases the interpreter, and would wait 5 ms.
 
-    The reader of the next step's texts else holds up the launch of a GPU's kernels (docs/log.md).
+    Otherwise the reader of the next step's texts delays the launch of a GPU's kernels (docs/log.md).
     """
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-4)
@@ -325,23 +443,28 @@ def _short_turns() -> Iterator[None]:
         sys.setswitchinterval(before)
 
 
+@dataclass
+class _Stop:
+    number: int = 0  # of the signal; 0 while there was none
+
+
 @contextmanager
-def _asked_to_end() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C or SIGTERM into a flag; a second one ends at once. Main thread only."""
-    asked = threading.Event()
+def _stop_signals() -> Iterator[_Stop]:
+    """Remember the first Ctrl-C or SIGTERM; a second one ends the process at once. Main thread only."""
+    stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield stop
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        asked.set()
+        stop.number = number
         signal.signal(number, before[signal.Signals(number)])
 
     for number in before:
         signal.signal(number, handle)
     try:
-        yield asked
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

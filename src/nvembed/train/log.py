@@ -1,4 +1,4 @@
-"""What a run tells: a JSONL log always, TensorBoard where it is wanted, a line for the eye."""
+"""A run's records: ``log.jsonl`` always, TensorBoard's events if asked for, and a line to show."""
 
 import json
 from collections.abc import Mapping
@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
-from nvembed.errors import OutputError, needs_extra
+from nvembed.errors import DataError, OutputError, needs_extra
 from nvembed.files import atomic_path
 
 
 @dataclass(frozen=True)
-class Step:
+class StepRecord:
     """One finished step, counted from 1."""
 
     step: int
@@ -33,10 +33,13 @@ class Step:
         )
 
 
-class Log:
-    """A run's records: ``log.jsonl``, and TensorBoard's events beside it if asked for.
+class TrainingLog:
+    """``log.jsonl``, and TensorBoard's events beside it if asked for.
 
     Opened at step ``after``, it first drops what an earlier, killed run logged beyond it.
+
+    Raises:
+        DataError: a line of ``log.jsonl`` that is not a record, other than a last one cut in two.
     """
 
     def __init__(self, folder: Path, *, after: int, tensorboard: bool = False) -> None:
@@ -50,11 +53,11 @@ class Log:
                 from torch.utils.tensorboard import SummaryWriter
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=after + 1)
 
-    def step(self, record: Step) -> None:
+    def step(self, record: StepRecord) -> None:
         self._write({"kind": "step", **asdict(record)})
 
     def scores(self, step: int, scores: Mapping[str, float]) -> None:
-        """Record what the development set said after ``step``."""
+        """Record the scores on the development set after ``step``."""
         self._write({"kind": "scores", "step": step, **scores})
 
     def _write(self, record: dict[str, object]) -> None:
@@ -65,20 +68,20 @@ class Log:
             reason = error.strerror or str(error)
             raise OutputError(
                 f"could not write {self.path}: {reason}; the last saved state is untouched: make room, and "
-                "give the same command again"
+                "run the same command again"
             ) from error
         if self._board is not None:
             for name, value in record.items():
                 if name not in ("kind", "step") and isinstance(value, int | float):
                     self._board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
 
-    def __enter__(self) -> "Log":
+    def __enter__(self) -> "TrainingLog":
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with suppress(OSError):  # every record was flushed; one that could not be has been told of
+        with suppress(OSError):  # every record was flushed; one that could not be was reported
             self._file.close()
         if self._board is not None:
             self._board.close()
@@ -88,13 +91,22 @@ def _keep_until(path: Path, step: int) -> None:
     """Drop records of later steps, and a last line that a kill cut in two."""
     if not path.exists():
         return
+    lines = path.read_bytes().split(b"\n")
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if record["step"] <= step:
-            kept.append(line + "\n")
+    for number, line in enumerate(lines, start=1):
+        if (logged := _step_of(line)) is not None:
+            if logged <= step:
+                kept.append(line + b"\n")
+        elif line.strip() and number < len(lines):  # a whole line has a line end behind it
+            raise DataError(f"{path}:{number}: expected a log record, got {line[:60]!r}: remove the line")
     with atomic_path(path) as temporary:
-        temporary.write_text("".join(kept), encoding="utf-8")
+        temporary.write_bytes(b"".join(kept))
+
+
+def _step_of(line: bytes) -> int | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = record.get("step") if isinstance(record, dict) else None
+    return step if isinstance(step, int) else None
