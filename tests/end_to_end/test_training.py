@@ -2,8 +2,12 @@
 
 import json
 import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +19,22 @@ from tiny_recipe import ANIMALS, tiny_recipe
 from conftest import ROOT
 from nvembed.cli.main import main
 from nvembed.encoder import Encoder
+from nvembed.train.log import StepRecord
+
+
+def reproduce(
+    folder: Path, arguments: list[str], variables: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Run the script in a folder, with this checkout's ``nvembed``."""
+    command = folder / "bin" / "nvembed"
+    command.parent.mkdir(exist_ok=True)
+    command.write_text(
+        f'#!/bin/sh\nexec {sys.executable} -c "from nvembed.cli.main import main; main()" "$@"\n'
+    )
+    command.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{command.parent}:{os.environ['PATH']}", **variables}
+    script = ["bash", str(ROOT / "recipes" / "reproduce.sh"), *arguments]
+    return subprocess.run(script, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_reproduce_from_beginning_to_end(tmp_path: Path) -> None:
@@ -25,26 +45,10 @@ def test_reproduce_from_beginning_to_end(tmp_path: Path) -> None:
         file.write(taught)
     tiny_lm.folder(tmp_path / "lm", tiny_lm.sizes())
     make_retrieval(tmp_path / "tasks" / "SQuAD", passages=12, queries=4)
-    bin_folder = tmp_path / "bin"
-    bin_folder.mkdir()
-    (bin_folder / "nvembed").write_text(
-        f'#!/bin/sh\nexec {sys.executable} -c "from nvembed.cli.main import main; main()" "$@"\n'
-    )
-    (bin_folder / "nvembed").chmod(0o755)
-    environment = {
-        **os.environ,
-        "PATH": f"{bin_folder}:{os.environ['PATH']}",
-        "DATA": ".",
-        "BASE": "lm",
-        "DEV": "tasks/SQuAD",
-        "EVAL": "tasks",
-    }
+    variables = {"DATA": ".", "BASE": "lm", "DEV": "tasks/SQuAD", "EVAL": "tasks"}
 
     def run() -> subprocess.CompletedProcess[str]:
-        command = ["bash", str(ROOT / "recipes" / "reproduce.sh"), str(recipe), "work"]
-        return subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
+        return reproduce(tmp_path, [str(recipe), "work"], variables)
 
     (tmp_path / "work" / "stage1").mkdir(parents=True)
     (tmp_path / "work" / "stage1" / "settings.json").write_text("{}")
@@ -125,7 +129,7 @@ def test_a_teacher_that_cannot_teach_is_refused_before_the_first_step(
 
     monkeypatch.setattr(Encoder, "encode", ill)
     assert leave(command) == 1
-    assert "a teacher's vector is not finite" in capsys.readouterr().err
+    assert "vectors are not finite" in capsys.readouterr().err
     assert not list((tmp_path / "run").glob("step-*"))
     mined = tmp_path / "mined" / "animals.jsonl"
     mined.write_text(mined.read_text().replace("otter", "stoat"))
@@ -134,3 +138,98 @@ def test_a_teacher_that_cannot_teach_is_refused_before_the_first_step(
     stage.write_text(told)
     assert leave([*command, "--set", "teacher.weight=2"]) == 1
     assert "the recipe has no [teacher]" in " ".join(capsys.readouterr().err.split())
+
+
+def test_ones_own_pairs_with_ones_own_instruction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From a JSONL of pairs to vectors: init, mine, leaks, train (stopped and resumed), merge, encode."""
+    recipe = tiny_recipe(tmp_path)
+    instruction = "Given a question about an animal, retrieve where it lives"
+    (recipe / "blend.toml").write_text(
+        f'seed = 1\n[sets.animals]\nform = "pairs"\npath = "pairs.jsonl"\ninstruction = "{instruction}"\n'
+    )
+    tiny_lm.folder(tmp_path / "lm", tiny_lm.sizes())
+    for folder in ("a", "b"):
+        make_retrieval(tmp_path / folder / "helpdesk", passages=12, queries=4)
+    monkeypatch.chdir(tmp_path)
+    stage = str(recipe / "stage1.toml")
+    assert leave(["init", "lm", "base", "--recipe", stage]) == 0
+    assert leave(["mine", str(recipe), "--out", "mined"]) == 0
+    assert leave(["leaks", "mined", "--against", "a"]) == 0
+    row = json.loads((tmp_path / "mined" / "animals.jsonl").read_text().splitlines()[0])
+    assert row["instruction"] == instruction
+    command = ["train", stage, "--model", "base", "--data", "mined", "--out", "run", "--dev", "a/helpdesk"]
+    capsys.readouterr()
+    assert leave(command) == 1
+    assert "--instruction" in capsys.readouterr().err
+    assert leave([*command, "--dev", "b/helpdesk", "--instruction", f"helpdesk={instruction}"]) == 1
+    assert "second task named 'helpdesk'" in capsys.readouterr().err
+    assert leave([*command, "--instruction", f"help={instruction}"]) == 1
+    assert "not in --dev" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    command += ["--instruction", f"helpdesk={instruction}"]
+
+    def ask(_stage: object) -> Callable[[StepRecord], None]:
+        return lambda record: os.kill(os.getpid(), signal.SIGTERM) if record.step == 2 else None
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nvembed.cli.train._reporter", ask)
+        assert leave(command) == 143
+    assert "run the same command again" in capsys.readouterr().err
+    assert leave(command) == 0
+    message = capsys.readouterr().err
+    assert "4 steps from step 3 of 4 queries" in message
+    assert "passes over 12 examples" in message
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [(each["kind"], each["step"]) for each in log if each["kind"] == "scores"] == [
+        ("scores", 2),
+        ("scores", 4),
+    ]
+    qrels = tmp_path / "a" / "helpdesk" / "qrels" / "test.tsv"
+    qrels.write_text(qrels.read_text().rstrip().rsplit("\n", 1)[0] + "\n")
+    assert leave(command) == 1
+    assert "another dev_revisions" in " ".join(capsys.readouterr().err.split())
+    assert leave(["merge", "base", "run/best", "merged"]) == 0
+    (tmp_path / "in.txt").write_text("where does the otter live?\n")
+    assert leave(["encode", "merged", "in.txt", "out.npy", "--instruction", instruction]) == 0
+    assert np.load(tmp_path / "out.npy").shape == (1, 64)
+
+
+def test_the_tiny_recipe_with_its_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``recipes/tiny`` as it ships, with a random language model and two steps."""
+    recipe = ROOT / "recipes" / "tiny"
+    shutil.copytree(recipe, tmp_path / "tiny")
+    for stage in (1, 2):
+        path = tmp_path / "tiny" / f"stage{stage}.toml"
+        text = (
+            path.read_text()
+            .replace("num_layers = 4", "num_layers = 1")
+            .replace("max_tokens = 256", "max_tokens = 64")
+        )
+        text = text.replace("num_heads = 8", "num_heads = 2").replace("head_dim = 72", "head_dim = 32")
+        text = text.replace("global_batch = 16", "global_batch = 4").replace(
+            "warmup_steps = 4", "warmup_steps = 1"
+        )
+        path.write_text(re.sub(r"(?m)^(steps|save_every|evaluate_every) = \d+", r"\1 = 2", text))
+    tiny_lm.folder(tmp_path / "lm", tiny_lm.sizes())
+    done = reproduce(tmp_path, ["tiny", "work"], {"BASE": "lm"})
+    assert done.returncode == 0, done.stderr
+    examples = [
+        json.loads(line) for line in (tmp_path / "work" / "data1" / "xquad_en.jsonl").read_text().splitlines()
+    ]
+    assert len(examples) == 319
+    assert len(list((tmp_path / "work" / "results").glob("*/*/xquad_en.json"))) == 4
+    assert (
+        leave(
+            [
+                "leaks",
+                str(tmp_path / "work" / "data1"),
+                "--against",
+                str(recipe),
+                "--root",
+                str(recipe / "data"),
+            ]
+        )
+        == 0
+    )

@@ -428,7 +428,7 @@ def test_damaged_states_are_refused(tmp_path: Path) -> None:
         whole = path.read_bytes()
         for place in (0, len(whole) // 2, len(whole) - 3):
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-            with pytest.raises(NvembedError, match="remove .*step-00000006"):
+            with pytest.raises(NvembedError, match=r"remove .*step-00000006"):
                 train(job(tmp_path, recipe(), evaluate=score_of_norm))
         path.write_bytes(whole)
     for content in (b"", b"{", b"[]", b"null", b'{"step": "6"}', (last / "state.json").read_bytes()[:40]):

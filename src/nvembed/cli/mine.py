@@ -9,7 +9,7 @@ from nvembed.cli.teachers import fingerprint, open_teacher
 from nvembed.data.prepare import MiningRecipe, prepare
 from nvembed.data.rows import Numbered
 from nvembed.data.rule import Method, Teacher, check_rule
-from nvembed.data.sources import BlendRecipe, Source
+from nvembed.data.sources import BlendRecipe, TrainingSource
 from nvembed.data.tables import Places
 from nvembed.data.teacher import Encode, VectorBlocks, bm25_teacher, dense_teacher
 from nvembed.files import locked
@@ -112,7 +112,7 @@ class _Teachers:
         self._mining, self._compute, self._max_tokens = mining, compute, max_tokens
         self._loaded: tuple[Encode, str] | None = None
 
-    def make(self, passages: Numbered[str], source: Source, folder: Path) -> Teacher:
+    def make(self, passages: Numbered[str], source: TrainingSource, folder: Path) -> Teacher:
         """Return the teacher of one set; its vectors of the passages are kept in ``folder``."""
         depth = min(self._mining.rule.depth, len(passages))
         if self._mining.teacher == "bm25":

@@ -15,7 +15,7 @@ from nvembed.errors import InputError
 
 
 @dataclass(frozen=True)
-class Batch:
+class ExampleBatch:
     """Texts of one step, and what the loss may compare.
 
     Attributes:
@@ -37,7 +37,7 @@ class Batch:
 
 def collate(
     examples: Sequence[Example], *, negatives: int, in_batch: bool, alone: Collection[str] = ()
-) -> Batch:
+) -> ExampleBatch:
     """Lay out a batch: of each example the query, its first positive, and its first hard negatives.
 
     Another query's passage is masked as a false negative when it is one of the query's own positives by id or
@@ -76,7 +76,7 @@ def collate(
     own = np.arange(len(examples))[:, None] == np.array(owner)[None, :]
     shared = np.array([in_batch and example.task not in alone for example in examples])
     allowed = own | (shared[:, None] & ~_may_be_right(examples, identities))
-    return Batch(
+    return ExampleBatch(
         queries=tuple(example.query for example in examples),
         query_prompts=tuple(prompts(example)[0] for example in examples),
         passages=tuple(passages),

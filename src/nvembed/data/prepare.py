@@ -20,7 +20,7 @@ from nvembed.data.mine import Corpus, mine_set
 from nvembed.data.read import read_held_out, read_passages, read_source
 from nvembed.data.rows import Numbered, TextFile, is_changed, is_intact, sealed_path, text_key, write_rows
 from nvembed.data.rule import Rule, Teacher, check_rule
-from nvembed.data.sources import BlendRecipe, Source
+from nvembed.data.sources import BlendRecipe, TrainingSource
 from nvembed.data.tables import Places
 from nvembed.errors import DataError, OutputError
 from nvembed.files import claim
@@ -39,13 +39,13 @@ class MiningRecipe(Recipe):
 
 
 # (passages, source, folder for vectors) -> teacher
-MakeTeacher = Callable[[Numbered[str], Source, Path], Teacher]
+MakeTeacher = Callable[[Numbered[str], TrainingSource, Path], Teacher]
 
 
 def prepare(
     blend: BlendRecipe,
     mining: MiningRecipe,
-    sources: Mapping[str, Source],
+    sources: Mapping[str, TrainingSource],
     places: Places,
     *,
     out: Path,
@@ -91,7 +91,7 @@ def prepare(
 
 def _mine(
     chosen: Path,
-    source: Source,
+    source: TrainingSource,
     mining: MiningRecipe,
     places: Places,
     file: Path,
@@ -120,7 +120,9 @@ def _tidy(file: Path) -> None:
         file.with_name(name).unlink(missing_ok=True)
 
 
-def _settings(blend: BlendRecipe, source: Source, mining: MiningRecipe, teacher_name: str) -> dict[str, Any]:
+def _settings(
+    blend: BlendRecipe, source: TrainingSource, mining: MiningRecipe, teacher_name: str
+) -> dict[str, Any]:
     """Return all that decides what a set's file holds."""
     return {
         "source": source.model_dump(),
@@ -157,7 +159,7 @@ def choose(examples: Iterable[Example], count: int | None, *, seed: int) -> list
 
 def _choose_examples(
     path: Path,
-    source: Source,
+    source: TrainingSource,
     seed: int,
     held_out: Sequence[HeldOut],
     places: Places,
@@ -191,7 +193,7 @@ def _choose_examples(
     return path
 
 
-def _passages(source: Source, examples: Iterable[Example], path: Path, places: Places) -> TextFile:
+def _passages(source: TrainingSource, examples: Iterable[Example], path: Path, places: Places) -> TextFile:
     """Return the set's distinct passages, written to ``path`` first unless they are there."""
     if not is_intact(path):
         passages = read_passages(source, examples, places)

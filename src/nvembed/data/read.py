@@ -11,14 +11,18 @@ from nvembed.data.example import Example
 from nvembed.data.label import by_example, by_label, by_score
 from nvembed.data.leaks import TextRecord
 from nvembed.data.rows import text_key
-from nvembed.data.sources import COLUMNS, HeldOutSet, Source
+from nvembed.data.sources import COLUMNS, HeldOutSet, TrainingSource
 from nvembed.data.tables import Places, Rows, Table, open_table
 from nvembed.errors import DataError
 from nvembed.read.lines import Row
 
 
 def read_source(
-    source: Source, places: Places, *, seed: int, leaks: Callable[[TextRecord], bool] = lambda _: False
+    source: TrainingSource,
+    places: Places,
+    *,
+    seed: int,
+    leaks: Callable[[TextRecord], bool] = lambda _: False,
 ) -> Iterator[Example]:
     """Yield every example that ``source`` gives, not yet mined, in the order of its rows.
 
@@ -43,7 +47,7 @@ def read_source(
     return (replace(example, instruction=query, passage_instruction=passage) for example in examples)
 
 
-def read_passages(source: Source, examples: Iterable[Example], places: Places) -> Iterator[str]:
+def read_passages(source: TrainingSource, examples: Iterable[Example], places: Places) -> Iterator[str]:
     """Yield the passages from which negatives are mined, repetitions included.
 
     Of sources with a corpus that is all of it, of scored pairs every text, of others the positives and
@@ -60,7 +64,7 @@ def read_passages(source: Source, examples: Iterable[Example], places: Places) -
             yield from (*example.positives, *example.hard_negatives)
 
 
-def read_records(source: Source, places: Places) -> Iterator[TextRecord]:
+def read_records(source: TrainingSource, places: Places) -> Iterator[TextRecord]:
     """Yield the texts by which a training set can leak, a record at a time.
 
     Every scored pair once, every labelled or unlabelled text, of other forms the query and positives of each
@@ -117,7 +121,7 @@ def _held_out_rows(held_out: HeldOutSet, places: Places) -> Rows:
     return ((where, row) for where, row in queries if _id(_cell(row, COLUMNS["id"], where), where) in judged)
 
 
-def _pairs(source: Source, places: Places) -> Iterator[Example]:
+def _pairs(source: TrainingSource, places: Places) -> Iterator[Example]:
     for where, row in _main_rows(source, places):
         if positives := _several(source, row, "positive", where):
             yield Example(
@@ -128,7 +132,7 @@ def _pairs(source: Source, places: Places) -> Iterator[Example]:
             )
 
 
-def _qrels(source: Source, places: Places) -> Iterator[Example]:
+def _qrels(source: TrainingSource, places: Places) -> Iterator[Example]:
     """Join qrels with their texts."""
     wanted: dict[str, list[str]] = defaultdict(list)
     for where, row in _main_rows(source, places):
@@ -143,7 +147,7 @@ def _qrels(source: Source, places: Places) -> Iterator[Example]:
         raise DataError(f"{name}: the qrels name {len(wanted):,} queries that are not there")
 
 
-def _ids(source: Source, places: Places) -> Iterator[Example]:
+def _ids(source: TrainingSource, places: Places) -> Iterator[Example]:
     """Join queries with the passages they name: a list, a list of ``{"key": id}``, or JSON of one."""
     wanted: list[tuple[str, list[str]]] = []
     for where, row in _main_rows(source, places):
@@ -164,13 +168,13 @@ def _ids(source: Source, places: Places) -> Iterator[Example]:
         yield from _joined(source, query, names, texts)
 
 
-def _wanted_texts(source: Source, places: Places, wanted: Iterable[list[str]]) -> dict[str, str]:
+def _wanted_texts(source: TrainingSource, places: Places, wanted: Iterable[list[str]]) -> dict[str, str]:
     """Return the passages that some query names: only these are held, however large the corpus."""
     needed = {name for names in wanted for name in names}
     return {name: text for name, text in _corpus(source, places) if name in needed and text}
 
 
-def _joined(source: Source, query: str, names: list[str], texts: dict[str, str]) -> Iterator[Example]:
+def _joined(source: TrainingSource, query: str, names: list[str], texts: dict[str, str]) -> Iterator[Example]:
     """Yield the query's example, if any of its passages is there: most sets have some dead links."""
     if names := [name for name in dict.fromkeys(names) if name in texts]:
         yield Example(
@@ -181,14 +185,14 @@ def _joined(source: Source, query: str, names: list[str], texts: dict[str, str])
         )
 
 
-def _corpus(source: Source, places: Places) -> Iterator[tuple[str, str]]:
+def _corpus(source: TrainingSource, places: Places) -> Iterator[tuple[str, str]]:
     corpus = source.corpus
     table = open_table(corpus.hub, "", corpus.revision, places) if corpus.hub else _table(source, places)
     for where, row in table(corpus.config, corpus.split):
         yield _name(source, row, "id", where), _text(source, row, "text", where)
 
 
-def _nli(source: Source, places: Places) -> Iterator[Example]:
+def _nli(source: TrainingSource, places: Places) -> Iterator[Example]:
     premises: dict[str, tuple[list[str], list[str]]] = {}
     for where, row in _main_rows(source, places):
         label = str(_value(source, row, "label", where))
@@ -201,7 +205,7 @@ def _nli(source: Source, places: Places) -> Iterator[Example]:
             yield Example(query=premise, positives=(positive,), hard_negatives=negatives, task=source.task)
 
 
-def _scores(source: Source, places: Places) -> Iterator[Example]:
+def _scores(source: TrainingSource, places: Places) -> Iterator[Example]:
     rows = (
         (
             _text(source, row, "text1", where),
@@ -213,14 +217,14 @@ def _scores(source: Source, places: Places) -> Iterator[Example]:
     yield from by_score(rows, task=source.task, min_score=source.min_score)
 
 
-def _label(source: Source, places: Places) -> Iterator[Example]:
+def _label(source: TrainingSource, places: Places) -> Iterator[Example]:
     rows = list(_labelled(source, places))
     labels = sorted({label for _, label in rows})
     texts = source.label_texts or {label: label.replace("_", " ") for label in labels}
     yield from by_label(rows, texts, task=source.task)
 
 
-_READERS: dict[str, Callable[[Source, Places], Iterator[Example]]] = {
+_READERS: dict[str, Callable[[TrainingSource, Places], Iterator[Example]]] = {
     "pairs": _pairs,
     "qrels": _qrels,
     "ids": _ids,
@@ -230,11 +234,11 @@ _READERS: dict[str, Callable[[Source, Places], Iterator[Example]]] = {
 }
 
 
-def _table(place: Source | HeldOutSet, places: Places) -> Table:
+def _table(place: TrainingSource | HeldOutSet, places: Places) -> Table:
     return open_table(place.hub, place.path, place.revision, places)
 
 
-def _labelled(source: Source, places: Places) -> Iterator[tuple[str, str]]:
+def _labelled(source: TrainingSource, places: Places) -> Iterator[tuple[str, str]]:
     """Yield (text, label) of every text that is not blank.
 
     A row may hold lists of both, as clustering sets do; of one text's list of labels the first counts.
@@ -262,13 +266,13 @@ def _label_name(label: Any, where: str) -> str:
     return str(label)
 
 
-def _texts(source: Source, places: Places) -> Iterator[str]:
+def _texts(source: TrainingSource, places: Places) -> Iterator[str]:
     """Yield the unlabelled texts; a row may hold several."""
     for where, row in _main_rows(source, places):
         yield from _several(source, row, "text", where)
 
 
-def _main_rows(source: Source, places: Places) -> Rows:
+def _main_rows(source: TrainingSource, places: Places) -> Rows:
     count = 0
     for where, row in _table(source, places)(source.config, source.split):
         count += 1
@@ -281,7 +285,7 @@ def _main_rows(source: Source, places: Places) -> Rows:
         )
 
 
-def _value(source: Source, row: Row, role: str, where: str) -> Any:
+def _value(source: TrainingSource, row: Row, role: str, where: str) -> Any:
     return _cell(row, _column(source, role), where, f" (the {role})")
 
 
@@ -295,11 +299,11 @@ def _shown(value: Any) -> str:
     return "nothing" if value is None else f"{type(value).__name__} {str(value)[:60]!r}"
 
 
-def _column(source: Source, role: str) -> str:
+def _column(source: TrainingSource, role: str) -> str:
     return source.columns.get(role) or COLUMNS.get(role, role)
 
 
-def _name(source: Source, row: Row, role: str, where: str) -> str:
+def _name(source: TrainingSource, row: Row, role: str, where: str) -> str:
     return _id(_value(source, row, role, where), f"{where}: {role}")
 
 
@@ -309,7 +313,7 @@ def _id(value: Any, where: str) -> str:
     return str(value)
 
 
-def _text(source: Source, row: Row, role: str, where: str, *, title: bool = True) -> str:
+def _text(source: TrainingSource, row: Row, role: str, where: str, *, title: bool = True) -> str:
     """Return the text in ``role``, with its title before it where the source names a column of titles."""
     value = _value(source, row, role, where)
     if not isinstance(value, str):
@@ -320,7 +324,7 @@ def _text(source: Source, row: Row, role: str, where: str, *, title: bool = True
     return value.strip()
 
 
-def _number(source: Source, row: Row, role: str, where: str) -> float:
+def _number(source: TrainingSource, row: Row, role: str, where: str) -> float:
     value = _value(source, row, role, where)
     try:
         return float(value)
@@ -328,7 +332,7 @@ def _number(source: Source, row: Row, role: str, where: str) -> float:
         raise DataError(f"{where}: {role}: expected a number, got {value!r}") from error
 
 
-def _several(source: Source, row: Row, role: str, where: str) -> tuple[str, ...]:
+def _several(source: TrainingSource, row: Row, role: str, where: str) -> tuple[str, ...]:
     """Return the texts of a column that holds one string or a list, without blanks and repetitions."""
     if role == "negatives" and row.get(_column(source, role)) is None:
         return ()

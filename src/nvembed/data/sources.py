@@ -48,7 +48,7 @@ class CorpusPlace(Recipe):
     revision: str = ""
 
 
-class Source(Recipe):
+class TrainingSource(Recipe):
     """``[sets.NAME]``: one training set, where it is, what its rows look like, and how much of it is used."""
 
     form: Form
@@ -165,7 +165,7 @@ class BlendRecipe(Recipe):
     """Decides what is drawn at random."""
     held_out: dict[str, HeldOutSet] = Field(default_factory=dict)
     """Name -> evaluation set."""
-    sets: dict[str, Source] = Field(min_length=1)
+    sets: dict[str, TrainingSource] = Field(min_length=1)
     """Name -> training set. The name becomes a file's name."""
 
     @model_validator(mode="after")
@@ -181,7 +181,7 @@ class BlendRecipe(Recipe):
                 raise ValueError(f"in [sets.{name}] {error}") from error
         return self if sets == self.sets else self.model_copy(update={"sets": sets})
 
-    def of_stage(self, stage: int) -> dict[str, Source]:
+    def of_stage(self, stage: int) -> dict[str, TrainingSource]:
         """Return the sets of one stage.
 
         Raises:
@@ -192,7 +192,7 @@ class BlendRecipe(Recipe):
         stages = sorted({each for source in self.sets.values() for each in source.stages})
         raise InputError(f"the blend has no set of stage {stage}; its stages: {', '.join(map(str, stages))}")
 
-    def choose(self, names: list[str] | None, stage: int | None = None) -> dict[str, Source]:
+    def choose(self, names: list[str] | None, stage: int | None = None) -> dict[str, TrainingSource]:
         """Return the sets of these names, or all; of one stage only, if one is named.
 
         Raises:

@@ -1,9 +1,9 @@
 """The training loop: one for both stages, one process or many. Read it from top to bottom.
 
-    adapt the model -> claim the folder -> resume        _Run.__init__
-    read a step's examples, ahead of it                  _Run.read
-    vectors, loss, gradients, update                     _Run.update
-    evaluate, save                                       _Run.evaluate, _Run.save
+    adapt the model -> claim the folder -> resume        _TrainingRun.__init__
+    read a step's examples, ahead of it                  _TrainingRun.read
+    vectors, loss, gradients, update                     _TrainingRun.update
+    evaluate, save                                       _TrainingRun.evaluate, _TrainingRun.save
 
 Shapes: U distinct texts, D hidden size, E the teacher's dimensions.
 """
@@ -110,7 +110,7 @@ def train(
         NumericsError: the loss, the gradient or a score is not finite; the last saved state is untouched.
         ConfigError: offload and sharded; or see ``adapt`` and ``checkpoint.load``, also MissingExtraError.
     """
-    run = _Run(job, ranks, sharded)
+    run = _TrainingRun(job, ranks, sharded)
     steps, first = job.recipe.optimizer.steps, run.progress.step
     log_folder = job.folder if ranks.first else job.folder / f".rank-{ranks.rank}"
     with (
@@ -169,7 +169,7 @@ class _Work:
     taught: Tensor | None  # (own texts, E): the teacher's vectors
 
 
-class _Run:
+class _TrainingRun:
     """The model that is trained, its optimizer, and how far they are."""
 
     def __init__(self, job: TrainingJob, ranks: Ranks, sharded: bool) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nvembed.data.collate import Batch
+from nvembed.data.collate import ExampleBatch
 from nvembed.model.nv_embed import PackedBatch
 from nvembed.text.pack import batches
 from nvembed.text.tokenize import TextTokenizer, Tokens
@@ -43,7 +43,7 @@ class MicroBatch:
         return len(self.packed.input_ids)
 
 
-def step_batch(batch: Batch, *, ranks: int, gather: bool, device: torch.device) -> StepBatch:
+def step_batch(batch: ExampleBatch, *, ranks: int, gather: bool, device: torch.device) -> StepBatch:
     """Share a collated batch out: whole queries with their passages, as evenly as their number allows.
 
     A text that occurs several times in a share (a label, a common negative) is embedded once: it has one
