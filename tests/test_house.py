@@ -102,7 +102,7 @@ BUDGETS: dict[str, tuple[set[str], int]] = {
 }
 # class names that still stand in several files; this list only ever gets shorter
 TWICE = {
-    "Embeddings", "Result", "Outcome", "Progress", "Labelled", "Batch", "Model", "Job", "Wanted",
+    "Embeddings", "Result", "Labelled", "Model", "Job", "Wanted",
     "Index", "Settings", "Answer", "Hit", "Record", "Source", "Cluster",
     "Prompt", "Reading",
 }  # fmt: skip

@@ -2,7 +2,7 @@
 
     adapt the model -> claim the folder -> resume        _TrainingRun.__init__
     read a step's examples, ahead of it                  _TrainingRun.read
-    vectors, loss, gradients, update                     _TrainingRun.update
+    vectors, loss, gradients, update                     _TrainingRun.step
     evaluate, save                                       _TrainingRun.evaluate, _TrainingRun.save
 
 Shapes: U distinct texts, D hidden size, E the teacher's dimensions.
@@ -111,7 +111,7 @@ def train(
         ConfigError: offload and sharded; or see ``adapt`` and ``checkpoint.load``, also MissingExtraError.
     """
     run = _TrainingRun(job, ranks, sharded)
-    steps, first = job.recipe.optimizer.steps, run.progress.step
+    steps, first = job.recipe.optimizer.steps, run.first_step
     log_folder = job.folder if ranks.first else job.folder / f".rank-{ranks.rank}"
     with (
         _stop_signals() as stop,
@@ -129,19 +129,7 @@ def train(
             if ranks.first and run.progress.step == first:
                 announce(run.plan(work))
             pending = ahead.submit(run.read, work.step + 1) if work.step + 1 < steps else None
-            started = time.monotonic()
-            loss, norm, tokens = run.update(work)
-            now = time.monotonic()
-            record = StepRecord(
-                step=run.progress.step,
-                loss=loss,
-                grad_norm=norm,
-                learning_rate=run.learning_rate(work.step),
-                tokens=tokens,
-                tokens_per_s=tokens / (now - started),
-                seconds=now - started,
-                remaining_s=(now - began) / (run.progress.step - first) * (steps - run.progress.step),
-            )
+            record = run.step(work, began)
             log.step(record)
             if ranks.first:
                 report(record)
@@ -194,6 +182,7 @@ class _TrainingRun:
         self.progress = TrainingProgress()
         if (last := checkpoint.latest(job.folder)) is not None:
             self.progress = checkpoint.load(last, model, self.optimizer, sharded=sharded, device=self.device)
+        self.first_step = self.progress.step
         ranks.wait()  # every rank has read before the first removes anything
         if ranks.first:
             checkpoint.point(job.folder, self.progress)
@@ -221,6 +210,22 @@ class _TrainingRun:
             taught = torch.from_numpy(self.job.teach(texts or spare))[: len(texts)]
         spare_tokens = tokenise(spare, self.job.tokenizer, recipe.model.max_tokens)
         return _Work(step, plan, tokens, spare_tokens, taught)
+
+    def step(self, work: _Work, began: float) -> StepRecord:
+        """Take one step; ``began`` is when the first one of this process began, for the time left."""
+        settings, started = self.job.recipe.optimizer, time.monotonic()
+        loss, norm, tokens = self.update(work)
+        now, done = time.monotonic(), self.progress.step
+        return StepRecord(
+            step=done,
+            loss=loss,
+            grad_norm=norm,
+            learning_rate=learning_rate(work.step, settings.learning_rate, settings),
+            tokens=tokens,
+            tokens_per_s=tokens / (now - started),
+            seconds=now - started,
+            remaining_s=(now - began) / (done - self.first_step) * (settings.steps - done),
+        )
 
     def update(self, work: _Work) -> tuple[float, float, int]:
         """Take one step; return loss, gradient norm before clipping, and tokens of all ranks."""
@@ -287,10 +292,6 @@ class _TrainingRun:
             guide=guide,
         )
         return loss, gradient[share.start : share.stop]
-
-    def learning_rate(self, step: int) -> float:
-        settings = self.job.recipe.optimizer
-        return learning_rate(step, settings.learning_rate, settings)
 
     @property
     def evaluation_due(self) -> bool:
