@@ -28,8 +28,9 @@ from nvembed.errors import DataError, InputError
 from nvembed.search.index import build
 from nvembed.serve.model import Device, SearchQuery, ServedModel
 from nvembed.serve.run import Server
-from nvembed.serve.search import AT_ONCE, WAITING
+from nvembed.serve.search import WAITING
 from nvembed.serve.settings import ServerSettings
+from nvembed.serve.state import SEARCHES_AT_ONCE
 from nvembed.text.tokenize import Tokens
 
 KEY = {"authorization": "Bearer secret"}
@@ -147,7 +148,7 @@ class TestRoutes:
             assert hold.wait(20)
             return index.find(wanted, vector)
 
-        room = AT_ONCE + WAITING
+        room = SEARCHES_AT_ONCE + WAITING
         with (
             served(model(), index_of=replace(index, find=find)) as server,
             ThreadPoolExecutor(room + 1) as pool,
@@ -156,7 +157,9 @@ class TestRoutes:
             asked = [pool.submit(ask, server, "/search", body) for _ in range(room + 1)]
             try:
                 refused = next(as_completed(asked, timeout=10)).result()  # the others wait
-                assert [begun.acquire(timeout=10) for _ in range(AT_ONCE)] == [True] * AT_ONCE
+                assert [begun.acquire(timeout=10) for _ in range(SEARCHES_AT_ONCE)] == [
+                    True
+                ] * SEARCHES_AT_ONCE
                 assert not begun.acquire(timeout=0.1)
             finally:
                 hold.set()

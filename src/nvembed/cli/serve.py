@@ -95,7 +95,9 @@ def _run(server: "Server") -> None:
     """Serve, and leave with 128 + the signal if one came before the model was loaded."""
     server.serve_forever()
     code = 0 if server.ended_by is None else 128 + server.ended_by
-    native = [thread for thread in threading.enumerate() if thread.name.startswith(("load", "compute-"))]
+    native = [
+        thread for thread in threading.enumerate() if thread.name.startswith(("load", "compute-", "search"))
+    ]
     if native:  # still inside a library: the interpreter's own end would abort it
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)

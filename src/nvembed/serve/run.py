@@ -189,6 +189,7 @@ class Server(uvicorn.Server):
                 self.run(sockets=[self.listener])
         finally:
             logger.removeHandler(watch.handler)
+            self.state.search_threads.shutdown(wait=False, cancel_futures=True)
             if self.state.engine is not None:
                 self.state.engine.close()
             if self.tracing is not None:
@@ -275,9 +276,10 @@ class Server(uvicorn.Server):
         state = self.state
         while state.phase == "ready":
             try:
-                await asyncio.to_thread(index.check)
+                async with asyncio.timeout(INDEX_CHECK_S):
+                    await asyncio.get_running_loop().run_in_executor(state.search_threads, index.check)
                 fails = False
-            except NvembedError as error:
+            except (NvembedError, TimeoutError) as error:
                 fails = True
                 if not state.index_fails:
                     state.watch.event("error", "index failed", {"error": type(error).__name__})

@@ -22,26 +22,25 @@ from nvembed.serve.protocol import (
     responses,
 )
 from nvembed.serve.refusal import RefusedError
-from nvembed.serve.state import State
+from nvembed.serve.state import SEARCHES_AT_ONCE, State
 
-AT_ONCE, WAITING = 4, 64  # searches at work, and waiting
+WAITING = 64  # searches, beside those at work
 T = TypeVar("T")
 
 
 def search_routes(state: State, index: ServedIndex) -> APIRouter:
     """Return ``/search``, ``/index`` and ``/index/map``."""
     router = APIRouter(tags=["search"])
-    places = asyncio.Semaphore(AT_ONCE)
     at_work = 0
 
     async def on_thread(work: Callable[[], T], deadline: float) -> T:
         nonlocal at_work
-        if at_work >= AT_ONCE + WAITING:
+        if at_work >= SEARCHES_AT_ONCE + WAITING:
             raise RefusedError(429, "busy", f"{at_work} searches are running: try again", retry_after_s=1)
         at_work += 1
         try:
-            async with asyncio.timeout(deadline - monotonic()), places:
-                return await asyncio.to_thread(work)
+            async with asyncio.timeout(deadline - monotonic()):
+                return await asyncio.get_running_loop().run_in_executor(state.search_threads, work)
         except TimeoutError as error:
             raise expired() from error
         except InputError as error:

@@ -1,6 +1,7 @@
 """What the parts of one server share: its phase, its engine, the requests at work, and ``/stats``."""
 
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from time import monotonic
@@ -11,6 +12,7 @@ from nvembed.serve.refusal import RefusedError
 from nvembed.serve.settings import ServerSettings
 from nvembed.serve.watch import Watch
 
+SEARCHES_AT_ONCE = 4
 Phase = Literal["loading", "ready", "draining"]
 
 
@@ -26,6 +28,10 @@ class State:
     body_bytes: int = 0  # of requests at work
     index: str = ""  # name of the served index
     index_fails: bool = False  # at the last check
+    # of their own, so that a store that hangs holds up nothing else
+    search_threads: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(SEARCHES_AT_ONCE, "search")
+    )
 
     @property
     def ready(self) -> bool:
