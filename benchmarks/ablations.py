@@ -1,7 +1,7 @@
 """The paper's ablations at small scale: every run is a list of `nvembed` commands, several seeds of each.
 
-    python benchmarks/ablations.py --data ../shared/data --work runs/ablations --out benchmarks/results
-    python benchmarks/ablations.py --data ../shared/data --work runs/ablations --studies stages --dry-run
+    python benchmarks/ablations.py --data DATA --work runs/ablations --out benchmarks/results
+    python benchmarks/ablations.py --data DATA --work runs/ablations --studies stages --dry-run
 
 Studies: pooling (latent, mean, EOS, self-attention), attention (bidirectional against causal), stages (two,
 one with and without in-batch negatives, reversed), mining (five methods), labels (another text of the class,

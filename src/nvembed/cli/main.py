@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -67,7 +68,7 @@ def app_for(argv: Sequence[str]) -> App:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and leave with its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+    argv = [_expand_home(word) for word in (sys.argv[1:] if argv is None else argv)]
     signal.signal(signal.SIGTERM, _terminated)
     warnings.showwarning = _show_warning  # type: ignore[assignment]  # takes what it is given
     if unknown := _unknown_command(argv):
@@ -90,6 +91,12 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         # Python would complain once more when it flushes on the way out.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+
+
+def _expand_home(word: str) -> str:
+    """Return an argument with a leading ``~/`` expanded, also that of ``--option=~/path``."""
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return f"{option}{equals}{Path(value).expanduser()}" if value.startswith("~/") else word
 
 
 def _usage_error(error: CycloptsError) -> Text:

@@ -33,7 +33,11 @@ def open_table(hub: str, path: str, revision: str, places: Places) -> Table:
         DownloadError: the hub's data set could not be read.
         MissingExtraError: the hub without the extra ``train``.
     """
-    return _local_table(places.root / path) if path else _hub_table(hub, revision, places.mirror)
+    return (
+        _local_table(places.root.expanduser() / Path(path).expanduser())
+        if path
+        else _hub_table(hub, revision, places.mirror)
+    )
 
 
 def _local_table(path: Path) -> Table:
@@ -56,7 +60,7 @@ def _local_table(path: Path) -> Table:
 
 
 def _hub_table(hub: str, revision: str, mirror: Path | None) -> Table:
-    place = hub if mirror is None else str(mirror / hub)
+    place = hub if mirror is None else str(mirror.expanduser() / hub)
 
     def table(config: str, split: str) -> Rows:
         with needs_extra("train", "a data set of the hub"):

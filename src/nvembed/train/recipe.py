@@ -1,4 +1,4 @@
-"""What a training stage is told: ``recipes/*/stage1.toml`` and ``stage2.toml`` as a validated record."""
+"""The settings of a training stage: ``recipes/*/stage1.toml`` and ``stage2.toml`` as a validated record."""
 
 from typing import Literal, Self
 
@@ -9,13 +9,13 @@ from nvembed.recipe import Recipe
 
 
 class ModelSection(Recipe):
-    """Which model is trained; checked against the checkpoint that is given, where there is one."""
+    """``[model]``: which model is trained; compared with the checkpoint."""
 
     base: str
     bidirectional: bool
-    """Without the causal mask; with it for the paper's ablation."""
+    """Attention without the causal mask; false for the paper's ablation."""
     num_layers: PositiveInt | None = None
-    """The backbone's first layers, if not all of them."""
+    """How many of the backbone's first layers are used. Default: all."""
     pooling: PoolingKind
     num_latents: PositiveInt
     num_heads: PositiveInt
@@ -24,20 +24,24 @@ class ModelSection(Recipe):
 
 
 class BatchSection(Recipe):
-    """One step's texts. ``micro_batch_tokens`` and ``graph_tokens`` bound memory and change no result."""
+    """``[batch]``: one step's texts.
+
+    ``micro_batch_tokens`` and ``graph_tokens`` bound memory. Without dropout they change results by rounding
+    alone; with dropout ``micro_batch_tokens`` also decides which values are dropped.
+    """
 
     global_batch: PositiveInt
     group: PositiveInt = 1
-    """Examples of one set that stand together in the order: 1 mixes all sets, as the paper does."""
+    """How many examples of one set are neighbours in the order; 1 mixes all sets, as the paper does."""
     hard_negatives: NonNegativeInt
     in_batch_negatives: bool
     alone: tuple[str, ...] = ()
-    """Tasks whose queries see no passages of other queries even where others do."""
+    """Tasks without in-batch negatives even where others have them."""
     gather: bool = True
-    """Whether the passages of all ranks are negatives, or only those of a query's own rank."""
+    """Passages of all ranks are negatives; false: only those of a query's own rank."""
     micro_batch_tokens: PositiveInt
     graph_tokens: NonNegativeInt = 0
-    """Tokens whose activations are kept from the first pass, and so need no second one."""
+    """Tokens whose activations are kept from the first pass, and which need no second one."""
 
 
 class LossSection(Recipe):
@@ -45,12 +49,12 @@ class LossSection(Recipe):
 
 
 class TeacherSection(Recipe):
-    """An embedding model whose neighbourhoods among a step's texts are learnt as well. The paper has none."""
+    """``[teacher]``: a model whose neighbourhoods among a step's texts are learnt too. The paper has none."""
 
     model: str
     """As mining's teacher: a model of ours, or ``sentence-transformers:MODEL``."""
     instruct: bool
-    """Whether it is given the texts' instructions."""
+    """Give the teacher the texts' instructions."""
     weight: PositiveFloat
     """By which its term of the loss is multiplied; InfoNCE's is 1."""
     temperature: PositiveFloat
@@ -86,7 +90,7 @@ class OptimizerSection(Recipe):
 
 
 class AdapterSection(Recipe):
-    """What of the backbone is trained. The pooler always is."""
+    """``[adapter]``: what of the backbone is trained. The pooler always is."""
 
     kind: Literal["lora", "full", "none"]
     rank: PositiveInt = 16
@@ -96,7 +100,7 @@ class AdapterSection(Recipe):
         default=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), min_length=1
     )
     frozen_layers: NonNegativeInt = 0
-    """The first layers, which stay as they are: they run once a step, without gradient."""
+    """How many of the first layers are not trained; they run once a step, without gradient."""
 
 
 class RunSection(Recipe):
