@@ -171,4 +171,4 @@ def test_ask(out: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.M
         printed, warned = ask(capfd, out, "which throws?", *there, "--json")
         said = json.loads(printed)
         assert (said["answer"], said["citations"], said["absent"]) == ("Still [no such passage].", [], [9])
-        assert "the model cited passages that are not there (9), asked twice" in warned.replace("\n", " ")
+        assert "the model cited passages that do not exist (9)" in warned.replace("\n", " ")

@@ -3,16 +3,33 @@
 import json as json_lines
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 from rich.text import Text
 
-from nvembed.cli.options import Dtype
+from nvembed.cli.options import Compute, Count, Flag, IndexServer
 from nvembed.cli.screen import printable, results, say, waiting
 from nvembed.errors import InputError
 from nvembed.search.retrieve import Hit, Mode
+
+
+@Parameter(name="*", group=Group("Chat model", sort_key=5))
+@dataclass(frozen=True, kw_only=True)
+class ChatModel:
+    """The model that answers."""
+
+    endpoint: str | None = None
+    """Base URL of an OpenAI-compatible chat API."""
+    chat_model: str | None = None
+    """Name of the model there."""
+    temperature: float | None = None
+    """Temperature of sampling. Default: the endpoint's."""
+    param: tuple[str, ...] = ()
+    """Further parameter of the request, such as top_p=0.9. May be repeated."""
+    timeout: float = 120
+    """Seconds to wait for the chat model, up to a day."""
 
 
 def ask(
@@ -20,98 +37,112 @@ def ask(
     question: str,
     /,
     *,
-    endpoint: str | None = None,
-    chat_model: str | None = None,
-    top: int = 5,
+    top: Count = 5,
     mode: Mode = "hybrid",
     where: tuple[str, ...] = (),
     model: str | None = None,
-    json: Annotated[bool, Parameter(negative=())] = False,
-    timeout: float = 120,
-    device: str | None = None,
-    dtype: Dtype | None = None,
+    server: IndexServer = "",
+    json: Flag = False,
+    chat: ChatModel = ChatModel(),  # frozen
+    compute: Compute = Compute(),
 ) -> None:
     """Answer a question from an index, with numbered citations.
 
-    The best passages go to a chat model, which must cite them by number; numbers of passages that are not
-    there are sent back once, and marked if they come again. Without an endpoint the prompt is printed.
+    The best passages go to a chat model, which must cite them by number. Numbers without a passage are sent
+    back once, and marked if they come again. Without an endpoint the prompt is printed.
     The endpoint's key is read from NVEMBED_CHAT_KEY, or OPENAI_API_KEY.
 
     Examples:
 
         nvembed ask OUT "which tokens are pooled?"
 
-        nvembed ask OUT "who may use it?" --endpoint http://localhost:8000/v1 --chat-model qwen3
+        nvembed ask OUT "who may use it?" \\
+            --endpoint http://localhost:8000/v1 --chat-model qwen3
 
     Parameters
     ----------
     index
-        What "nvembed index" has made: its folder, or the embedded corpus it lies in.
+        The folder of an index, or the embedded corpus that contains it.
     question
         The question, in quotes.
-    endpoint
-        The base URL of an OpenAI-compatible chat API.
-    chat_model
-        The name of the model there.
     top
-        How many passages the model is given.
+        Number of passages that the model gets.
     mode
-        How passages are found: hybrid, vector or text.
+        How passages are found: by meaning and words (hybrid), by meaning (vector) or by words (text).
     where
-        A filter on metadata, such as "year >= 2020". May be repeated.
+        Filter on metadata, such as "year >= 2020". May be repeated.
     model
-        The model that embedded the passages, if it does not lie where it did.
+        The model that embedded the passages. Default: the one that the index names.
+    server
+        postgresql://USER@HOST/DATABASE, if the passages are stored there. Default: NVEMBED_INDEX_SERVER.
     json
-        Print one JSON object: question, answer, citations, absent; or messages, without an endpoint.
-    timeout
-        How many seconds to wait for the chat model, up to a day.
-    device
-        What embeds the question: cpu, cuda, cuda:1.
-    dtype
-        What to compute in; bfloat16 on CUDA and float32 on CPU unless given.
+        Print one JSON object: question, answer, citations, absent, unanswered; without an endpoint messages.
     """
-    from nvembed.cli.chat import chat_with
-    from nvembed.cli.search_index import SearchOptions, find, load_for, opened
+    from nvembed.cli.chat import chat_with, parse_parameters
+    from nvembed.cli.search_index import SearchOptions, find, load_for, note_without_words, opened, place_of
     from nvembed.search.answer import answer, grounded_prompt
 
-    if (endpoint is None) != (chat_model is None):
+    if (chat.endpoint is None) != (chat.chat_model is None):
         raise InputError("expected --endpoint and --chat-model together, or neither to print the prompt")
+    parameters = parse_parameters(chat.param)
+    if chat.temperature is not None:
+        parameters["temperature"] = chat.temperature
     key = os.environ.get("NVEMBED_CHAT_KEY") or os.environ.get("OPENAI_API_KEY")
-    chat = chat_with(endpoint, chat_model, key=key, timeout_s=timeout) if endpoint and chat_model else None
-    with opened(index) as found:
-        encoder = None if mode == "text" else load_for(found, model, device=device, dtype=dtype)
-        (result,) = find(found, encoder, [question], SearchOptions(mode=mode, where=where, top=top))
+    reply = None
+    if chat.endpoint and chat.chat_model:
+        reply = chat_with(
+            chat.endpoint, chat.chat_model, key=key, timeout_s=chat.timeout, parameters=parameters
+        )
+    with opened(index, server) as searched:
+        encoder = None
+        if mode != "text":
+            encoder = load_for(searched, model, device=compute.device, dtype=compute.dtype)
+        options = SearchOptions(mode=mode, where=where, top=top)
+        (result,) = find(searched, encoder, [question], options)
     hits = result.hits
-    if chat is None:
+    note_without_words(result, question, mode)
+    if reply is None:
         messages = grounded_prompt(question, hits)
         text = "\n\n".join(message["content"] for message in messages)
         _write(json_lines.dumps({"messages": messages}, ensure_ascii=False) if json else text)
         return
     with waiting("asking"):
-        said = answer(question, hits, chat)
-    cited = [{"number": n, **_passage(hits[n - 1])} for n in said.cited]
+        answered = answer(question, hits, reply)
     if json:
-        record = {"question": question, "answer": said.text, "citations": cited, "absent": said.absent}
+        record = {
+            "question": question,
+            "answer": answered.text,
+            "citations": [{"number": n, **_passage(hits[n - 1])} for n in answered.cited],
+            "absent": answered.absent,
+            "unanswered": answered.unanswered,
+        }
         _write(json_lines.dumps(record, ensure_ascii=False))
     else:
         console = results()
-        console.print(Text(printable(said.text)))
+        console.print(Text(printable(answered.text)))
         console.print()
-        for n in said.cited:
-            hit = hits[n - 1]
-            place = f"[{n}] {hit.document}, characters {hit.start:,}-{hit.end:,}"
-            console.print(Text(printable(place)))
-    if said.absent or not said.cited:
-        absent = f"passages that are not there ({', '.join(map(str, said.absent))})"
+        for n in answered.cited:
+            console.print(Text(printable(f"[{n}] {hits[n - 1].document}, {place_of(hits[n - 1])}")))
+    if answered.absent or not (answered.cited or answered.unanswered):
+        numbers = ", ".join(map(str, answered.absent))
+        fault = f"passages that do not exist ({numbers})" if answered.absent else "no passage"
         say(
-            f"the model cited {absent if said.absent else 'no passage'}, asked twice: do not rely on this",
+            f"the model cited {fault}, also when it was asked again: do not rely on this answer",
             label="warning: ",
             style="bold yellow",
         )
 
 
 def _passage(hit: Hit) -> dict[str, object]:
-    return {"id": hit.id, "document": hit.document, "start": hit.start, "end": hit.end, "text": hit.text}
+    page = {"page": hit.metadata["page"]} if "page" in hit.metadata else {}
+    return {
+        "id": hit.id,
+        "document": hit.document,
+        "start": hit.start,
+        "end": hit.end,
+        **page,
+        "text": hit.text,
+    }
 
 
 def _write(text: str) -> None:

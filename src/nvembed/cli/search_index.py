@@ -116,8 +116,13 @@ def search_index(
                 sys.stdout.buffer.write(f"{line}\n".encode())
         else:
             _print_table(query, result.hits)
-        if options.mode == "hybrid" and not result.words_matched:
-            say(f"no passage has a word of {query!r}: the hits are by meaning alone")
+        note_without_words(result, query, options.mode)
+
+
+def note_without_words(result: SearchResult, query: str, mode: Mode) -> None:
+    """Say if a hybrid search has found nothing by words."""
+    if mode == "hybrid" and not result.words_matched:
+        say(f"no passage has a word of {query!r}: the hits are by meaning alone")
 
 
 def place_of(hit: Hit) -> str:
