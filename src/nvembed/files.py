@@ -1,13 +1,17 @@
 """Files on disk: written whole or not at all, and the data that ships with the package."""
 
 import errno
+import hashlib
 import json
 import os
+import re
 import shutil
 import socket
+import stat
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -97,22 +101,32 @@ def short_json(value: Any) -> str:
 
 @contextmanager
 def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside ``target``; on success it becomes ``target``, else it is removed.
+    """Yield a temporary path beside ``target``; on success it becomes ``target``, otherwise it is removed.
 
-    Works for a file and for a folder (create it at the yielded path). A file replaces an existing
-    file; a folder never replaces an existing one. Ctrl-C, an exception or a full disk leave ``target``
-    as it was.
+    Works for a file and for a folder (create it at the yielded path). Ctrl-C, an exception or a full disk
+    leave ``target`` as it was; the next write of the same path removes what a killed process left behind.
+
+    A file replaces an existing file and keeps its mode; new files get the mode that the umask allows. The
+    target of a symbolic link is replaced, not the link. A pipe or a device is written to. A folder never
+    replaces an existing path.
 
     Raises:
         OutputError: the parent folder cannot be made or written, the disk is full, or ``target`` is a
             folder that exists already.
     """
-    target = Path(target)
+    name = Path(target)
+    special = name.exists() and not name.is_file() and not name.is_dir()
+    target = name if special else Path(os.path.realpath(name))
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        if target.is_symlink() and not special:
+            raise OutputError(f"{name} is a loop of links: remove it, or write to another path")
+        parent = Path(tempfile.gettempdir()) if special else target.parent
+        parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(parent, target.name)
+        work = Path(tempfile.mkdtemp(prefix=_work_prefix(target.name), dir=parent))
     except OSError as error:
-        raise _not_written(target, error) from error
+        raise _not_written(name, error) from error
+    writer = _claim_work(work)
     try:
         temporary = work / target.name
         try:
@@ -120,31 +134,130 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         except OSError as error:
             if error.errno not in _DISK_ERRORS:
                 raise
-            raise _not_written(target, error) from error
+            raise _not_written(name, error) from error
         if temporary.is_dir() and target.exists():
-            raise OutputError(f"{target} exists already: remove it, or write to another path")
+            raise OutputError(f"{name} exists already: remove it, or write to another path")
         try:
-            _sync(temporary)
-            temporary.replace(target)
+            if special:
+                with temporary.open("rb") as source, target.open("wb") as sink:
+                    shutil.copyfileobj(source, sink)
+            else:
+                _set_modes(temporary, target, work)
+                _sync(temporary)
+                temporary.replace(target)
         except OSError as error:
-            raise _not_written(target, error) from error
+            raise _not_written(name, error) from error
     finally:
+        if writer is not None:
+            os.close(writer)
         shutil.rmtree(work, ignore_errors=True)
 
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+_WRITER = ".writer"  # in a temporary folder: a file that its process holds the lock of
 
 
 def _not_written(target: Path, error: OSError) -> OutputError:
+    if isinstance(error, OutputError):
+        return error
     reason = error.strerror or str(error)
     return OutputError(f"could not write {target}: {reason}; nothing was left behind")
 
 
+def _work_prefix(name: str) -> str:
+    """Return how the temporary folders of a file's name begin; the whole fits in a name's 255 bytes."""
+    return f".{name.encode()[:200].decode(errors='ignore')}."
+
+
+def _claim_work(work: Path) -> int | None:
+    """Lock a temporary folder for this process; None where there are no locks."""
+    try:
+        handle = os.open(work / f"{_WRITER}.new", os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    except OSError:
+        return None
+    try:
+        take_lock(handle)
+        (work / f"{_WRITER}.new").rename(work / _WRITER)  # others look for this name: it is locked by now
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def _remove_leftovers(parent: Path, name: str) -> None:
+    """Remove the temporary folders of processes that were killed while they wrote ``name``."""
+    prefix = _work_prefix(name)
+    with os.scandir(parent) as entries:
+        works = [
+            Path(entry.path)
+            for entry in entries
+            if entry.name.startswith(prefix) and len(entry.name) == len(prefix) + 8
+        ]
+    for work in works:
+        try:
+            handle = os.open(work / _WRITER, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
+        except OSError:
+            continue
+        try:
+            if take_lock(handle):
+                shutil.rmtree(work, ignore_errors=True)
+        except OSError:  # its process is alive
+            pass
+        finally:
+            os.close(handle)
+
+
+def _set_modes(temporary: Path, target: Path, work: Path) -> None:
+    """Give a file the mode of the one it replaces; and new files what the umask allows.
+
+    Some libraries create files that only their owner may read.
+    """
+    if temporary.is_file() and target.exists():
+        there = target.stat()
+        temporary.chmod(there.st_mode & 0o7777)
+        if hasattr(os, "chown") and temporary.stat().st_uid != there.st_uid:
+            with suppress(OSError):
+                os.chown(temporary, there.st_uid, there.st_gid)
+        return
+    probe = work / f"{_WRITER}.mode"
+    probe.touch(0o666)
+    mode = probe.stat().st_mode & 0o777
+    for path in _files_of(temporary):
+        path.chmod(mode)
+
+
+def _files_of(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+
+
 def _sync(path: Path) -> None:
     """Flush a file, or every file of a folder, so that a rename never outlives its bytes."""
-    for item in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
-        with item.open("rb") as handle:
+    for item in _files_of(path):
+        with item.open("rb" if not os.access(item, os.W_OK) else "r+b") as handle:  # Windows: not a reader's
             os.fsync(handle.fileno())
+
+
+def file_digest(path: Path, *, cache: Path | None = None) -> str:
+    """Return the SHA-256 of a file's bytes.
+
+    Args:
+        cache: a folder that keeps digests under path, size, times and inode, so that a large file is read
+            once. A file that changed within the last seconds is read again: its time may not tell.
+    """
+    status = path.stat()
+    changed_ns = max(status.st_mtime_ns, status.st_ctime_ns)
+    named = repr((str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
+    entry = cache / hashlib.sha256(named.encode()).hexdigest() if cache else None
+    if entry is not None and entry.is_file():
+        known = entry.read_text(encoding="ascii", errors="replace")
+        if re.fullmatch("[0-9a-f]{64}", known):
+            return known
+    with path.open("rb") as handle:
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    if entry is not None and time.time_ns() - changed_ns > 2_000_000_000:
+        with suppress(OutputError), atomic_path(entry) as temporary:  # a cache that cannot be written is none
+            temporary.write_text(digest, encoding="ascii")
+    return digest
 
 
 def data_path(name: str) -> Path:
@@ -162,10 +275,10 @@ def as_utf8(name: str) -> str:
 
 
 def claim(marker: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` to ``marker``, or check that it is what stands there: which run a path belongs to.
+    """Write ``state`` to ``marker``, or check that it holds the same: which run a path belongs to.
 
     Raises:
-        OutputError: ``marker`` is of a run with another state; the message says what differs.
+        OutputError: ``marker`` is damaged, or of a run with another state; the message says what differs.
     """
     if not marker.exists():
         write_json(marker, state)
@@ -187,51 +300,79 @@ def same_run(marker: Path, found: dict[str, Any], expected: dict[str, Any]) -> N
         )
 
 
-def take_lock(handle: int) -> None:
-    """Take an open file's lock, which goes with the process, however it ends.
+def take_lock(handle: int) -> bool:
+    """Take the lock of an open file; it ends with the process. Return False on Windows: no locks there.
 
     Raises:
-        BlockingIOError: another process has it.
+        BlockingIOError: another process holds it.
         OSError: the file system has no locks.
     """
     try:
         import fcntl
-    except ImportError:  # no such lock on Windows
-        return
+    except ImportError:
+        return False
     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return True
+
+
+_LOCK_BYTES = 128  # of a lock file: who holds it, padded with spaces
 
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Hold a folder's lock, which ends with the process however it ends; the folder is made if need be.
+    """Hold a folder's lock, which ends with the process; the folder is made if it is missing.
 
     Raises:
-        OutputError: another process holds it, or the folder cannot be written.
+        OutputError: another process holds it, the folder cannot be written, or ``.lock`` is not a lock file.
     """
     lock = out / ".lock"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        handle = lock.open("a+", encoding="utf-8")
+        handle = _open_lock(lock)
     except OSError as error:
+        if isinstance(error, OutputError):
+            raise
         raise OutputError(f"cannot write to {out}: {error.strerror or error}") from error
-    with handle:
+    try:
         try:
-            take_lock(handle.fileno())
+            take_lock(handle)
         except BlockingIOError as error:
-            handle.seek(0)
+            holder = os.read(handle, _LOCK_BYTES).decode(errors="replace").strip()
             raise OutputError(
-                f"{out} is being written by another job ({handle.read().strip() or 'unknown'}): "
-                "wait for it, or write to another folder"
+                f"{out} is being written by another job ({holder or 'unknown'}): wait for it, or write to "
+                "another folder"
             ) from error
         except OSError as error:
             raise OutputError(f"{lock} cannot be locked ({error.strerror}): write to a local disk") from error
-        handle.truncate(0)
-        handle.write(f"process {os.getpid()} on {socket.gethostname()}")
-        handle.flush()
+        _write_holder(handle, f"process {os.getpid()} on {socket.gethostname()}")
         try:
             yield
         finally:
-            handle.truncate(0)
+            _write_holder(handle, "")
+    finally:
+        os.close(handle)
+
+
+def _open_lock(lock: Path) -> int:
+    """Open a lock file, and nothing that somebody put in its place: it is written to."""
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        handle = os.open(lock, flags, 0o666)
+    except OSError as error:
+        if lock.is_symlink():
+            raise OutputError(f"{lock} is a link, not a lock file: remove it") from error
+        raise
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1 or status.st_size > _LOCK_BYTES:
+        os.close(handle)
+        raise OutputError(f"{lock} is not a lock file: remove it")
+    return handle
+
+
+def _write_holder(handle: int, holder: str) -> None:
+    """Overwrite a lock file in place."""
+    os.lseek(handle, 0, os.SEEK_SET)
+    os.write(handle, holder.encode()[:_LOCK_BYTES].ljust(_LOCK_BYTES))
 
 
 def _differences(found: Any, expected: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -84,6 +84,7 @@ def encode(
     batch_tokens
         Tokens to compute at a time; chosen from the free memory unless given.
     """
+    input, out = (str(Path(path).expanduser()) for path in (input, out))
     _check_output(out, format, input)
     passages = _passages(input, input_format, field)
     query_prompt, _ = prompts(task=task, instruction=instruction, prompt=prompt)

@@ -4,13 +4,13 @@ Exit codes: 0 done; 1 an error that a message explains, or a reader that went aw
 line that cannot be understood; 3 leaks found (``leaks``); 130 Ctrl-C; 143 SIGTERM.
 """
 
+import errno
 import os
 import signal
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -18,7 +18,7 @@ from cyclopts import App, CycloptsError, Parameter
 from rich.text import Text
 
 from nvembed import __version__
-from nvembed.cli.screen import messages, results, say
+from nvembed.cli.screen import messages, open_streams, results, say
 from nvembed.errors import NvembedError
 
 # Module and function of a command have its name. The line stands in the list of commands, which is shown
@@ -68,8 +68,10 @@ def app_for(argv: Sequence[str]) -> App:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and leave with its exit code."""
+    open_streams()
     argv = [_expand_home(word) for word in (sys.argv[1:] if argv is None else argv)]
-    signal.signal(signal.SIGTERM, _terminated)
+    received: list[int] = []  # signals, whose exceptions libraries may turn into others
+    _handle_signals(received)
     warnings.showwarning = _show_warning  # type: ignore[assignment]  # takes what it is given
     if unknown := _unknown_command(argv):
         say(f"{unknown}\nsee  nvembed --help", label="error: ", style="bold red")
@@ -78,25 +80,30 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         code = app_for(argv)(argv)
         sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
-    except NvembedError as error:
+    except Exception as error:
+        if received:
+            sys.exit(128 + received[-1])
+        if isinstance(error, OSError) and not isinstance(error, NvembedError):
+            _system_error(error)
+        if not isinstance(error, NvembedError):
+            raise
         say(str(error), label="error: ", style="bold red")
         sys.exit(1)
     except KeyboardInterrupt:
         say("interrupted")
         sys.exit(130)
-    except OSError as error:  # the system's: a name that is too long, a full disk behind standard output
-        if not isinstance(error, BrokenPipeError):  # that is: whoever read us has gone
-            where = f"{error.filename}: " if error.filename else ""
-            say(f"{where}{error.strerror or error}", label="error: ", style="bold red")
-        # Python would complain once more when it flushes on the way out.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
 
 
-def _expand_home(word: str) -> str:
-    """Return an argument with a leading ``~/`` expanded, also that of ``--option=~/path``."""
-    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-    return f"{option}{equals}{Path(value).expanduser()}" if value.startswith("~/") else word
+def _system_error(error: OSError) -> NoReturn:
+    """Exit after an error of the system, such as a name that is too long, or a full disk."""
+    if not isinstance(error, BrokenPipeError):  # the reader of the pipe has closed it
+        where = f"{error.filename}: " if error.filename else ""
+        closed = error.errno == errno.EBADF  # see open_streams
+        reason = "standard input or output is closed" if closed else error.strerror or str(error)
+        say(f"{where}{reason}", label="error: ", style="bold red")
+    # Otherwise Python would report the error once more when it flushes at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.exit(1)
 
 
 def _usage_error(error: CycloptsError) -> Text:
@@ -111,8 +118,18 @@ def _option_fault(fault: Mapping[str, Any]) -> str:
     return f"--{name}: {fault['msg']}, got {fault['input']!r:.80}"
 
 
-def _terminated(_signal: int, _frame: FrameType | None) -> NoReturn:
-    sys.exit(143)  # unwinds the stack, so that temporary files are removed
+def _handle_signals(received: list[int]) -> None:
+    """Unwind the stack on SIGTERM as on Ctrl-C, so that temporary files are removed."""
+
+    def stop(number: int, _frame: FrameType | None) -> NoReturn:
+        received.append(number)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, stop)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nohup and background jobs ignore it
+        signal.signal(signal.SIGINT, stop)
 
 
 def _show_warning(message: Warning | str, *_where: object) -> None:

@@ -1,5 +1,7 @@
 """What a person sees: results on standard output, everything else on standard error."""
 
+import io
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +17,26 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+
+
+def open_streams() -> None:
+    """Make the standard streams usable: closed ones too, and for every character.
+
+    The number of a closed stream would be given to the next file that is opened, and Python has no object for
+    it. Reading a closed input and writing to a closed output become errors; messages have nowhere to go.
+    Characters that the terminal's encoding lacks are written as escapes.
+    """
+    modes = {"stdin": ("r", os.O_WRONLY), "stdout": ("w", os.O_RDONLY), "stderr": ("w", os.O_WRONLY)}
+    for number, (name, (mode, flags)) in enumerate(modes.items()):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, flags)  # gets the lowest free number, this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def results() -> Console:

@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from tokenizers import Encoding, Tokenizer, normalizers
+from tokenizers import Encoding, normalizers
 
 from nvembed.errors import ConfigError, InputError
+from nvembed.text.tokenizer_json import read_tokenizer
 
 Mode = Literal["released", "clean", "template"]
 End = Literal["start", "end"]
@@ -85,7 +86,7 @@ class TextTokenizer:
     """
 
     def __init__(self, tokenizer_json: bytes, settings: TextSettings, *, rows: int | None = None) -> None:
-        self._tokenizer = _read_tokenizer(tokenizer_json)
+        self._tokenizer = read_tokenizer(tokenizer_json)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = settings.mode == "clean"
@@ -283,15 +284,8 @@ def last_token(tokenizer_json: bytes, token: str) -> tuple[int, int | None]:
     Raises:
         ConfigError: the tokenizer cannot be read.
     """
-    tokenizer = _read_tokenizer(tokenizer_json)
+    tokenizer = read_tokenizer(tokenizer_json)
     return tokenizer.encode("a").ids[-1], tokenizer.token_to_id(token)
-
-
-def _read_tokenizer(tokenizer_json: bytes) -> Tokenizer:
-    try:
-        return Tokenizer.from_buffer(tokenizer_json)
-    except Exception as error:  # the library raises bare Exception
-        raise ConfigError(f"tokenizer.json cannot be read: {error}; copy the file again") from error
 
 
 def _prompt_tokens(encoding: Encoding, prompt_length: int) -> int:

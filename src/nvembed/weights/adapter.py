@@ -4,7 +4,9 @@
 them; ``pooler.safetensors`` beside them holds the pooler under its released names.
 """
 
+import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nvembed.errors import OutputError, WeightsError
+from nvembed.errors import ConfigError, OutputError, WeightsError
 from nvembed.files import atomic_path
 from nvembed.weights.tensors import ADAPTER_TENSORS, BACKBONE_TENSORS, POOLER_TENSORS, StoredTensor, read_json
 
@@ -43,6 +45,16 @@ class Adapter:
         """Released name -> shape of each weight that is changed."""
         adapted = {name: (b.shape[0], a.shape[1]) for name, (a, b) in self.pairs.items()}
         return {**adapted, **{name: tuple(value.shape) for name, value in self.replaced.items()}}
+
+    @property
+    def digest(self) -> str:
+        """32 hex digits that name its values."""
+        digest = hashlib.sha256(repr(self.scale).encode())
+        for name, values in sorted({**self.pairs, **{k: (v,) for k, v in self.replaced.items()}}.items()):
+            digest.update(name.encode())
+            for value in values:
+                digest.update(value.detach().float().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:32]
 
     def merged(self, name: str, weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Return ``W + (alpha / r) B A``, or the value that replaces it, in ``dtype`` or else the weight's.
@@ -76,8 +88,8 @@ def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / ADAPTER_TENSORS).is_file():
         raise WeightsError(f"{folder} has {ADAPTER_CONFIG} and no {ADAPTER_TENSORS}: fetch it again")
     if (folder / ADAPTER_TENSORS).is_file():
-        scale = _scale(folder)
-        pairs = _pairs(folder / ADAPTER_TENSORS)
+        rank, scale = _config(folder)
+        pairs = _pairs(folder / ADAPTER_TENSORS, rank)
     if not pairs and not replaced:
         raise WeightsError(
             f"{folder} has no adapter: expected {ADAPTER_TENSORS}, {POOLER_TENSORS} or {BACKBONE_TENSORS}"
@@ -130,16 +142,37 @@ def check_fit(adapter: Adapter, tensors: Mapping[str, StoredTensor], base: str) 
             )
 
 
-def _scale(folder: Path) -> float:
-    config = read_json(folder / ADAPTER_CONFIG)
-    if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("use_rslora"):
-        raise WeightsError(f"{folder / ADAPTER_CONFIG}: expected a plain LoRA adapter; others are not merged")
-    if config.get("rank_pattern") or config.get("alpha_pattern"):
-        raise WeightsError(f"{folder / ADAPTER_CONFIG}: expected one rank and alpha for all layers")
-    return float(config["lora_alpha"]) / int(config["r"])
+# peft's keys of adapters whose weights are not W + (alpha / r) B A of the base's W
+_NOT_PLAIN = (
+    "use_dora", "use_rslora", "use_qalora", "use_bdlora", "velora_config", "monteclora_config", "kasa_config",
+    "arrow_config", "alora_invocation_tokens", "lora_bias", "fan_in_fan_out", "modules_to_save",
+    "trainable_token_indices", "target_parameters", "layer_replication", "rank_pattern", "alpha_pattern",
+)  # fmt: skip
+# Those that leave the base's weights as they were. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA change them too.
+_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
-def _pairs(path: Path) -> dict[str, tuple[Tensor, Tensor]]:
+def _config(folder: Path) -> tuple[int, float]:
+    """Return rank and alpha of a plain LoRA adapter."""
+    path = folder / ADAPTER_CONFIG
+    config = read_json(path)
+    if config.get("peft_type") != "LORA":
+        raise WeightsError(f"{path}: peft_type is {config.get('peft_type')!r}; expected 'LORA'")
+    if other := [key for key in _NOT_PLAIN if config.get(key)]:
+        raise WeightsError(f"{path} sets {', '.join(other)}; only plain LoRA is merged: merge it with peft")
+    if (start := config.get("init_lora_weights", True)) not in _PLAIN_STARTS:
+        raise WeightsError(
+            f"{path}: init_lora_weights is {start!r:.40}, which changes the base too: merge it with peft"
+        )
+    rank, alpha = config.get("r"), config.get("lora_alpha")
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+        raise ConfigError(f"{path}: r is {rank!r:.40}; expected a whole number, 1 or more")
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
+        raise ConfigError(f"{path}: lora_alpha is {alpha!r:.40}; expected a number above 0")
+    return rank, alpha / rank
+
+
+def _pairs(path: Path, rank: int) -> dict[str, tuple[Tensor, Tensor]]:
     tensors = _tensors(path)
     pairs = {}
     for name, a in tensors.items():
@@ -149,7 +182,13 @@ def _pairs(path: Path) -> dict[str, tuple[Tensor, Tensor]]:
         if not name.startswith(PEFT_PREFIX) or other not in tensors:
             raise WeightsError(f"{path}: {name} has no {other}, or is not against the base decoder")
         module = name.removeprefix(PEFT_PREFIX).removesuffix(".lora_A.weight")
-        pairs[f"{BACKBONE_PREFIX}{module}.weight"] = (a, tensors[other])
+        b = tensors[other]
+        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != rank or b.shape[1] != rank:
+            raise WeightsError(
+                f"{path}: {name} is {tuple(a.shape)} and {other} is {tuple(b.shape)}; expected rank {rank}, "
+                f"the r of {ADAPTER_CONFIG}"
+            )
+        pairs[f"{BACKBONE_PREFIX}{module}.weight"] = (a, b)
     if 2 * len(pairs) != len(tensors):
         raise WeightsError(f"{path}: expected pairs of lora_A and lora_B, got {len(tensors)} tensors")
     return pairs
@@ -158,6 +197,13 @@ def _pairs(path: Path) -> dict[str, tuple[Tensor, Tensor]]:
 def _tensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path} is truncated or corrupt ({error}): use an earlier checkpoint") from error
+    for name, value in tensors.items():
+        if not value.is_floating_point() or not value.numel() or not value.isfinite().all():
+            kind = (
+                "empty" if not value.numel() else "not finite" if value.is_floating_point() else "not floats"
+            )
+            raise WeightsError(f"{path}: {name} is {kind}: use an earlier checkpoint")
+    return tensors

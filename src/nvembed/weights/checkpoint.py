@@ -246,6 +246,13 @@ def merged_tensors(
         yield name, adapter.merged(name, checkpoint.read(name), dtype)
 
 
+def merged_before(checkpoint: Checkpoint) -> list[str]:
+    """Return the digests of the adapters that are merged into a checkpoint."""
+    ours = read_json(checkpoint.folder / "config.json").get("nvembed")
+    merged = ours.get("merged") if isinstance(ours, dict) else None
+    return [digest for digest in merged if isinstance(digest, str)] if isinstance(merged, list) else []
+
+
 def find_backbone(base: Base, folder: Path) -> CausalLM:
     """Find the backbone that a model in ``folder`` names.
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from nvembed.errors import ConfigError, MissingExtraError, WeightsError
+from nvembed.errors import ConfigError, WeightsError
 from nvembed.model.config import BackboneConfig, RopeScaling
 from nvembed.weights.causal_lm import CausalLM, check_backbone
+from nvembed.weights.gguf_header import check_header
 from nvembed.weights.gguf_tokenizer import tokenizer_files
 from nvembed.weights.hub_config import backbone_config
 from nvembed.weights.tensors import StoredTensor
@@ -49,7 +50,6 @@ def read_gguf(path: Path) -> CausalLM:
     rotary pairs; this is undone. The output layer is not read.
 
     Raises:
-        MissingExtraError: the ``gguf`` package is not installed.
         ConfigError: an architecture or a setting we do not have, or sizes that are missing.
         WeightsError: a file that is not GGUF or is cut short, a tokenizer or quantisation that cannot be
             converted, tensors that are missing, unexpected or misshapen.
@@ -93,10 +93,7 @@ def read_gguf(path: Path) -> CausalLM:
 
 
 def _open(path: Path) -> "GGUFReader":
-    try:
-        import gguf
-    except ImportError as error:
-        raise MissingExtraError("reading GGUF needs an extra: pip install 'nvembed[gguf]'") from error
+    import gguf
 
     class Reader(gguf.GGUFReader):
         def __setattr__(self, name: str, value: object) -> None:
@@ -104,6 +101,7 @@ def _open(path: Path) -> "GGUFReader":
             super().__setattr__(name, value.view(np.ndarray) if isinstance(value, np.memmap) else value)
 
     try:
+        check_header(path)
         return Reader(path)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error

@@ -17,6 +17,9 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 SUPPORTED = "mistral, llama (with SmolLM2 and Llama 3.x), qwen2, qwen3, ministral3"
 
+# No model has more of anything; a module of the size that a config says is built before its weights are read.
+MAX_SIZE, MAX_LAYERS = 1 << 24, 1024
+
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 # What transformers takes where a file says nothing. None: the number of attention heads.
 _KV_HEADS: dict[Architecture, int | None] = {
@@ -241,7 +244,10 @@ def size_of(config: Mapping[str, object], key: str, default: int | None = None) 
     if value is None:
         value = default
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{key} must be a whole number above 0; got {value!r}")
+        raise ConfigError(f"{key} must be a whole number above 0; got {value!r:.40}")
+    limit = MAX_LAYERS if key == "num_hidden_layers" else MAX_SIZE
+    if value > limit:
+        raise ConfigError(f"{key} is {value:,}; expected at most {limit:,}: the config is damaged")
     return value
 
 

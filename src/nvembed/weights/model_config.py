@@ -56,6 +56,8 @@ def read_config(
 def write_config(model: ModelConfig, text: TextSettings, dtype: str) -> dict[str, Any]:
     """Return ``config.json`` in the released layout; ``read_config`` reads it back to the same values.
 
+    Differs: no ``auto_map``, whose code is not in the folder: other libraries would ask to run it.
+
     The published code takes its tokenizer from ``text_config._name_or_path``. It is written as ``.``: run
     that code with the checkpoint as its working folder.
     """
@@ -67,10 +69,6 @@ def write_config(model: ModelConfig, text: TextSettings, dtype: str) -> dict[str
         "add_eos": True,
         "add_pad_token": True,
         "architectures": ["NVEmbedModel"],
-        "auto_map": {
-            "AutoConfig": "configuration_nvembed.NVEmbedConfig",
-            "AutoModel": "modeling_nvembed.NVEmbedModel",
-        },
         "hidden_size": size,
         "is_mask_instruction": text.mask_instruction,
         "latent_attention_config": {

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,14 @@ def save_checkpoint(
     tokenizer_files: Mapping[str, bytes],
     dtype: torch.dtype | None = None,
     shard_bytes: int = SHARD_BYTES,
+    merged: Sequence[str] = (),
 ) -> None:
     """Write ``config.json``, the tokenizer's files and safetensors shards of at most ``shard_bytes``.
 
     Args:
         tensors: names and values, in the order they are stored; one shard at a time is held.
         dtype: what every tensor is stored as; ``None`` keeps each one's own.
+        merged: digests of the adapters that are merged into the weights, kept in ``config.json``.
 
     Raises:
         OutputError: ``folder`` exists, or the disk is full; nothing is left half-written.
@@ -49,7 +51,10 @@ def save_checkpoint(
             raise OutputError(f"could not write {folder}: {error}; nothing was left behind") from error
         for name, content in tokenizer_files.items():
             (work / name).write_bytes(content)
-        _write_json(work / "config.json", write_config(config, text, stored))
+        form = write_config(config, text, stored)
+        if merged:
+            form["nvembed"]["merged"] = list(merged)
+        _write_json(work / "config.json", form)
 
 
 def _write_shards(

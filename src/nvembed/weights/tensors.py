@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 ADAPTER_TENSORS = "adapter_model.safetensors"
 POOLER_TENSORS = "pooler.safetensors"
 BACKBONE_TENSORS = "backbone.safetensors"  # of a backbone, the tensors that were trained whole
+CONFIG_BYTES = 256 << 20  # the largest JSON file of a model that is read: indexes of many shards are smaller
 HEAD_NUMBERS = 2048  # of each tensor, the first so many numbers are read to tell models apart
 
 
@@ -60,6 +62,8 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 def file_tensors(path: Path) -> dict[str, StoredTensor]:
     """Read the header of one safetensors file: name -> file, shape, dtype."""
     found: dict[str, StoredTensor] = {}
+    if path.exists() and not path.is_file():
+        raise WeightsError(f"{path} is not a regular file: fetch it again")
     try:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
@@ -80,6 +84,11 @@ def shard_names(folder: Path) -> list[str]:
         files = weight_map.values() if isinstance(weight_map, dict) else ()
         if not files or not all(isinstance(name, str) for name in files):
             raise WeightsError(f"{folder / INDEX} has no weight_map of tensors to files: copy the file again")
+        for name in files:
+            if not re.fullmatch(r"[\w.-]+\.safetensors", name) or name.startswith("."):
+                raise WeightsError(
+                    f"{folder / INDEX} names {name!r:.80}; expected .safetensors files of this folder"
+                )
         return sorted(set(files))
     if (folder / SINGLE).is_file():
         return [SINGLE]
@@ -157,6 +166,10 @@ def tensor_head(stored: StoredTensor, read: Callable[[int], Tensor]) -> Tensor:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{path} is not a regular file: copy it again")
+        if path.stat().st_size > CONFIG_BYTES:
+            raise ConfigError(f"{path} has {path.stat().st_size:,} bytes: it is not a model's config")
         value = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise incomplete(path) from error
@@ -164,7 +177,9 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read: permission denied; check its owner and mode") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
+    except ConfigError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not JSON ({error}): copy the file again") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{path} holds a {type(value).__name__}: expected a JSON object")

@@ -1,0 +1,73 @@
+"""``tokenizer.json``, checked before it reaches the library: some contents would end the process there."""
+
+import base64
+import binascii
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from nvembed.errors import ConfigError
+
+
+def read_tokenizer(tokenizer_json: bytes) -> Tokenizer:
+    """Build a tokenizer from the content of ``tokenizer.json``.
+
+    Raises:
+        ConfigError: it is not JSON, its normalizer's character map is damaged, or the library refuses it.
+    """
+    try:
+        form = json.loads(tokenizer_json)
+        for part in _parts(form.get("normalizer") if isinstance(form, dict) else None):
+            if part.get("type") == "Precompiled":
+                _check_charsmap(part.get("precompiled_charsmap"))
+        return Tokenizer.from_buffer(tokenizer_json)
+    except BaseException as error:  # the library raises bare Exception, and a panic is not even that
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ConfigError(f"tokenizer.json cannot be read: {error}; copy the file again") from error
+
+
+def _parts(value: Any) -> Iterator[dict[str, Any]]:
+    """Yield every object inside a JSON value."""
+    pending = [value]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            yield value
+            pending += value.values()
+        elif isinstance(value, list):
+            pending += value
+
+
+def _check_charsmap(encoded: object) -> None:
+    """Check a character map of SentencePiece: the size of a double array, the array, and replacement texts.
+
+    The library follows the array's offsets, and reads replacements, without looking at their bounds.
+    """
+    if not isinstance(encoded, str):
+        raise ValueError(f"precompiled_charsmap is a {type(encoded).__name__}, expected text in base64")
+    try:
+        raw = base64.b64decode(encoded, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"precompiled_charsmap is not base64 ({error})") from error
+    size = int.from_bytes(raw[:4], "little")
+    if len(raw) < 8 or size % 4 or not 4 <= size <= len(raw) - 4:
+        raise ValueError(f"precompiled_charsmap says {size:,} bytes, and has {max(0, len(raw) - 4):,}")
+    units = np.frombuffer(raw, dtype="<u4", count=size // 4, offset=4).astype(np.int64)
+    texts = raw[4 + size :]
+    try:
+        texts.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError("precompiled_charsmap holds replacements that are not UTF-8") from error
+    # A unit at i has its children at base ^ byte, and its value at base, where base = i ^ offset.
+    base = np.arange(len(units)) ^ ((units >> 10) << ((units & 0x200) >> 6))
+    nodes = units < 1 << 31  # the others are values
+    if (base[nodes] | 0xFF).max(initial=-1) >= len(units):
+        raise ValueError("precompiled_charsmap points out of its array")
+    starts = units[base[nodes & (units & 0x100 > 0)]] & 0x7FFFFFFF
+    text_starts = {0, *(np.flatnonzero(np.frombuffer(texts, dtype=np.uint8) == 0) + 1).tolist()}
+    if not set(starts.tolist()) <= text_starts:
+        raise ValueError("precompiled_charsmap points between its replacements")
