@@ -23,7 +23,7 @@ from sklearn.model_selection import cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from nvembed.cli.classify import label_pairs
-from nvembed.cli.subjects import Loading, load_subject
+from nvembed.cli.models import Loading, open_model
 from nvembed.evaluate import record
 from nvembed.evaluate.learn import classification, clustering
 from nvembed.evaluate.scores import v_measure
@@ -204,7 +204,7 @@ def main() -> None:
     classes: list[Row] = []
     maps: list[Row] = []
     for spec in given.model:
-        subject = load_subject(spec, Loading(max_tokens=512))
+        subject = open_model(spec, Loading(max_tokens=512))
         environment = record.environment(subject)
         clusters += score_clusters(subject, given.data, given.rows)
         classes += score_classes(subject, given.data, given.rows)

@@ -14,7 +14,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from nvembed.cli.subjects import Loading, load_subject
+from nvembed.cli.models import Loading, open_model
 from nvembed.evaluate import record
 from nvembed.evaluate.cache import Embedder
 from nvembed.evaluate.mteb import MtebEncoder, as_mteb_task
@@ -51,7 +51,7 @@ def main() -> None:
     )
     given = parser.parse_args()
     published = {t: v for tasks in published_scores(given.published).values() for t, v in tasks.items()}
-    subject = load_subject(given.model, Loading(max_tokens=512))
+    subject = open_model(given.model, Loading(max_tokens=512))
     rows = []
     for folder in find_tasks(given.data, given.tasks.split(",")):
         task = load_task(folder)

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from memory import hardware, heading
-from nvembed.cli.subjects import Loading, load_subject
+from nvembed.cli.models import Loading, open_model
 from nvembed.evaluate.cache import Embedder
 from nvembed.evaluate.run import prompts_of
 from nvembed.evaluate.tasks import Retrieval, Task, find_tasks, load_task
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="where vectors and results are kept")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    subject = load_subject(given.model, Loading(given.max_tokens, dtype=given.dtype))
+    subject = open_model(given.model, Loading(given.max_tokens, dtype=given.dtype))
     results: dict[str, Any] = {
         "model": subject.name,
         "max_tokens": given.max_tokens,

@@ -46,6 +46,7 @@ LIBRARIES: dict[str, set[str]] = {
     "bm25s": {"text"},
     "Stemmer": {"text"},
     "cyclopts": {"cli"},
+    "platformdirs": {"cli"},
     "lancedb": {"search"},
     "psycopg": {"search"},
     "pgvector": {"search"},

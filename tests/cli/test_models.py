@@ -1,5 +1,7 @@
-"""The one loader of sentence-transformers models, against a stand-in for that library."""
+"""The one opener of models: where they are found, their fingerprints, and how they embed."""
 
+import os
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,9 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
-from nvembed.cli.models import encode_with, load_sentence_transformer
-from nvembed.errors import DownloadError, MissingExtraError, WeightsError
+from conftest import TINY_A
+from nvembed.cli.models import (
+    Loading,
+    encode_with,
+    find_model,
+    load_sentence_transformer,
+    model_content,
+    open_model,
+)
+from nvembed.errors import DownloadError, InputError, MissingExtraError, WeightsError
 
 
 class Library:
@@ -57,3 +68,46 @@ def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(MissingExtraError, match=r"some/model is a .* model: pip install 'nvembed\[eval\]'"):
         load_sentence_transformer("some/model", max_tokens=9)
+
+
+def test_names_that_are_no_folder() -> None:
+    with pytest.raises(InputError, match="leave the prefix out"):
+        find_model("sentence-transformers:owner/model")
+    with pytest.raises(WeightsError, match="nvembed init"):
+        find_model("base/x.gguf")
+    with pytest.raises(WeightsError, match="hub id"):
+        find_model("nosuchpackage/inner/folder")
+
+
+def test_a_model_inside_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "tiny_package"
+    (package / "inner").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise SystemExit('imported')")
+    shutil.copytree(TINY_A, package / "inner" / "model")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert find_model("tiny_package/inner/model") == package / "inner" / "model"
+    subject = open_model("tiny_package/inner/model", Loading(64, device="cpu"))
+    assert subject.name == "tiny_package/inner/model"
+    assert subject.encode is not None
+    assert subject.encode(["a", "b"], "").vectors.shape == (2, subject.dim)
+    assert subject.encode([], "").vectors.shape == (0, subject.dim)
+
+
+def test_a_change_anywhere_in_a_model_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fingerprint samples each tensor, and stays as published; stored vectors have a key of all bytes."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "model"
+    shutil.copytree(TINY_A, folder)
+    before = open_model(str(folder), Loading(64, device="cpu"))
+    assert model_content(str(folder)) == f"{folder}/{before.content}"
+    weights = load_file(folder / "model.safetensors")
+    name = "embedding_model.layers.0.mlp.down_proj.weight"
+    times = (folder / "model.safetensors").stat()
+    weights[name].flatten()[-1] += 1
+    save_file(weights, folder / "model.safetensors")
+    os.utime(folder / "model.safetensors", ns=(times.st_atime_ns, times.st_mtime_ns))
+    after = open_model(str(folder), Loading(64, device="cpu"))
+    assert after.fingerprint == before.fingerprint
+    assert after.content != before.content
+    assert model_content(str(folder)) == f"{folder}/{after.content}"
+    assert model_content("bm25") == "bm25"

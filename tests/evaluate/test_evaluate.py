@@ -17,7 +17,7 @@ from eval_folders import WORDS, encode, make_all, make_labelled, make_pairs, mak
 
 from conftest import TINY_A
 from nvembed.cli.evaluate import evaluate as evaluate_command
-from nvembed.cli.subjects import Loading, load_subject
+from nvembed.cli.models import Loading, open_model
 from nvembed.errors import DataError, InputError, MissingExtraError, NumericsError, OutputError
 from nvembed.evaluate import cache as cache_module
 from nvembed.evaluate import rank
@@ -241,10 +241,10 @@ def test_models_by_folder(tmp_path: Path) -> None:
     loading = Loading(max_tokens=512, device="cpu")
     folder = tmp_path / "lr=0.1" / "tiny"
     shutil.copytree(TINY_A, folder)
-    assert load_subject(str(folder), loading).name == "tiny"
-    assert load_subject(f"mine={folder}", loading).name == "mine"
+    assert open_model(str(folder), loading).name == "tiny"
+    assert open_model(f"mine={folder}", loading).name == "mine"
     with pytest.raises(InputError, match="model 'mine': 'absent' is not a folder; expected NAME=FOLDER"):
-        load_subject("mine=absent", loading)
+        open_model("mine=absent", loading)
 
 
 def test_an_old_folder_of_sentence_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +252,7 @@ def test_an_old_folder_of_sentence_transformers(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     (tmp_path / "modules.json").write_text("[]")
     with pytest.raises(MissingExtraError, match="is a sentence-transformers model"):
-        load_subject(str(tmp_path), Loading(max_tokens=512))
+        open_model(str(tmp_path), Loading(max_tokens=512))
 
 
 def test_bm25_finds_words_and_takes_only_rankings(tmp_path: Path) -> None:

@@ -7,12 +7,11 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
-from nvembed.cli.models import load
+from nvembed.cli.models import find_model, load
 from nvembed.cli.options import Dtype
 from nvembed.cli.screen import progress, results
 from nvembed.model.device import parse_devices
 from nvembed.weights.check import Finding, Report, bytes_text, check_folder
-from nvembed.weights.hub import model_folder
 from nvembed.weights.known import ask
 
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
@@ -60,7 +59,7 @@ def check(
     """
     target = parse_devices(device)[0]
     chosen: Dtype = dtype or ("bfloat16" if target.type == "cuda" else "float32")
-    folder = model_folder(model, revision=revision)
+    folder = find_model(model, revision=revision)
     total = done = 0
     with progress("reading weights (MB)") as update:
 

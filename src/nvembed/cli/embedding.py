@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nvembed.cli.models import load
+from nvembed.cli.models import find_model, load
 from nvembed.cli.options import Dtype
 from nvembed.errors import InputError
 
@@ -49,10 +49,9 @@ def describe(
     """
     from nvembed.model.device import parse_devices
     from nvembed.weights.checkpoint import fingerprint, load_tokenizer, open_checkpoint
-    from nvembed.weights.hub import model_folder
 
     kind = parse_devices(device.split(",") if device else None)[0].type
-    checkpoint = open_checkpoint(model_folder(model))
+    checkpoint = open_checkpoint(find_model(model))
     (one,) = load_tokenizer(checkpoint)(["a"], prompt=prompt, max_length=max_length)
     return Facts(
         fingerprint=fingerprint(checkpoint),

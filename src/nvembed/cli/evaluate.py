@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from nvembed.cli.models import Loading, open_model
 from nvembed.cli.options import Compute, Count, Flag
 from nvembed.cli.screen import long_progress, results, say
-from nvembed.cli.subjects import Loading, load_subject
 from nvembed.errors import InputError
 from nvembed.evaluate.run import TaskProgress, runnable
 from nvembed.evaluate.run import evaluate as run
@@ -94,7 +94,7 @@ def evaluate(
         if task.note:
             say(task.note, label="warning: ", style="bold yellow")
     for spec in models:
-        subject = load_subject(spec, loading)
+        subject = open_model(spec, loading)
         _say_skipped(subject, loaded)
         with _progress(subject.name) as show:
             finished = run(subject, loaded, out, cache=keep, instructions=instructions, on_progress=show)
@@ -114,7 +114,7 @@ def _evaluate_mteb(
     tasks = find_mteb_tasks(names)
     _all_used(instructions, [task.metadata.name for task in tasks])
     for spec in models:
-        subject = load_subject(spec, loading)
+        subject = open_model(spec, loading)
         if note := prompt_note(subject, tasks, instructions):
             say(note)
         finished = run_mteb(subject, tasks, out, cache=keep, instructions=instructions)

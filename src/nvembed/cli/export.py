@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from nvembed.cli.models import find_model
 from nvembed.cli.options import Dtype
 from nvembed.cli.screen import say
 
@@ -52,11 +53,10 @@ def export(
 
     from nvembed.weights.checkpoint import open_checkpoint
     from nvembed.weights.export import export as write
-    from nvembed.weights.hub import model_folder
 
     made = write(
         out,
-        open_checkpoint(model_folder(model)),
+        open_checkpoint(find_model(model)),
         state,
         base=base,
         rank=rank,

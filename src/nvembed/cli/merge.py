@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nvembed.cli.models import find_model
 from nvembed.cli.options import Dtype
 from nvembed.files import read_json
 
@@ -35,12 +36,11 @@ def merge(model: str, adapter: Path, out: Path, *, dtype: Dtype | None = None) -
     from nvembed.errors import OutputError, WeightsError
     from nvembed.weights.adapter import read_adapter
     from nvembed.weights.checkpoint import merged_before, merged_tensors, open_checkpoint
-    from nvembed.weights.hub import model_folder
     from nvembed.weights.save import save_checkpoint
 
     if out.exists():
         raise OutputError(f"{out} exists already: remove it, or write to another path")
-    checkpoint = open_checkpoint(model_folder(model))
+    checkpoint = open_checkpoint(find_model(model))
     trained = read_adapter(adapter)
     merged = merged_before(checkpoint)
     if trained.digest in merged:

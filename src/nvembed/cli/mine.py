@@ -1,17 +1,22 @@
 """``nvembed mine``: training files from a recipe, with mined hard negatives."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from nvembed.cli.models import Loading, model_content, open_model
 from nvembed.cli.options import Compute, Count
 from nvembed.cli.screen import say
-from nvembed.cli.teachers import fingerprint, open_teacher
 from nvembed.data.prepare import MiningRecipe, prepare
 from nvembed.data.rows import Numbered
 from nvembed.data.rule import Method, Teacher, check_rule
 from nvembed.data.sources import BlendRecipe, TrainingSource
 from nvembed.data.tables import Places
-from nvembed.data.teacher import Encode, VectorBlocks, bm25_teacher, dense_teacher
+from nvembed.data.teacher import VectorBlocks, bm25_teacher, dense_teacher
+from nvembed.errors import InputError
+from nvembed.evaluate.subject import Subject
 from nvembed.files import locked
 from nvembed.recipe import read_recipe
 from nvembed.text.bm25 import Bm25
@@ -62,7 +67,7 @@ def mine(
     stage
         Only the sets of this stage.
     teacher
-        bm25, a model (folder or hub id), or sentence-transformers:MODEL. Default: the recipe's.
+        bm25, or a model: a folder, a hub id, or package/folder. Default: the recipe's.
     method
         naive, shifted, absolute, margin or percentage. Default: the recipe's.
     threshold
@@ -82,7 +87,7 @@ def mine(
     )
     check_rule(mining.rule)
     sources = blend.choose(sets, stage)
-    name = fingerprint(mining.teacher)
+    name = model_content(mining.teacher)
     if mining.teacher != "bm25":
         name += f", {max_tokens:,} tokens"
     with locked(out):
@@ -110,7 +115,7 @@ class _Teachers:
 
     def __init__(self, mining: MiningRecipe, compute: Compute, max_tokens: int) -> None:
         self._mining, self._compute, self._max_tokens = mining, compute, max_tokens
-        self._loaded: tuple[Encode, str] | None = None
+        self._model: Subject | None = None
 
     def make(self, passages: Numbered[str], source: TrainingSource, folder: Path) -> Teacher:
         """Return the teacher of one set; its vectors of the passages are kept in ``folder``."""
@@ -118,14 +123,22 @@ class _Teachers:
         if self._mining.teacher == "bm25":
             return bm25_teacher(Bm25(list(passages)), depth=depth)
         query_prompt, passage_prompt = source.prompts() if self._mining.instruct else ("", "")
-        if self._loaded is None:
-            self._loaded = open_teacher(
-                self._mining.teacher,
-                device=self._compute.device,
-                dtype=self._compute.dtype,
-                max_tokens=self._max_tokens,
+        if self._model is None:
+            loading = Loading(self._max_tokens, self._compute.device, self._compute.dtype)
+            self._model = open_model(self._mining.teacher, loading)
+        model = self._model
+        if model.encode is None:
+            raise InputError(
+                f"{model.name} has no vectors: expected bm25 or an embedding model as the teacher"
             )
-        encode, name = self._loaded
-        settings = VectorSettings(name, passage_prompt, self._max_tokens, self._compute.dtype or "")
-        blocks = VectorBlocks(folder, passages, encode, settings)
-        return dense_teacher(encode, query_prompt, blocks, depth=depth)
+        embed = model.encode
+        settings = VectorSettings(
+            model.content or model.fingerprint, passage_prompt, model.max_tokens or 0, model.precision
+        )
+
+        def encode(texts: Sequence[str], prompt: str) -> np.ndarray:
+            return embed(texts, prompt).vectors
+
+        return dense_teacher(
+            encode, query_prompt, VectorBlocks(folder, passages, encode, settings), depth=depth
+        )

@@ -1,19 +1,23 @@
-"""Models for commands: the one place where a command loads one, and how it embeds with it."""
+"""Opens whatever a user named as a model: the one place where commands do."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import platformdirs
 
 from nvembed.cli.options import Dtype
 from nvembed.cli.screen import waiting
 from nvembed.errors import DownloadError, InputError, MissingExtraError, WeightsError
+from nvembed.evaluate.subject import Subject, bm25, random_encoder
+from nvembed.vectors.embeddings import Embeddings, join
 
 if TYPE_CHECKING:
     from nvembed.encoder import Encoder
-    from nvembed.vectors.embeddings import Embeddings
 
 
 def load(
@@ -24,7 +28,93 @@ def load(
     with waiting(f"loading {model}"):
         from nvembed.encoder import Encoder  # torch takes seconds to import
 
-        return Encoder.from_pretrained(model, device=devices, dtype=dtype, revision=revision)
+        return Encoder.from_pretrained(find_model(model, revision=revision), device=devices, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How to load a model: device and dtype as torch names them, and the most tokens of a text."""
+
+    max_tokens: int
+    device: str | None = None
+    dtype: str | None = None
+
+
+def open_model(spec: str, loading: Loading) -> Subject:
+    """Open whatever a user named as a model, as functions with a fingerprint.
+
+    Args:
+        spec: ``bm25``, ``random``, or a model (see ``find_model``); ``NAME=FOLDER`` gives a folder another
+            name. If a folder of the whole string exists, a ``=`` in it is part of its path.
+
+    A model in the layout of sentence-transformers is loaded with that library, any other with this package.
+
+    Raises:
+        InputError, WeightsError, DownloadError: there is no such model.
+        MissingExtraError: sentence-transformers is needed and not installed.
+    """
+    if spec == "bm25":
+        return bm25()
+    if spec == "random":
+        return random_encoder()
+    name, place = "", spec
+    if "=" in spec and not Path(spec).expanduser().is_dir():
+        name, _, place = spec.partition("=")
+        if not Path(place).expanduser().is_dir():
+            raise InputError(f"model {name!r}: {place!r} is not a folder; expected NAME=FOLDER")
+    folder = find_model(place)
+    if not name:
+        name = folder.resolve().name if Path(place).expanduser().is_dir() else place
+    make = _sentence_transformer if is_sentence_transformer(folder) else _encoder
+    return replace(make(folder, loading), name=name)
+
+
+def find_model(spec: str, *, revision: str | None = None) -> Path:
+    """Return the folder of a model: a folder, one inside an installed package, or a hub id, which is fetched.
+
+    ``package/inner/path`` is a folder of an installed package, which is not imported.
+
+    Raises:
+        InputError: an old name, with the prefix ``sentence-transformers:``.
+        WeightsError, DownloadError: there is no such model.
+    """
+    from nvembed.weights.hub import model_folder
+
+    if spec.startswith("sentence-transformers:"):
+        raise InputError(f"{spec}: expected {spec.partition(':')[2]}; leave the prefix out")
+    if spec.endswith(".gguf"):
+        raise WeightsError(f"{spec} is a language model: make an embedding model of it with  nvembed init")
+    if not Path(spec).expanduser().is_dir():
+        package, _, inner = spec.partition("/")
+        found = find_spec(package) if package.isidentifier() and inner else None
+        for location in (found.submodule_search_locations or []) if found else []:
+            if (Path(location) / inner).is_dir():
+                return Path(location) / inner
+    return model_folder(spec, revision=revision)
+
+
+def is_sentence_transformer(folder: Path) -> bool:
+    """Return whether a folder is in the layout of sentence-transformers, and not one of NV-Embed."""
+    config = folder / "config.json"  # older versions of that library keep it one folder deeper
+    ours = config.is_file() and b"NVEmbed" in config.read_bytes()
+    return (folder / "modules.json").is_file() and not ours
+
+
+def model_content(spec: str) -> str:
+    """Return a model's name with a digest of all bytes that decide its vectors; no weights are loaded."""
+    if spec in ("bm25", "random"):
+        return spec
+    from nvembed.weights.checkpoint import content_digest, open_checkpoint
+
+    folder = find_model(spec)
+    if is_sentence_transformer(folder):
+        return f"{spec}/{_hash_folder(folder)}"
+    return f"{spec}/{content_digest(open_checkpoint(folder), cache=_digests())}"
+
+
+def _digests() -> Path:
+    """Return where digests of large files are kept from run to run."""
+    return platformdirs.user_cache_path("nvembed") / "digests"
 
 
 def load_sentence_transformer(
@@ -69,6 +159,104 @@ def encode_with(sentence_transformer: Any, texts: Sequence[str], prompt: str) ->
     vectors = np.asarray(vectors, dtype=np.float32)
     # It normalises in the model's own precision, which in bfloat16 leaves lengths of 1.003.
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+
+def _encoder(folder: Path, loading: Loading) -> Subject:
+    import torch
+
+    from nvembed.encoder import Encoder
+    from nvembed.weights.checkpoint import content_digest
+
+    model = Encoder.from_pretrained(folder, device=loading.device, dtype=loading.dtype)
+    assert model.checkpoint is not None
+    weights = list(model.replicas[0].parameters())
+    limit, own = min(loading.max_tokens, model.max_length), model.prompts
+
+    def encode(texts: Sequence[str], prompt: str) -> Embeddings:
+        return join(list(model.stream(texts, prompt=prompt, max_length=limit)), model.dim)
+
+    return Subject(
+        name=str(folder),
+        fingerprint=model.fingerprint,
+        content=content_digest(model.checkpoint, cache=_digests()),
+        encode=encode,
+        instructions=own is None,
+        prompts={} if own is None else own.texts,
+        default_prompt="" if own is None else own.plain,
+        precision=model.dtype,
+        max_tokens=limit,
+        size_bytes=sum(weight.nbytes for weight in weights),
+        num_parameters=sum(weight.numel() for weight in weights),
+        dim=model.dim,
+        device=_device_name(torch, weights[0].device),
+        peak_bytes=_peak(torch, weights[0].device),
+    )
+
+
+def _sentence_transformer(folder: Path, loading: Loading) -> Subject:
+    import torch
+
+    model = load_sentence_transformer(
+        str(folder), max_tokens=loading.max_tokens, device=loading.device, dtype=loading.dtype
+    )
+    limit, dim = model.max_seq_length, model.get_embedding_dimension() or 0
+    weights = list(model.parameters())
+
+    def encode(texts: Sequence[str], prompt: str) -> Embeddings:
+        if not texts:
+            return join([], dim)
+        whole = [prompt + text for text in texts]
+        lengths = [len(ids) for ids in model.tokenizer(whole, truncation=False, verbose=False)["input_ids"]]
+        tokens = np.array(lengths, dtype=np.int64)
+        empty = np.array([not text or text.isspace() for text in texts], dtype=bool)
+        return Embeddings(encode_with(model, texts, prompt), np.minimum(tokens, limit), tokens > limit, empty)
+
+    own = model.prompts or {}
+    default = own.get(model.default_prompt_name) or ""
+    model.default_prompt_name = None  # the evaluation chooses: an empty prompt is none, not the default one
+    return Subject(
+        name=str(folder),
+        fingerprint=_hash_folder(folder),
+        encode=encode,
+        prompts=own,
+        default_prompt=default,
+        precision=str(weights[0].dtype).removeprefix("torch."),
+        max_tokens=limit,
+        size_bytes=sum(weight.nbytes for weight in weights),
+        num_parameters=sum(weight.numel() for weight in weights),
+        dim=dim,
+        device=_device_name(torch, weights[0].device),
+        peak_bytes=_peak(torch, weights[0].device),
+    )
+
+
+def _device_name(torch: Any, device: Any) -> str:
+    return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else str(device.type)
+
+
+def _peak(torch: Any, device: Any) -> Callable[[], int] | None:
+    if device.type != "cuda":
+        return None
+
+    def most_since_last() -> int:
+        peak = int(torch.cuda.max_memory_allocated(device))
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak
+
+    return most_since_last
+
+
+def _hash_folder(folder: Path) -> str:
+    """Hash what decides the vectors: weights, configuration, tokenizer."""
+    digest = hashlib.sha256()
+    for path in sorted(
+        p for p in folder.rglob("*") if p.suffix in (".safetensors", ".bin", ".json", ".txt", ".model")
+    ):
+        digest.update(path.relative_to(folder).as_posix().encode())
+        with path.open("rb") as handle:
+            while block := handle.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()[:32]
 
 
 def prompts(

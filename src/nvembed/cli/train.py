@@ -231,28 +231,27 @@ def _job(stage: "StageRecipe", model: str, blend: "Blend", device: Any, sharded:
 
 def _teacher(stage: "StageRecipe", device: Any) -> tuple["Teach", str]:
     """Open the recipe's teacher: (prompt, text) pairs to unit vectors, and what names it."""
-    from nvembed.cli.teachers import open_teacher
+    from nvembed.cli.models import Loading, open_model
     from nvembed.vectors.store import check_vectors
 
     assert stage.teacher is not None
-    if stage.teacher.model == "bm25":
-        raise ConfigError("teacher.model is bm25, which has no vectors: name an embedding model")
     instruct = stage.teacher.instruct
-    encode, name = open_teacher(
-        stage.teacher.model, device=str(device), dtype=stage.run.dtype, max_tokens=stage.model.max_tokens
-    )
+    model = open_model(stage.teacher.model, Loading(stage.model.max_tokens, str(device), stage.run.dtype))
+    embed = model.encode
+    if embed is None:
+        raise ConfigError(f"teacher.model is {model.name}, which has no vectors: name an embedding model")
 
     def teach(texts: Sequence[tuple[str, str]]) -> np.ndarray:
         rows: dict[str, list[int]] = {}
         for row, (prompt, _) in enumerate(texts):
             rows.setdefault(prompt if instruct else "", []).append(row)
         order = [row for own in rows.values() for row in own]
-        parts = [encode([texts[row][1] for row in own], prompt) for prompt, own in rows.items()]
+        parts = [embed([texts[row][1] for row in own], prompt).vectors for prompt, own in rows.items()]
         vectors = np.concatenate(parts)
         check_vectors(vectors, [texts[row][1] for row in order])
         return np.asarray(vectors[np.argsort(order)])
 
-    return teach, name
+    return teach, f"{model.fingerprint}/{model.max_tokens}/{model.precision}"
 
 
 def _tasks(folders: Sequence[Path], passages: int) -> dict[str, "Task"]:

@@ -31,7 +31,7 @@ class MiningRecipe(Recipe):
     """``mining.toml``: which model ranks the passages, and which of its candidates become negatives."""
 
     teacher: str
-    """``bm25``, or an embedding model: a folder, an id of the hub, or ``sentence-transformers:MODEL``."""
+    """``bm25``, or an embedding model: a folder, a hub id, or ``package/folder``."""
     instruct: bool
     """Give the teacher each task's instruction, which NV-Embed and E5-mistral expect."""
     rule: Rule

@@ -66,7 +66,10 @@ class Embedder:
     def _store(self, folder: Path, prompt: str) -> VectorStore:
         if prompt not in self._stores:
             settings = VectorSettings(
-                self.subject.fingerprint, prompt, self.subject.max_tokens or 0, self.subject.precision
+                self.subject.content or self.subject.fingerprint,
+                prompt,
+                self.subject.max_tokens or 0,
+                self.subject.precision,
             )
             self._stores[prompt] = VectorStore(folder, settings, block_texts=BLOCK_TEXTS)
         return self._stores[prompt]

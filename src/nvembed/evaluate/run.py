@@ -141,6 +141,7 @@ def _conditions(subject: Subject, task: Task, instructions: dict[str, str]) -> r
     return {
         "model": subject.name,
         "fingerprint": subject.fingerprint,
+        **({"content": subject.content} if subject.content else {}),
         "precision": subject.precision,
         "max_tokens": subject.max_tokens,
         "task": task.name,

@@ -23,6 +23,8 @@ class Subject:
 
     Args:
         fingerprint: changes whenever the vectors could: part of the cache key and of the results' path.
+        content: digest of every byte that decides the vectors, if the fingerprint samples them: part of the
+            key of stored vectors; "" if the fingerprint covers everything.
         encode: texts and the prompt to prepend to each -> vectors and counts.
         lexical: passages, queries, k -> hits; for a baseline that ranks without vectors.
         instructions: whether the model takes the instruction of the task as a prompt.
@@ -37,6 +39,7 @@ class Subject:
 
     name: str
     fingerprint: str
+    content: str = ""
     encode: EncodeFn | None = None
     lexical: LexicalFn | None = None
     instructions: bool = False

@@ -52,7 +52,7 @@ class TeacherSection(Recipe):
     """``[teacher]``: a model whose neighbourhoods among a step's texts are learnt too. The paper has none."""
 
     model: str
-    """As mining's teacher: a model of ours, or ``sentence-transformers:MODEL``."""
+    """As mining's teacher: an embedding model: a folder, a hub id, or ``package/folder``."""
     instruct: bool
     """Give the teacher the texts' instructions."""
     weight: PositiveFloat

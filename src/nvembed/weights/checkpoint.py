@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nvembed.errors import ConfigError, WeightsError
+from nvembed.files import file_digest
 from nvembed.model.config import ModelConfig
 from nvembed.model.nv_embed import NVEmbed
 from nvembed.text.model_prompts import ModelPrompts
@@ -244,6 +245,18 @@ def merged_tensors(
     check_fit(adapter, checkpoint.tensors, str(checkpoint.folder))
     for name in checkpoint.tensors:
         yield name, adapter.merged(name, checkpoint.read(name), dtype)
+
+
+def content_digest(checkpoint: Checkpoint, *, cache: Path | None) -> str:
+    """Return 32 hex digits of all bytes that a checkpoint's vectors follow from; `fingerprint` samples them.
+
+    Args:
+        cache: a folder that keeps the digests of files, so that each is read once (`files.file_digest`).
+    """
+    files = {stored.file for stored in checkpoint.tensors.values()}
+    files |= {path for end in ("json", "safetensors") for path in checkpoint.folder.glob(f"*.{end}")}
+    digests = sorted((path.name, file_digest(path, cache=cache)) for path in files)
+    return hashlib.sha256(repr(digests).encode()).hexdigest()[:32]
 
 
 def merged_before(checkpoint: Checkpoint) -> list[str]:
