@@ -102,13 +102,9 @@ def test_published_scores_name_known_tasks() -> None:
         assert result["task"].removeprefix("MTEB ").split(" (")[0] in known_tasks()
 
 
-def test_paper_wording_is_selectable() -> None:
+def test_the_released_wording_is_followed() -> None:
     assert instruction_for("FiQA2018").endswith("retrieve relevant passages that answer the query")
-    assert instruction_for("FiQA2018", wording="paper").endswith("user replies that best answer the question")
-    assert instruction_for("STS16", "corpus", wording="paper") == instruction_for("STS16") + "."
-    assert instruction_for("QuoraRetrieval", wording="paper") == instruction_for("QuoraRetrieval")
-    assert instruction_for("QuoraRetrieval", "corpus", wording="paper") == ""
-    assert instruction_for("SciFact", wording="paper") == instruction_for("SciFact")
+    assert instruction_for("STS16", "corpus") == "Retrieve semantically similar text"
 
 
 def test_unknown_names() -> None:
@@ -118,8 +114,6 @@ def test_unknown_names() -> None:
         training_instructions("Arguanna")
     with pytest.raises(InputError, match="'query' or 'corpus', got 'passage'"):
         instruction_for("SciFact", "passage")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="'released' or 'paper', got 'v1'"):
-        instruction_for("SciFact", wording="v1")  # type: ignore[arg-type]
 
 
 def test_format_prompt() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from nvembed.errors import InputError, NumericsError
 from nvembed.vectors import search
-from nvembed.vectors.search import merge_top_k, top_k
+from nvembed.vectors.search import top_k
 
 
 def slow_top_k(queries: np.ndarray, corpus: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -37,7 +37,7 @@ cuts_and_k = {
 
 @settings(deadline=None, max_examples=150)
 @given(**cuts_and_k)
-def test_blocks_and_shards_give_top_k_of_the_whole(seed: int, passages: int, cuts: list[int], k: int) -> None:
+def test_blocks_give_top_k_of_the_whole(seed: int, passages: int, cuts: list[int], k: int) -> None:
     queries, corpus = integers(seed, 5, 3), integers(seed + 1, passages, 3)
     want_scores, want_ids = slow_top_k(queries, corpus, k)
     blocks = split(corpus, cuts)
@@ -45,12 +45,6 @@ def test_blocks_and_shards_give_top_k_of_the_whole(seed: int, passages: int, cut
     np.testing.assert_array_equal(ids, want_ids)
     np.testing.assert_array_equal(scores, want_scores)
     assert (scores.dtype, ids.dtype) == (np.float32, np.int64)
-
-    first = np.cumsum([0, *map(len, blocks)])
-    shards = [top_k(queries, [block], k) for block in blocks]
-    merged = merge_top_k([(s, i + start) for (s, i), start in zip(shards, first[:-1], strict=True)], k)
-    np.testing.assert_array_equal(merged[1], want_ids)
-    np.testing.assert_array_equal(merged[0], want_scores)
 
 
 @settings(deadline=None, max_examples=50)
@@ -107,7 +101,3 @@ def test_refusals() -> None:
         top_k(queries, [np.ones((4, 2), np.float32)], 1)
     with pytest.raises(NumericsError, match="not finite"):
         top_k(queries, [np.full((1, 3), np.nan, np.float32)], 1)
-    with pytest.raises(InputError, match="does not fit in 32 bits"):
-        merge_top_k([(np.ones((1, 1), np.float32), np.array([[2**32]]))], 1)
-    with pytest.raises(InputError, match="one shard or more"):
-        merge_top_k([], 1)

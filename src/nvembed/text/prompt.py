@@ -7,7 +7,7 @@ All instructions are data: ``recipes/nv_embed_v2/instructions.toml``.
 from functools import cache
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from nvembed.errors import InputError
 from nvembed.files import data_path
@@ -16,7 +16,6 @@ from nvembed.recipe import Recipe, nearest, read_recipe
 TEMPLATE = "Instruct: {instruction}\nQuery: "
 
 Side = Literal["query", "corpus"]
-Wording = Literal["released", "paper"]
 
 
 def format_prompt(instruction: str) -> str:
@@ -38,33 +37,30 @@ def format_prompt(instruction: str) -> str:
     return TEMPLATE.format(instruction=instruction)
 
 
-def instruction_for(task: str, side: Side = "query", *, wording: Wording = "released") -> str:
+def instruction_for(task: str, side: Side = "query") -> str:
     """Return the instruction of ``task`` for one side of a pair; ``""`` where that side carries none.
 
     Args:
         task: a name of ``known_tasks()``: an MTEB task, a training set of the paper, or a local set.
         side: ``"query"``, or ``"corpus"`` for what is searched. Symmetric tasks (STS, classification,
             clustering, pair classification, reranking, summarisation) carry the same instruction on both.
-        wording: where the released ``instructions.json`` and the paper differ (FiQA2018, STS,
-            QuoraRetrieval), the model's own file is followed unless ``"paper"`` is asked for.
+
+    Where the released ``instructions.json`` and the paper differ (FiQA2018, STS, QuoraRetrieval), the
+    released file is followed.
 
     Raises:
-        InputError: no such task, side or wording; the message names the nearest.
+        InputError: no such task or side; the message names the nearest.
 
     Paper: Tables 12 and 13. Released: instructions.json.
     """
     if side not in ("query", "corpus"):
         raise InputError(f"expected side 'query' or 'corpus', got {side!r}")
-    if wording not in ("released", "paper"):
-        raise InputError(f"expected wording 'released' or 'paper', got {wording!r}")
     book = _instructions()
     name = _resolve(task)
-    tables = [book.paper, book] if wording == "paper" else [book]
-    for table in tables:
-        if name in table.both:
-            return table.both[name]
-        if name in table.query:
-            return table.query[name] if side == "query" else ""
+    if name in book.both:
+        return book.both[name]
+    if name in book.query:
+        return book.query[name] if side == "query" else ""
     return book.training[name][0] if side == "query" else ""
 
 
@@ -94,17 +90,11 @@ def _resolve(task: str) -> str:
     return name
 
 
-class _Sides(Recipe):
-    """Task -> instruction, by which side carries it."""
+class _Instructions(Recipe):
+    """``instructions.toml`` as a record: task -> instruction, by which side carries it."""
 
-    query: dict[str, str] = Field(default_factory=dict)
-    both: dict[str, str] = Field(default_factory=dict)
-
-
-class _Instructions(_Sides):
-    """``instructions.toml`` as a record."""
-
-    paper: _Sides
+    query: dict[str, str]
+    both: dict[str, str]
     training: dict[str, tuple[str, ...]]
     alias: dict[str, str]
 
@@ -116,15 +106,10 @@ class _Instructions(_Sides):
         twice = self.query.keys() & self.both.keys() | self.names() & self.alias.keys()
         if twice:
             raise ValueError(f"one meaning per name; several for {', '.join(sorted(twice))}")
-        lost = {*self.alias.values(), *self.paper.query, *self.paper.both} - self.names()
+        lost = set(self.alias.values()) - self.names()
         if lost:
             raise ValueError(f"names that have an instruction; none for {', '.join(sorted(lost))}")
-        texts = [
-            *self.query.values(),
-            *self.both.values(),
-            *self.paper.query.values(),
-            *self.paper.both.values(),
-        ]
+        texts = [*self.query.values(), *self.both.values()]
         for text in [*texts, *(text for several in self.training.values() for text in several)]:
             if fault := _fault(text):
                 raise ValueError(f"instructions of one line; one is {fault}: {text!r}")

@@ -3,7 +3,7 @@
 Shapes: Q queries, C passages of one block, D hidden size.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -51,13 +51,6 @@ def top_k(queries_QD: np.ndarray, blocks: Iterable[np.ndarray], k: int) -> Hits:
         best_Qk = np.vstack(parts) if parts else best_Qk
         first += len(block_CD)
     return _hits(best_Qk)
-
-
-def merge_top_k(parts: Sequence[Hits], k: int) -> Hits:
-    """Merge the hits of disjoint shards, numbered as in the whole corpus, into the top-k of the whole."""
-    if not parts:
-        raise InputError("expected the hits of one shard or more, got none")
-    return _hits(_keep(np.hstack([_keys(scores, ids) for scores, ids in parts]), k))
 
 
 # A score and an id become one 64-bit key whose order is "larger score first, then lower id". Selecting the k
