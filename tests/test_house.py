@@ -100,7 +100,7 @@ BUDGETS: dict[str, tuple[set[str], int]] = {
     # 550 lines for what clients really send (Cohere v1, NIM, TEI, Voyage), limits before work, pieces, CORS
     "serve": ({"serve"}, 3_150),
     "integrations": ({"integrations"}, 700),
-    "cli": ({"cli"}, 4_400),
+    "cli": ({"cli"}, 4_410),
 }
 # class names that still stand in several files; this list only ever gets shorter
 TWICE = {

@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -104,6 +105,12 @@ def _system_error(error: OSError) -> NoReturn:
     # Otherwise Python would report the error once more when it flushes at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(1)
+
+
+def _expand_home(word: str) -> str:
+    """Return an argument with a leading ``~/`` expanded, also that of ``--option=~/path``."""
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return f"{option}{equals}{Path(value).expanduser()}" if value.startswith("~/") else word
 
 
 def _usage_error(error: CycloptsError) -> Text:
