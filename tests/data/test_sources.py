@@ -359,7 +359,7 @@ def test_absent_negatives_are_none(tmp_path: Path) -> None:
             [{"a": ["x", "y"], "b": ["z"]}],
             "1: a, b: expected lists of one length",
         ),
-        ({}, [], "no record"),
+        ({}, [], "is empty"),
     ],
 )
 def test_held_out_sets_that_cannot_be_read(
@@ -374,11 +374,9 @@ def test_held_out_sets_that_cannot_be_read(
 @pytest.mark.parametrize(
     ("qrels", "queries", "message"),
     [
-        ("query\tdoc\tgrade\nq1\td1\t1\n", [{"_id": "q1", "text": "a"}], "query-id"),
-        ("q1\td1\t1\n", [{"_id": "q1", "text": "a"}], "query-id|no record"),
         ("query-id\tcorpus-id\tscore\nq1\td1\t1\n", [{"text": "a"}], "no column '_id'"),
         ("query-id\tcorpus-id\tscore\nq7\td1\t1\n", [{"_id": "q1", "text": "a"}], "no record"),
-        ("query-id\tcorpus-id\tscore\n", [{"_id": "q1", "text": "a"}], "no record"),
+        ("query-id\tcorpus-id\tscore\n", [{"_id": "q1", "text": "a"}], "no judgement"),
     ],
 )
 def test_held_out_qrels_that_cannot_be_read(tmp_path: Path, qrels: str, queries: Rows, message: str) -> None:
