@@ -94,13 +94,14 @@ BUDGETS: dict[str, tuple[set[str], int]] = {
     # 700 for compressed, encoded and bounded reading, which data and evaluate share
     # 450 more for types of fields, the filter parser, indexes that follow changes and are read back
     # 150 for citations in every form that a model writes
-    "read, embed, search, learn": ({"read", "embed", "search", "learn"}, 8_200),
+    "read, embed, search, learn": ({"read", "embed", "search", "learn"}, 8_300),
     "compress": ({"compress"}, 700),
     "evaluate": ({"evaluate"}, 2_580),
     # 550 lines for what clients really send (Cohere v1, NIM, TEI, Voyage), limits before work, pieces, CORS
     "serve": ({"serve"}, 3_150),
     "integrations": ({"integrations"}, 700),
-    "cli": ({"cli"}, 4_410),
+    # 100 lines for corpora embedded beside themselves, --update and the options of corpora
+    "cli": ({"cli"}, 4_600),
 }
 # class names that still stand in several files; this list only ever gets shorter
 TWICE = {

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -21,12 +22,12 @@ from corpora import DIM, content, encode, make_corpus, settings, vector, word_of
 
 from nvembed.embed import plan, shard  # noqa: E402
 from nvembed.embed.embedded import open_embedded, vectors_of  # noqa: E402
-from nvembed.embed.job import Settings, local_engine, open_job  # noqa: E402
-from nvembed.embed.plan import Reading, read_plan, read_shard, stamp  # noqa: E402
+from nvembed.embed.job import EmbedSettings, local_engine, open_job  # noqa: E402
+from nvembed.embed.plan import CorpusReading, read_plan, read_shard, stamp  # noqa: E402
 from nvembed.errors import DataError, InputError, NumericsError, OutputError  # noqa: E402
 from nvembed.read.corpus import list_files  # noqa: E402
 
-READING = Reading(shard_passages=4)
+READING = CorpusReading(shard_passages=4)
 NAMES = {"corpus": "c", "model": "m"}
 
 
@@ -34,8 +35,8 @@ def run(
     corpus: Path,
     out: Path,
     *,
-    reading: Reading = READING,
-    using: Settings | None = None,
+    reading: CorpusReading = READING,
+    using: EmbedSettings | None = None,
     encode: Callable[[Sequence[str]], Any] = encode,
     told: list[tuple[int, int]] | None = None,
 ) -> dict[str, Any]:
@@ -123,7 +124,7 @@ def test_a_stopped_job_goes_on_with_the_same_bytes(corpus: Path, tmp_path: Path)
             run(corpus, tmp_path / "two", encode=stops)
             break
         except KeyboardInterrupt:
-            with pytest.raises(DataError, match="holds an unfinished job: run its command again"):
+            with pytest.raises(DataError, match="holds an unfinished job"):
                 open_embedded(tmp_path / "two")
     assert content(tmp_path / "two") == expected
     assert run(corpus, tmp_path / "two", encode=lambda _: pytest.fail("nothing is computed twice"))
@@ -136,17 +137,17 @@ def test_shards_are_read_again_from_the_plan(corpus: Path, tmp_path: Path) -> No
     (tmp_path / "out").mkdir()
     plan.make_plan(tmp_path / "out", source, stamped, READING, lambda *_: None)
     shards = list(read_plan(tmp_path / "out"))
-    ids = [doc.id for shard in shards for doc in read_shard(shard, stamped, None)]
+    ids = [doc.id for shard in shards for doc in read_shard(shard, stamped, READING)]
     assert len(ids) == len(set(ids)) == 24
-    assert [len(list(read_shard(shards[i], stamped, None))) for i in (3, 1)] == [
+    assert [len(list(read_shard(shards[i], stamped, READING))) for i in (3, 1)] == [
         sum(span.documents for span in shards[i].spans) for i in (3, 1)
     ]
     os.utime(corpus / "a.md", (1, 1))
     with pytest.raises(DataError, match=r"a\.md has changed while the corpus was embedded: restore it"):
-        list(read_shard(shards[0], stamped, None))
+        list(read_shard(shards[0], stamped, READING))
 
 
-def interrupted(corpus: Path, out: Path, reading: Reading = READING) -> None:
+def interrupted(corpus: Path, out: Path, reading: CorpusReading = READING) -> None:
     calls: list[int] = []
 
     def stops(texts: Sequence[str]) -> Any:
@@ -179,7 +180,7 @@ def test_another_corpus_or_setting_is_refused(corpus: Path, tmp_path: Path, fini
     (corpus / "a.md").write_bytes(original + b"more")
     (corpus / "new.md").write_text("new")
     (corpus / "b.txt").rename(corpus / "away")
-    message = r"begun with another corpus: a\.md has changed, new\.md is new, b\.txt is missing: restore"
+    message = r"a\.md has changed, new\.md is new, b\.txt is missing\. Add --update"
     with pytest.raises(OutputError, match=message):
         run(corpus, out)
     assert content(out) == before
@@ -217,7 +218,7 @@ def test_a_finished_job_computes_lost_shards_again(
     with pytest.raises(OutputError, match="another chunk_tokens"):
         run(corpus, out, using=settings(chunk_tokens=5))
     with pytest.raises(OutputError, match="another shard_passages"):
-        run(corpus, out, reading=Reading(shard_passages=5))
+        run(corpus, out, reading=CorpusReading(shard_passages=5))
     (corpus / "new.md").write_text("New.")
     with pytest.raises(OutputError, match=r"new\.md is new"):
         run(corpus, out)
@@ -226,7 +227,8 @@ def test_a_finished_job_computes_lost_shards_again(
         open_embedded(out)
     told: list[tuple[int, int]] = []
     run(corpus, out, told=told)
-    assert len(told) == 2  # where it begins, and one shard
+    assert told[0][0] > 0  # the other shards were there
+    assert told[0][0] < told[-1][0] == told[-1][1]
     assert content(out) == expected
 
 
@@ -236,8 +238,8 @@ def test_one_job_at_a_time(corpus: Path, tmp_path: Path) -> None:
     with open_job(out, source, READING, lambda *_: None):
         code = (
             "import sys; from pathlib import Path; from nvembed.embed.job import open_job\n"
-            "from nvembed.embed.plan import Reading; from nvembed.read.corpus import list_files\n"
-            "with open_job(Path(sys.argv[2]), list_files(sys.argv[1]), Reading(), print): pass"
+            "from nvembed.embed.plan import CorpusReading; from nvembed.read.corpus import list_files\n"
+            "with open_job(Path(sys.argv[2]), list_files(sys.argv[1]), CorpusReading(), print): pass"
         )
         done = subprocess.run([sys.executable, "-c", code, corpus, out], capture_output=True, text=True)
         assert f"out is being written by another job (process {os.getpid()} on " in done.stderr
@@ -246,10 +248,10 @@ def test_one_job_at_a_time(corpus: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_with_something_else(corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"corpus holds .*, which is of no such job: expected a new folder"):
+    with pytest.raises(OutputError, match=r"corpus holds .*; expected a new folder"):
         run(corpus, corpus)
     (tmp_path / "home" / ".git").mkdir(parents=True)
-    with pytest.raises(OutputError, match=r"home holds \.git, which is of no such job"):
+    with pytest.raises(OutputError, match=r"home holds \.git"):
         run(corpus, tmp_path / "home")
     assert (tmp_path / "home" / ".git").is_dir()
     (tmp_path / "file").write_text("")
@@ -268,8 +270,10 @@ def break_corpus(corpus: Path) -> None:
 
 def test_what_cannot_be_read_stops_or_is_recorded(corpus: Path, tmp_path: Path) -> None:
     break_corpus(corpus)
-    with pytest.raises(DataError, match=r"d\.pdf: cut off"):
+    with pytest.raises(DataError) as caught:
         run(corpus, tmp_path / "out")
+    for name in ("d.pdf", "empty.md", "latin.txt", "f.csv:3", "e.jsonl:9", "e.jsonl:10", "--on-error skip"):
+        assert name in str(caught.value)
     assert content(tmp_path / "out") == {}
     manifest = run(corpus, tmp_path / "out", reading=replace(READING, on_error="skip"))
     reasons = {entry["path"]: entry["reason"] for entry in manifest["skipped"]}
@@ -293,11 +297,11 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     corpus.mkdir()
     for name, text in ((b"caf\xe9.txt", "A text."), (b"\xe9.md", "")):
         (corpus / os.fsdecode(name)).write_text(text)
-    manifest = run(corpus, tmp_path / "out", reading=Reading(on_error="skip"))
+    manifest = run(corpus, tmp_path / "out", reading=CorpusReading(on_error="skip"))
     assert [skipped["path"] for skipped in manifest["skipped"]] == ["\\udce9.md"]
     (batch,) = open_embedded(tmp_path / "out").batches()
     assert batch["document"].to_pylist() == ["caf\\udce9.txt"]
-    assert run(corpus, tmp_path / "out", reading=Reading(on_error="skip")) == manifest
+    assert run(corpus, tmp_path / "out", reading=CorpusReading(on_error="skip")) == manifest
 
 
 def test_nothing_readable_or_too_much_that_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,31 +378,31 @@ def test_memory_is_bounded_by_a_shard(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(line * 2_000)
     whole = settings(chunk_tokens=None, overlap_tokens=None)
     tracemalloc.start()
-    run(tmp_path / "a.jsonl", tmp_path / "out", using=whole, reading=Reading(shard_passages=30))
+    run(tmp_path / "a.jsonl", tmp_path / "out", using=whole, reading=CorpusReading(shard_passages=30))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2_500_000
 
 
 def test_folders_that_are_no_embedded_corpus(corpus: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds no embedded corpus: make one \(nvembed embed CORPUS "):
+    with pytest.raises(DataError, match=r"holds no embedded corpus: nvembed embed CORPUS "):
         open_embedded(tmp_path)
     out = tmp_path / "out"
     run(corpus, out)
     path = out / "manifest.json"
     manifest = json.loads(path.read_text())
-    path.write_text(json.dumps({**manifest, "format": 2}))
-    with pytest.raises(DataError, match=r"manifest\.json has format 2; expected 1"):
+    path.write_text(json.dumps({**manifest, "format": 3}))
+    with pytest.raises(DataError, match=r"manifest\.json: format: .*got 3"):
         open_embedded(out)
     path.write_text("{")
-    with pytest.raises(DataError, match=r"manifest\.json cannot be read"):
+    with pytest.raises(DataError, match=r"manifest\.json: .*expected JSON"):
         open_embedded(out)
     path.write_text(json.dumps(manifest))
     last = out / "shards" / manifest["shards"][-1]["name"]
     raw = bytearray(last.read_bytes())
     raw[60] ^= 1
     last.write_bytes(raw)
-    with pytest.raises(DataError, match="its sha256 differs"):
+    with pytest.raises(DataError, match="SHA-256 differs"):
         open_embedded(out).verify()
     last.write_bytes(raw[:-1])
     with pytest.raises(DataError, match=r"parquet has [\d,]+ bytes; expected [\d,]+"):
@@ -432,3 +436,149 @@ def test_columns_are_as_documented(corpus: Path, tmp_path: Path) -> None:
         assert example[name].keys() == manifest[name].keys()
     assert example.keys() == manifest.keys()
     assert example["shards"][0].keys() == manifest["shards"][0].keys()
+
+
+def test_a_format_1_folder_is_read_and_taken_as_finished(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(corpus, out)
+    path = out / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["notes"], manifest["settings"]["delimiter"], manifest["settings"]["encoding"]
+    path.write_text(json.dumps({**manifest, "format": 1}))
+    assert open_embedded(out).rows == manifest["counts"]["passages"]
+    never = lambda _: pytest.fail("nothing is computed")  # noqa: E731
+    assert run(corpus, out, encode=never)["format"] == 1
+
+
+def test_shards_have_their_number(corpus: Path, tmp_path: Path) -> None:
+    """A shard copied over another, or two that change places, are computed again."""
+    run(corpus, tmp_path / "one")
+    expected = content(tmp_path / "one")
+    for finished in (False, True):
+        out = tmp_path / f"out{finished}"
+        run(corpus, out) if finished else interrupted(corpus, out)
+        first, second = (out / "shards" / f"0000{i}.parquet" for i in (0, 1))
+        one, two = first.read_bytes(), second.read_bytes()
+        second.write_bytes(one)
+        run(corpus, out)
+        assert content(out) == expected
+        first.write_bytes(two)
+        second.write_bytes(one)
+        run(corpus, out)
+        assert content(out) == expected
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_damaged_bytes_are_noticed_and_mended(corpus: Path, tmp_path: Path, finished: bool) -> None:
+    run(corpus, tmp_path / "one")
+    expected = content(tmp_path / "one")
+    out = tmp_path / "out"
+    run(corpus, out) if finished else interrupted(corpus, out)
+    path = out / "shards" / "00000.parquet"
+    whole = path.read_bytes()
+    with pq.ParquetFile(path) as file:
+        group = file.metadata.row_group(0)
+        begins = [group.column(i).data_page_offset for i in range(group.num_columns)]
+        sizes = [group.column(i).total_compressed_size for i in range(group.num_columns)]
+    for begin, size in zip(begins, sizes, strict=True):  # the end of each column's page
+        damaged = bytearray(whole)
+        damaged[begin + size - 1] ^= 0x10
+        path.write_bytes(damaged)
+        if finished:
+            with pytest.raises(DataError, match=r"00000\.parquet"):
+                list(open_embedded(out).batches())
+        run(corpus, out)
+        assert content(out) == expected
+
+
+def test_altered_records_are_refused_by_key(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(corpus, out)
+    path = out / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for key, value in (
+        ("dim", -1), ("dim", "8"), ("dim", None), ("shards", []), ("shards", [{}]), ("shards", {"a": 1}),
+        ("counts", None), ("settings", 3), ("skipped", [1]), ("ignored", {"a": "b"}), ("extra", 1),
+        ("files_sha256", "x"), ("shards", [{**manifest["shards"][0], "name": "../../x.parquet"}]),
+    ):  # fmt: skip
+        path.write_text(json.dumps({**manifest, key: value}))
+        for use in (lambda: open_embedded(out), lambda: run(corpus, out)):
+            with pytest.raises(DataError, match=rf"manifest\.json: {key}"):
+                use()
+    for text in ("", "[]", "null", "{" * 10_000, path.read_text()[:-40], "\0"):
+        path.write_text(text)
+        with pytest.raises(DataError, match=r"manifest\.json: "):
+            open_embedded(out)
+
+
+@pytest.mark.parametrize("name", ["job.json", "plan.json", "plan.jsonl", "files.jsonl"])
+def test_altered_plans_are_refused(corpus: Path, tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    interrupted(corpus, out)
+    for text in ("{}", "[1]", "{", '{"spans": 3}'):
+        (out / name).write_text(text)
+        with pytest.raises((DataError, OutputError), match=name.replace(".", r"\.")):
+            run(corpus, out)
+
+
+def update(corpus: Path, out: Path, embedded: list[str], stop_after: int = 10**9) -> dict[str, Any]:
+    def counting(texts: Sequence[str]) -> Any:
+        embedded.extend(texts)
+        if len(embedded) > stop_after:
+            raise KeyboardInterrupt
+        return encode(texts)
+
+    with open_job(out, list_files(str(corpus)), READING, lambda *_: None, update=True) as job:
+        earlier = job.earlier_shards()
+        engine = local_engine(word_offsets, earlier.reusing(counting) if earlier else counting)
+        return job.run(settings(), engine, lambda *_: None, names=NAMES)
+
+
+def rows_of(out: Path) -> list[dict[str, Any]]:
+    return [row for batch in open_embedded(out).batches() for row in batch.to_pylist()]
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_an_update_embeds_what_has_changed(corpus: Path, tmp_path: Path, finished: bool) -> None:
+    out = tmp_path / "out"
+    run(corpus, out) if finished else interrupted(corpus, out)
+    (corpus / "a.md").write_text((corpus / "a.md").read_text().replace("sentence 8", "sentence eight"))
+    (corpus / "0.md").write_text("A new file comes first.")
+    (corpus / "b.txt").unlink()
+    with pytest.raises(OutputError, match="--update"):
+        run(corpus, out)
+    embedded: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        update(corpus, out, embedded, stop_after=1 if finished else 5)
+    if finished:
+        assert open_embedded(out).manifest["counts"]["documents"] == 24, "as it was until all is done"
+    update(corpus, out, embedded)
+    run(corpus, tmp_path / "fresh")
+    assert rows_of(out) == rows_of(tmp_path / "fresh")
+    if finished:
+        assert all("new file" in text or "eight" in text for text in embedded)
+    assert not (out / ".next").exists()
+    embedded.clear()
+    update(corpus, out, embedded)
+    assert not embedded
+
+
+def test_an_update_that_was_killed_while_it_took_over(corpus: Path, tmp_path: Path) -> None:
+    run(corpus, tmp_path / "old")
+    (corpus / "a.md").write_text("Other.")
+    run(corpus, tmp_path / "new")
+    expected = content(tmp_path / "new")
+    for step in range(4):
+        out = tmp_path / f"out{step}"
+        shutil.copytree(tmp_path / "old", out)
+        shutil.copytree(tmp_path / "new", out / ".next")
+        (out / ".next" / ".lock").unlink()
+        if step > 0:
+            (out / "manifest.json").unlink()
+        if step > 1:
+            shutil.rmtree(out / "shards")
+            (out / ".next" / "shards").rename(out / "shards")
+        if step > 2:
+            (out / ".next" / "files.jsonl").replace(out / "files.jsonl")
+        run(corpus, out, encode=lambda _: pytest.fail("nothing is computed"))
+        assert content(out) == expected

@@ -24,8 +24,19 @@ import sys, time, types, zlib
 from itertools import islice
 import numpy as np
 
+def offsets(texts):
+    import re
+    spans = [[m.span() for m in re.finditer("[^ ]+", text)] for text in texts]
+    return [np.array(item, dtype=np.int64).reshape(-1, 2) for item in spans]
+
+class Tokenizer:
+    def __call__(self, texts, **settings):
+        return [types.SimpleNamespace(full_length=3) for _ in texts]
+    offsets = staticmethod(offsets)
+
 class Encoder:
     fingerprint, max_length, dtype, dim = "0" * 32, 512, "float32", 64
+    tokenizer = Tokenizer()
     replicas = [types.SimpleNamespace(device="cpu")]
 
     @classmethod
@@ -186,9 +197,12 @@ def test_empty_texts_are_said(tmp_path: Path) -> None:
             "error: --task and --prompt are both given",
         ),
         (["encode", "m", "a.txt", "./a.txt", "--format", "npy"], "error: ./a.txt is the input, which would"),
-        (["search", "m", "none", "q"], "error: no such file or folder: none"),
-        (["search", "m", "a.txt"], "error: expected queries either as arguments or with --queries"),
-        (["search", "m", "a.txt", "q", "--top", "0"], "error: --top is 0; expected at least 1"),
+        (["search", "none", "q", "--model", "m"], "error: no such file or folder: none"),
+        (
+            ["search", "a.txt", "--model", "m"],
+            "error: expected queries either as arguments or with --queries",
+        ),
+        (["search", "a.txt", "q"], "error: a.txt has no vectors yet. Give the model"),
     ],
 )
 def test_errors_are_one_message(tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -222,10 +236,10 @@ def test_a_model_that_is_not_there(texts: Path) -> None:
 def test_interrupted(tmp_path: Path, command: str, number: int, code: int) -> None:
     corpus = tmp_path / "c.txt"
     corpus.write_text("a\nb\nc\nd\nsleep\n")
-    rest = [str(tmp_path / "o.npy")] if command == "encode" else ["q", "--cache", str(tmp_path / "cache")]
-    process = subprocess.Popen(
-        [*COMMAND, command, "m", str(corpus), *rest], stderr=subprocess.PIPE, text=True
-    )
+    rest = ["m", str(corpus), str(tmp_path / "o.npy")]
+    if command == "search":
+        rest = [str(corpus), "q", "--model", "m", "--cache", str(tmp_path / "cache")]
+    process = subprocess.Popen([*COMMAND, command, *rest], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     while "sleeping" not in (line := process.stderr.readline()):
         assert line, "the process ended before it could be interrupted"
@@ -234,10 +248,12 @@ def test_interrupted(tmp_path: Path, command: str, number: int, code: int) -> No
     assert process.returncode == code
     assert "Traceback" not in errors
     only(tmp_path, "c.txt", *(["cache"] if command == "search" else []))
-    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert not list((tmp_path / "cache").rglob("*.parquet"))
 
 
-@pytest.mark.parametrize("arguments", [["encode", "m", "-", "-"], ["search", "m", "c.txt", "--queries", "-"]])
+@pytest.mark.parametrize(
+    "arguments", [["encode", "m", "-", "-"], ["search", "c.txt", "--model", "m", "--queries", "-"]]
+)
 @pytest.mark.parametrize("json_lines", [True, False])
 def test_a_reader_that_goes_away(tmp_path: Path, arguments: list[str], json_lines: bool) -> None:
     (tmp_path / "c.txt").write_text("a\nb\n")
@@ -256,7 +272,9 @@ def test_a_reader_that_goes_away(tmp_path: Path, arguments: list[str], json_line
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
-@pytest.mark.parametrize("arguments", [["encode", "m", "c.txt", "-"], ["search", "m", "c.txt", "a"]])
+@pytest.mark.parametrize(
+    "arguments", [["encode", "m", "c.txt", "-"], ["search", "c.txt", "a", "--model", "m"]]
+)
 def test_standard_output_is_full(tmp_path: Path, arguments: list[str]) -> None:
     (tmp_path / "c.txt").write_text("a\nb\n")
     with Path("/dev/full").open("wb") as full:
@@ -271,7 +289,7 @@ def test_standard_output_is_full(tmp_path: Path, arguments: list[str]) -> None:
 def test_a_question_in_the_place_of_a_folder(tmp_path: Path) -> None:
     question = "why? " * 100
     done = subprocess.run(
-        [*COMMAND, "search", "no_index", question], capture_output=True, text=True, check=False
+        [*COMMAND, "search", question, "words"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
     assert done.stderr.endswith("File name too long\n")
@@ -289,24 +307,24 @@ def test_search_as_json_lines_and_its_cache(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text("".join(json.dumps({"_id": i, "text": t}) + "\n" for i, t in CORPUS.items()))
     queries = ["are judo throws allowed?", "where sat the cat"]
-    done = run("search", "m", corpus, *queries, "--top", "2", "--json")
+    done = run("search", corpus, *queries, "--model", "m", "--top", "2", "--json")
     hits = [json.loads(line) for line in done.stdout.splitlines()]
     assert [(h["query"], h["rank"]) for h in hits] == [(q, rank) for q in queries for rank in (1, 2)]
-    assert [h["id"] for h in hits if h["rank"] == 1] == ["judo", "cat"]
+    assert [h["id"] for h in hits if h["rank"] == 1] == ["judo#0", "cat#0"]
     expected = fake_vectors(queries) @ fake_vectors(list(CORPUS.values())).T
     for hit in hits:
-        score = expected[queries.index(hit["query"]), list(CORPUS).index(hit["id"])]
+        score = expected[queries.index(hit["query"]), list(CORPUS).index(hit["document"])]
         assert hit["score"] == pytest.approx(float(score), abs=1e-5)
-        assert hit["text"] == CORPUS[hit["id"]]
+        assert hit["text"] == CORPUS[hit["document"]]
     assert b"3 texts" in done.stderr
-    again = run(
-        "search", "m", corpus, "--queries", "-", "--top", "2", "--json", stdin="\n".join(queries).encode()
-    )
+    options = ("--model", "m", "--top", "2", "--json")
+    again = run("search", corpus, "--queries", "-", *options, stdin="\n".join(queries).encode())
     assert again.stdout == done.stdout
     assert b"texts" not in again.stderr, "the vectors of the corpus come from the cache"
     corpus.write_text(corpus.read_text() + '{"_id": "new", "text": "Are judo throws allowed?"}\n')
-    hits = [json.loads(line) for line in run("search", "m", corpus, queries[0], "--json").stdout.splitlines()]
-    assert hits[0]["id"] == "new"
+    done = run("search", corpus, queries[0], "--model", "m", "--json")
+    assert json.loads(done.stdout.splitlines()[0])["id"] == "new#0"
+    assert b"1 texts" in done.stderr, "only the new text is embedded"
     only(tmp_path, "corpus.jsonl", ".nvembed")
 
 
@@ -314,9 +332,9 @@ def test_search_as_a_table(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.md").write_text("# Judo\n\nJudo throws \x1b[31mare\x07 allowed.\n")
     (tmp_path / "notes" / "b.txt").write_text("The cat sat on the mat.\n" + "and sat " * 100)
-    done = run("search", "m", tmp_path / "notes", "judo throws", "the \x1b[2Jcat", "--task", "NQ")
+    done = run("search", tmp_path / "notes", "judo throws", "the \x1b[2Jcat", "--task", "NQ", "--model", "m")
     page = done.stdout.decode()
-    assert page.index("a.md:1") < page.index("b.txt:1")
+    assert page.index("a.md#0") < page.index("b.txt#0")
     assert max(map(len, page.splitlines())) <= 80
     for word in ("judo throws", "score", "passage", "# Judo Judo throws", "…"):
         assert word in page

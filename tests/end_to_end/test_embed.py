@@ -105,7 +105,7 @@ def test_killed_20_times_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
     assert content(tmp_path / "killed") == expected
     assert not [path for path in (tmp_path / "killed").rglob(".*") if path.is_dir()]
     assert "200 documents" in said
-    assert run(*options("killed")).startswith("finished before: nothing was computed\n")
+    assert run(*options("killed")).startswith("already finished: nothing was computed\n")
 
 
 def wait_for_one_more(process: subprocess.Popen[bytes], folder: Path, known: set[str]) -> None:
@@ -144,7 +144,7 @@ def test_interrupted(tmp_path: Path, sleeping: "subprocess.Popen[str]", number: 
     sleeping.send_signal(number)
     _, said = sleeping.communicate(timeout=30)
     assert sleeping.returncode == code
-    assert "shards finished and kept: 1; the same command goes on from there" in said
+    assert "1 shards are finished. Run the same command again to resume" in said
     assert sorted(path.name for path in (tmp_path / "out" / "shards").iterdir()) == ["00000.parquet"]
 
 
@@ -156,7 +156,7 @@ def test_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "d.pdf: cut off" in run(corpus, out, *always, code=1)
     said = run(corpus, out, *always, "--on-error", "skip", "--overlap-tokens", "0")
     assert re.search(r"\b23 documents, \d+ passages \([\d,]+ tokens\), 1 shards -> .*out\n", said)
-    assert "warning: files or records skipped: 1 (manifest.json lists them); the first: " in said
+    assert "warning: 1 files or records were skipped; the first: " in said
     assert "warning: files of other kinds were not read (.png: 1)" in said
     manifest = open_embedded(out).manifest
     assert (manifest["corpus"], manifest["model"]) == (str(corpus), str(tmp_path / "log"))
@@ -170,10 +170,9 @@ def test_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for options, message in [
         (["--whole", "--chunk-tokens", "9"], "--whole leaves documents whole"),
         (["--workers", "2"], "--workers and --ray-address are for --engine ray"),
-        (["--engine", "ray", "--device", "cpu"], "--device is for the engine local"),
+        (["--engine", "ray", "--device", "cpu"], "--device and --update are for the local engine"),
         (["--task", "NQ", "--prompt", "p"], "--task and --prompt are both given"),
         (["--split", "test"], "--config, --split and --revision are for data sets: datasets:owner/name"),
-        (["--shard-passages", "0"], "--shard-passages is 0; expected at least 1"),
         (["--chunk-tokens", "99"], "--chunk-tokens is 99; expected 1 to 50: what is left of the 52"),
         (["--chunk-tokens", "9", "--overlap-tokens", "9"], "--overlap-tokens is 9; expected 0 to 8"),
     ]:

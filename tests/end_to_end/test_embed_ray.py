@@ -13,7 +13,7 @@ pytest.importorskip("pypdfium2", reason="the extra 'corpus' is not installed")
 from corpora import content, encode, make_corpus, settings, word_offsets
 
 from nvembed.embed.job import local_engine, open_job
-from nvembed.embed.plan import Reading
+from nvembed.embed.plan import CorpusReading
 from nvembed.embed.ray_engine import Cluster
 from nvembed.errors import InputError
 from nvembed.read.corpus import list_files
@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from corpora import encode, settings, word_offsets
 from nvembed.embed.job import open_job
-from nvembed.embed.plan import Reading
+from nvembed.embed.plan import CorpusReading
 from nvembed.embed.ray_engine import ray_cluster, ray_engine
 from nvembed.read.corpus import list_files
 from nvembed.errors import NumericsError
@@ -58,7 +58,7 @@ def kill():
         time.sleep(0.01)
 
 def run(out, cluster, build):
-    with open_job(out, list_files(str(corpus)), Reading(shard_passages=4), lambda *_: None) as job:
+    with open_job(out, list_files(str(corpus)), CorpusReading(shard_passages=4), lambda *_: None) as job:
         engine = ray_engine(cluster, cluster.workers(None), lambda: word_offsets, build)
         job.run(settings(), engine, lambda *_: None, names={"corpus": "c", "model": "m"})
 
@@ -75,7 +75,7 @@ with ray_cluster(cpus=3) as cluster:
 
 def test_a_worker_is_killed_and_the_bytes_are_the_same(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path / "corpus")
-    with open_job(tmp_path / "local", list_files(str(corpus)), Reading(shard_passages=4), print) as job:
+    with open_job(tmp_path / "local", list_files(str(corpus)), CorpusReading(shard_passages=4), print) as job:
         engine = local_engine(word_offsets, encode)
         job.run(settings(), engine, lambda *_: None, names={"corpus": "c", "model": "m"})
     notes = tmp_path / "notes"

@@ -62,9 +62,8 @@ def test_modes_filters_and_marks(out: Path, capfd: pytest.CaptureFixture[str]) -
     run("search", out / "index", "radiologist", "--mode", "text", "--json")
     (line,) = capfd.readouterr().out.splitlines()
     assert json.loads(line)["rank"] == 1
-    run(
-        "search", TINY_A, out, "read", "--where", "year >= 2021 and lang = en", "--json", "--mark", "sentence"
-    )
+    options = ("--where", "year >= 2021 and lang = en", "--json", "--mark", "sentence", "--model", TINY_A)
+    run("search", out, "read", *options)
     (line,) = capfd.readouterr().out.splitlines()
     hit = json.loads(line)
     ((a, b),) = hit["marks"]
@@ -84,10 +83,14 @@ def test_a_folder_that_looks_like_one_is_none(tmp_path: Path, capfd: pytest.Capt
         place.mkdir()
         (place / "index.json").write_text("{}")
     (tmp_path / "notes" / "a.md").write_text("Judo throws.")
-    run("search", TINY_A, tmp_path / "notes", "judo", "--json")
-    assert json.loads(capfd.readouterr().out)["id"] == "a.md:1"
-    with pytest.raises(InputError, match="is embedded, and not yet indexed: run  nvembed index"):
-        run("search", write_embedded(tmp_path / "out"), "judo")
+    run("search", tmp_path / "notes", "judo", "--json", "--model", TINY_A)
+    assert json.loads(capfd.readouterr().out)["id"] == "a.md#0"
+    embedded = tmp_path / "embedded"
+    run("embed", tmp_path / "notes", embedded, "--model", TINY_A)
+    run("search", embedded, "judo", "--json")
+    assert json.loads(capfd.readouterr().out)["id"] == "a.md#0"
+    with pytest.raises(InputError, match="is a model"):
+        run("search", TINY_A, tmp_path / "notes", "judo")
 
 
 def test_text_mode_needs_no_model(tmp_path: Path) -> None:
@@ -101,7 +104,7 @@ def test_text_mode_needs_no_model(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="names 'no/such model' as its model"):
         run("search", tmp_path / "out", "sofa")
     with pytest.raises(InputError, match=f"expected {FINGERPRINT}"):
-        run("search", TINY_A, tmp_path / "out", "sofa")
+        run("search", tmp_path / "out", "sofa", "--model", TINY_A)
 
 
 def test_add_and_delete(out: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -130,10 +133,9 @@ def test_add_and_delete(out: Path, tmp_path: Path, capfd: pytest.CaptureFixture[
             ["search", "OUT", "q", "--where", "year"],
             "cannot read the filter 'year' at 'year'; expected FIELD OP VALUE",
         ),
-        (["search", "OUT", "q", "--field", "text"], "--field is for a folder or a file: leave it out"),
+        (["search", "OUT", "q", "--field", "text"], "--field is for folders and files"),
         (["search", "OUT"], "expected queries either as arguments or with --queries"),
-        (["search", "m", "c.txt", "q", "--mode", "text"], "--mode is for an index: leave it out"),
-        (["search", "m"], "expected MODEL CORPUS QUERY, or INDEX QUERY"),
+        (["search", "c.txt", "q", "--model", "m", "--mode", "text"], "--mode is for an index"),
         (
             ["search", "OUT", "q", "--task", "NQ", "--instruction", "x"],
             "expected at most one of --task and --instruction",

@@ -63,11 +63,11 @@ def test_cluster_texts_and_embedded(train: Path, tmp_path: Path, capsys: pytest.
     assert "12 texts," not in capsys.readouterr().err, "the vectors of the first run are used again"
     for name in names:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
-    run("embed", train, tmp_path / "embedded", "--model", TINY_A, "--whole", "--storage", "float32")
+    run("embed", train, tmp_path / "embedded", "--model", TINY_A, "--storage", "float32")
     run("cluster", tmp_path / "embedded", "--k", "2", "--out", tmp_path / "c")
     one, other = (lines(tmp_path / folder / "assignments.jsonl") for folder in "ac")
     assert [row["cluster"] for row in one] == [row["cluster"] for row in other]
-    assert [row["id"] for row in one] == [f"t{i}" for i in range(12)]
+    assert [row["id"] for row in one] == [f"t{i}#0" for i in range(12)]
 
 
 def test_classify(train: Path, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:

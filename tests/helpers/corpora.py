@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nvembed.embed.job import Settings
+from nvembed.embed.job import EmbedSettings
 
 DIM = 8
 
@@ -49,7 +49,7 @@ def encode(texts: Sequence[str], window: int = 3) -> Iterator[Part]:
         yield Part(np.stack([vector(text) for text in some]), np.minimum(words, 50) + 2, words > 50)
 
 
-def settings(**changes: object) -> Settings:
+def settings(**changes: object) -> EmbedSettings:
     values: dict[str, object] = {
         "fingerprint": "f" * 32,
         "prompt": "",
@@ -61,7 +61,7 @@ def settings(**changes: object) -> Settings:
         "chunk_tokens": 20,
         "overlap_tokens": 4,
     }
-    return Settings(**{**values, **changes})  # type: ignore[arg-type]
+    return EmbedSettings(**{**values, **changes})  # type: ignore[arg-type]
 
 
 def pdf(*pages: str) -> bytes:

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.metrics import log_loss
+from sources import from_vectors
 
 from conftest import unit_rows
 from nvembed.cli.classify import label_pairs
-from nvembed.embed.cache import Settings
 from nvembed.errors import DataError, InputError, NumericsError, OutputError
 from nvembed.learn.classify import (
     Classifier,
@@ -26,10 +26,10 @@ from nvembed.learn.classify_report import Examples, examples, fit_to_folder
 from nvembed.learn.judge import BINS, calibration_error, judge, wilson
 from nvembed.learn.labels import read_labels
 from nvembed.learn.picture import draw_confusion
-from nvembed.learn.source import from_vectors
 from nvembed.read.beir import Passage
+from nvembed.vectors.store import VectorSettings
 
-SETTINGS = Settings("f" * 32, "", 512, "float32")
+SETTINGS = VectorSettings("f" * 32, "", 512, "float32")
 
 
 def noisy(rows: int, classes: int, seed: int = 0, dim: int = 16) -> tuple[np.ndarray, list[str]]:
@@ -42,7 +42,7 @@ def noisy(rows: int, classes: int, seed: int = 0, dim: int = 16) -> tuple[np.nda
 
 
 def as_examples(
-    vectors: np.ndarray, labels: list[str], name: str = "set", settings: Settings = SETTINGS
+    vectors: np.ndarray, labels: list[str], name: str = "set", settings: VectorSettings = SETTINGS
 ) -> Examples:
     passages = [Passage(str(i), f"text {i}") for i in range(len(labels))]
     return examples(from_vectors(lambda: passages, vectors, settings), labels, name)
@@ -226,11 +226,11 @@ def test_damaged_classifiers(tmp_path: Path) -> None:
 def test_other_vectors_are_refused() -> None:
     stored = StoredClassifier(Classifier(["a", "b"], np.eye(2), np.zeros(2), 1.0), "small", SETTINGS)
     check_fits(stored, SETTINGS, folder="x")
-    check_fits(stored, Settings("f" * 32, "", 9, "bfloat16"), folder="x")
+    check_fits(stored, VectorSettings("f" * 32, "", 9, "bfloat16"), folder="x")
     with pytest.raises(InputError, match=rf"model {'f' * 32} \(small\); got the model {'e' * 32}"):
-        check_fits(stored, Settings("e" * 32, "", 512, "float32"), folder="x")
+        check_fits(stored, VectorSettings("e" * 32, "", 512, "float32"), folder="x")
     with pytest.raises(InputError, match="with the prompt ''; got the prompt 'Query: '"):
-        check_fits(stored, Settings("f" * 32, "Query: ", 512, "float32"), folder="x")
+        check_fits(stored, VectorSettings("f" * 32, "Query: ", 512, "float32"), folder="x")
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_test_sets_must_fit(tmp_path: Path) -> None:
     train = as_examples(*noisy(40, 2), "train")
     with pytest.raises(InputError, match=r"no example of 1 labels \(first: 'class 2'\)"):
         fit_to_folder(train, as_examples(*noisy(30, 3), "test"), tmp_path / "out", model="m")
-    other = as_examples(*noisy(30, 2), "test", Settings("f" * 32, "Query: ", 512, "float32"))
+    other = as_examples(*noisy(30, 2), "test", VectorSettings("f" * 32, "Query: ", 512, "float32"))
     with pytest.raises(InputError, match="different models, prompts or limits"):
         fit_to_folder(train, other, tmp_path / "out", model="m")
 

@@ -7,19 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sources import from_vectors
 
 from conftest import unit_rows
-from nvembed.embed.cache import BLOCK, Settings
 from nvembed.errors import DataError, InputError, OutputError
 from nvembed.evaluate.scores import v_measure
 from nvembed.learn import cluster
 from nvembed.learn.cluster_report import ClusterOptions, cluster_corpus, markdown, snippet
 from nvembed.learn.map import project
-from nvembed.learn.source import Source, from_vectors, sample
+from nvembed.learn.source import BLOCK, EmbeddedSource, sample
 from nvembed.learn.topics import class_tf_idf, name_of, name_terms
 from nvembed.read.beir import Passage
+from nvembed.vectors.store import VectorSettings
 
-SETTINGS = Settings("f" * 32, "Instruct: sort\nQuery: ", 512, "float32")
+SETTINGS = VectorSettings("f" * 32, "Instruct: sort\nQuery: ", 512, "float32")
 WORDS = [
     ["judo", "throw", "mat"],
     ["radio", "wave", "signal"],
@@ -40,7 +41,7 @@ def grouped(
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32), labels
 
 
-def corpus(sizes: list[int], dim: int = 32) -> tuple[Source, np.ndarray, list[Passage]]:
+def corpus(sizes: list[int], dim: int = 32) -> tuple[EmbeddedSource, np.ndarray, list[Passage]]:
     vectors, labels = grouped(sizes, dim)
     rng = np.random.default_rng(1)
     texts = [" ".join(["the", *rng.choice(WORDS[label], 4)]) for label in labels]
@@ -201,7 +202,7 @@ def test_a_sample_stands_for_a_larger_corpus(tmp_path: Path, monkeypatch: pytest
             most = max(most, len(block.passages))
             yield block
 
-    watched = Source(source.rows, source.dim, source.settings, blocks)  # type: ignore[arg-type]
+    watched = EmbeddedSource(source.rows, source.dim, source.settings, blocks)  # type: ignore[arg-type]
     options = ClusterOptions(k=4, sample_rows=300, map_rows=100)
     result = cluster_corpus(watched, tmp_path / "topics", "set", options)
     assert most <= BLOCK
@@ -234,7 +235,7 @@ def test_sources_are_checked() -> None:
     vectors[4, 2] = np.nan
     with pytest.raises(DataError, match="the vector of row 4 is not finite"):
         sample(from_vectors(lambda: passages, vectors, SETTINGS), 6, seed=0)
-    with pytest.raises(DataError, match="has 5 passages now; expected 6"):
+    with pytest.raises(DataError, match="has 5 passages; expected 6"):
         sample(from_vectors(lambda: passages[:5], unit_rows(6, 4), SETTINGS), 6, seed=0)
 
 

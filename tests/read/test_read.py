@@ -5,14 +5,12 @@ import io
 import json
 import os
 import tracemalloc
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from nvembed.errors import DataError, InputError
 from nvembed.read.beir import Passage, read_stream, read_texts
-from nvembed.read.folder import read_corpus, split_passages
 
 pa = pytest.importorskip("pyarrow", reason="the extra 'search' is not installed")
 pq = pytest.importorskip("pyarrow.parquet", reason="the extra 'search' is not installed")
@@ -175,8 +173,6 @@ def test_unknown_formats(tmp_path: Path) -> None:
 def test_missing_and_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match=r"cannot read .*none\.txt: No such file"):
         list(read_texts(tmp_path / "none.txt"))
-    with pytest.raises(DataError, match=r"no such file or folder: .*none"):
-        list(read_corpus(tmp_path / "none"))
     with pytest.raises(DataError, match=r"cannot read .*: Is a directory"):
         list(read_texts(tmp_path, format="txt"))
 
@@ -202,74 +198,8 @@ def test_a_readers_error_is_not_the_files(tmp_path: Path) -> None:
     assert not isinstance(caught.value, DataError)
 
 
-def test_corpus_refuses_an_id_twice(tmp_path: Path) -> None:
+def test_an_id_that_occurs_twice(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "c.jsonl", [{"_id": "x", "text": "a"}, {"_id": "y", "text": "b"}] * 2)
     assert len(list(read_texts(path))) == 4
     with pytest.raises(DataError, match=r"c\.jsonl:3: the id 'x' occurs twice, first at .*c\.jsonl:1"):
-        list(read_corpus(path))
-
-
-def make_tree(root: Path) -> None:
-    (root / "sub").mkdir(parents=True)
-    (root / ".git").mkdir()
-    (root / ".git" / "x.md").write_text("hidden")
-    (root / "b.md").write_text("# Head\n\nfirst\nsecond\n\nthird\n## Two\n### Three\nfourth\n")
-    (root / "sub" / "a.txt").write_text("one\n\n\n\ntwo\n")
-    (root / "c.png").write_bytes(b"\x89PNG\0")
-
-
-def test_folder_of_text(tmp_path: Path) -> None:
-    make_tree(tmp_path / "notes")
-    assert list(read_corpus(tmp_path / "notes")) == [
-        Passage("b.md:1", "# Head\n\nfirst\nsecond\n\nthird"),
-        Passage("b.md:7", "## Two\n\n### Three\nfourth"),
-        Passage("sub/a.txt:1", "one\n\ntwo"),
-    ]
-    assert [p.id for p in read_corpus(tmp_path / "notes" / "b.md")] == ["b.md:1", "b.md:7"]
-
-
-def test_a_name_that_is_not_utf8(tmp_path: Path) -> None:
-    (tmp_path / os.fsdecode(b"caf\xe9.md")).write_text("text")
-    assert list(read_corpus(tmp_path)) == [Passage("caf\\udce9.md:1", "text")]
-    (path,) = tmp_path.iterdir()
-    assert list(read_corpus(path)) == [Passage("caf\\udce9.md:1", "text")]
-
-
-def test_beir_folder(tmp_path: Path) -> None:
-    (tmp_path / "queries.jsonl").write_text("not read")
-    write_jsonl(tmp_path / "corpus.jsonl", [{"_id": "1", "title": "T", "text": "x"}])
-    assert list(read_corpus(tmp_path)) == [Passage("1", "T x")]
-
-
-def test_folder_without_text(tmp_path: Path) -> None:
-    (tmp_path / "a.md").write_text("\n\n")
-    with pytest.raises(DataError, match=r"no text in it; expected corpus\.jsonl, or files that end in \.md"):
-        list(read_corpus(tmp_path))
-
-
-def words(text: str) -> list[str]:
-    return text.split()
-
-
-@pytest.mark.parametrize("keep", [words, lambda text: list("".join(text.split()))])
-def test_passages_lose_nothing_and_stay_small(tmp_path: Path, keep: Callable[[str], list[str]]) -> None:
-    text = "\n\n".join(" ".join(f"w{i}-{j}" for j in range(i)) for i in range(1, 90))
-    (tmp_path / "a.txt").write_text(text)
-    passages = list(split_passages(tmp_path / "a.txt", "a.txt", max_chars=300))
-    assert max(len(p.text) for p in passages) <= 300
-    assert len({p.id for p in passages}) == len(passages) > 20
-    assert [w for p in passages for w in keep(p.text)] == keep(text)
-
-
-def test_one_word_longer_than_a_passage(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("ab" * 1000)
-    passages = list(split_passages(tmp_path / "a.txt", "a.txt", max_chars=300))
-    assert [p.id for p in passages] == ["a.txt:1", *(f"a.txt:1.{n}" for n in range(2, 8))]
-    assert "".join(p.text for p in passages) == "ab" * 1000
-
-
-def test_demo_corpus_is_read_as_beir() -> None:
-    demo = Path(__file__).parents[2] / "demo" / "xquad_en"
-    passages = list(read_corpus(demo))
-    assert len(passages) == 240
-    assert passages[0].text.startswith("Super_Bowl_50 The Panthers defense")
+        list(read_texts(path, unique=True))

@@ -12,6 +12,7 @@ from typing import Annotated, BinaryIO
 import numpy as np
 from cyclopts import App, Parameter
 
+from nvembed.cli.embedding import check_corpus
 from nvembed.cli.learners import Seed, embedded_by, open_embedded_source, open_source
 from nvembed.cli.models import load, prompts
 from nvembed.cli.options import Compute, Count, Prompt, Reading
@@ -19,8 +20,7 @@ from nvembed.cli.screen import results, say, waiting
 from nvembed.embed.folder import is_embedded
 from nvembed.errors import InputError, OutputError
 from nvembed.files import as_utf8, atomic_path
-from nvembed.learn.source import Source
-from nvembed.read.folder import read_corpus
+from nvembed.learn.source import EmbeddedSource
 from nvembed.text.prompt import format_prompt
 
 classify = App(
@@ -167,12 +167,14 @@ def predict(
     if is_embedded(texts):
         source = open_embedded_source(texts, model, reading)
     else:
-        next(read_corpus(texts, field=field))
+        check_corpus(texts, field=field)
         encoder = load(model or stored.model, device=compute.device, dtype=compute.dtype)
         settings = replace(stored.settings, fingerprint=encoder.fingerprint)
         check_fits(stored, settings, folder=classifier)  # before the texts are embedded
         reading = replace(reading, max_length=stored.settings.max_length)
-        source = embedded_by(encoder, texts, prompt=stored.settings.prompt, reading=reading)
+        source = embedded_by(
+            encoder, texts, model=model or stored.model, prompt=stored.settings.prompt, reading=reading
+        )
     check_fits(stored, source.settings, folder=classifier)
     fitted = stored.classifier
     _write(out, source, fitted.classes, fitted.probabilities, top, ("probability", "probabilities"))
@@ -227,7 +229,7 @@ def zero_shot(
     embedded = open_embedded_source(texts, None, prompt, reading) if is_embedded(texts) else None
     truth = None if label_field is None or embedded else read_labels(texts, label_field)
     if embedded is None:
-        next(read_corpus(texts, field=reading.field))
+        check_corpus(texts, field=reading.field)
     if truth is not None:
         _check_truth(truth, names)
     encoder = load(model, device=compute.device, dtype=compute.dtype)
@@ -244,7 +246,7 @@ def zero_shot(
     else:
         string, _ = prompts(task=prompt.task, instruction=prompt.instruction, prompt=prompt.prompt)
         string = string or format_prompt(f"Classify the given text as one of: {', '.join(label_texts)}")
-        source = embedded_by(encoder, texts, prompt=string, reading=reading)
+        source = embedded_by(encoder, texts, model=model, prompt=string, reading=reading)
     label_vectors = encoder.encode(label_texts, max_length=reading.max_length)
     guesses = _write(
         out, source, names, lambda vectors: vectors @ label_vectors.T, top, ("similarity", "similarities")
@@ -276,7 +278,7 @@ def label_pairs(labels: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _write(
     out: Path | None,
-    source: Source,
+    source: EmbeddedSource,
     classes: Sequence[str],
     score: Callable[[np.ndarray], np.ndarray],
     top: int,

@@ -85,7 +85,7 @@ def cluster(
         raise OutputError(f"{out} exists already: remove it, or write to another path")
     from nvembed.learn.cluster_report import ClusterOptions, cluster_corpus
 
-    source = open_source(corpus, model, prompt, reading, compute)
+    source = open_source(corpus, model, prompt, reading, compute, whole=False)
     options = ClusterOptions(
         method=method or "kmeans",
         k=k,

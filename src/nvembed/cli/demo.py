@@ -13,10 +13,9 @@ from rich.text import Text
 
 from nvembed.cli.models import Tally, counted, load
 from nvembed.cli.screen import progress, results, say, snippet, waiting
-from nvembed.errors import DataError, InputError, OutputError
+from nvembed.errors import InputError, OutputError
 from nvembed.files import data_path
-from nvembed.read.beir import Passage, read_texts
-from nvembed.read.folder import read_corpus
+from nvembed.read.beir import Passage, read_qrels, read_texts
 from nvembed.text.bm25 import Bm25
 from nvembed.text.prompt import format_prompt, instruction_for
 from nvembed.vectors.metric import score_run
@@ -123,25 +122,10 @@ def read_labelled(folder: Path) -> Labelled:
     Raises:
         DataError: a file is missing or malformed, or judges what is not there.
     """
-    passages = list(read_corpus(folder))
+    passages = list(read_texts(folder / "corpus.jsonl", unique=True))
     queries = list(read_texts(folder / "queries.jsonl", unique=True))
-    known = {passage.id for passage in passages}, {query.id for query in queries}
-    qrels: dict[str, dict[str, int]] = {}
-    path = folder / "qrels" / "test.tsv"
-    for row in read_texts(path, format="txt"):
-        if row.id == "0":  # the header
-            continue
-        try:
-            query, passage, grade = row.text.split("\t")
-            value = int(grade)
-        except ValueError as error:
-            raise DataError(
-                f"{path}:{int(row.id) + 1}: expected query, passage and grade, parted by tabs; "
-                f"got {row.text!r}"
-            ) from error
-        if passage not in known[0] or query not in known[1]:
-            raise DataError(f"{path}:{int(row.id) + 1}: no such query or passage: {row.text!r}")
-        qrels.setdefault(query, {})[passage] = value
+    ids = {query.id for query in queries}, {passage.id for passage in passages}
+    qrels = read_qrels(folder / "qrels" / "test.tsv", queries=ids[0], passages=ids[1])
     return Labelled(passages, [query for query in queries if query.id in qrels], qrels)
 
 

@@ -1,17 +1,27 @@
-"""What ``nvembed embed`` takes of a model: what decides its vectors, and the functions that make them."""
+"""Corpora and models together: what decides a model's vectors, and a corpus embedded beside itself."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cache, partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from nvembed.cli.models import find_model, load
-from nvembed.cli.options import Dtype
-from nvembed.errors import InputError
+from nvembed.cli.models import Tally, find_model, load
+from nvembed.cli.options import Dtype, Reading
+from nvembed.cli.screen import progress, say
+from nvembed.errors import DataError, InputError
+from nvembed.files import as_utf8
+from nvembed.read.lines import LINE_KINDS, TABLE_KINDS
 
 if TYPE_CHECKING:
+    from nvembed.embed.embedded import EmbeddedCorpus
+    from nvembed.encoder import Encoder
     from nvembed.text.tokenize import TextSettings
     from nvembed.vectors.embeddings import Embeddings
 
@@ -21,7 +31,9 @@ Offsets = Callable[[Sequence[str]], list[np.ndarray]]
 # last bits of a vector. 16,384 tokens of a 7B model take 2 GiB of activations.
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16_384}
 
+RECORD_KINDS = (*LINE_KINDS, *TABLE_KINDS)
 DEFAULT_CHUNK = 512
+SHOWN_NOTES = 10
 # A passage by itself may be a token or two longer than it was in its document.
 SPARE_TOKENS = 2
 
@@ -71,19 +83,21 @@ def _offsets(tokenizer_json: bytes, settings: "TextSettings") -> Offsets:
     return TextTokenizer(tokenizer_json, settings).offsets
 
 
-def passage_sizes(facts: Facts, chunk_tokens: int | None, overlap_tokens: int | None) -> tuple[int, int]:
-    """Return the most tokens of a passage and of an overlap: as asked, or 512 (or what fits), and an eighth.
+def passage_sizes(
+    max_length: int, fixed_tokens: int, chunk_tokens: int | None = None, overlap_tokens: int | None = None
+) -> tuple[int, int]:
+    """Return the most tokens of a passage and of an overlap. Defaults: 512 or what fits, and an eighth of it.
 
     Raises:
         InputError: more than the model reads, or an overlap as long as a passage.
     """
-    room = facts.max_length - facts.fixed_tokens
+    room = max_length - fixed_tokens
     tokens = max(1, min(DEFAULT_CHUNK, room - SPARE_TOKENS)) if chunk_tokens is None else chunk_tokens
     overlap = tokens // 8 if overlap_tokens is None else overlap_tokens
     if not 1 <= tokens <= room:
         raise InputError(
-            f"--chunk-tokens is {tokens:,}; expected 1 to {room:,}: what is left of the {facts.max_length:,} "
-            f"that are read of one text beside {facts.fixed_tokens:,} of prompt, BOS and EOS"
+            f"--chunk-tokens is {tokens:,}; expected 1 to {room:,}: the model reads {max_length:,} tokens, "
+            f"and prompt, BOS and EOS take {fixed_tokens:,} of them"
         )
     if not 0 <= overlap < tokens:
         raise InputError(
@@ -93,12 +107,12 @@ def passage_sizes(facts: Facts, chunk_tokens: int | None, overlap_tokens: int | 
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelRecipe:
     """How to load a model and embed with it; it can be sent to another process, which loads it there."""
 
     name: str
     device: str | None
-    dtype: Dtype
+    dtype: str
     prompt: str
     max_length: int
     batch_tokens: int
@@ -108,7 +122,7 @@ class Model:
 
         @cache
         def encoder() -> object:
-            return load(self.name, device=self.device, dtype=self.dtype)
+            return load(self.name, device=self.device, dtype=cast(Dtype, self.dtype))
 
         def encode(texts: Sequence[str]) -> Iterator["Embeddings"]:
             return encoder().stream(  # type: ignore[attr-defined, no-any-return]
@@ -116,3 +130,117 @@ class Model:
             )
 
         return encode
+
+
+def check_corpus(corpus: Path, *, field: str | None = None) -> None:
+    """Report at once what is wrong with a corpus at its beginning.
+
+    Raises:
+        DataError, InputError: as ``read.corpus``.
+    """
+    from nvembed.read.corpus import list_files, read_documents
+
+    first = list_files(str(corpus)).files[0]
+    read = next(read_documents(first, field=field), None)
+    if read is not None and isinstance(read.document, DataError) and first.kind in RECORD_KINDS:
+        raise read.document
+
+
+def embed_beside(
+    encoder: "Encoder",
+    corpus: Path,
+    *,
+    model: str,
+    prompt: str,
+    reading: Reading,
+    whole: bool = False,
+) -> "EmbeddedCorpus":
+    """Embed a folder or file as ``nvembed embed`` does, into a folder beside it; or update that folder.
+
+    Args:
+        model: the model's name, for the manifest.
+        reading: ``cache`` is in place of ``.nvembed`` beside the corpus.
+        whole: leave documents whole, a passage each; then a file or record that cannot be read is an error.
+    """
+    from nvembed.embed.embedded import open_embedded
+    from nvembed.embed.job import EmbedSettings, local_engine, open_job
+    from nvembed.embed.plan import CorpusReading
+    from nvembed.read.corpus import list_files
+
+    limit = reading.max_length or encoder.max_length
+    sizes: tuple[int | None, int | None] = (None, None)
+    if not whole:
+        (one,) = encoder.tokenizer(["a"], prompt=prompt, max_length=limit)
+        sizes = passage_sizes(limit, one.full_length - 1)
+    settings = EmbedSettings(
+        fingerprint=encoder.fingerprint,
+        prompt=prompt,
+        dtype=encoder.dtype,
+        dim=encoder.dim,
+        max_length=limit,
+        batch_tokens=BATCH_TOKENS["cuda" if "cuda" in str(encoder.replicas[0].device) else "cpu"],
+        storage="float32",
+        chunk_tokens=sizes[0],
+        overlap_tokens=sizes[1],
+    )
+    how = CorpusReading(field=reading.field, on_error="stop" if whole else "skip")
+    key = hashlib.sha256(json.dumps([asdict(settings), asdict(how)]).encode()).hexdigest()[:16]
+    home = cache_folder(corpus, reading.cache)
+    tally = Tally()
+
+    def encode(texts: Sequence[str]) -> Iterable["Embeddings"]:
+        stream = encoder.stream(texts, prompt=prompt, max_length=limit, batch_tokens=settings.batch_tokens)
+        for part in stream:
+            tally.add(part)
+            yield part
+
+    start = perf_counter()
+    with progress("embedding the corpus") as update:
+        _remove_old_caches(home)
+        with open_job(home / key, list_files(str(corpus)), how, lambda *_: None, update=True) as job:
+            earlier = job.earlier_shards()
+            compute = earlier.reusing(encode) if earlier is not None else encode
+            engine = local_engine(lambda texts: encoder.tokenizer.offsets(texts), compute)
+            names = {"corpus": as_utf8(str(corpus)), "model": as_utf8(model)}
+            manifest = job.run(settings, engine, update, names=names)
+    if tally.texts:
+        say(tally.message(perf_counter() - start))
+    warn_of(manifest)
+    return open_embedded(home / key)
+
+
+def cache_folder(corpus: Path, root: Path | None = None) -> Path:
+    """Return where the vectors of a corpus are kept: ``.nvembed`` in its folder or beside its file.
+
+    Args:
+        root: in place of ``.nvembed``. Several corpora may share it: each has a folder of its name in it.
+    """
+    if root is None and corpus.is_dir():
+        return corpus / ".nvembed"
+    return (root or corpus.parent / ".nvembed") / corpus.resolve().name
+
+
+def _remove_old_caches(home: Path) -> None:
+    """Remove the vectors that earlier versions kept in files of another form."""
+    for path in home.glob("*-*/texts.bin"):
+        shutil.rmtree(path.parent, ignore_errors=True)
+
+
+def warn_of(manifest: Mapping[str, Any]) -> None:
+    """Report what of a corpus was cut, is empty, or was not read."""
+    counts, settings = manifest["counts"], manifest["settings"]
+    notes = manifest["notes"]
+    warnings = notes[:SHOWN_NOTES]
+    if len(notes) > SHOWN_NOTES:
+        warnings.append(f"and {len(notes) - SHOWN_NOTES:,} more notes (manifest.json lists them)")
+    if counts["truncated"]:
+        warnings.append(f"{counts['truncated']:,} passages were cut to {settings['max_length']:,} tokens")
+    if counts["empty"]:
+        warnings.append(f"{counts['empty']:,} passages are empty; their vectors are meaningless")
+    if skipped := manifest["skipped"]:
+        warnings.append(f"{len(skipped):,} files or records were skipped; the first: {skipped[0]['reason']}")
+    if ignored := manifest["ignored"]:
+        kinds = ", ".join(f"{suffix or 'no suffix'}: {count:,}" for suffix, count in ignored.items())
+        warnings.append(f"files of other kinds were not read ({kinds})")
+    for warning in warnings:
+        say(warning, label="warning: ", style="bold yellow")

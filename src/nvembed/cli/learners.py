@@ -1,24 +1,18 @@
 """Texts with vectors for ``cluster`` and ``classify``: an embedded folder, or embedded now and kept."""
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from nvembed.cli.models import Tally, counted, load, prompts
+from nvembed.cli.embedding import check_corpus, embed_beside
+from nvembed.cli.models import load, prompts
 from nvembed.cli.options import Compute, Prompt, Reading
-from nvembed.cli.screen import progress, say
-from nvembed.embed.cache import Settings, cache_folder, cached_vectors
 from nvembed.embed.folder import is_embedded
 from nvembed.errors import InputError
-from nvembed.learn.source import Source, from_embedded, from_vectors
-from nvembed.read.beir import Passage
-from nvembed.read.folder import read_corpus
+from nvembed.learn.source import EmbeddedSource, from_embedded
 
 if TYPE_CHECKING:
     from nvembed.encoder import Encoder
@@ -28,9 +22,15 @@ Seed = Annotated[int, Parameter(validator=Number(gte=0, lt=2**32))]  # as scikit
 
 
 def open_source(
-    corpus: Path, model: str | None, prompt: Prompt, reading: Reading, compute: Compute
-) -> Source:
-    """Open a corpus with its vectors.
+    corpus: Path,
+    model: str | None,
+    prompt: Prompt,
+    reading: Reading,
+    compute: Compute,
+    *,
+    whole: bool = True,
+) -> EmbeddedSource:
+    """Open a corpus with its vectors; ``whole`` as in ``embedded_by``.
 
     Raises:
         InputError: texts without a model; a model, a prompt or reading options for an embedded corpus.
@@ -41,12 +41,12 @@ def open_source(
     if model is None:
         raise InputError(f"{corpus} has no vectors: pass --model, or a folder that nvembed embed wrote")
     string, _ = prompts(**asdict(prompt))
-    next(read_corpus(corpus, field=reading.field))  # a fault of the corpus is reported before the model loads
+    check_corpus(corpus, field=reading.field)  # a fault of the corpus is reported before the model loads
     encoder = load(model, device=compute.device, dtype=compute.dtype)
-    return embedded_by(encoder, corpus, prompt=string, reading=reading)
+    return embedded_by(encoder, corpus, model=model, prompt=string, reading=reading, whole=whole)
 
 
-def open_embedded_source(corpus: Path, model: str | None, *groups: Prompt | Reading) -> Source:
+def open_embedded_source(corpus: Path, model: str | None, *groups: Prompt | Reading) -> EmbeddedSource:
     """Open a folder that ``nvembed embed`` wrote, without options that change the vectors.
 
     Raises:
@@ -64,28 +64,15 @@ def embedded_by(
     encoder: "Encoder",
     corpus: Path,
     *,
+    model: str,
     prompt: str,
     reading: Reading,
-) -> Source:
-    """Embed the texts of a corpus with a prompt, or use the vectors that are kept beside it."""
-    limit = reading.max_length or encoder.max_length
-    settings = Settings(encoder.fingerprint, prompt, limit, encoder.dtype)
-    tally = Tally()
-    start = perf_counter()
+    whole: bool = True,
+) -> EmbeddedSource:
+    """Embed a corpus with a prompt, or use the vectors that are kept beside it.
 
-    def embed(texts: list[str]) -> np.ndarray:
-        return np.concatenate(list(counted(encoder.stream(texts, prompt=prompt, max_length=limit), tally)))
-
-    def read() -> Iterator[Passage]:
-        return read_corpus(corpus, field=reading.field)
-
-    with progress("embedding the texts") as update:
-        vectors = cached_vectors(
-            cache_folder(corpus, reading.cache), read, embed, settings, progress=update
-        ).vectors
-    if tally.texts:
-        say(tally.message(perf_counter() - start))
-    if tally.cut:
-        message = f"{tally.cut:,} of {tally.texts:,} texts were cut to {limit:,} tokens"
-        say(message, label="warning: ", style="bold yellow")
-    return from_vectors(read, vectors, settings)
+    Args:
+        whole: a passage for each document or record; otherwise long ones are cut as ``nvembed embed`` does.
+    """
+    embedded = embed_beside(encoder, corpus, model=model, prompt=prompt, reading=reading, whole=whole)
+    return from_embedded(embedded.folder)

@@ -26,12 +26,12 @@ from nvembed.errors import NvembedError
 # without importing any of them; it is the first line of the command's own help.
 COMMANDS = {
     "encode": "Embed the texts of a file.",
-    "embed": "Embed a corpus into a folder of Parquet files; the same command goes on where it was stopped.",
-    "search": "Search a folder of text, a corpus file, or an index, by meaning.",
+    "embed": "Embed a corpus into a folder of Parquet files. Run the same command again to resume.",
+    "search": "Search a folder, a file, an embedded corpus or an index by meaning.",
     "index": "Index an embedded corpus for search by meaning and by words.",
     "ask": "Answer a question from an index, with numbered citations.",
-    "cluster": "Group a corpus by meaning; name the groups and draw a map of it.",
-    "classify": "Fit a classifier on labelled texts, predict with one, or classify by label texts alone.",
+    "cluster": "Group a corpus by meaning, name the groups, and draw a map.",
+    "classify": "Fit a classifier on labelled texts, predict with it, or classify without examples.",
     "serve": "Serve a model: the embedding APIs of OpenAI, NVIDIA NIM, Cohere and TEI.",
     "init": "Make an untrained NV-Embed checkpoint from a causal language model.",
     "check": "Check a model: files, tensors, values, tokenizer, memory, licence and known answer.",

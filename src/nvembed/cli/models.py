@@ -289,6 +289,12 @@ class Tally:
     cut: int = 0
     empty: int = 0
 
+    def add(self, part: "Embeddings") -> None:
+        self.texts += len(part.vectors)
+        self.tokens += int(part.num_tokens.sum())
+        self.cut += int(part.truncated.sum())
+        self.empty += int(part.empty.sum())
+
     def message(self, seconds: float) -> str:
         speed = self.tokens / max(seconds, 1e-9)
         return f"{self.texts:,} texts, {self.tokens:,} tokens in {seconds:.1f} s ({speed:,.0f} tokens/s)"
@@ -297,8 +303,5 @@ class Tally:
 def counted(parts: Iterable["Embeddings"], tally: Tally) -> Iterator[np.ndarray]:
     """Yield the vectors of each part and count texts, tokens, cuts and empty texts."""
     for part in parts:
-        tally.texts += len(part.vectors)
-        tally.tokens += int(part.num_tokens.sum())
-        tally.cut += int(part.truncated.sum())
-        tally.empty += int(part.empty.sum())
+        tally.add(part)
         yield part.vectors

@@ -57,3 +57,26 @@ class Reading:
     """Most tokens read of one text, prompt included. Default: the model's limit."""
     cache: Path | None = None
     """Folder for the vectors. Default: .nvembed beside the corpus."""
+
+
+@_panel("Corpus", 10)
+@dataclass(frozen=True, kw_only=True)
+class CorpusOptions:
+    """How a corpus is read."""
+
+    field: str | None = None
+    """Field with the text, in files that have fields. Default: "text", with "title" before it."""
+    delimiter: str | None = None
+    """Character between the columns of .csv and .tsv files, or tab. Default: that of the header."""
+    encoding: str | None = None
+    """Encoding of JSONL, CSV, TSV and line files, such as cp1252. Default: UTF-8."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """Stop when files or records cannot be read, or skip them and list them in manifest.json."""
+    follow_links: Flag = False
+    """Read files of the folder that are symbolic links."""
+    config: str | None = None
+    """Configuration of a data set of the hub."""
+    split: str = "train"
+    """Split of a data set of the hub."""
+    revision: str | None = None
+    """Branch, tag or commit of a data set of the hub."""

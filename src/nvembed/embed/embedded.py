@@ -1,7 +1,5 @@
 """An embedded corpus, read: docs/reference/embedded-corpus.md.  n rows of a block, D numbers each."""
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nvembed.embed.shard import FORMAT, ROW_GROUP, Storage, schema
+from nvembed.embed.records import Storage, plain, read_manifest
+from nvembed.embed.shard import ROW_GROUP, file_sha256, schema
 from nvembed.errors import DataError
+
+CURE = "Run the command that embedded the corpus again: it computes damaged shards anew"
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class EmbeddedCorpus:
 
     @property
     def rows(self) -> int:
-        """Passages."""
+        """Number of passages."""
         return int(self.manifest["counts"]["passages"])
 
     @property
@@ -34,28 +35,28 @@ class EmbeddedCorpus:
 
     @property
     def storage(self) -> Storage:
-        """What the vectors are stored as."""
+        """Number format of the stored vectors."""
         storage: Storage = self.manifest["settings"]["storage"]
         return storage
 
     def batches(
         self, columns: Sequence[str] | None = None, *, rows: int = ROW_GROUP
     ) -> Iterator[pa.RecordBatch]:
-        """Yield record batches of at most ``rows`` rows, in the corpus's order.
+        """Yield record batches of at most ``rows`` rows, in the corpus's order; page checksums are verified.
 
         Args:
             columns: the columns that are read; None is all.
 
         Raises:
-            DataError: a shard cannot be read.
+            DataError: a shard cannot be read, or is damaged.
         """
         for shard in self.manifest["shards"]:
             path = self.folder / "shards" / shard["name"]
             try:
-                with pq.ParquetFile(path) as file:
+                with pq.ParquetFile(path, page_checksum_verification=True) as file:
                     yield from file.iter_batches(rows, columns=None if columns is None else list(columns))
             except (OSError, pa.ArrowException) as error:
-                raise _damaged(path, f"cannot be read ({error})") from error
+                raise DataError(f"{path} cannot be read ({error}). {CURE}") from error
 
     def vectors(self, *, rows: int = ROW_GROUP) -> Iterator[np.ndarray]:
         """Yield the vectors as blocks (n, D) of at most ``rows`` rows, in the dtype they are stored in."""
@@ -63,19 +64,15 @@ class EmbeddedCorpus:
             yield vectors_of(batch)
 
     def verify(self) -> None:
-        """Read every shard and compare it with its checksum.
+        """Read every shard and compare it with its checksum in the manifest.
 
         Raises:
             DataError: one differs.
         """
         for shard in self.manifest["shards"]:
             path = self.folder / "shards" / shard["name"]
-            digest = hashlib.sha256()
-            with path.open("rb") as stream:
-                while piece := stream.read(1 << 20):
-                    digest.update(piece)
-            if digest.hexdigest() != shard["sha256"]:
-                raise _damaged(path, "is not what was written (its sha256 differs)")
+            if file_sha256(path) != shard["sha256"]:
+                raise DataError(f"{path} is damaged: its SHA-256 differs from the manifest. {CURE}")
 
 
 def vectors_of(batch: pa.RecordBatch) -> np.ndarray:
@@ -88,53 +85,30 @@ def vectors_of(batch: pa.RecordBatch) -> np.ndarray:
 def open_embedded(folder: str | Path) -> EmbeddedCorpus:
     """Open what ``nvembed embed`` wrote.
 
-    Shards are there, as large as they were written and have the columns of their format; their checksums
-    are compared by ``verify`` only.
+    Every shard is present, has its size and the columns of the format; ``verify`` compares checksums.
 
     Raises:
-        DataError: there is no manifest (the job has not finished), it is of another format, or a shard is
-            missing, or of another size.
+        DataError: the job has not finished, the manifest is damaged or of another version, or a shard is
+            missing or has another size.
     """
     folder = Path(folder)
-    path = folder / "manifest.json"
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        begun = (folder / "job.json").exists()
-        state = "an unfinished job: run its command again" if begun else "no embedded corpus: make one"
-        raise DataError(f"{folder} holds {state} (nvembed embed CORPUS {folder} --model MODEL)") from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}): embed the corpus again") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else None
-        raise DataError(
-            f"{path} has format {found!r}; expected {FORMAT}: embed the corpus again, or update nvembed"
-        )
-    for shard in manifest["shards"]:
-        _check_shard(folder / "shards" / shard["name"], shard["bytes"])
-    corpus = EmbeddedCorpus(folder, manifest)
-    first = folder / "shards" / manifest["shards"][0]["name"]
-    expected = schema(corpus.dim, corpus.storage)
+    record = read_manifest(folder)
+    if record is None:
+        started = any((folder / name).exists() for name in ("job.json", "plan.json"))
+        state = "holds an unfinished job. Run its command again" if started else "holds no embedded corpus"
+        raise DataError(f"{folder} {state}: nvembed embed CORPUS {folder} --model MODEL")
+    for shard in record.shards:
+        path = folder / "shards" / shard.name
+        if not path.is_file():
+            raise DataError(f"{path} is missing. {CURE}")
+        if (size := path.stat().st_size) != shard.bytes:
+            raise DataError(f"{path} has {size:,} bytes; expected {shard.bytes:,}. {CURE}")
+    first = folder / "shards" / record.shards[0].name
+    expected = schema(record.dim, record.settings.storage)
     try:
         columns = pq.read_schema(first)
     except (OSError, pa.ArrowException) as error:
-        raise _damaged(first, f"cannot be read ({error})") from error
+        raise DataError(f"{first} cannot be read ({error}). {CURE}") from error
     if not columns.equals(expected):
-        raise DataError(
-            f"{first} has columns {columns.names}; expected {expected.names} "
-            "(docs/reference/embedded-corpus.md)"
-        )
-    return corpus
-
-
-def _check_shard(path: Path, size: int) -> None:
-    try:
-        found = path.stat().st_size
-    except OSError as error:
-        raise DataError(f"{path} is missing: run the command that embedded the corpus again") from error
-    if found != size:
-        raise _damaged(path, f"has {found:,} bytes; expected {size:,}")
-
-
-def _damaged(path: Path, what: str) -> DataError:
-    return DataError(f"{path} {what}: remove it, and run the command that embedded the corpus again")
+        raise DataError(f"{first} has the columns {columns.names}; expected {expected.names}. {CURE}")
+    return EmbeddedCorpus(folder, plain(record))

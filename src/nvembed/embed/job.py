@@ -1,8 +1,12 @@
-"""A job that embeds a corpus: killed anywhere and begun again, it ends with the same bytes.
+"""A job that embeds a corpus: killed anywhere and started again, it ends with the same bytes.
 
-A shard appears whole or not at all, and a shard that is there is never computed again. The plan (``plan.py``)
-is made first, by reading the corpus through; then engines compute the shards that are missing; the manifest
-is written last.
+A shard appears whole or not at all, and a finished shard is not computed again. The plan (``plan.py``) is
+made first, by reading the corpus through; then an engine computes the missing shards; the manifest is written
+last.
+
+When the corpus of a folder has changed, an update makes a second job within it (``.next``), which uses the
+vectors of the passages that have not changed, and then takes the place of the first. Until then the folder is
+as it was.
 """
 
 import hashlib
@@ -17,29 +21,52 @@ from pathlib import Path
 from typing import Any
 
 from nvembed.embed.folder import INDEX
-from nvembed.embed.plan import Reading, Shard, Stamped, check_files, make_plan, read_plan, read_shard, stamp
-from nvembed.embed.shard import (
+from nvembed.embed.plan import (
+    CorpusReading,
+    Shard,
+    Stamped,
+    corpus_changes,
+    make_plan,
+    read_plan,
+    read_shard,
+    stamp,
+)
+from nvembed.embed.records import (
+    CURE,
     FORMAT,
-    Encode,
-    Entry,
-    Passages,
+    JobRecord,
+    Manifest,
+    ManifestCounts,
+    PlanRecord,
+    ReadSettings,
+    RunSettings,
+    ShardEntry,
     Storage,
+    plain,
+    read_manifest,
+)
+from nvembed.embed.shard import (
+    Encode,
+    Passages,
     cut_documents,
+    file_sha256,
     is_shard,
     shard_entry,
     shard_path,
     write_shard,
 )
+from nvembed.embed.update import EarlierShards
 from nvembed.errors import OutputError
-from nvembed.files import atomic_path, claim, locked, same_run
+from nvembed.files import claim, locked, read_json, same_run, write_json
 from nvembed.read.chunk import Offsets
-from nvembed.read.corpus import Source
+from nvembed.read.corpus import CorpusFiles
 
 Progress = Callable[[int, int], None]
+Advance = Callable[[int, float], None]  # number of a shard, share of it that is done
 
 
 @dataclass(frozen=True)
-class Settings:
+class EmbedSettings:
     """What decides the bytes of a shard, besides the corpus and the kind of device."""
 
     fingerprint: str
@@ -55,198 +82,287 @@ class Settings:
 
 @dataclass(frozen=True)
 class Work:
-    """What whoever computes a shard needs to know. It can be sent to another process."""
+    """What computing a shard needs. It can be sent to another process."""
 
     out: Path
     stamped: list[Stamped]
-    reading: Reading
-    settings: Settings
+    reading: CorpusReading
+    settings: EmbedSettings
     key: str
 
     def read(self, shard: Shard, offsets: Offsets) -> Passages:
         """Read a shard's documents and cut them into passages."""
-        documents = read_shard(shard, self.stamped, self.reading.field)
+        documents = read_shard(shard, self.stamped, self.reading)
         settings = self.settings
         return cut_documents(
             documents, offsets, max_tokens=settings.chunk_tokens, overlap=settings.overlap_tokens
         )
 
-    def write(self, number: int, passages: Passages, encode: Encode) -> Entry:
+    def write(
+        self, number: int, passages: Passages, encode: Encode, advance: Advance = lambda *_: None
+    ) -> ShardEntry:
         """Embed a shard and write it, unless it is there; return its entry in the manifest."""
         target = shard_path(self.out, number)
-        if not is_shard(target, self.key):
-            made_by = {"job": self.key, "shard": number}
+        if not is_shard(target, self.key, number):
             write_shard(
-                target, passages, encode, made_by, dim=self.settings.dim, storage=self.settings.storage
+                target,
+                passages,
+                encode,
+                {"job": self.key, "shard": number},
+                dim=self.settings.dim,
+                storage=self.settings.storage,
+                advance=lambda share: advance(number, share),
             )
         return shard_entry(target)
 
 
-# work, the shards that are missing -> the entries of finished shards, in any order
-Engine = Callable[[Work, list[Shard]], Iterator[Entry]]
+# work, missing shards, what to call as they advance -> the entries of finished shards, in any order
+Engine = Callable[[Work, list[Shard], Advance], Iterator[ShardEntry]]
 
 
 def local_engine(offsets: Offsets, encode: Encode) -> Engine:
     """Compute the shards in this process, one after another; the next one is read meanwhile."""
 
-    def engine(work: Work, shards: list[Shard]) -> Iterator[Entry]:
+    def engine(work: Work, shards: list[Shard], advance: Advance) -> Iterator[ShardEntry]:
         with ThreadPoolExecutor(1, "read") as ahead:
             pending: tuple[Shard, Future[Passages]] | None = None
             for shard in [*shards, None]:
                 ready = pending
                 pending = (shard, ahead.submit(work.read, shard, offsets)) if shard else None
                 if ready is not None:
-                    yield work.write(ready[0].number, ready[1].result(), encode)
+                    yield work.write(ready[0].number, ready[1].result(), encode, advance)
 
     return engine
 
 
 @dataclass(frozen=True)
-class Job:
-    """A job on one folder, whose lock it holds. Made by ``open_job``."""
+class CorpusJob:
+    """A job on one folder, whose lock it holds. Made by ``open_job``.
+
+    ``plan`` is None of a finished job. ``earlier``: the folder that this job, an update, will replace.
+    """
 
     out: Path
     stamped: list[Stamped]
-    reading: Reading
-    plan: dict[str, Any]
+    reading: CorpusReading
+    plan: PlanRecord | None
+    earlier: Path | None = None
 
     @property
     def finished(self) -> bool:
-        return _manifest(self.out) is not None
+        return self.plan is None
 
     def shards_done(self) -> int:
         """Return how many shards are finished."""
         return sum(1 for _ in (self.out / "shards").glob("*.parquet"))
 
-    def run(self, settings: Settings, engine: Engine, progress: Progress, *, names: dict[str, str]) -> Entry:
-        """Compute the shards that are missing and write the manifest; return it.
+    def earlier_shards(self) -> EarlierShards | None:
+        """Return the passages whose vectors an update uses again."""
+        if self.earlier is None:
+            return None
+        return EarlierShards(sorted((self.earlier / "shards").glob("*.parquet")))
+
+    def run(
+        self, settings: EmbedSettings, engine: Engine, progress: Progress, *, names: dict[str, str]
+    ) -> dict[str, Any]:
+        """Compute the missing shards and write the manifest; return its content.
 
         Args:
-            progress: told (characters done, characters in all) at the start and after each shard.
-            names: how corpus and model were named; told in the manifest, and decide nothing.
+            progress: called with (characters done, characters in all) at the start and as shards advance.
+            names: ``corpus`` and ``model`` as the user named them; kept in the manifest, and decide nothing.
 
         Raises:
             OutputError: the folder is of a run with other settings, or cannot be written.
             DataError: the corpus changes meanwhile.
             NumericsError: a vector that is not finite.
         """
-        state = {"format": FORMAT, **asdict(settings), **asdict(self.reading)}
-        manifest = _manifest(self.out)
-        if manifest is not None:
-            done = {"format": manifest["format"], "dim": manifest["dim"], **manifest["settings"]}
-            same_run(self.out / "manifest.json", done, state)
-            return manifest
+        record = JobRecord(format=FORMAT, **asdict(settings), **asdict(self.reading))
+        for folder in filter(None, (self.earlier, self.out)):
+            _check_settings(folder, record)
+        if self.plan is None:
+            manifest = read_manifest(self.out)
+            assert manifest is not None
+            return plain(manifest)
+        state = plain(record)
         claim(self.out / "job.json", state)
         files = (self.out / "files.jsonl").read_bytes()
-        key = hashlib.sha256(json.dumps(state).encode() + files).hexdigest()[:32]
+        key = hashlib.sha256(json.dumps(state, sort_keys=True).encode() + files).hexdigest()[:32]
         entries = self._compute(Work(self.out, self.stamped, self.reading, settings, key), engine, progress)
-        sums = {name: sum(entry[name] for entry in entries) for name in ("tokens", "truncated", "empty")}
-        del state["format"], state["dim"]
-        manifest = {
-            "format": FORMAT,
-            "job": key,
+        run_settings = {name: value for name, value in state.items() if name not in ("format", "dim")}
+        manifest = Manifest(
+            format=FORMAT,
+            job=key,
             **names,
-            "settings": state,
-            "dim": settings.dim,
-            "counts": {
-                "files": self.plan["counts"]["files"],
-                "documents": self.plan["counts"]["documents"],
-                "passages": sum(entry["rows"] for entry in entries),
-                **sums,
-                "skipped": len(self.plan["skipped"]),
-            },
-            "files_sha256": hashlib.sha256(files).hexdigest(),
-            "ignored": self.plan["ignored"],
-            "skipped": self.plan["skipped"],
-            "shards": entries,
-        }
-        _write_json(self.out / "manifest.json", manifest)
+            settings=RunSettings(**run_settings),
+            dim=settings.dim,
+            counts=ManifestCounts(
+                files=self.plan.counts.files,
+                documents=self.plan.counts.documents,
+                passages=sum(entry.rows for entry in entries),
+                tokens=sum(entry.tokens for entry in entries),
+                truncated=sum(entry.truncated for entry in entries),
+                empty=sum(entry.empty for entry in entries),
+                skipped=len(self.plan.skipped),
+            ),
+            files_sha256=hashlib.sha256(files).hexdigest(),
+            ignored=self.plan.ignored,
+            skipped=self.plan.skipped,
+            notes=self.plan.notes,
+            shards=entries,
+        )
+        write_json(self.out / "manifest.json", manifest)
         _remove_plan(self.out)
-        return manifest
+        if self.earlier is not None:
+            _replace_earlier(self.earlier)
+        return plain(manifest)
 
-    def _compute(self, work: Work, engine: Engine, progress: Progress) -> list[Entry]:
+    def _compute(self, work: Work, engine: Engine, progress: Progress) -> list[ShardEntry]:
         """Have the missing shards computed; return the entries of all, in order."""
-        entries: dict[str, Entry] = {}
+        assert self.plan is not None
+        entries: dict[str, ShardEntry] = {}
         missing: dict[str, Shard] = {}
         order: list[Path] = []
-        total, done = self.plan["counts"]["characters"], 0
+        total, done = self.plan.counts.characters, 0
         for shard in read_plan(self.out):
             path = shard_path(self.out, shard.number)
             order.append(path)
-            if is_shard(path, work.key):
+            if is_shard(path, work.key, shard.number):
                 done += shard.characters
             else:
                 missing[path.name] = shard
         progress(done, total)
-        for entry in engine(work, list(missing.values())):
-            entries[entry["name"]] = entry
-            done += missing[entry["name"]].characters
+
+        def advance(number: int, share: float) -> None:
+            progress(done + int(share * missing[shard_path(self.out, number).name].characters), total)
+
+        for entry in engine(work, list(missing.values()), advance):
+            entries[entry.name] = entry
+            done += missing[entry.name].characters
             progress(done, total)
         _remove_leftovers(self.out)  # of workers that were killed
         return [entries.get(path.name) or shard_entry(path) for path in order]
 
 
 @contextmanager
-def open_job(out: Path, source: Source, reading: Reading, progress: Progress) -> Iterator[Job]:
-    """Lock a folder, and make the plan of a job in it or check that it fits the corpus.
+def open_job(
+    out: Path, source: CorpusFiles, reading: CorpusReading, progress: Progress, *, update: bool = False
+) -> Iterator[CorpusJob]:
+    """Lock a folder, and plan a job in it or check that the job in it fits the corpus.
 
     Args:
         out: a new folder, or one that the same job left unfinished or finished.
-        progress: told (bytes of the corpus read, bytes in all): it is read for checksums, then for the plan.
+        progress: called with (bytes of the corpus read, bytes in all). The corpus is read for checksums, then
+            for the plan.
+        update: embed again what has changed, where the folder is of an earlier state of the corpus.
 
     Raises:
         OutputError: another job runs on the folder, or ran on another corpus or read it otherwise; or the
             folder holds something else, or cannot be written.
-        DataError: what is wrong with the corpus.
+        DataError: every fault of the corpus.
     """
     with locked(out):
         _check_content(out)
         _remove_leftovers(out)
+        _replace_earlier(out)
         _reopen(out)
-        plan, begun = _read_json(out / "plan.json"), _read_json(out / "job.json")
-        known = plan["reading"] if plan is not None else begun
-        if known is not None:
-            same_run(out / "plan.json", {name: known[name] for name in asdict(reading)}, asdict(reading))
-        if _manifest(out) is not None:
-            plan = {}
+        first = not any((out / name).exists() for name in ("manifest.json", *_UNFINISHED))
+        if (out / "manifest.json").exists():
             _remove_plan(out)
-        passes = 2 if plan is None else 1
+        known = _reading_of(out)
+        if known is not None:
+            same_run(out / "job.json", plain(known), plain(ReadSettings(**asdict(reading))))
+        planned = (out / "plan.json").exists() or (out / "manifest.json").exists()
+        passes = 1 if planned else 2
         stamped = stamp(source, lambda done, total: progress(done, passes * total))
-        if plan is not None or begun is not None:
-            check_files(out, stamped)
-        if plan is None:
-            plan = make_plan(
-                out, source, stamped, reading, lambda done, total: progress(total + done, passes * total)
+
+        def plan_in(folder: Path) -> PlanRecord:
+            return make_plan(
+                folder, source, stamped, reading, lambda done, total: progress(total + done, 2 * total)
             )
-        yield Job(out, stamped, reading, plan)
+
+        changes = "" if first or not (out / "files.jsonl").exists() else corpus_changes(out, stamped)
+        if changes and not update:
+            raise OutputError(
+                f"{out} was made of another state of the corpus: {changes}. Add --update to embed what has "
+                "changed, restore the corpus, or write to another folder"
+            )
+        if changes:
+            following = out / NEXT
+            same = (following / "plan.json").exists() and not corpus_changes(following, stamped)
+            if not same:
+                shutil.rmtree(following, ignore_errors=True)
+                following.mkdir()
+            _remove_leftovers(following)
+            plan = _read_plan_record(following) if same else plan_in(following)
+            yield CorpusJob(following, stamped, reading, plan, earlier=out)
+            return
+        shutil.rmtree(out / NEXT, ignore_errors=True)
+        if (out / "manifest.json").exists():
+            yield CorpusJob(out, stamped, reading, None)
+        else:
+            yield CorpusJob(out, stamped, reading, _read_plan_record(out) if planned else plan_in(out))
+
+
+def _check_settings(folder: Path, record: JobRecord) -> None:
+    """Refuse other settings than those of the job in a folder."""
+    there = _job_of(folder)
+    if there is not None:
+        marker = folder / ("manifest.json" if (folder / "manifest.json").exists() else "job.json")
+        same_run(marker, {**plain(there), "format": FORMAT}, plain(record))
+
+
+def _job_of(folder: Path) -> JobRecord | None:
+    """Return the settings of the job in a folder, finished or not; None before it has any."""
+    manifest = read_manifest(folder)
+    if manifest is not None:
+        return JobRecord(format=manifest.format, dim=manifest.dim, **plain(manifest.settings))
+    path = folder / "job.json"
+    return read_json(path, JobRecord, cure=CURE, error=OutputError) if path.exists() else None
+
+
+def _reading_of(folder: Path) -> ReadSettings | None:
+    job = _job_of(folder)
+    if job is not None:
+        return ReadSettings(**{name: getattr(job, name) for name in ReadSettings.model_fields})
+    return _read_plan_record(folder).reading if (folder / "plan.json").exists() else None
+
+
+def _read_plan_record(folder: Path) -> PlanRecord:
+    return read_json(folder / "plan.json", PlanRecord, cure=CURE, error=OutputError)
 
 
 def _reopen(out: Path) -> None:
-    """Make a finished job that has lost shards an unfinished one, with the settings it had."""
-    manifest = _manifest(out)
-    if manifest is None or all(_is_there(out / "shards" / s["name"], s["bytes"]) for s in manifest["shards"]):
+    """Make a finished job with missing or damaged shards an unfinished one, with the settings it had."""
+    manifest = read_manifest(out)
+    if manifest is None:
         return
-    state = {"format": manifest["format"], "dim": manifest["dim"], **manifest["settings"]}
-    _write_json(out / "job.json", state)
-    (out / "manifest.json").unlink()
+    damaged = [
+        path
+        for shard in manifest.shards
+        if not (path := out / "shards" / shard.name).is_file() or file_sha256(path) != shard.sha256
+    ]
+    if damaged:
+        for path in damaged:
+            path.unlink(missing_ok=True)
+        state = {"dim": manifest.dim, **plain(manifest.settings), "format": FORMAT}
+        write_json(out / "job.json", JobRecord(**state))
+        (out / "manifest.json").unlink()
 
 
-def _is_there(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
-
-
-def _manifest(out: Path) -> dict[str, Any] | None:
-    return _read_json(out / "manifest.json")
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise OutputError(f"cannot read {path} ({error}): remove its folder and begin anew") from error
-    return found
+def _replace_earlier(out: Path) -> None:
+    """Put a finished update in the place of the job before it. Called again after a kill, it goes on."""
+    following = out / NEXT
+    if not (following / "manifest.json").exists():
+        return
+    (out / "manifest.json").unlink(missing_ok=True)
+    _remove_plan(out)
+    if (following / "shards").exists():
+        shutil.rmtree(out / "shards", ignore_errors=True)
+        (following / "shards").rename(out / "shards")
+    if (following / "files.jsonl").exists():
+        (following / "files.jsonl").replace(out / "files.jsonl")
+    (following / "manifest.json").replace(out / "manifest.json")
+    shutil.rmtree(following, ignore_errors=True)
 
 
 def _remove_plan(out: Path) -> None:
@@ -254,9 +370,10 @@ def _remove_plan(out: Path) -> None:
         (out / name).unlink(missing_ok=True)
 
 
+NEXT = ".next"  # the folder of an update
 _UNFINISHED = ("job.json", "plan.json", "plan.jsonl")
-_CONTENT = {*_UNFINISHED, "manifest.json", "files.jsonl", "shards", ".lock", INDEX}
-# What ``atomic_path`` names a folder beside one of our files until that file is whole.
+_CONTENT = {*_UNFINISHED, "manifest.json", "files.jsonl", "shards", ".lock", INDEX, NEXT}
+# The folder that ``atomic_path`` makes beside one of our files until that file is whole.
 _LEFTOVER = re.compile(r"\.((job|plan|manifest)\.json|(plan|files)\.jsonl|\d{5,}\.parquet)\.\w{8}")
 
 
@@ -265,8 +382,8 @@ def _check_content(out: Path) -> None:
     for path in out.iterdir():
         if path.name not in _CONTENT and not _LEFTOVER.fullmatch(path.name):
             raise OutputError(
-                f"{out} holds {path.name}, which is of no such job: expected a new folder, or one that "
-                "the same command left"
+                f"{out} holds {path.name}, which no such job writes; expected a new folder, or one that the "
+                "same command left"
             )
 
 
@@ -275,8 +392,3 @@ def _remove_leftovers(out: Path) -> None:
     for path in [*out.glob(".*"), *(out / "shards").glob(".*")]:
         if _LEFTOVER.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

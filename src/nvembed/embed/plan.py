@@ -1,9 +1,11 @@
-"""What a corpus holds, found out before anything is embedded: its files' checksums, and which documents make
-up which shard. All that is wrong with a corpus is said here, or recorded, and not days later.
+"""The plan of a job: the checksums of the corpus's files, and which documents make up which shard.
+
+It is made by reading the corpus through before anything is embedded, so that every fault of the corpus is
+reported at the start.
 
 ``files.jsonl``  path, bytes and sha256 of each file, in reading order
 ``plan.jsonl``   a shard per line: ``{"characters": n, "spans": [[file, offset, line, row, documents], ...]}``
-``plan.json``    written last: how the corpus was read, counts, what was skipped, what was ignored
+``plan.json``    written last: how the corpus was read, counts, what was skipped and ignored, notes
 """
 
 import hashlib
@@ -14,33 +16,51 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TextIO
+from typing import NamedTuple, TextIO
 
+from nvembed.embed.records import (
+    FileEntry,
+    OnError,
+    PlanCounts,
+    PlanLine,
+    PlanRecord,
+    ReadSettings,
+    SkippedEntry,
+    plain,
+    read_entries,
+)
 from nvembed.errors import DataError, OutputError
-from nvembed.files import as_utf8, atomic_path
+from nvembed.files import as_utf8, atomic_path, write_json
 from nvembed.read.beir import id_twice
-from nvembed.read.corpus import Document, Found, Source, SourceFile, read_documents
-from nvembed.read.lines import read_rows
+from nvembed.read.corpus import CorpusFiles, Document, ReadDocument, SourceFile, read_documents
+from nvembed.read.lines import TextLayout, csv_delimiter
 from nvembed.read.streams import Place
-
-OnError = Literal["stop", "skip"]
 
 MAX_SKIPPED = 10_000
 # A document counts as one passage per so many characters, or part of them, when shards are filled.
 PASSAGE_CHARACTERS = 1000
 
 
+SHOWN_FAULTS = 20
+
+
 @dataclass(frozen=True)
-class Reading:
-    """How a corpus is read and parted into shards."""
+class CorpusReading:
+    """How a corpus is read and divided into shards."""
 
     field: str | None = None
     on_error: OnError = "stop"
     shard_passages: int = 512
+    delimiter: str | None = None
+    encoding: str | None = None
+
+    @property
+    def layout(self) -> TextLayout:
+        return TextLayout(self.delimiter, self.encoding)
 
 
 class Span(NamedTuple):
-    """Documents that stand together in one file."""
+    """Documents that follow one another in one file."""
 
     file: int
     place: Place
@@ -65,12 +85,15 @@ class Stamped(NamedTuple):
 
     @property
     def line(self) -> str:
-        entry = {"path": self.file.name, "bytes": self.bytes, "sha256": self.sha256}
-        return json.dumps(entry, ensure_ascii=False) + "\n"
+        return json.dumps(plain(self.entry), ensure_ascii=False) + "\n"
+
+    @property
+    def entry(self) -> FileEntry:
+        return FileEntry(path=self.file.name, bytes=self.bytes, sha256=self.sha256)
 
 
-def stamp(source: Source, progress: Callable[[int, int], None]) -> list[Stamped]:
-    """Read every file once for its checksum. ``progress`` is told (bytes done, bytes in all).
+def stamp(source: CorpusFiles, progress: Callable[[int, int], None]) -> list[Stamped]:
+    """Read every file once for its checksum. ``progress`` is called with (bytes done, bytes in all).
 
     Raises:
         DataError: a file cannot be read.
@@ -94,17 +117,21 @@ def stamp(source: Source, progress: Callable[[int, int], None]) -> list[Stamped]
 
 
 def make_plan(
-    out: Path, source: Source, stamped: list[Stamped], reading: Reading, progress: Callable[[int, int], None]
-) -> dict[str, Any]:
+    out: Path,
+    source: CorpusFiles,
+    stamped: list[Stamped],
+    reading: CorpusReading,
+    progress: Callable[[int, int], None],
+) -> PlanRecord:
     """Read the corpus through and write the three files of the plan; return what ``plan.json`` holds.
 
     Memory holds the names of files and one document; ids are kept in a temporary database on disk.
 
     Args:
-        progress: told (bytes done, bytes in all).
+        progress: called with (bytes done, bytes in all).
 
     Raises:
-        DataError: anything wrong with the corpus, unless ``on_error`` is ``skip``; or no document in it.
+        DataError: every fault of the corpus, unless ``on_error`` is ``skip``; or no document in it.
         OutputError: the plan cannot be written.
     """
     planner = _Planner(reading)
@@ -116,34 +143,31 @@ def make_plan(
         closing(planner),
     ):
         for index, item in enumerate(stamped):
-            planner.read(index, item.file, target)
+            planner.read(index, item, target, lambda read: progress(done + read, total))  # noqa: B023
             done += item.bytes
             progress(done, total)
         planner.close_shard(target)
-    if not planner.counts["documents"]:
-        raise DataError(
-            f"no document could be read: {len(planner.skipped):,} were skipped; the first: "
-            f"{planner.skipped[0]['reason']}"
-        )
+        planner.check()
     with atomic_path(out / "files.jsonl") as temporary:
         temporary.write_text("".join(item.line for item in stamped), encoding="utf-8")
-    plan = {
-        "reading": asdict(reading),
-        "counts": {"files": len(stamped), **planner.counts},
-        "ignored": source.ignored,
-        "skipped": planner.skipped,
-    }
-    with atomic_path(out / "plan.json") as temporary:
-        temporary.write_text(json.dumps(plan, ensure_ascii=False), encoding="utf-8")
+    plan = PlanRecord(
+        reading=ReadSettings(**asdict(reading)),
+        counts=PlanCounts(files=len(stamped), **planner.counts),
+        ignored=source.ignored,
+        skipped=planner.skipped,
+        notes=planner.notes,
+    )
+    write_json(out / "plan.json", plan)
     return plan
 
 
 class _Planner:
-    """Fills shards with documents, refuses ids that stand twice, keeps account of what is skipped."""
+    """Fills shards with documents, refuses repeated ids, keeps account of what is skipped."""
 
-    def __init__(self, reading: Reading) -> None:
+    def __init__(self, reading: CorpusReading) -> None:
         self.reading = reading
-        self.skipped: list[dict[str, Any]] = []
+        self.skipped: list[SkippedEntry] = []
+        self.notes: list[str] = []
         self.counts = {"documents": 0, "characters": 0, "shards": 0}
         self._ids = sqlite3.connect("")  # on disk as it grows, and gone when it is closed
         self._ids.execute("CREATE TABLE ids (digest BLOB PRIMARY KEY, place TEXT) WITHOUT ROWID")
@@ -154,46 +178,71 @@ class _Planner:
     def close(self) -> None:
         self._ids.close()
 
-    def read(self, index: int, file: SourceFile, target: TextIO) -> None:
+    def read(self, index: int, item: Stamped, target: TextIO, progress: Callable[[int], None]) -> None:
+        file = item.file
         self._joined = False
         before = self.counts["documents"] + len(self.skipped)
         try:
-            for found in read_documents(file, field=self.reading.field):
-                fault = self._fault(found)
+            self._note_delimiter(file)
+            for read in read_documents(file, field=self.reading.field, layout=self.reading.layout):
+                fault = self._fault(read)
                 if fault is not None:
                     self._skip(file, fault)
                     self._joined = False
                 else:
-                    assert isinstance(found.document, Document)
-                    self._add(index, found.place, len(found.document.text), target)
+                    assert isinstance(read.document, Document)
+                    self.notes += (f"{file.name}: {warning}" for warning in read.document.warnings)
+                    self._add(index, read.place, len(read.document.text), target)
+                if read.place.row % 1000 == 999:
+                    progress(min(read.place.offset, item.bytes))
             if before == self.counts["documents"] + len(self.skipped):
-                raise DataError(
-                    f"{file.path}: no text in it; expected at least one: fill it, or take it away"
-                )
+                raise DataError(f"{file.path}: no text in it; expected at least one: fill it, or remove it")
         except DataError as error:
             self._skip(file, error)
 
-    def _fault(self, found: Found) -> DataError | None:
-        if isinstance(found.document, DataError):
-            return found.document
-        digest = hashlib.blake2b(found.document.id.encode(), digest_size=16).digest()
+    def _note_delimiter(self, file: SourceFile) -> None:
+        """Report a .csv file whose header has another delimiter than a comma."""
+        if file.kind == "csv" and self.reading.delimiter is None:
+            delimiter = csv_delimiter(file.path, file.kind, self.reading.layout)
+            if delimiter != ",":
+                shown = "a tab" if delimiter == "\t" else repr(delimiter)
+                self.notes.append(f"{file.name}: columns are separated by {shown}, as in its header")
+
+    def _fault(self, read: ReadDocument) -> DataError | None:
+        if isinstance(read.document, DataError):
+            return read.document
+        digest = hashlib.blake2b(read.document.id.encode(), digest_size=16).digest()
         try:
-            self._ids.execute("INSERT INTO ids VALUES (?, ?)", (digest, as_utf8(found.where)))
+            self._ids.execute("INSERT INTO ids VALUES (?, ?)", (digest, as_utf8(read.where)))
         except sqlite3.IntegrityError:
             (first,) = self._ids.execute("SELECT place FROM ids WHERE digest = ?", (digest,)).fetchone()
-            return id_twice(found.where, found.document.id, first)
+            return id_twice(read.where, read.document.id, first)
         except sqlite3.OperationalError as error:
             raise OutputError(f"could not write to the folder for temporary files: {error}") from error
         return None
 
     def _skip(self, file: SourceFile, error: DataError) -> None:
-        if self.reading.on_error == "stop":
-            raise error
-        self.skipped.append({"path": file.name, "reason": as_utf8(str(error))})
+        self.skipped.append(SkippedEntry(path=file.name, reason=as_utf8(str(error))))
         if len(self.skipped) > MAX_SKIPPED:
             raise DataError(
                 f"more than {MAX_SKIPPED:,} files or records cannot be read; the last: {error}"
             ) from error
+
+    def check(self) -> None:
+        """Raise what must be reported once the corpus was read through."""
+        faults = [entry.reason for entry in self.skipped]
+        if faults and self.reading.on_error == "stop":
+            more = f"\nand {len(faults) - SHOWN_FAULTS:,} more" if len(faults) > SHOWN_FAULTS else ""
+            raise DataError(
+                "\n".join(faults[:SHOWN_FAULTS])
+                + more
+                + f"\n{len(faults):,} files or records cannot be read; nothing was embedded. Correct "
+                "them, or leave them out: nvembed embed --on-error skip"
+            )
+        if not self.counts["documents"]:
+            raise DataError(
+                f"no document could be read: {len(faults):,} were skipped; the first: {faults[0]}"
+            )
 
     def _add(self, index: int, place: Place, characters: int, target: TextIO) -> None:
         passages = max(1, -(-characters // PASSAGE_CHARACTERS))
@@ -217,33 +266,26 @@ class _Planner:
         self._spans, self._passages, self._characters, self._joined = [], 0, 0, False
 
 
-def check_files(out: Path, stamped: list[Stamped]) -> None:
-    """Compare the corpus with the one that ``files.jsonl`` was written of.
-
-    Raises:
-        OutputError: it names what has changed, is new or is missing.
-    """
-    there = {row["path"]: row for _, row in read_rows(out / "files.jsonl")}
-    here = {item.file.name: json.loads(item.line) for item in stamped}
-    changed = [f"{name} has changed" for name in here if name in there and here[name] != there[name]]
-    changed += [f"{name} is new" for name in here if name not in there]
-    changed += [f"{name} is missing" for name in there if name not in here]
-    if changed or list(there) != list(here):
-        shown = ", ".join(changed[:3]) + (f" and {len(changed) - 3:,} more" if len(changed) > 3 else "")
-        raise OutputError(
-            f"{out} was begun with another corpus: {shown or 'the order of its files has changed'}: "
-            "restore the corpus, or write to another folder"
-        )
+def corpus_changes(out: Path, stamped: list[Stamped]) -> str:
+    """Return what differs between a corpus and the one that ``files.jsonl`` describes; "" if nothing."""
+    there = {entry.path: entry for entry in read_entries(out / "files.jsonl", FileEntry)}
+    here = {item.file.name: item.entry for item in stamped}
+    changes = [f"{name} has changed" for name in here if name in there and here[name] != there[name]]
+    changes += [f"{name} is new" for name in here if name not in there]
+    changes += [f"{name} is missing" for name in there if name not in here]
+    if not changes and list(there) != list(here):
+        return "the order of its files has changed"
+    return ", ".join(changes[:3]) + (f" and {len(changes) - 3:,} more" if len(changes) > 3 else "")
 
 
 def read_plan(out: Path) -> Iterator[Shard]:
     """Yield the shards of a plan in order."""
-    for number, (_, row) in enumerate(read_rows(out / "plan.jsonl")):
-        spans = [Span(file, Place(*place), documents) for file, *place, documents in row["spans"]]
-        yield Shard(number, row["characters"], spans)
+    for number, line in enumerate(read_entries(out / "plan.jsonl", PlanLine)):
+        spans = [Span(file, Place(*place), documents) for file, *place, documents in line.spans]
+        yield Shard(number, line.characters, spans)
 
 
-def read_shard(shard: Shard, stamped: list[Stamped], field: str | None) -> Iterator[Document]:
+def read_shard(shard: Shard, stamped: list[Stamped], reading: CorpusReading) -> Iterator[Document]:
     """Yield the documents of a shard.
 
     Raises:
@@ -252,9 +294,9 @@ def read_shard(shard: Shard, stamped: list[Stamped], field: str | None) -> Itera
     for span in shard.spans:
         item = stamped[span.file]
         count = 0
-        found = read_documents(item.file, field=field, start=span.place)
+        documents = read_documents(item.file, field=reading.field, start=span.place, layout=reading.layout)
         try:
-            for _, _, document in islice(found, span.documents):
+            for _, _, document in islice(documents, span.documents):
                 if isinstance(document, Document):
                     count += 1
                     yield document
@@ -263,5 +305,5 @@ def read_shard(shard: Shard, stamped: list[Stamped], field: str | None) -> Itera
             raise DataError(f"cannot read {item.file.path}: {error.strerror or error}") from error
         if count != span.documents or (state.st_size, state.st_mtime_ns) != (item.bytes, item.modified_ns):
             raise DataError(
-                f"{item.file.path} has changed while the corpus was embedded: restore it, or begin anew"
+                f"{item.file.path} has changed while the corpus was embedded: restore it, or start again"
             )

@@ -1,6 +1,6 @@
 """The same shards on a Ray cluster, with Ray Data: tasks read and cut, an actor per device embeds.
 
-A killed task or actor is begun anew by Ray; a shard that was written before is found and not computed again.
+Ray starts a killed task or actor again; a shard that was written before is not computed again.
 """
 
 import json
@@ -15,20 +15,21 @@ from typing import Any
 import pyarrow as pa
 
 from nvembed import errors
-from nvembed.embed.job import Engine, Work
+from nvembed.embed.job import Advance, Engine, Work
 from nvembed.embed.plan import Shard, Span, Stamped
-from nvembed.embed.shard import Encode, Entry, Passages
-from nvembed.errors import InputError, MissingExtraError, NvembedError
+from nvembed.embed.records import ShardEntry, plain
+from nvembed.embed.shard import Encode, Passages
+from nvembed.errors import InputError, NvembedError, needs_extra
 from nvembed.read.chunk import Offsets
 from nvembed.read.corpus import SourceFile
 from nvembed.read.streams import Place
 
-# Blocks of shards that Ray keeps account of; a block's shards are read by one task.
+# Blocks of shards that Ray schedules; one task reads the shards of a block.
 MAX_BLOCKS = 10_000
 
 
 @dataclass(frozen=True)
-class Cluster:
+class RayCluster:
     """What a Ray cluster has."""
 
     cpus: int
@@ -48,7 +49,7 @@ class Cluster:
 
 
 @contextmanager
-def ray_cluster(address: str | None = None, *, cpus: int | None = None) -> Iterator[Cluster]:
+def ray_cluster(address: str | None = None, *, cpus: int | None = None) -> Iterator[RayCluster]:
     """Join a Ray cluster, or start one on this machine, and leave it at the end.
 
     Args:
@@ -58,10 +59,8 @@ def ray_cluster(address: str | None = None, *, cpus: int | None = None) -> Itera
         InputError: there is no cluster at ``address``, or none could be started.
         MissingExtraError: without the extra ``ray``.
     """
-    try:
+    with needs_extra("ray", "--engine ray"):
         import ray
-    except ImportError as error:
-        raise MissingExtraError("--engine ray needs: pip install 'nvembed[ray]'") from error
     local: dict[str, Any] = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
     try:
         ray.init(logging_level="error", **({"address": address} if address else local))
@@ -69,14 +68,14 @@ def ray_cluster(address: str | None = None, *, cpus: int | None = None) -> Itera
         what = f"no Ray cluster can be joined at {address}" if address else "Ray could not be started here"
         raise InputError(f"{what}: {error}") from error
     try:
-        found = ray.cluster_resources()
-        yield Cluster(int(found.get("CPU", 0)), int(found.get("GPU", 0)))
+        resources = ray.cluster_resources()
+        yield RayCluster(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
     finally:
         ray.shutdown()
 
 
 def ray_engine(
-    cluster: Cluster,
+    cluster: RayCluster,
     workers: int,
     build_offsets: Callable[[], Offsets],
     build_encode: Callable[[], Encode],
@@ -87,7 +86,7 @@ def ray_engine(
         build_offsets, build_encode: called where the work is done; they must be importable there.
     """
 
-    def engine(work: Work, shards: list[Shard]) -> Iterator[Entry]:
+    def engine(work: Work, shards: list[Shard], _advance: Advance) -> Iterator[ShardEntry]:
         from ray.data import ActorPoolStrategy, DataContext, from_items
 
         if not shards:
@@ -115,7 +114,7 @@ def ray_engine(
             failed = row["error"]
             if failed:
                 break
-            yield json.loads(row["entry"])
+            yield ShardEntry.model_validate_json(row["entry"])
         if failed:  # out of the loop: an error's trace would keep Ray's iterator, and so its thread, alive
             name, message = json.loads(failed)
             raise getattr(errors, name)(message)
@@ -123,8 +122,8 @@ def ray_engine(
     return engine
 
 
-def _told(error: NvembedError) -> str:
-    """Return an error as text: what Ray hands on of an exception is its trace, not itself."""
+def _as_text(error: NvembedError) -> str:
+    """Return an error as text: Ray passes on an exception's trace, not the exception."""
     return json.dumps([type(error).__name__, str(error)])
 
 
@@ -135,7 +134,7 @@ def _read(row: dict[str, Any], work: Work, build_offsets: Callable[[], Offsets])
     try:
         passages = replace(work, stamped=stamped).read(shard, _once(build_offsets))
     except NvembedError as error:
-        return {**result, "error": _told(error)}
+        return {**result, "error": _as_text(error)}
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, passages.table.schema) as writer:
         writer.write_table(passages.table)
@@ -163,8 +162,8 @@ class _Embed:
         try:
             entry = self._work.write(int(row["shard"]), passages, self._encode)
         except NvembedError as error:
-            return {"entry": "", "error": _told(error)}
-        return {"entry": json.dumps(entry), "error": ""}
+            return {"entry": "", "error": _as_text(error)}
+        return {"entry": json.dumps(plain(entry)), "error": ""}
 
 
 def _to_row(shard: Shard, stamped: list[Stamped]) -> dict[str, Any]:

@@ -7,23 +7,22 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nvembed.embed.records import FORMAT, ShardEntry, ShardFooter, Storage
 from nvembed.embed.write import as_output_error
 from nvembed.errors import DataError, NumericsError, OutputError
-from nvembed.files import atomic_path
+from nvembed.files import atomic_path, parse_json
 from nvembed.read.chunk import Offsets, cut_texts
 from nvembed.read.corpus import Document
 
-FORMAT = 1
 ROW_GROUP = 1024
 METADATA_KEY = b"nvembed"
 
-Storage = Literal["float16", "float32"]
 DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dtype("<f4")}
 
 
@@ -39,9 +38,6 @@ class Embedded(Protocol):
     @property
     def truncated(self) -> np.ndarray: ...  # (n,) bool
 
-
-# what a manifest says of a shard
-Entry = dict[str, Any]
 
 # texts -> their vectors a part at a time, in order; the same texts always in the same parts
 Encode = Callable[[Sequence[str]], Iterable[Embedded]]
@@ -116,7 +112,14 @@ def shard_path(out: Path, number: int) -> Path:
 
 
 def write_shard(
-    target: Path, passages: Passages, encode: Encode, made_by: Entry, *, dim: int, storage: Storage
+    target: Path,
+    passages: Passages,
+    encode: Encode,
+    made_by: dict[str, Any],
+    *,
+    dim: int,
+    storage: Storage,
+    advance: Callable[[float], None] = lambda _: None,
 ) -> None:
     """Embed the passages of a shard and write it, whole or not at all.
 
@@ -124,6 +127,7 @@ def write_shard(
 
     Args:
         made_by: ``job`` and ``shard``, kept in the file's metadata with the counts.
+        advance: called with the share of the shard that is done, 0 to 1, after each part.
 
     Raises:
         DataError: ``encode`` gives another number of vectors, or of another length.
@@ -143,6 +147,7 @@ def write_shard(
             table = _with_vectors(rows, part, columns, dim, storage)
             with _as_output_error(target):
                 writer.write_table(table, row_group_size=ROW_GROUP)
+            advance(done / max(1, passages.table.num_rows))
         if done != passages.table.num_rows:
             raise DataError(f"{done:,} vectors of {passages.table.num_rows:,} passages")
         about = json.dumps({"format": FORMAT, **made_by, **counts})
@@ -160,6 +165,7 @@ def _writer(path: Path, target: Path, columns: pa.Schema) -> Iterator[pq.Parquet
             compression={**compression, "vector.list.element": "none"},
             use_dictionary=False,
             write_statistics=False,
+            write_page_checksum=True,
         )
     try:
         yield writer
@@ -198,35 +204,50 @@ def _with_vectors(rows: pa.Table, part: Embedded, columns: pa.Schema, dim: int, 
     return pa.table([arrays[name] for name in columns.names], schema=columns)
 
 
-def is_shard(path: Path, job: str) -> bool:
-    """Whether there is a finished shard of this job."""
+def is_shard(path: Path, job: str, number: int) -> bool:
+    """Whether there is the finished shard of this number of this job; all its pages are read and checked."""
     try:
-        return bool(_made_by(path)["job"] == job)
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            footer = _footer(file, path)
+            if (footer.job, footer.shard) != (job, number):
+                return False
+            rows: int = file.metadata.num_rows
+            read: int = sum(batch.num_rows for batch in file.iter_batches(ROW_GROUP))
+            return read == rows
     except (OSError, ValueError, KeyError, pa.ArrowException):
         return False
 
 
-def shard_entry(path: Path) -> Entry:
+def shard_entry(path: Path) -> ShardEntry:
     """Return a finished shard's entry in the manifest.
 
     Raises:
         OutputError: it cannot be read.
     """
-    digest = hashlib.sha256()
     try:
-        about = _made_by(path)
-        with path.open("rb") as stream:
-            while piece := stream.read(1 << 20):
-                digest.update(piece)
-        counts = {name: about[name] for name in ("documents", "rows", "tokens", "truncated", "empty")}
-        return {"name": path.name, **counts, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+        with pq.ParquetFile(path) as file:
+            footer, rows = _footer(file, path), file.metadata.num_rows
+        return ShardEntry(
+            name=path.name,
+            documents=footer.documents,
+            rows=rows,
+            tokens=footer.tokens,
+            truncated=footer.truncated,
+            empty=footer.empty,
+            bytes=path.stat().st_size,
+            sha256=file_sha256(path),
+        )
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise OutputError(
-            f"cannot read {path} ({error}): remove it, and run the same command again"
+            f"cannot read {path} ({error}). Remove it and run the same command again"
         ) from error
 
 
-def _made_by(path: Path) -> Entry:
-    with pq.ParquetFile(path) as file:
-        about: Entry = json.loads(file.metadata.metadata[METADATA_KEY])
-        return {**about, "rows": file.metadata.num_rows}
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _footer(file: pq.ParquetFile, path: Path) -> ShardFooter:
+    raw = (file.metadata.metadata or {})[METADATA_KEY]
+    return parse_json(raw, str(path), ShardFooter, cure="Remove it and run the same command again")

@@ -17,9 +17,9 @@ from typing import Literal
 
 import numpy as np
 
-from nvembed.embed.cache import Settings
 from nvembed.errors import DataError, InputError, NumericsError, needs_extra
 from nvembed.files import Schema, read_json, write_json
+from nvembed.vectors.store import VectorSettings
 
 STRENGTHS = (1.0, 10.0, 100.0)  # C is chosen among these: unit vectors need little regularisation
 FOLDS = 5
@@ -215,7 +215,7 @@ class StoredClassifier:
 
     classifier: Classifier
     model: str
-    settings: Settings
+    settings: VectorSettings
 
 
 class _Description(Schema):
@@ -223,7 +223,7 @@ class _Description(Schema):
 
     format: Literal[1]
     model: str
-    vectors: Settings
+    vectors: VectorSettings
     dim: int
     classes: list[str]
     inverse_temperature: float
@@ -277,7 +277,7 @@ def load_classifier(folder: str | Path) -> StoredClassifier:
     return StoredClassifier(classifier, content.model, content.vectors)
 
 
-def check_fits(stored: StoredClassifier, settings: Settings, *, folder: str | Path) -> None:
+def check_fits(stored: StoredClassifier, settings: VectorSettings, *, folder: str | Path) -> None:
     """Refuse vectors of another model or prompt than the classifier was fitted on.
 
     Raises:

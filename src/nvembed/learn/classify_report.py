@@ -20,7 +20,7 @@ from nvembed.learn.classify import (
 from nvembed.learn.cluster_report import markdown
 from nvembed.learn.judge import BINS, RESAMPLES, Interval, Judgement, calibration_error, judge
 from nvembed.learn.picture import draw_confusion
-from nvembed.learn.source import Source, sample
+from nvembed.learn.source import EmbeddedSource, sample
 
 MOST_CONFUSED = 10
 
@@ -44,14 +44,14 @@ class Examples:
     """
 
     name: str
-    source: Source
+    source: EmbeddedSource
     vectors: np.ndarray
     labels: list[str]
     doubled: int
     contradicting: int
 
 
-def examples(source: Source, labels: Sequence[str], name: str) -> Examples:
+def examples(source: EmbeddedSource, labels: Sequence[str], name: str) -> Examples:
     """Join a source with its labels, in memory.
 
     Raises:

@@ -28,7 +28,7 @@ from nvembed.learn import cluster
 from nvembed.learn.cluster import NOISE, Clustering
 from nvembed.learn.map import MIN_ROWS, project
 from nvembed.learn.picture import draw_map
-from nvembed.learn.source import Sample, Source, sample
+from nvembed.learn.source import EmbeddedSource, Sample, sample
 from nvembed.learn.topics import Term, name_of, name_terms
 from nvembed.read.beir import Passage
 
@@ -74,7 +74,7 @@ class ClusterOptions:
     seed: int = 0
 
 
-def cluster_corpus(source: Source, out: Path, name: str, options: ClusterOptions) -> ClusteredCorpus:
+def cluster_corpus(source: EmbeddedSource, out: Path, name: str, options: ClusterOptions) -> ClusteredCorpus:
     """Cluster a corpus, name the clusters, draw the map, and write everything to the new folder ``out``.
 
     Memory holds a sample of the vectors (``SAMPLE_BYTES`` at most) and one block of the others.
@@ -118,7 +118,7 @@ def cluster_corpus(source: Source, out: Path, name: str, options: ClusterOptions
 
 
 def _assign(
-    source: Source, drawn: Sample, clustering: Clustering, folder: Path, options: ClusterOptions
+    source: EmbeddedSource, drawn: Sample, clustering: Clustering, folder: Path, options: ClusterOptions
 ) -> tuple[np.ndarray, list[list[tuple[float, Passage]]]]:
     """Write every passage's cluster; return the sizes and the passages nearest to each centre."""
     centers = clustering.centers / np.maximum(
@@ -228,7 +228,7 @@ def _write_map(
     return len(rows)
 
 
-def _notes(source: Source, options: ClusterOptions, sampled: int, mapped: int) -> list[str]:
+def _notes(source: EmbeddedSource, options: ClusterOptions, sampled: int, mapped: int) -> list[str]:
     settings = source.settings
     prompt = f"with the prompt {settings.prompt!r}" if settings.prompt else "without a prompt"
     notes = [f"Vectors: {source.dim:,} numbers each, model {settings.fingerprint}, {prompt}."]
@@ -251,7 +251,7 @@ def _notes(source: Source, options: ClusterOptions, sampled: int, mapped: int) -
 
 
 def _as_data(
-    result: ClusteredCorpus, source: Source, options: ClusterOptions, clustering: Clustering
+    result: ClusteredCorpus, source: EmbeddedSource, options: ClusterOptions, clustering: Clustering
 ) -> dict[str, Any]:
     return {
         "format": 1,

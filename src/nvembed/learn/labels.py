@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nvembed.errors import DataError, InputError
-from nvembed.learn.source import Source
+from nvembed.learn.source import EmbeddedSource
 from nvembed.read import fields
 from nvembed.read.lines import file_records, format_of
 
@@ -31,7 +31,7 @@ def read_labels(path: str | Path, field: str) -> list[str]:
     return labels
 
 
-def source_labels(source: Source, field: str, name: str) -> list[str]:
+def source_labels(source: EmbeddedSource, field: str, name: str) -> list[str]:
     """Return the labels that stand in the metadata of an embedded corpus.
 
     Raises:

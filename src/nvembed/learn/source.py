@@ -1,20 +1,21 @@
-"""A corpus with its vectors, as learners read it: block by block, again and again.  C passages, D numbers."""
+"""A corpus with its vectors, as learners read it: block by block, any number of times."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from nvembed.embed.cache import BLOCK, Settings
-from nvembed.errors import DataError, MissingExtraError
+from nvembed.errors import DataError
 from nvembed.read.beir import Passage
 from nvembed.vectors.metric import unit
+from nvembed.vectors.store import VectorSettings
+
+BLOCK = 1024  # passages in memory at a time
 
 
 @dataclass(frozen=True)
-class Block:
+class PassageBlock:
     """Passages that follow one another, their vectors, and the JSON object kept beside each (or ``{}``)."""
 
     passages: Sequence[Passage]
@@ -23,7 +24,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Source:
+class EmbeddedSource:
     """A corpus of ``rows`` passages with vectors of ``dim`` numbers.
 
     ``blocks()`` starts reading from the beginning, each time in the same order; ``settings`` are what made
@@ -32,8 +33,8 @@ class Source:
 
     rows: int
     dim: int
-    settings: Settings
-    blocks: Callable[[], Iterator[Block]]
+    settings: VectorSettings
+    blocks: Callable[[], Iterator[PassageBlock]]
 
 
 @dataclass(frozen=True)
@@ -45,46 +46,31 @@ class Sample:
     passages: list[Passage]
 
 
-def from_vectors(read: Callable[[], Iterable[Passage]], vectors_CD: np.ndarray, settings: Settings) -> Source:
-    """Return the source of a corpus whose vectors are there already, in memory or mapped from disk."""
-
-    def blocks() -> Iterator[Block]:
-        passages = iter(read())
-        first = 0
-        while block := list(islice(passages, BLOCK)):
-            yield Block(block, _unit(vectors_CD[first : first + len(block)], first), ["{}"] * len(block))
-            first += len(block)
-
-    return Source(len(vectors_CD), vectors_CD.shape[1], settings, blocks)
-
-
-def from_embedded(folder: str | Path) -> Source:
+def from_embedded(folder: str | Path) -> EmbeddedSource:
     """Return the source of a folder that ``nvembed embed`` wrote (docs/reference/embedded-corpus.md).
 
     Raises:
-        DataError: the folder is unfinished, of another format, or a shard is not as it was written.
-        MissingExtraError: pyarrow is not installed.
+        DataError: the folder is unfinished, of another format, or a shard is damaged.
     """
-    try:
-        from nvembed.embed.embedded import open_embedded, vectors_of
-    except ImportError as error:
-        raise MissingExtraError("an embedded corpus needs pyarrow: pip install 'nvembed[search]'") from error
-    corpus = open_embedded(folder)
-    given = corpus.manifest["settings"]
-    settings = Settings(given["fingerprint"], given["prompt"], given["max_length"], given["dtype"])
+    from nvembed.embed.embedded import open_embedded, vectors_of
 
-    def blocks() -> Iterator[Block]:
+    corpus = open_embedded(folder)
+    made_by = corpus.manifest["settings"]
+    names = ("fingerprint", "prompt", "max_length", "dtype")
+    settings = VectorSettings(**{name: made_by[name] for name in names})
+
+    def blocks() -> Iterator[PassageBlock]:
         first = 0
         for batch in corpus.batches(["id", "text", "metadata", "vector"], rows=BLOCK):
             ids, texts, metadata = (batch.column(name).to_pylist() for name in ("id", "text", "metadata"))
             passages = [Passage(*pair) for pair in zip(ids, texts, strict=True)]
-            yield Block(passages, _unit(vectors_of(batch), first), metadata)
+            yield PassageBlock(passages, checked_unit(vectors_of(batch), first), metadata)
             first += len(passages)
 
-    return Source(corpus.rows, corpus.dim, settings, blocks)
+    return EmbeddedSource(corpus.rows, corpus.dim, settings, blocks)
 
 
-def sample(source: Source, limit: int, *, seed: int) -> Sample:
+def sample(source: EmbeddedSource, limit: int, *, seed: int) -> Sample:
     """Draw ``limit`` rows at random, or take all where there are no more; one pass over the corpus.
 
     Raises:
@@ -103,12 +89,12 @@ def sample(source: Source, limit: int, *, seed: int) -> Sample:
         done, first = done + len(here), end
     if first != source.rows:
         raise DataError(
-            f"the corpus has {first:,} passages now; expected {source.rows:,}: it changed, run again"
+            f"the corpus has {first:,} passages; expected {source.rows:,}: it has changed, run again"
         )
     return Sample(positions.astype(np.int64), vectors, passages)
 
 
-def _unit(vectors_ND: np.ndarray, first: int) -> np.ndarray:
+def checked_unit(vectors_ND: np.ndarray, first: int) -> np.ndarray:
     """Return float32 unit rows; vectors stored in half precision are a little off length 1."""
     vectors = np.asarray(vectors_ND, dtype=np.float32)
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))

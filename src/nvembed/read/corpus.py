@@ -1,28 +1,34 @@
-"""Which files a corpus is made of, and the documents in each of them.
+"""The files of a corpus, and the documents in each of them.
 
-A corpus is a file of records (``records.py``), one document (``extract.py``), a folder in BEIR's layout, a
-folder of such files, or a data set of the hub, written ``datasets:owner/name``.
+A corpus is a file of records (``lines.py``), one document (``documents.py``), a folder in BEIR's layout, a
+folder of such files, or a data set of the hub, written ``datasets:owner/name``: the same for every command.
 """
 
-import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nvembed.errors import DataError, DownloadError, InputError, MissingExtraError
+from nvembed.errors import DataError, DownloadError, InputError, needs_extra
 from nvembed.files import as_utf8
 from nvembed.read.beir import CORPUS_NAMES, ID_FIELDS, to_passage
 from nvembed.read.documents import DOCUMENT_KINDS, extract
 from nvembed.read.fields import to_json
-from nvembed.read.lines import LINE_KINDS, TABLE_KINDS, file_records
+from nvembed.read.lines import (
+    LINE_KINDS,
+    TABLE_KINDS,
+    UTF8,
+    TextLayout,
+    check_values,
+    file_records,
+    format_of,
+    known_format,
+)
 from nvembed.read.streams import START, Place
 
 RECORD_KINDS = (*LINE_KINDS, *TABLE_KINDS)
 HUB = "datasets:"
-
-_LOG = logging.getLogger(__name__)
 
 
 class SourceFile(NamedTuple):
@@ -36,7 +42,7 @@ class SourceFile(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Source:
+class CorpusFiles:
     """The files of a corpus in the order in which they are read."""
 
     files: list[SourceFile]
@@ -45,15 +51,19 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text with its name. ``metadata`` is JSON; ``pages``: where each page of a PDF begins."""
+    """A text with its name.
+
+    ``metadata`` is JSON; ``pages``: where each page of a PDF begins; ``warnings``: what of it was left out.
+    """
 
     id: str
     text: str
     metadata: str = "{}"
     pages: tuple[int, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
-class Found(NamedTuple):
+class ReadDocument(NamedTuple):
     """A document with its place, or what is wrong with it."""
 
     place: Place
@@ -61,8 +71,13 @@ class Found(NamedTuple):
     document: Document | DataError
 
 
-def list_files(corpus: str) -> Source:
-    """Return the files of a corpus: a path, or ``datasets:`` and a name (then split ``train``; see ``hub``).
+def list_files(corpus: str, *, follow_links: bool = False) -> CorpusFiles:
+    """Return the files of a corpus.
+
+    Args:
+        corpus: a file; a folder in BEIR's layout (then its file of passages); or a folder of files, searched
+            through its subfolders except hidden ones.
+        follow_links: read files in a folder that are symbolic links. Otherwise they are counted as ignored.
 
     Raises:
         DataError: no such path, or nothing in it that can be read.
@@ -70,53 +85,52 @@ def list_files(corpus: str) -> Source:
     """
     path = Path(corpus)
     if not path.exists():
-        hint = f"; a data set of the hub is written {HUB}{corpus}" if corpus.count("/") == 1 else ""
+        hint = f". A data set of the hub is written {HUB}{corpus}" if corpus.count("/") == 1 else ""
         raise DataError(f"no such file or folder: {corpus}{hint}")
     if path.is_dir():
         for name in CORPUS_NAMES:
             if (path / name).is_file():
-                return Source([SourceFile(path / name, name, "jsonl")])
-        return _folder(path)
-    kind = _record_kind(path) or DOCUMENT_KINDS.get(path.suffix.lower())
+                return CorpusFiles([SourceFile(path / name, name, format_of(path / name))])
+        return _folder(path, follow_links)
+    kind = known_format(path) or DOCUMENT_KINDS.get(path.suffix.lower())
     if kind is None:
-        known = ", ".join([*(f".{name}" for name in RECORD_KINDS), *DOCUMENT_KINDS])
-        raise InputError(f"{path}: the kind of file cannot be told from its name; expected one of {known}")
-    return Source([SourceFile(path, as_utf8(path.name), kind)])
+        raise InputError(f"{path}: unknown file type {path.suffix!r}. Supported: {_known_suffixes()}")
+    return CorpusFiles([SourceFile(path, as_utf8(path.name), kind)])
 
 
-def _record_kind(path: Path) -> str | None:
-    suffixes = [suffix.lower().lstrip(".") for suffix in path.suffixes]
-    if suffixes and suffixes[-1] == "gz":
-        suffixes.pop()
-        if suffixes and suffixes[-1] in TABLE_KINDS:
-            return None
-    kind = {"ndjson": "jsonl"}.get(suffixes[-1], suffixes[-1]) if suffixes else ""
-    return kind if kind in RECORD_KINDS else None
+def _known_suffixes() -> str:
+    return ", ".join(dict.fromkeys([*DOCUMENT_KINDS, *(f".{name}" for name in RECORD_KINDS)]))
 
 
-def _folder(folder: Path) -> Source:
+def _folder(folder: Path, follow_links: bool) -> CorpusFiles:
     files: list[SourceFile] = []
     ignored: Counter[str] = Counter()
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
-        if any(part.startswith(".") for part in inside.parts) or not path.is_file():
+        if any(part.startswith(".") for part in inside.parts):
             continue
         name = as_utf8(inside.as_posix())
-        if kind := DOCUMENT_KINDS.get(path.suffix.lower()):
+        if path.is_symlink() and not (follow_links and path.is_file()):
+            ignored["symbolic link"] += 1
+        elif not path.is_file():
+            continue
+        elif kind := DOCUMENT_KINDS.get(path.suffix.lower()):
             files.append(SourceFile(path, name, kind))
-        elif kind := _record_kind(path):
+        elif kind := known_format(path):
             files.append(SourceFile(path, name, kind, f"{name}:"))
         else:
             ignored[path.suffix.lower()] += 1
     if not files:
-        known = ", ".join([*DOCUMENT_KINDS, *(f".{kind}" for kind in RECORD_KINDS if kind != "txt")])
         raise DataError(
-            f"{folder}: nothing to read in it; expected {CORPUS_NAMES[0]}, or files that end in {known}"
+            f"{folder}: nothing to read in it; expected {CORPUS_NAMES[0]}, or files that end in "
+            f"{_known_suffixes()}"
         )
-    return Source(files, dict(sorted(ignored.items())))
+    return CorpusFiles(files, dict(sorted(ignored.items())))
 
 
-def hub(name: str, *, config: str | None = None, split: str = "train", revision: str | None = None) -> Source:
+def hub(
+    name: str, *, config: str | None = None, split: str = "train", revision: str | None = None
+) -> CorpusFiles:
     """Return the files of a data set of the hub, downloaded and prepared by ``datasets``.
 
     Args:
@@ -126,57 +140,62 @@ def hub(name: str, *, config: str | None = None, split: str = "train", revision:
     Raises:
         DownloadError: it cannot be fetched or prepared.
         InputError: a part of a split.
-        MissingExtraError: without the extra ``corpus``.
+        MissingExtraError: without the extra ``train``.
     """
     if "[" in split or "+" in split:
         raise InputError(f"split is {split!r}; expected one whole split, such as train")
-    try:
-        import pyarrow as pa
+    import pyarrow as pa
+
+    with needs_extra("train", "A data set of the hub"):
         from datasets import load_dataset
-    except ImportError as error:
-        raise MissingExtraError("data sets of the hub need: pip install 'nvembed[corpus]'") from error
     try:
-        found = load_dataset(name, config, split=split, revision=revision)
+        dataset = load_dataset(name, config, split=split, revision=revision)
     except (OSError, ValueError, RuntimeError) as error:
         what = f"{name} (config {config or 'default'}, split {split}, revision {revision or 'default'})"
         raise DownloadError(f"could not read {what}: {error}") from error
     files: list[SourceFile] = []
     rows = 0
-    for stored in found.cache_files:
+    for stored in dataset.cache_files:
         path = Path(stored["filename"])
         files.append(SourceFile(path, path.name, "arrow", rows_before=rows))
         with pa.memory_map(str(path)) as mapped, pa.ipc.open_stream(mapped) as batches:
             rows += sum(batch.num_rows for batch in batches)
-    return Source(files)
+    return CorpusFiles(files)
 
 
-def read_documents(file: SourceFile, *, field: str | None = None, start: Place = START) -> Iterator[Found]:
+def read_documents(
+    file: SourceFile, *, field: str | None = None, start: Place = START, layout: TextLayout = UTF8
+) -> Iterator[ReadDocument]:
     """Yield the documents of a file from ``start`` on.
 
     Args:
-        field: the field of records that holds the text; None is ``text``, with a ``title`` before it.
+        field: the field with the text, in files that have fields. None: ``text``, with a ``title`` before it.
+        layout: of files of records.
 
     Raises:
         DataError: nothing more can be read of the file.
     """
     if file.kind not in RECORD_KINDS:
         text, metadata, pages, warnings = extract(file.path, file.kind)
-        for warning in warnings:
-            _LOG.warning("%s: %s", file.path, warning)
-        yield Found(START, str(file.path), Document(file.name, text, to_json(metadata), pages))
+        document = Document(file.name, text, to_json(metadata), pages, warnings)
+        yield ReadDocument(START, str(file.path), document)
         return
-    for place, where, fields in file_records(file.path, file.kind, start=start, field=field or "text"):
-        document = fields if isinstance(fields, DataError) else _document(fields, file, place, field, where)
-        yield Found(place, where, document)
+    if file.kind == "txt":
+        field = None
+    records = file_records(file.path, file.kind, start=start, field=field or "text", layout=layout)
+    for place, where, row in records:
+        record = row if isinstance(row, DataError) else _document(row, file, place, field, where)
+        yield ReadDocument(place, where, record)
 
 
 def _document(
-    fields: Mapping[str, Any], file: SourceFile, place: Place, field: str | None, where: str
+    row: Mapping[str, Any], file: SourceFile, place: Place, field: str | None, where: str
 ) -> Document | DataError:
     try:
-        passage = to_passage(fields, file.rows_before + place.row, field, where)
+        if file.kind in TABLE_KINDS:
+            check_values(row, where)
+        passage = to_passage(row, file.rows_before + place.row, field, where)
     except DataError as error:
         return error
-    taken = (field or "text", *ID_FIELDS)
-    metadata = {name: value for name, value in fields.items() if name not in taken}
+    metadata = {name: value for name, value in row.items() if name not in (field or "text", *ID_FIELDS)}
     return Document(f"{file.prefix}{passage.id}", passage.text, to_json(metadata))

@@ -1,0 +1,170 @@
+"""The JSON files of an embedded corpus as schemas: docs/reference/corpus-format.md describes them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from nvembed.errors import DataError
+from nvembed.files import Schema, parse_json, read_json
+from nvembed.read.streams import open_binary, text_lines
+
+FORMAT: Literal[2] = 2
+CURE = "Remove the folder and embed the corpus again"
+
+Count = Annotated[int, Field(ge=0)]
+Size = Annotated[int, Field(ge=1)]
+Storage = Literal["float16", "float32"]
+OnError = Literal["stop", "skip"]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+ShardName = Annotated[str, Field(pattern=r"^\d{5,12}\.parquet$")]
+
+
+class ReadSettings(Schema):
+    """How a corpus is read and divided into shards; format 1 had no layout of text files."""
+
+    field: str | None = None
+    on_error: OnError = "stop"
+    shard_passages: Size = 512
+    delimiter: str | None = None
+    encoding: str | None = None
+
+
+class RunSettings(ReadSettings):
+    """What decides the bytes of a shard, besides the corpus and the kind of device."""
+
+    fingerprint: str
+    prompt: str
+    dtype: str
+    max_length: Size
+    batch_tokens: Size
+    storage: Storage
+    chunk_tokens: Size | None
+    overlap_tokens: Count | None
+
+
+class JobRecord(RunSettings):
+    """``job.json``."""
+
+    format: Literal[1, 2]
+    dim: Size
+
+
+class SkippedEntry(Schema):
+    """A file or record that was left out."""
+
+    path: str
+    reason: str
+
+
+class PlanCounts(Schema):
+    """What a corpus holds."""
+
+    files: Count
+    documents: Count
+    characters: Count
+    shards: Count
+
+
+class PlanRecord(Schema):
+    """``plan.json``."""
+
+    reading: ReadSettings
+    counts: PlanCounts
+    ignored: dict[str, Count]
+    skipped: list[SkippedEntry]
+    notes: list[str] = Field(default_factory=list)
+
+
+class ShardEntry(Schema):
+    """What a manifest says of a shard."""
+
+    name: ShardName
+    documents: Count
+    rows: Count
+    tokens: Count
+    truncated: Count = 0
+    empty: Count = 0
+    bytes: Count
+    sha256: Digest
+
+
+class ManifestCounts(Schema):
+    """What an embedded corpus holds."""
+
+    files: Count
+    documents: Count
+    passages: Count
+    tokens: Count
+    truncated: Count
+    empty: Count
+    skipped: Count
+
+
+class Manifest(Schema):
+    """``manifest.json``."""
+
+    format: Literal[1, 2]
+    job: str
+    corpus: str
+    model: str
+    settings: RunSettings
+    dim: Size
+    counts: ManifestCounts
+    files_sha256: Digest
+    ignored: dict[str, Count]
+    skipped: list[SkippedEntry]
+    notes: list[str] = Field(default_factory=list)
+    shards: Annotated[list[ShardEntry], Field(min_length=1)]
+
+
+class FileEntry(Schema):
+    """A line of ``files.jsonl``."""
+
+    path: str
+    bytes: Count
+    sha256: Digest
+
+
+class PlanLine(Schema):
+    """A line of ``plan.jsonl``: a shard."""
+
+    characters: Count
+    spans: list[tuple[Count, Count, Count, Count, Count]]
+
+
+class ShardFooter(Schema):
+    """The key ``nvembed`` in the metadata of a shard."""
+
+    format: Literal[1, 2]
+    job: str
+    shard: Count
+    documents: Count
+    tokens: Count
+    truncated: Count
+    empty: Count
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """Return the manifest of a finished folder, or None of an unfinished one.
+
+    Raises:
+        DataError: it is damaged, or of another version.
+    """
+    path = folder / "manifest.json"
+    return read_json(path, Manifest, cure=CURE) if path.exists() else None
+
+
+def plain(record: Schema) -> dict[str, Any]:
+    """Return a record as the values of its JSON."""
+    return record.model_dump(mode="json")
+
+
+def read_entries(path: Path, schema: type[Any]) -> Iterator[Any]:
+    """Yield the lines of one of our JSON-lines files, checked."""
+    if not path.is_file():
+        raise DataError(f"{path}: expected a regular file, found none. {CURE}")
+    with open_binary(path) as stream:
+        for number, line in text_lines(stream, str(path)):
+            yield parse_json(line, f"{path}:{number}", schema, cure=CURE)

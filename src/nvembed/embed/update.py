@@ -1,0 +1,102 @@
+"""Vectors of an earlier run, used again for passages whose text has not changed."""
+
+import hashlib
+import sqlite3
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nvembed.embed.embedded import vectors_of
+from nvembed.embed.shard import ROW_GROUP, Embedded, Encode
+
+OPEN_SHARDS = 4  # held in memory at a time
+FAULTS = (OSError, pa.ArrowException)
+
+
+@dataclass(frozen=True)
+class ReusedVectors:
+    """What an earlier run computed of some texts; see ``shard.Embedded``."""
+
+    vectors: np.ndarray
+    num_tokens: np.ndarray
+    truncated: np.ndarray
+
+
+class EarlierShards:
+    """The passages of finished shards by their text. Which shard has a text is kept in a database on disk."""
+
+    def __init__(self, shards: Sequence[Path]) -> None:
+        self._shards = shards
+        self._open: OrderedDict[int, pa.RecordBatch] = OrderedDict()
+        self._places = sqlite3.connect("")
+        self._places.execute("CREATE TABLE places (text BLOB PRIMARY KEY, shard INT, row INT) WITHOUT ROWID")
+        for number, path in enumerate(shards):
+            try:
+                with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                    row = 0
+                    for batch in file.iter_batches(ROW_GROUP, columns=["text"]):
+                        digests = (_digest(text.as_py()) for text in batch.column("text"))
+                        self._places.executemany(
+                            "INSERT OR IGNORE INTO places VALUES (?, ?, ?)",
+                            [(digest, number, row + i) for i, digest in enumerate(digests)],
+                        )
+                        row += batch.num_rows
+            except FAULTS:
+                continue  # nothing is taken of a damaged shard
+
+    def reusing(self, encode: Encode, count: Callable[[int], None] = lambda _: None) -> Encode:
+        """Return ``encode`` for new texts alone. ``count`` is called with how many were used again."""
+
+        def encode_new(texts: Sequence[str]) -> Iterator[Embedded]:
+            rows = [self._row(text) for text in texts]
+            new = [i for i, row in enumerate(rows) if row is None]
+            if len(new) == len(texts):
+                yield from encode(texts)
+                return
+            parts = list(encode([texts[i] for i in new])) if new else []
+            kept = [i for i, row in enumerate(rows) if row is not None]
+            order = np.argsort(np.array(kept + new), kind="stable")
+            batches = [row for row in rows if row is not None]
+            vectors = [vectors_of(batch).astype(np.float32) for batch in batches]
+            tokens = [batch.column("tokens").to_numpy() for batch in batches]
+            truncated = [batch.column("truncated").to_numpy(zero_copy_only=False) for batch in batches]
+            count(len(kept))
+            yield ReusedVectors(
+                np.concatenate([*vectors, *(part.vectors for part in parts)])[order],
+                np.concatenate([*tokens, *(part.num_tokens for part in parts)])[order],
+                np.concatenate([*truncated, *(part.truncated for part in parts)])[order],
+            )
+
+        return encode_new
+
+    def _row(self, text: str) -> pa.RecordBatch | None:
+        """Return the row of a text as a batch of one, or None."""
+        place = self._places.execute(
+            "SELECT shard, row FROM places WHERE text = ?", (_digest(text),)
+        ).fetchone()
+        if place is None:
+            return None
+        number, row = place
+        if number not in self._open:
+            try:
+                table = pq.read_table(
+                    self._shards[number],
+                    columns=["vector", "tokens", "truncated"],
+                    page_checksum_verification=True,
+                ).combine_chunks()
+            except FAULTS:
+                self._places.execute("DELETE FROM places WHERE shard = ?", (number,))
+                return None
+            self._open[number] = table.to_batches()[0]
+            if len(self._open) > OPEN_SHARDS:
+                self._open.popitem(last=False)
+        return self._open[number].slice(row, 1)
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
