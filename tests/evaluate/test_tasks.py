@@ -91,9 +91,9 @@ def test_classes_are_numbered_alike_in_train_and_test(tmp_path: Path) -> None:
         (["0", "1"], [0, 1], "test.jsonl: the labels are whole numbers, those of train.jsonl are strings"),
         ([0, "1", 2], [0, 1, 2], r'train.jsonl:2: the label is "1", the labels before it are whole numbers'),
         ([0, 1], [0, 1, "1"], r'test.jsonl:3: the label is "1"'),
-        ([0, 1], [0, []], r"test.jsonl:2: expected a string or whole number under 'label', got \[\]"),
-        ([0, None], [0, 1], "train.jsonl:2: expected a string or whole number"),
-        ([0, True], [0, 1], "train.jsonl:2: expected a string or whole number"),
+        ([0, 1], [0, []], r"test.jsonl:2: .*'label'.* expected a string or an integer"),
+        ([0, None], [0, 1], r"train.jsonl:2: .*expected a string or an integer"),
+        ([0, True], [0, 1], r"train.jsonl:2: .*expected a string or an integer"),
     ],
 )
 def test_one_kind_of_labels(tmp_path: Path, train: list[object], test: list[object], message: str) -> None:
