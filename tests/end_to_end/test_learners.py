@@ -94,6 +94,49 @@ def test_classify(train: Path, tmp_path: Path, capsysbinary: pytest.CaptureFixtu
     assert [row["label"] for row in lines(tmp_path / "labels.jsonl")] == [row["label"] for row in found]
 
 
+def test_predictions_keep_the_users_columns(
+    train: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The suffix decides the format; every column of the input is there, in its order, before the label's."""
+    import csv
+
+    import pyarrow.parquet as pq
+
+    fitted = tmp_path / "topics"
+    run("classify", "fit", train, "--model", TINY_A, "--out", fitted, "--c", "10")
+    rows = [
+        {"sku": "007", "text": "a judo hold, on the mat", "price": "1.50", "label": "old"},
+        {"sku": "008", "text": 'the "onion"\nsoup', "price": "", "label": ""},
+    ]
+    table = tmp_path / "shop.csv"
+    with table.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    ours = ["predicted_label", "probability"]
+    for name, delimiter in (("pred.csv", ","), ("pred.tsv", "\t")):
+        run("classify", "predict", fitted, table, "--out", tmp_path / name)
+        with (tmp_path / name).open(newline="") as stream:
+            written = list(csv.DictReader(stream, delimiter=delimiter))
+        assert list(written[0]) == ["id", *rows[0], *ours]
+        assert [{key: row[key] for key in rows[0]} for row in written] == rows
+        assert {row["predicted_label"] for row in written} <= {"sport", "food"}
+    run("classify", "predict", fitted, table, "--out", tmp_path / "pred.parquet", "--top", "2")
+    stored = pq.read_table(tmp_path / "pred.parquet").to_pylist()
+    assert [row["sku"] for row in stored] == ["007", "008"]
+    assert sum(stored[0]["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    odd = tmp_path / "odd.jsonl"
+    odd.write_text(
+        '{"_id": "a", "text": "soup", "n": 1, "tags": ["x"]}\n{"_id": "b", "text": "goal", "n": null}\n'
+    )
+    run("classify", "predict", fitted, odd, "--out", tmp_path / "pred.jsonl")
+    first, second = lines(tmp_path / "pred.jsonl")
+    assert list(first) == ["_id", "text", "n", "tags", "label", "probability"]
+    assert (first["n"], first["tags"], second["n"]) == (1, ["x"], None)
+    run("classify", "predict", fitted, odd, "--out", tmp_path / "pred.xlsx", code=1)
+    assert "unknown file type '.xlsx'. Supported: .jsonl, .csv" in capsys.readouterr().err
+
+
 def test_classify_embedded(train: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     embedded, out = tmp_path / "embedded", tmp_path / "topics"
     run("embed", train, embedded, "--model", TINY_A, "--whole")
@@ -130,7 +173,7 @@ def test_zero_shot(train: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     )
     for line, row in zip(shown.out.splitlines(), scores, strict=True):
         found = json.loads(line)
-        assert found["label"] == ("sport", "food")[int(row.argmax())]
+        assert found["predicted_label"] == ("sport", "food")[int(row.argmax())]
         assert found["similarity"] == pytest.approx(row.max(), abs=1e-5)
         assert set(found["similarities"]) == {"sport", "food"}
 

@@ -2,12 +2,11 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, BinaryIO
+from typing import Annotated
 
 import numpy as np
 from cyclopts import App, Parameter
@@ -19,7 +18,7 @@ from nvembed.cli.options import Compute, Count, Prompt, Reading
 from nvembed.cli.screen import results, say, waiting
 from nvembed.embed.folder import is_embedded
 from nvembed.errors import InputError, OutputError
-from nvembed.files import as_utf8, atomic_path
+from nvembed.files import as_utf8
 from nvembed.learn.source import EmbeddedSource
 from nvembed.text.prompt import format_prompt
 
@@ -38,8 +37,6 @@ Examples:
         --labels praise complaint question
 """,
 )
-
-Write = Callable[[dict[str, object]], object]
 
 
 @classify.command
@@ -161,7 +158,11 @@ def predict(
         Folder for the vectors. Default: .nvembed beside the texts.
     """
     from nvembed.learn.classify import check_fits, load_classifier
+    from nvembed.learn.predictions import check_format
+    from nvembed.learn.predictions import predict as predictions_of
 
+    if out is not None:
+        check_format(out)
     stored = load_classifier(classifier)
     reading = Reading(field=field, cache=cache)
     if is_embedded(texts):
@@ -177,7 +178,8 @@ def predict(
         )
     check_fits(stored, source.settings, folder=classifier)
     fitted = stored.classifier
-    _write(out, source, fitted.classes, fitted.probabilities, top, ("probability", "probabilities"))
+    predictions = predictions_of(source, fitted.classes, fitted.probabilities, top=top, word="probability")
+    _write(out, texts, source, predictions)
 
 
 @classify.command(name="zero-shot")
@@ -224,7 +226,11 @@ def zero_shot(
         Number of classes whose cosine is written.
     """
     from nvembed.learn.labels import read_labels, source_labels
+    from nvembed.learn.predictions import check_format
+    from nvembed.learn.predictions import predict as predictions_of
 
+    if out is not None:
+        check_format(out)
     names, label_texts = label_pairs(labels)
     embedded = open_embedded_source(texts, None, prompt, reading) if is_embedded(texts) else None
     truth = None if label_field is None or embedded else read_labels(texts, label_field)
@@ -248,9 +254,10 @@ def zero_shot(
         string = string or format_prompt(f"Classify the given text as one of: {', '.join(label_texts)}")
         source = embedded_by(encoder, texts, model=model, prompt=string, reading=reading)
     label_vectors = encoder.encode(label_texts, max_length=reading.max_length)
-    guesses = _write(
-        out, source, names, lambda vectors: vectors @ label_vectors.T, top, ("similarity", "similarities")
+    predictions = predictions_of(
+        source, names, lambda vectors: vectors @ label_vectors.T, top=top, word="similarity"
     )
+    guesses = _write(out, texts, source, predictions)
     if truth is not None:
         _say_accuracy(truth, guesses, names)
 
@@ -278,39 +285,21 @@ def label_pairs(labels: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _write(
     out: Path | None,
+    texts: Path,
     source: EmbeddedSource,
-    classes: Sequence[str],
-    score: Callable[[np.ndarray], np.ndarray],
-    top: int,
-    words: tuple[str, str],
+    predictions: Iterable[tuple[str, dict[str, object]]],
 ) -> list[str]:
-    """Write a line per text, best class first; return the classes chosen."""
-    chosen: list[str] = []
-    with _lines(out) as write:
-        for block in source.blocks():
-            scores = score(block.vectors)
-            best = np.argsort(-scores, axis=1, kind="stable")[:, :top]
-            for passage, row, order in zip(block.passages, scores, best, strict=True):
-                label = classes[order[0]]
-                line: dict[str, object] = {"id": passage.id, "label": label}
-                line[words[0]] = round(float(row[order[0]]), 6)
-                if top > 1:
-                    line[words[1]] = {classes[i]: round(float(row[i]), 6) for i in order}
-                write(line)
-                chosen.append(label)
-    return chosen
+    """Write a record per text; return the predicted classes."""
+    from nvembed.learn.predictions import joined, text_fields, write_predictions
 
-
-@contextmanager
-def _lines(out: Path | None) -> Iterator[Write]:
-    def to(stream: BinaryIO) -> Write:
-        return lambda line: stream.write(f"{json.dumps(line, ensure_ascii=False)}\n".encode())
-
-    if out is None:
-        yield to(sys.stdout.buffer)
-        return
-    with atomic_path(out) as temporary, temporary.open("wb") as stream:
-        yield to(stream)
+    known = list(predictions)
+    rows = joined(text_fields(texts, source), known, str(texts))
+    if out is not None:
+        write_predictions(out, rows)
+    else:
+        for row in rows:
+            sys.stdout.buffer.write(f"{json.dumps(row, ensure_ascii=False)}\n".encode())
+    return [str(prediction["label"]) for _, prediction in known]
 
 
 def _made_by(embedded: Path) -> str:
