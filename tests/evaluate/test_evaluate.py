@@ -212,7 +212,7 @@ def test_instructions(tmp_path: Path) -> None:
     assert watched.prompts == {"query: ", "passage: "}
 
 
-def test_refused_by_the_command(tmp_path: Path) -> None:
+def test_refused_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_retrieval(tmp_path / "data" / "mine")
 
     def command(**changes: object) -> None:
@@ -225,6 +225,16 @@ def test_refused_by_the_command(tmp_path: Path) -> None:
         command(data=None, tasks=["STS12"], split="dev")
     with pytest.raises(InputError, match="random takes no instruction, but --instruction names mine"):
         command(instruction=["mine=Find it"])
+    evaluate_command(
+        "bm25",
+        "random",
+        tasks=["mine"],
+        data=tmp_path / "data",
+        out=tmp_path / "two",
+        instruction=["mine=Find"],
+    )
+    assert "takes no instruction: --instruction is not applied" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "two" / "local__bm25").iterdir()] == ["lucene-english"]
     with pytest.raises(InputError, match=r"--instruction names 'mien', which .*: did you mean 'mine'\?"):
         command(instruction=["mine=Find it", "mien=Find it"])
     (tmp_path / "out").write_text("a file")

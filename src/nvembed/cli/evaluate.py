@@ -8,7 +8,7 @@ from nvembed.cli.models import Loading, open_model
 from nvembed.cli.options import Compute, Count, Flag
 from nvembed.cli.screen import long_progress, results, say
 from nvembed.errors import InputError
-from nvembed.evaluate.run import TaskProgress, runnable
+from nvembed.evaluate.run import TaskProgress, check_instructions, runnable
 from nvembed.evaluate.run import evaluate as run
 from nvembed.evaluate.settings import protocol
 from nvembed.evaluate.subject import Subject
@@ -92,12 +92,13 @@ def evaluate(
     _all_used(instructions, [task.name for task in loaded])
     for task in loaded:
         if task.note:
-            say(task.note, label="warning: ", style="bold yellow")
+            say(task.note, **_WARNING)
     for spec in models:
         subject = open_model(spec, loading)
         _say_skipped(subject, loaded)
+        own = _taken(subject, instructions, alone=len(models) == 1)
         with _progress(subject.name) as show:
-            finished = run(subject, loaded, out, cache=keep, instructions=instructions, on_progress=show)
+            finished = run(subject, loaded, out, cache=keep, instructions=own, on_progress=show)
         _say_finished(subject, finished, out)
 
 
@@ -115,9 +116,10 @@ def _evaluate_mteb(
     _all_used(instructions, [task.metadata.name for task in tasks])
     for spec in models:
         subject = open_model(spec, loading)
-        if note := prompt_note(subject, tasks, instructions):
+        own = _taken(subject, instructions, alone=len(models) == 1)
+        if note := prompt_note(subject, tasks, own):
             say(note)
-        finished = run_mteb(subject, tasks, out, cache=keep, instructions=instructions)
+        finished = run_mteb(subject, tasks, out, cache=keep, instructions=own)
         _say_finished(subject, finished, out)
 
 
@@ -138,6 +140,23 @@ def _instructions(entries: list[str]) -> dict[str, str]:
     if len(pairs) != len(entries):
         raise InputError(f"--instruction {entries}: expected TASK=INSTRUCTION, each task once")
     return pairs
+
+
+def _taken(subject: Subject, instructions: dict[str, str], *, alone: bool) -> dict[str, str]:
+    """Return the instructions that the subject takes: none, with a warning, beside models that take them.
+
+    Raises:
+        InputError: the only model takes none.
+    """
+    if subject.instructions or not instructions:
+        return instructions
+    if alone:
+        check_instructions(subject, instructions)
+    say(f"{subject.name} takes no instruction: --instruction is not applied to it", **_WARNING)
+    return {}
+
+
+_WARNING = {"label": "warning: ", "style": "bold yellow"}
 
 
 def _all_used(instructions: dict[str, str], tasks: list[str]) -> None:
@@ -173,8 +192,7 @@ def _say_skipped(subject: Subject, tasks: list[Task]) -> None:
             f"{subject.name} has no vectors: skipped {len(skipped)} tasks that neither retrieve nor rerank ("
             + ", ".join(skipped)
             + ")",
-            label="warning: ",
-            style="bold yellow",
+            **_WARNING,
         )
 
 
