@@ -96,7 +96,7 @@ BUDGETS: dict[str, tuple[set[str], int]] = {
     # 150 for citations in every form that a model writes
     "read, embed, search, learn": ({"read", "embed", "search", "learn"}, 8_300),
     "compress": ({"compress"}, 700),
-    "evaluate": ({"evaluate"}, 2_580),
+    "evaluate": ({"evaluate"}, 2_480),
     # 550 lines for what clients really send (Cohere v1, NIM, TEI, Voyage), limits before work, pieces, CORS
     "serve": ({"serve"}, 3_150),
     "integrations": ({"integrations"}, 700),

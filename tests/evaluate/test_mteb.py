@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from eval_folders import encode, make_all, make_retrieval
 
+from harness import as_mteb_task
 from nvembed.errors import DownloadError, InputError
 from nvembed.evaluate import mteb as ours
 from nvembed.evaluate.outcome import Prompts, TaskOutcome
@@ -41,7 +42,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def theirs(task: Any, encoder: Any) -> dict[str, Any]:
-    made = ours.as_mteb_task(task)
+    made = as_mteb_task(task)
     result = mteb.evaluate(encoder, made, cache=None, co2_tracker=False, show_progress_bar=False)
     return dict(next(iter(result.task_results[0].scores.values()))[0])
 
@@ -92,7 +93,7 @@ def test_deprecated_summeval(root: Path) -> None:
     from mteb._evaluators.text.summarization_evaluator import DeprecatedSummarizationEvaluator
 
     task = load_task(find_tasks(root, ["briefs"])[0])
-    made = ours.as_mteb_task(task)
+    made = as_mteb_task(task)
     type(made).evaluator = DeprecatedSummarizationEvaluator
     encoder = ours.MtebEncoder(SUBJECT, encode, lambda metadata, side: "")
     result = mteb.evaluate(encoder, made, cache=None, co2_tracker=False, show_progress_bar=False)
@@ -138,7 +139,7 @@ def test_mteb_run_is_recorded_and_resumed(
         return encode(texts, prompt)
 
     subject = Subject("fake/words", "f1", encode=plain(watched), instructions=True)
-    made = ours.as_mteb_task(load_task(find_tasks(root, ["news"])[0]))
+    made = as_mteb_task(load_task(find_tasks(root, ["news"])[0]))
     told = {"news": "Find the news"}
     assert ours.run_mteb(subject, [made], tmp_path, cache=tmp_path / "c", instructions=told) == ["news"]
     assert set(calls) == {"Instruct: Find the news\nQuery: ", ""}

@@ -1,14 +1,10 @@
-"""mteb's own tasks and benchmarks, run by mteb's code on our vectors.
-
-``as_mteb_task`` does the reverse: it makes an mteb task from a local folder, so that mteb's code can score
-the same data as ours. The tests compare the two.
-"""
+"""mteb's own tasks and benchmarks, run by mteb's code on our vectors."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +15,6 @@ from nvembed.evaluate.outcome import Embed, Items, PromptSource
 from nvembed.evaluate.run import Meter, check_instructions, metered, own_prompts, timing_of
 from nvembed.evaluate.settings import protocol
 from nvembed.evaluate.subject import Subject
-from nvembed.evaluate.tasks import CATEGORY, Labelled, Pairs, Retrieval, Sets, Task
 from nvembed.recipe import nearest
 from nvembed.text.prompt import Side, format_prompt, instruction_for, known_tasks
 from nvembed.vectors.metric import paired_cosine, score_run
@@ -262,100 +257,6 @@ def _ranking_items(task: Any, predictions: Path, split: str) -> Items | None:
     metric = "map@1000" if task.metadata.type == "Reranking" else "ndcg@10"
     per_query = score_run(run, qrels, protocol().retrieval.cutoffs)[metric]
     return Items("mean", list(per_query), np.array(list(per_query.values())))
-
-
-def as_mteb_task(task: Task) -> Any:
-    """Make a loaded mteb task from a local one: the same texts and gold, scored by mteb's code."""
-    from datasets import Dataset, DatasetDict
-    from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
-
-    data = task.data
-    if isinstance(data, Retrieval):
-        corpus = zip(data.passage_ids, data.passages(), strict=True)
-        listed = {query: list(grades) for query, grades in data.qrels.items()}
-        content: Any = RetrievalSplitData(
-            corpus=Dataset.from_list([{"id": i, "title": "", "text": text} for i, text in corpus]),
-            queries=Dataset.from_list([{"id": i, "text": text} for i, text in data.queries.items()]),
-            relevant_docs=data.qrels,
-            top_ranked=listed if task.kind == "reranking" else None,
-        )
-        dataset: Any = {"default": {task.split: content}}
-    elif isinstance(data, Pairs):
-        named = "labels" if task.kind == "pair_classification" else "score"
-        gold = data.score.astype(int) if named == "labels" else data.score
-        columns = {"sentence1": list(data.text1), "sentence2": list(data.text2), named: gold.tolist()}
-        dataset = DatasetDict({task.split: Dataset.from_dict(columns)})
-    elif isinstance(data, Labelled):
-        test = Dataset.from_dict({"text": list(data.texts), "label": data.labels.tolist()})
-        train = Dataset.from_dict({"text": list(data.train_texts), "label": data.train_labels.tolist()})
-        dataset = DatasetDict({"train": train, task.split: test} if data.train_texts else {"train": test})
-    elif isinstance(data, Sets):
-        columns = {"sentences": [list(s) for s in data.texts], "labels": [y.tolist() for y in data.labels]}
-        dataset = DatasetDict({task.split: Dataset.from_dict(columns)})
-    else:
-        columns = {
-            "human_summaries": [list(s) for s in data.human],
-            "machine_summaries": [list(s) for s in data.machine],
-        }
-        columns |= {"text": ["" for _ in data.human], "relevance": [r.tolist() for r in data.relevance]}
-        dataset = DatasetDict({task.split: Dataset.from_dict(columns)})
-    made = _mteb_class(task)()
-    made.dataset, made.data_loaded = dataset, True
-    return made
-
-
-_MAIN = {
-    "retrieval": "ndcg_at_10",
-    "reranking": "map_at_1000",
-    "sts": "cosine_spearman",
-    "pair_classification": "max_ap",
-    "classification": "accuracy",
-    "clustering": "v_measure",
-    "summarization": "cosine_spearman",
-}
-
-
-def _mteb_class(task: Task) -> Any:
-    from mteb.abstasks.classification import AbsTaskClassification
-    from mteb.abstasks.clustering_legacy import AbsTaskClusteringLegacy
-    from mteb.abstasks.pair_classification import AbsTaskPairClassification
-    from mteb.abstasks.retrieval import AbsTaskRetrieval
-    from mteb.abstasks.sts import AbsTaskSTS
-    from mteb.abstasks.task_metadata import TaskMetadata
-    from mteb.abstasks.text.summarization import AbsTaskSummarization
-
-    base = {
-        "retrieval": AbsTaskRetrieval,
-        "reranking": AbsTaskRetrieval,
-        "sts": AbsTaskSTS,
-        "pair_classification": AbsTaskPairClassification,
-        "classification": AbsTaskClassification,
-        "clustering": AbsTaskClusteringLegacy,
-        "summarization": AbsTaskSummarization,
-    }[task.kind]
-    cross = isinstance(task.data, Labelled) and not task.data.train_texts
-    metadata = TaskMetadata(
-        name=task.name,
-        description="a local folder",
-        reference=None,
-        dataset={"path": "local", "revision": task.revision},
-        type=cast("Any", CATEGORY[task.kind]),
-        category="t2t",
-        modalities=["text"],
-        eval_splits=["train" if cross else task.split],
-        eval_langs=["eng-Latn"],
-        main_score=_MAIN[task.kind],
-    )
-    body: dict[str, Any] = {"metadata": metadata}
-    if task.kind == "classification":
-        rules = protocol().classification
-        body["samples_per_label"] = task.settings.samples_per_label or rules.samples_per_label
-        body["is_cross_validation"] = cross
-    elif task.kind in ("retrieval", "reranking"):
-        body["ignore_identical_ids"] = task.settings.skip_identical_ids
-    elif task.kind == "summarization":
-        body |= {"min_score": 0, "max_score": 1}
-    return type(f"Local{task.name}", (base,), body)
 
 
 def _mteb() -> Any:
