@@ -128,7 +128,7 @@ def test_gpu_benchmarks_on_cpu(
     for case in tried:
         assert case.get("lowest_cosine", 1.0) > 0.999, "ours and transformers compute the same"
         assert ("lowest_cosine" in case) == (script is encode_gpu)
-        assert case["of_ceiling"] > 0
+        assert math.isfinite(case["of_ceiling"])
     result = json.loads((tmp_path / f"{name}.json").read_text())
     assert not result["measured"]
     assert all(list(case) == ["case"] for case in result["cases"]), "nothing is claimed"

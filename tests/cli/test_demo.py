@@ -125,24 +125,29 @@ def test_which_model_is_used_and_what_is_said_of_it(
     monkeypatch.setattr(demo, "load", load)
     monkeypatch.setattr(demo, "small_model", lambda home: home / "untrained")
     monkeypatch.setattr(demo, "data_path", lambda name: tmp_path if name == "models" else real(name))
-    assert "vectors of an untrained model" in page()
+    monkeypatch.chdir(tmp_path)
+    assert "This model is untrained" in page()
     (tmp_path / "nvembed-small").mkdir()
     said = page()
-    assert "nvembed-small is a trained adapter and pooler for SmolLM2-135M; " in said
+    assert "nvembed-small is a trained adapter and pooler for SmolLM2-135M" in said
+    assert "BM25 is strong here" in said
     assert "untrained" not in said
-    assert "vectors of an untrained model" in page(untrained=True)
+    assert "This model is untrained" in page(untrained=True)
     assert "trained" not in page(model="other")
     assert loaded == ["untrained", "nvembed-small", "untrained", "other"]
-    with pytest.raises(InputError, match="--model other and --untrained are both given"):
+    with pytest.raises(InputError, match="--model or --untrained, got both"):
         demo.demo(model="other", untrained=True)
 
 
-def test_a_checkout_without_models(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> Path:
         raise OutputError(name)
 
     monkeypatch.setattr(demo, "data_path", absent)
+    monkeypatch.chdir(tmp_path)
     assert demo.shipped_model() is None
+    (tmp_path / "models" / "nvembed-small").mkdir(parents=True)
+    assert demo.shipped_model() == Path("models") / "nvembed-small"
 
 
 def test_the_cache_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

