@@ -68,14 +68,17 @@ def commands(text: str) -> Iterator[str]:
 
 
 def run_command(command: str, capsys: pytest.CaptureFixture[str]) -> str:
-    """Run a command of nvembed in this process, anything else in a shell; return what it prints."""
+    """Run a command of nvembed in this process, anything else in a shell; return what it prints.
+
+    3 is the exit code of ``leaks`` that finds some.
+    """
     if command.startswith("nvembed "):
         with warnings.catch_warnings():
             warnings.simplefilter("default")
             with pytest.raises(SystemExit) as end:
                 main(shlex.split(command, comments=True)[1:])
         printed = capsys.readouterr()
-        assert end.value.code == 0, f"{command}\n{printed.out}\n{printed.err}"
+        assert end.value.code in (0, 3), f"{command}\n{printed.out}\n{printed.err}"
         return printed.out
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = subprocess.run(
