@@ -39,9 +39,8 @@ UNTRAINED_NOTE = (
     "shows that everything works and how fast, not how good a trained model is."
 )
 WORDS_NOTE = (
-    "BM25 is strong here because the questions of XQuAD repeat the words of their passages. A model also "
-    "finds passages that use other words than the question. To compare the two on questions of your own: "
-    "nvembed evaluate"
+    "BM25 is strong here because XQuAD's questions repeat the words of their passages. A model also finds "
+    "passages in other words. To compare the two on questions of your own, see: nvembed evaluate --help"
 )
 
 Hits = tuple[np.ndarray, np.ndarray]
@@ -65,8 +64,6 @@ def demo(*, model: str | None = None, untrained: Flag = False, show: int = 3) ->
     SmolLM2-135M with an untrained pooler, which is built once and kept in the user's cache folder.
 
     Examples:
-
-        nvembed demo
 
         nvembed demo --untrained
 
