@@ -1,0 +1,14 @@
+#!/bin/sh
+# Score two models on a task and compare them: examples/evaluate_two_models.sh [MODEL] [OTHER] [OUT]
+#
+# MODEL, OTHER  folders, hub ids or bm25   models/nvembed-small and bm25
+# OUT           the folder for the scores  runs/scores
+set -eu
+model=${1:-models/nvembed-small}
+other=${2:-bm25}
+out=${3:-runs/scores}
+instruction="handbook=Given a question of an employee, retrieve the rule that answers it"
+
+nvembed evaluate "$model" "$other" --tasks handbook --data examples/tasks \
+    --out "$out" --instruction "$instruction"
+nvembed compare "$out"/local__* --out "$out/comparison"
