@@ -50,7 +50,8 @@ def test_it_works_alone(wheel: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "installed")
     code = (
-        "import nvembed; from nvembed.files import data_path; from nvembed.text.prompt import instruction_for\n"
+        "import nvembed\nfrom nvembed.files import data_path\n"
+        "from nvembed.text.prompt import instruction_for\n"
         "print(nvembed.__file__, data_path('demo'), instruction_for('NQ'))\n"
         "from nvembed.cli.main import main; main(['--help'])"
     )
