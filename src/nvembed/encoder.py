@@ -147,8 +147,8 @@ class Encoder:
     ) -> np.ndarray:
         """Encode queries with their prompt prepended; see ``encode``.
 
-        NV-Embed's prompt is ``Instruct: {instruction}\\nQuery: ``. A model that brings prompts of its own has
-        its query prompt prepended.
+        NV-Embed's prompt is ``"Instruct: {instruction}\\nQuery: "``. A model that brings prompts of its own
+        has its query prompt prepended.
 
         Args:
             instruction: the sentence that describes the task, or

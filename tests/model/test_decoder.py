@@ -1,5 +1,8 @@
 """The decoder against transformers' own models of a tiny random config, read in both directions."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +10,7 @@ from torch import nn
 from conftest import tiny_backbone
 from nvembed.model.attention import Segments
 from nvembed.model.config import BackboneConfig, RopeScaling
-from nvembed.model.decoder import Decoder
+from nvembed.model.decoder import Decoder, embedding
 
 transformers = pytest.importorskip("transformers", reason="transformers is the oracle of this test")
 
@@ -86,3 +89,16 @@ def test_half_precision_stays_near_float32(dtype: torch.dtype) -> None:
         half = decoder.to(dtype)(ids, segments)
     assert half.dtype == dtype
     torch.testing.assert_close(half.float(), exact, atol=0.15 if dtype == torch.bfloat16 else 0.02, rtol=0)
+
+
+def test_embedding_is_torchs() -> None:
+    """The same values from the same seed; on the meta device nothing slow is imported for it."""
+    torch.manual_seed(3)
+    plain = torch.nn.Embedding(5, 4)
+    torch.manual_seed(3)
+    ours = embedding(5, 4)
+    assert torch.equal(plain.weight, ours.weight)
+    assert ours.weight.requires_grad
+    code = "import sys, torch; from nvembed.model.decoder import embedding\n"
+    code += "with torch.device('meta'): embedding(5, 4)\nassert 'sympy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

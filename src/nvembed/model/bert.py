@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nvembed.model.activation import FUNCTIONS
 from nvembed.model.attention import Segments, attention
 from nvembed.model.config import BertConfig
+from nvembed.model.decoder import embedding
 
 
 class BertLayer(nn.Module):
@@ -57,12 +58,12 @@ class Bert(nn.Module):
         super().__init__()
         self.config = config
         size = config.hidden_size
-        self.embed_tokens = nn.Embedding(config.vocab_size, size)
-        self.position_embeddings = nn.Embedding(config.position_rows, size)
-        self.token_types = nn.Embedding(config.token_types, size) if config.token_types else None
+        self.embed_tokens = embedding(config.vocab_size, size)
+        self.position_embeddings = embedding(config.position_rows, size)
+        self.token_types = embedding(config.token_types, size) if config.token_types else None
         self.embedding_norm = nn.LayerNorm(size, config.layer_norm_eps)
         buckets = config.relative_buckets
-        self.relative_bias = nn.Embedding(buckets, config.num_heads) if buckets else None
+        self.relative_bias = embedding(buckets, config.num_heads) if buckets else None
         self.layers = nn.ModuleList(BertLayer(config) for _ in range(config.num_layers))
         self.norm = nn.Identity()  # each layer ends with its norm
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from nvembed.model.attention import Reach, Segments, attention
 from nvembed.model.config import BackboneConfig, RopeScaling, YarnScaling
+from nvembed.model.device import randn
 
 
 class RMSNorm(nn.Module):
@@ -131,6 +132,11 @@ class SwiGLU(nn.Module):
         return out
 
 
+def embedding(rows: int, size: int) -> nn.Embedding:
+    """Return ``nn.Embedding(rows, size)`` with the same random values, fast on the meta device."""
+    return nn.Embedding(rows, size, _weight=randn(rows, size))
+
+
 class DecoderLayer(nn.Module):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
@@ -163,7 +169,7 @@ class Decoder(nn.Module):
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from nvembed.model.activation import FUNCTIONS
 from nvembed.model.attention import Reach, Segments, attention
 from nvembed.model.config import GemmaConfig
-from nvembed.model.decoder import cos_sin, rotate
+from nvembed.model.decoder import cos_sin, embedding, rotate
 
 
 class GemmaNorm(nn.Module):
@@ -101,7 +101,7 @@ class Gemma(nn.Module):
     def __init__(self, config: GemmaConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(GemmaLayer(config, window) for window in config.windows)
         self.norm = GemmaNorm(config.hidden_size, config.rms_norm_eps)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nvembed.model.config import PoolerConfig
+from nvembed.model.device import randn
 from nvembed.model.pooling import FeedForward, mean_pool
 
 
@@ -58,7 +59,7 @@ class LatentAttention(nn.Module):
 
     def __init__(self, hidden_size: int, config: PoolerConfig) -> None:
         super().__init__()
-        self.latents = nn.Parameter(torch.randn(config.num_latents, hidden_size))
+        self.latents = nn.Parameter(randn(config.num_latents, hidden_size))
         self.cross_attend_blocks = nn.ModuleList(
             [CrossBlock(hidden_size, config), FeedForward(hidden_size, config.ffn_mult)]
         )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nvembed.model.activation import FUNCTIONS
 from nvembed.model.attention import Reach, Segments, attention
 from nvembed.model.config import ModernBertConfig
-from nvembed.model.decoder import cos_sin, rotate
+from nvembed.model.decoder import cos_sin, embedding, rotate
 
 
 class ModernBertAttention(nn.Module):
@@ -79,7 +79,7 @@ class ModernBert(nn.Module):
         size, eps, bias = config.hidden_size, config.layer_norm_eps, config.norm_bias
         self.embeddings = nn.ModuleDict(
             {
-                "tok_embeddings": nn.Embedding(config.vocab_size, size),
+                "tok_embeddings": embedding(config.vocab_size, size),
                 "norm": nn.LayerNorm(size, eps, bias=bias),
             }
         )
