@@ -1,7 +1,7 @@
 """The program ``nvembed``: its commands and its exit codes.
 
-0 success; 1 an error, which a message explains, or a closed pipe (``| head``); 2 an invalid command line;
-3 leaks found (``leaks``); 130 Ctrl-C; 143 SIGTERM.
+0 success; 1 an error that a message explains, or a reader that went away (``| head``); 2 a command
+line that cannot be understood; 3 leaks found (``leaks``); 130 Ctrl-C; 143 SIGTERM.
 """
 
 import errno
@@ -22,8 +22,8 @@ from nvembed import __version__
 from nvembed.cli.screen import messages, open_streams, results, say
 from nvembed.errors import NvembedError
 
-# Command -> its line in the list of commands, which is shown without importing any of them. It is also the
-# first line of the command's own help. Module and function have the name of the command.
+# Module and function of a command have its name. The line stands in the list of commands, which is shown
+# without importing any of them; it is the first line of the command's own help.
 COMMANDS = {
     "encode": "Embed the texts of a file.",
     "embed": "Embed a corpus into a folder of Parquet files. Run the same command again to resume.",
@@ -48,7 +48,7 @@ COMMANDS = {
 
 
 def app_for(argv: Sequence[str]) -> App:
-    """Return the app. Commands named in ``argv`` have their whole help, the others only their line."""
+    """Return the app. A command that is named in ``argv`` brings its own help, the others their line."""
     app = App(
         name="nvembed",
         help="Text embeddings from language models: encode, search, serve, train, evaluate.\n\n"
@@ -68,7 +68,7 @@ def app_for(argv: Sequence[str]) -> App:
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and leave with its exit code."""
+    """Run the command line and exit with its code."""
     open_streams()
     argv = [_expand_home(word) for word in (sys.argv[1:] if argv is None else argv)]
     received: list[int] = []  # signals, whose exceptions libraries may turn into others
@@ -144,7 +144,7 @@ def _show_warning(message: Warning | str, *_where: object) -> None:
 
 
 def _unknown_command(argv: Sequence[str]) -> str | None:
-    """Return the message for a command that does not exist; cyclopts would import all commands to make it."""
+    """Return what to say about a command that does not exist (cyclopts would import them all to say it)."""
     name = argv[0] if argv else "-"
     if name.startswith("-") or name in COMMANDS:
         return None
