@@ -9,6 +9,9 @@ other=${2:-bm25}
 out=${3:-runs/scores}
 instruction="handbook=Given a question of an employee, retrieve the rule that answers it"
 
-nvembed evaluate "$model" "$other" --tasks handbook --data examples/tasks \
-    --out "$out" --instruction "$instruction"
+for each in "$model" "$other"; do
+    set -- --tasks handbook --data examples/tasks --out "$out"
+    [ "$each" = bm25 ] || set -- "$@" --instruction "$instruction"  # BM25 takes none
+    nvembed evaluate "$each" "$@"
+done
 nvembed compare "$out"/local__* --out "$out/comparison"
