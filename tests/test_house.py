@@ -86,7 +86,7 @@ LONG_FUNCTIONS: set[str] = set()
 
 # lines of a group of rooms; raised only together with what it buys, in the same commit
 BUDGETS: dict[str, tuple[set[str], int]] = {
-    "core": ({"model", "text", "vectors", "weights", "encoder", "files", "recipe", "errors"}, 8_070),
+    "core": ({"model", "text", "vectors", "weights", "encoder", "files", "recipe", "errors"}, 8_100),
     # 400 lines for training formats of other tools, own instructions, documented recipe keys, digests, the
     # plan before step 1 and evaluations made up for at resume
     "data and train": ({"data", "train"}, 4_200),
