@@ -31,14 +31,14 @@ ROOMS: dict[str, set[str]] = {
     "learn": {"errors", "files", "read", "vectors", "embed"},
     "evaluate": {"errors", "files", "recipe", "read", "text", "vectors"},
     "serve": {"errors", "files", "recipe", "text"},
-    "integrations": {"errors"},
+    "integrations": {"errors", "encoder", "model", "text", "vectors", "evaluate"},
     "compress": {"errors", "files", "recipe", "model", "weights", "train"},
 }
 ROOMS["cli"] = set(ROOMS)
 
 # third-party library -> the rooms it stays in
 LIBRARIES: dict[str, set[str]] = {
-    "torch": {"model", "weights", "encoder", "train", "compress", "cli"},
+    "torch": {"model", "weights", "encoder", "train", "compress", "cli", "integrations"},
     "tokenizers": {"text"},
     "safetensors": {"weights", "train"},
     "huggingface_hub": {"weights"},
@@ -75,7 +75,7 @@ LIBRARIES: dict[str, set[str]] = {
     "scipy": {"evaluate", "learn"},
     "matplotlib": {"evaluate", "learn"},  # charts of scores; maps and confusion matrices of a corpus
     "umap": {"learn"},
-    "sentence_transformers": {"cli"},
+    "sentence_transformers": {"cli", "integrations"},
     "transformers": set(),  # the runtime never needs it: tests use it as an oracle
 }
 

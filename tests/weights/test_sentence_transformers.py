@@ -1,6 +1,7 @@
 """Folders of sentence-transformers, against that library on the same folder."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from tiny_sentence import MODELS, byte_level, sentence_folder, transformer_folder
 
+from conftest import TINY_A
 from nvembed.encoder import Encoder
 from nvembed.errors import ConfigError, InputError, NvembedError, WeightsError
 
@@ -141,6 +143,16 @@ def test_saved_again(tmp_path: Path) -> None:
     np.testing.assert_array_equal(ours.encode(TEXTS[:1]), again.encode(TEXTS[:1]))
     assert again.fingerprint == ours.fingerprint
     assert not list((tmp_path / "copy").rglob("*.py"))
+
+
+def test_a_folder_of_nv_embed_with_a_modules_file(tmp_path: Path) -> None:
+    """The released folder is in both layouts: its config.json says which model it is."""
+    folder = tmp_path / "released"
+    shutil.copytree(TINY_A, folder)
+    modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    got = Encoder.from_pretrained(folder).encode(TEXTS[:1])
+    np.testing.assert_array_equal(got, Encoder.from_pretrained(TINY_A).encode(TEXTS[:1]))
 
 
 def _unknown_module(folder: Path) -> None:

@@ -96,7 +96,9 @@ def open_checkpoint(folder: str | os.PathLike[str], *, pooling: str | None = Non
         MissingExtraError: the package that the backbone comes from is not installed.
     """
     folder = Path(folder)
-    told = read_json(folder / "config.json") if not (folder / MODULES).is_file() else {}
+    # NV-Embed v2's folder has a modules.json too: its config.json decides
+    plain = (folder / "config.json").is_file() or not (folder / MODULES).is_file()
+    told = read_json(folder / "config.json") if plain else {}
     if told.get("model_type") != "nvembed":
         found = open_sentence_transformers(folder, pooling=pooling)
         return Checkpoint(
