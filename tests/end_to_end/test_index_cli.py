@@ -121,6 +121,79 @@ def test_add_and_delete(out: Path, tmp_path: Path, capfd: pytest.CaptureFixture[
     assert json.loads(line)["text"] == "Sambo."
 
 
+def test_an_update_uses_vectors_again_and_outdates_the_index(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    notes, out = tmp_path / "notes", tmp_path / "out"
+    notes.mkdir()
+    for name, text in (("a.txt", "Judo throws."), ("b.txt", "The cat sat."), ("empty.txt", "")):
+        (notes / name).write_text(text)
+    embed = ("embed", notes, out, "--model", TINY_A, "--on-error", "skip")
+    run(*embed)
+    run("index", out)
+    (notes / "b.txt").write_text("Sambo throws.")
+    capfd.readouterr()
+    with pytest.raises(NvembedError, match="--update"):
+        run(*embed)
+    run(*embed, "--update")
+    messages = capfd.readouterr().err
+    assert "1 texts," in messages
+    assert "1 passages have not changed" in messages
+    assert "skipped: 1" in messages
+    assert "empty.txt" in messages
+    assert f"nvembed index {out}" in messages
+    run("search", out, "cat", "--mode", "text")
+    assert f"nvembed index {out}" in capfd.readouterr().err, "hits of the earlier state are never silent"
+    run("index", out)
+    capfd.readouterr()
+    run("search", out, "sambo", "--mode", "text", "--json")
+    shown = capfd.readouterr()
+    assert (json.loads(shown.out)["document"], shown.err) == ("b.txt", "")
+
+
+def test_every_skipped_file_is_named_up_to_ten(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    notes = tmp_path / "notes"
+    notes.mkdir()
+    (notes / "a.txt").write_text("Judo throws.")
+    for i in range(12):
+        (notes / f"empty{i:02}.txt").write_text("")
+    run("embed", notes, tmp_path / "out", "--model", TINY_A, "--on-error", "skip")
+    messages = capfd.readouterr().err
+    assert "skipped: 12" in messages
+    assert [f"empty{i:02}.txt" in messages for i in range(12)] == [True] * 10 + [False] * 2
+    assert "2 more" in messages
+
+
+def test_types_of_fields_from_a_table_to_a_filter(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rows = "id|text|price|in_stock\na|Cheap pen|9|true\nb|Good pen|50|True\nc|Fine pen|100|false\n"
+    (tmp_path / "shop.csv").write_text(rows + "d|Gold pen|1250.50|true\ne|Gift pen|free|true\n")
+    run("embed", tmp_path / "shop.csv", tmp_path / "out", "--model", TINY_A, "--delimiter", "|")
+    run("index", tmp_path / "out")
+    messages = capfd.readouterr().err
+    assert "in_stock (bool), price (float)" in messages
+    assert "'e#0'" in messages, "the value that is no number is reported"
+    for where, documents in (
+        ("price > 50", "cd"),
+        ("price >= 100", "cd"),
+        ("price = 100.0", "c"),
+        ("price != 9 and in_stock = True", "bd"),
+        ("in_stock = false", "c"),
+    ):
+        run("search", tmp_path / "out", "pen", "--mode", "text", "--json", "--where", where)
+        hits = [json.loads(line)["document"] for line in capfd.readouterr().out.splitlines()]
+        assert sorted(hits) == list(documents), where
+
+
+def test_search_reads_a_table_as_embed_does(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    shop = tmp_path / "shop.csv"
+    shop.write_bytes("id^name\na^Überschrift\n".encode("cp1252"))
+    with pytest.raises(NvembedError, match="--encoding"):
+        run("search", shop, "q", "--model", TINY_A, "--field", "name", "--delimiter", "^")
+    options = ("--field", "name", "--delimiter", "^", "--encoding", "cp1252", "--json")
+    run("search", shop, "q", "--model", TINY_A, *options)
+    assert json.loads(capfd.readouterr().out)["text"] == "Überschrift"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

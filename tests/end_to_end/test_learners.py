@@ -94,6 +94,19 @@ def test_classify(train: Path, tmp_path: Path, capsysbinary: pytest.CaptureFixtu
     assert [row["label"] for row in lines(tmp_path / "labels.jsonl")] == [row["label"] for row in found]
 
 
+def test_a_table_of_a_spreadsheet(tmp_path: Path) -> None:
+    """Labels, texts and the users' columns are read with the same delimiter and encoding."""
+    table = tmp_path / "train.csv"
+    rows = "".join(f"{text} größer^{topic}\n" for text, topic in TEXTS)
+    table.write_bytes(f"text^label\n{rows}".encode("cp1252"))
+    layout = ("--delimiter", "^", "--encoding", "cp1252")
+    run("classify", "fit", table, "--model", TINY_A, "--out", tmp_path / "topics", "--c", "10", *layout)
+    run("classify", "predict", tmp_path / "topics", table, "--out", tmp_path / "labels.jsonl", *layout)
+    assert [row["text"] for row in lines(tmp_path / "labels.jsonl")] == [
+        f"{text} größer" for text, _ in TEXTS
+    ]
+
+
 def test_predictions_keep_the_users_columns(
     train: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,7 +10,7 @@ from cyclopts import Group, Parameter
 from rich.text import Text
 
 from nvembed.cli.options import Compute, Count, Flag, IndexServer
-from nvembed.cli.screen import printable, results, say, waiting
+from nvembed.cli.screen import printable, results, waiting, warn
 from nvembed.errors import InputError
 from nvembed.search.retrieve import Hit, Mode
 
@@ -126,11 +126,7 @@ def ask(
     if answered.absent or not (answered.cited or answered.unanswered):
         numbers = ", ".join(map(str, answered.absent))
         fault = f"passages that do not exist ({numbers})" if answered.absent else "no passage"
-        say(
-            f"the model cited {fault}, also when it was asked again: do not rely on this answer",
-            label="warning: ",
-            style="bold yellow",
-        )
+        warn(f"the model cited {fault}, also when it was asked again: do not rely on this answer")
 
 
 def _passage(hit: Hit) -> dict[str, object]:

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from cyclopts import App, Parameter
 
-from nvembed.cli.embedding import check_corpus
+from nvembed.cli.embedding import check_corpus, text_layout
 from nvembed.cli.learners import Seed, embedded_by, open_embedded_source, open_source
 from nvembed.cli.models import load, prompts
 from nvembed.cli.options import Compute, Count, Prompt, Reading
@@ -19,7 +19,6 @@ from nvembed.cli.screen import results, say, waiting
 from nvembed.embed.folder import is_embedded
 from nvembed.errors import InputError, OutputError
 from nvembed.files import as_utf8
-from nvembed.learn.source import EmbeddedSource
 from nvembed.text.prompt import format_prompt
 
 classify = App(
@@ -95,7 +94,7 @@ def fit(
 
     def read(path: Path) -> Examples:
         # a fault in the labels of a file is reported before a model loads
-        labels = None if is_embedded(path) else read_labels(path, label_field)
+        labels = None if is_embedded(path) else read_labels(path, label_field, text_layout(reading))
         source = open_source(path, model, prompt, reading, compute)
         name = as_utf8(path.name or str(path))
         return examples(source, source_labels(source, label_field, name) if labels is None else labels, name)
@@ -125,8 +124,7 @@ def predict(
     out: Path | None = None,
     top: Count = 1,
     model: str | None = None,
-    field: str | None = None,
-    cache: Path | None = None,
+    reading: Reading = Reading(),
     compute: Compute = Compute(),
 ) -> None:
     """Predict the class of texts with a fitted classifier.
@@ -152,34 +150,29 @@ def predict(
         Number of classes whose probability is written.
     model
         Where the model is now, if it has moved.
-    field
-        Field or column with the text. Default: "text", with "title" before it.
-    cache
-        Folder for the vectors. Default: .nvembed beside the texts.
     """
     from nvembed.learn.classify import check_fits, load_classifier
-    from nvembed.learn.predictions import check_format
+    from nvembed.learn.predictions import check_format, text_fields
     from nvembed.learn.predictions import predict as predictions_of
 
     if out is not None:
         check_format(out)
     stored = load_classifier(classifier)
-    reading = Reading(field=field, cache=cache)
     if is_embedded(texts):
         source = open_embedded_source(texts, model, reading)
     else:
-        check_corpus(texts, field=field)
+        check_corpus(texts, reading)
         encoder = load(model or stored.model, device=compute.device, dtype=compute.dtype)
         settings = replace(stored.settings, fingerprint=encoder.fingerprint)
         check_fits(stored, settings, folder=classifier)  # before the texts are embedded
-        reading = replace(reading, max_length=stored.settings.max_length)
+        reading = replace(reading, max_length=reading.max_length or stored.settings.max_length)
         source = embedded_by(
             encoder, texts, model=model or stored.model, prompt=stored.settings.prompt, reading=reading
         )
     check_fits(stored, source.settings, folder=classifier)
     fitted = stored.classifier
     predictions = predictions_of(source, fitted.classes, fitted.probabilities, top=top, word="probability")
-    _write(out, texts, source, predictions)
+    _write(out, text_fields(texts, source, text_layout(reading)), predictions, str(texts))
 
 
 @classify.command(name="zero-shot")
@@ -226,16 +219,16 @@ def zero_shot(
         Number of classes whose cosine is written.
     """
     from nvembed.learn.labels import read_labels, source_labels
-    from nvembed.learn.predictions import check_format
+    from nvembed.learn.predictions import check_format, text_fields
     from nvembed.learn.predictions import predict as predictions_of
 
     if out is not None:
         check_format(out)
     names, label_texts = label_pairs(labels)
     embedded = open_embedded_source(texts, None, prompt, reading) if is_embedded(texts) else None
-    truth = None if label_field is None or embedded else read_labels(texts, label_field)
+    truth = None if label_field is None or embedded else read_labels(texts, label_field, text_layout(reading))
     if embedded is None:
-        check_corpus(texts, field=reading.field)
+        check_corpus(texts, reading)
     if truth is not None:
         _check_truth(truth, names)
     encoder = load(model, device=compute.device, dtype=compute.dtype)
@@ -257,7 +250,7 @@ def zero_shot(
     predictions = predictions_of(
         source, names, lambda vectors: vectors @ label_vectors.T, top=top, word="similarity"
     )
-    guesses = _write(out, texts, source, predictions)
+    guesses = _write(out, text_fields(texts, source, text_layout(reading)), predictions, str(texts))
     if truth is not None:
         _say_accuracy(truth, guesses, names)
 
@@ -285,15 +278,15 @@ def label_pairs(labels: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _write(
     out: Path | None,
-    texts: Path,
-    source: EmbeddedSource,
-    predictions: Iterable[tuple[str, dict[str, object]]],
+    fields: Iterable[dict[str, Any]],
+    predictions: Iterable[tuple[str, dict[str, Any]]],
+    name: str,
 ) -> list[str]:
     """Write a record per text; return the predicted classes."""
-    from nvembed.learn.predictions import joined, text_fields, write_predictions
+    from nvembed.learn.predictions import joined, write_predictions
 
     known = list(predictions)
-    rows = joined(text_fields(texts, source), known, str(texts))
+    rows = joined(fields, known, name)
     if out is not None:
         write_predictions(out, rows)
     else:

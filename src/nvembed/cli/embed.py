@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from nvembed.cli.embedding import Facts, ModelRecipe, describe, passage_sizes, warn_of
+from nvembed.cli.embedding import Facts, ModelRecipe, counting, describe, passage_sizes, warn_of
 from nvembed.cli.models import Tally, prompts
 from nvembed.cli.options import Compute, CorpusOptions, Count, Flag
-from nvembed.cli.screen import long_progress, say
+from nvembed.cli.screen import long_progress, say, warn
 from nvembed.errors import InputError
 from nvembed.files import as_utf8
+from nvembed.search.record import is_index
 
 if TYPE_CHECKING:
     from nvembed.embed.job import Advance, CorpusJob, EmbedSettings, Engine, Work
@@ -144,7 +145,9 @@ def embed(
             chunk_tokens=tokens,
             overlap_tokens=overlap,
         )
-        _run(job, settings, _engine(job, model, device, settings, facts, cluster, count), corpus, model)
+        tally = Tally()
+        chosen = _engine(job, model, device, settings, facts, cluster, count, tally)
+        _run(job, settings, chosen, tally, {"corpus": as_utf8(corpus), "model": as_utf8(model)})
 
 
 def _source(corpus: str, out: Path, reading: CorpusOptions) -> "CorpusFiles":
@@ -175,6 +178,7 @@ def _engine(
     facts: Facts,
     cluster: "RayCluster | None",
     count: int,
+    tally: Tally,
 ) -> "Engine":
     from nvembed.embed.job import local_engine
 
@@ -185,31 +189,35 @@ def _engine(
     if cluster is not None:
         from nvembed.embed.ray_engine import ray_engine
 
-        return ray_engine(cluster, count, facts.build_offsets, recipe.encode)
+        return _tallied(ray_engine(cluster, count, facts.build_offsets, recipe.encode), tally)
+    encode = counting(recipe.encode(), tally)
     earlier = job.earlier_shards()
-    encode = recipe.encode()
-    return local_engine(facts.build_offsets(), earlier.reusing(encode) if earlier is not None else encode)
+    return local_engine(
+        facts.build_offsets(), encode if earlier is None else earlier.reusing(encode, tally.add_reused)
+    )
 
 
-def _run(job: "CorpusJob", settings: "EmbedSettings", engine: "Engine", corpus: str, model: str) -> None:
-    tally = Tally()
-    started = False
-    start = perf_counter()
+def _tallied(engine: "Engine", tally: Tally) -> "Engine":
+    """Return an engine of other processes that counts what it computes."""
 
-    def counted(work: "Work", shards: list["Shard"], advance: "Advance") -> Iterator["ShardEntry"]:
-        nonlocal started
-        started = True
+    def compute(work: "Work", shards: list["Shard"], advance: "Advance") -> Iterator["ShardEntry"]:
         for entry in engine(work, shards, advance):
             tally.texts += entry.rows
             tally.tokens += entry.tokens
             yield entry
 
-    names = {"corpus": as_utf8(corpus), "model": as_utf8(model)}
+    return compute
+
+
+def _run(
+    job: "CorpusJob", settings: "EmbedSettings", engine: "Engine", tally: Tally, names: dict[str, str]
+) -> None:
+    start = perf_counter()
     try:
         with long_progress("embedding") as progress:
-            manifest = job.run(settings, counted, progress, names=names)
+            manifest = job.run(settings, engine, progress, names=names)
     except BaseException:
-        if started and (done := job.shards_done()):
+        if not job.finished and (done := job.shards_done()):
             say(f"{done:,} shards are finished. Run the same command again to resume")
         raise
     counts = manifest["counts"]
@@ -217,7 +225,14 @@ def _run(job: "CorpusJob", settings: "EmbedSettings", engine: "Engine", corpus: 
         say("already finished: nothing was computed")
     else:
         say(tally.message(perf_counter() - start))
+    if tally.reused:
+        say(f"{tally.reused:,} passages have not changed: their vectors were used again")
     passages = f"{counts['passages']:,} passages ({counts['tokens']:,} tokens)"
     folder = job.earlier or job.out
     say(f"{counts['documents']:,} documents, {passages}, {len(manifest['shards']):,} shards -> {folder}")
     warn_of(manifest)
+    if job.earlier is not None and is_index(folder):
+        warn(
+            f"the index of {folder} is of the earlier state of the corpus. Build it again: nvembed index "
+            f"{folder}"
+        )

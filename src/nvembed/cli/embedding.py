@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from nvembed.cli.models import Tally, find_model, load
-from nvembed.cli.options import Dtype, Reading
-from nvembed.cli.screen import progress, say
+from nvembed.cli.options import Dtype, FileOptions, Reading
+from nvembed.cli.screen import progress, say, warn
 from nvembed.errors import DataError, InputError
 from nvembed.files import as_utf8
-from nvembed.read.lines import LINE_KINDS, TABLE_KINDS
+from nvembed.read.lines import LINE_KINDS, TABLE_KINDS, TextLayout
 
 if TYPE_CHECKING:
     from nvembed.embed.embedded import EmbeddedCorpus
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from nvembed.vectors.embeddings import Embeddings
 
 Offsets = Callable[[Sequence[str]], list[np.ndarray]]
+Encode = Callable[[Sequence[str]], Iterable["Embeddings"]]
 
 # Tokens computed at a time. Free memory would decide better, but not the same way twice: batches decide the
 # last bits of a vector. 16,384 tokens of a 7B model take 2 GiB of activations.
@@ -132,7 +133,23 @@ class ModelRecipe:
         return encode
 
 
-def check_corpus(corpus: Path, *, field: str | None = None) -> None:
+def counting(encode: Encode, tally: Tally) -> Encode:
+    """Return ``encode``, counting the texts that are computed."""
+
+    def encode_counted(texts: Sequence[str]) -> Iterator["Embeddings"]:
+        for part in encode(texts):
+            tally.add(part)
+            yield part
+
+    return encode_counted
+
+
+def text_layout(reading: FileOptions) -> TextLayout:
+    """Return how text files are written, by the options ``--delimiter`` and ``--encoding``."""
+    return TextLayout(reading.delimiter, reading.encoding)
+
+
+def check_corpus(corpus: Path, reading: FileOptions) -> None:
     """Report at once what is wrong with a corpus at its beginning.
 
     Raises:
@@ -140,8 +157,8 @@ def check_corpus(corpus: Path, *, field: str | None = None) -> None:
     """
     from nvembed.read.corpus import list_files, read_documents
 
-    first = list_files(str(corpus)).files[0]
-    read = next(read_documents(first, field=field), None)
+    first = list_files(str(corpus), follow_links=reading.follow_links).files[0]
+    read = next(read_documents(first, field=reading.field, layout=text_layout(reading)), None)
     if read is not None and isinstance(read.document, DataError) and first.kind in RECORD_KINDS:
         raise read.document
 
@@ -183,21 +200,23 @@ def embed_beside(
         chunk_tokens=sizes[0],
         overlap_tokens=sizes[1],
     )
-    how = CorpusReading(field=reading.field, on_error="stop" if whole else "skip")
+    how = CorpusReading(
+        field=reading.field,
+        on_error="stop" if whole else "skip",
+        delimiter=reading.delimiter,
+        encoding=reading.encoding,
+    )
+    files = list_files(str(corpus), follow_links=reading.follow_links)
     key = hashlib.sha256(json.dumps([asdict(settings), asdict(how)]).encode()).hexdigest()[:16]
     home = cache_folder(corpus, reading.cache)
     tally = Tally()
-
-    def encode(texts: Sequence[str]) -> Iterable["Embeddings"]:
-        stream = encoder.stream(texts, prompt=prompt, max_length=limit, batch_tokens=settings.batch_tokens)
-        for part in stream:
-            tally.add(part)
-            yield part
-
+    encode = counting(
+        partial(encoder.stream, prompt=prompt, max_length=limit, batch_tokens=settings.batch_tokens), tally
+    )
     start = perf_counter()
     with progress("embedding the corpus") as update:
         _remove_old_caches(home)
-        with open_job(home / key, list_files(str(corpus)), how, lambda *_: None, update=True) as job:
+        with open_job(home / key, files, how, lambda *_: None, update=True) as job:
             earlier = job.earlier_shards()
             compute = earlier.reusing(encode) if earlier is not None else encode
             engine = local_engine(lambda texts: encoder.tokenizer.offsets(texts), compute)
@@ -238,9 +257,12 @@ def warn_of(manifest: Mapping[str, Any]) -> None:
     if counts["empty"]:
         warnings.append(f"{counts['empty']:,} passages are empty; their vectors are meaningless")
     if skipped := manifest["skipped"]:
-        warnings.append(f"{len(skipped):,} files or records were skipped; the first: {skipped[0]['reason']}")
+        reasons = [entry["reason"] for entry in skipped[:SHOWN_NOTES]]
+        if len(skipped) > SHOWN_NOTES:
+            reasons.append(f"and {len(skipped) - SHOWN_NOTES:,} more (manifest.json lists them)")
+        warnings.append("\n  ".join([f"files or records skipped: {len(skipped):,}", *reasons]))
     if ignored := manifest["ignored"]:
         kinds = ", ".join(f"{suffix or 'no suffix'}: {count:,}" for suffix, count in ignored.items())
         warnings.append(f"files of other kinds were not read ({kinds})")
     for warning in warnings:
-        say(warning, label="warning: ", style="bold yellow")
+        warn(warning)

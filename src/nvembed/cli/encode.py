@@ -11,7 +11,7 @@ import numpy as np
 
 from nvembed.cli.models import Tally, counted, load, prompts
 from nvembed.cli.options import Dash, Dtype
-from nvembed.cli.screen import say
+from nvembed.cli.screen import say, warn
 from nvembed.embed.write import output_format, write_jsonl, write_vectors
 from nvembed.errors import InputError
 from nvembed.read.beir import Passage, read_stream, read_texts
@@ -116,7 +116,7 @@ def encode(
     ):
         if count:
             message = f"{count:,} of {tally.texts:,} texts {what}"
-            say(message, label="warning: ", style="bold yellow")
+            warn(message)
 
 
 def _check_output(out: str, format: str | None, source: str) -> None:

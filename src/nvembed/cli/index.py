@@ -1,6 +1,5 @@
 """``nvembed index``: make an embedded corpus searchable, and keep it up to date."""
 
-import os
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -8,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from nvembed.cli.models import prompts
-from nvembed.cli.options import Flag
-from nvembed.cli.screen import progress, say
+from nvembed.cli.options import Flag, IndexServer
+from nvembed.cli.screen import progress, say, warn
 from nvembed.cli.search_index import opened
 from nvembed.embed.folder import INDEX
 from nvembed.errors import InputError
@@ -26,7 +25,7 @@ def index(
     delete: tuple[str, ...] = (),
     rebuild: Flag = False,
     to: Path | None = None,
-    server: str = "",
+    server: IndexServer = "",
     kind: Literal["auto", "exact", "rq"] = "auto",
     language: str = "auto",
     types: Annotated[tuple[str, ...], Parameter(name="--type")] = (),
@@ -83,7 +82,7 @@ def index(
     if add or delete:
         if to or rebuild or types or instruction or task or (kind, language) != ("auto", "auto"):
             raise InputError("--add and --delete keep the settings of an index: leave out all but --server")
-        _change(corpus, add, delete, server or os.environ.get("NVEMBED_INDEX_SERVER", ""), start)
+        _change(corpus, add, delete, server, start)
         return
     try:
         kinds = parse_kinds(types)
@@ -99,11 +98,6 @@ def index(
         build(source, to or corpus / INDEX, options, rebuild=rebuild, progress=update, warn=warn) as finished,
     ):
         _report(finished, start)
-
-
-def warn(message: str) -> None:
-    """Print a warning."""
-    say(message, label="warning: ", style="bold yellow")
 
 
 def _change(corpus: Path, add: tuple[Path, ...], delete: tuple[str, ...], server: str, start: float) -> None:

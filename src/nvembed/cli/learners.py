@@ -41,7 +41,7 @@ def open_source(
     if model is None:
         raise InputError(f"{corpus} has no vectors: pass --model, or a folder that nvembed embed wrote")
     string, _ = prompts(**asdict(prompt))
-    check_corpus(corpus, field=reading.field)  # a fault of the corpus is reported before the model loads
+    check_corpus(corpus, reading)  # a fault of the corpus is reported before the model loads
     encoder = load(model, device=compute.device, dtype=compute.dtype)
     return embedded_by(encoder, corpus, model=model, prompt=string, reading=reading, whole=whole)
 
@@ -54,7 +54,7 @@ def open_embedded_source(corpus: Path, model: str | None, *groups: Prompt | Read
         DataError: the folder is unfinished or damaged.
     """
     options = {"model": model} | {key: value for group in groups for key, value in asdict(group).items()}
-    names = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
+    names = [f"--{name.replace('_', '-')}" for name, value in options.items() if value not in (None, False)]
     if names:
         raise InputError(f"{corpus} is embedded already: remove {' and '.join(names)}")
     return from_embedded(corpus)

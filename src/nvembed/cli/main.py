@@ -19,7 +19,7 @@ from cyclopts import App, CycloptsError, Parameter
 from rich.text import Text
 
 from nvembed import __version__
-from nvembed.cli.screen import messages, open_streams, results, say
+from nvembed.cli.screen import messages, open_streams, results, say, warn
 from nvembed.errors import NvembedError
 
 # Module and function of a command have its name. The line stands in the list of commands, which is shown
@@ -140,7 +140,7 @@ def _handle_signals(received: list[int]) -> None:
 
 
 def _show_warning(message: Warning | str, *_where: object) -> None:
-    say(str(message), label="warning: ", style="bold yellow")
+    warn(str(message))
 
 
 def _unknown_command(argv: Sequence[str]) -> str | None:

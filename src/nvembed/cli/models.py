@@ -288,6 +288,10 @@ class Tally:
     tokens: int = 0
     cut: int = 0
     empty: int = 0
+    reused: int = 0  # not counted in ``texts``
+
+    def add_reused(self, count: int) -> None:
+        self.reused += count
 
     def add(self, part: "Embeddings") -> None:
         self.texts += len(part.vectors)

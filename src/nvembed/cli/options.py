@@ -46,13 +46,25 @@ class Prompt:
     """Exact string to prepend to each text."""
 
 
-@_panel("Reading", 10)
 @dataclass(frozen=True, kw_only=True)
-class Reading:
-    """How the records of a corpus are read."""
+class FileOptions:
+    """How the files of a corpus are read."""
 
     field: str | None = None
-    """Field or column with the text. Default: "text", with "title" before it."""
+    """Field with the text, in files that have fields. Default: "text", with "title" before it."""
+    delimiter: str | None = None
+    """Character between the columns of .csv and .tsv files, or tab. Default: that of the header."""
+    encoding: str | None = None
+    """Encoding of JSONL, CSV, TSV and line files, such as cp1252. Default: UTF-8."""
+    follow_links: Flag = False
+    """Read files of the folder that are symbolic links."""
+
+
+@_panel("Reading", 10)
+@dataclass(frozen=True, kw_only=True)
+class Reading(FileOptions):
+    """How a corpus is read and embedded beside itself."""
+
     max_length: Count | None = None
     """Most tokens read of one text, prompt included. Default: the model's limit."""
     cache: Path | None = None
@@ -61,19 +73,11 @@ class Reading:
 
 @_panel("Corpus", 10)
 @dataclass(frozen=True, kw_only=True)
-class CorpusOptions:
-    """How a corpus is read."""
+class CorpusOptions(FileOptions):
+    """How a corpus is read into a folder of its own."""
 
-    field: str | None = None
-    """Field with the text, in files that have fields. Default: "text", with "title" before it."""
-    delimiter: str | None = None
-    """Character between the columns of .csv and .tsv files, or tab. Default: that of the header."""
-    encoding: str | None = None
-    """Encoding of JSONL, CSV, TSV and line files, such as cp1252. Default: UTF-8."""
     on_error: Literal["stop", "skip"] = "stop"
     """Stop when files or records cannot be read, or skip them and list them in manifest.json."""
-    follow_links: Flag = False
-    """Read files of the folder that are symbolic links."""
     config: str | None = None
     """Configuration of a data set of the hub."""
     split: str = "train"

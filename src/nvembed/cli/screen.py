@@ -55,6 +55,11 @@ def say(message: str, *, label: str = "", style: str = "") -> None:
     messages().print(line, soft_wrap=True)
 
 
+def warn(message: str) -> None:
+    """Print a warning to standard error."""
+    say(message, label="warning: ", style="bold yellow")
+
+
 def printable(text: str) -> str:
     """Return ``text`` without what a terminal would obey: a passage must not move the cursor."""
     return "".join(char if char.isprintable() or char == "\n" else " " for char in text)

@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from nvembed.cli.embedding import check_corpus
-from nvembed.cli.options import Compute, Count, Dash, Flag, Reading
+from nvembed.cli.options import Compute, Count, Dash, Flag, IndexServer, Reading
 from nvembed.embed.folder import is_embedded
 from nvembed.errors import InputError
 from nvembed.read.beir import read_stream, read_texts
@@ -31,6 +31,7 @@ def search(
     mode: Mode | None = None,
     where: Annotated[tuple[str, ...], Parameter(consume_multiple=False)] = (),
     mark: Mark | None = None,
+    server: IndexServer = "",
     compute: Compute = Compute(),
 ) -> None:
     """Search a folder, a file, an embedded corpus or an index by meaning.
@@ -75,6 +76,9 @@ def search(
         Of an index: a filter on metadata, such as "year >= 2020 and lang = en". May be repeated.
     mark
         Of an index: what is marked in a passage: the query's words, the nearest sentence, or none.
+    server
+        Of an index: postgresql://USER@HOST/DATABASE, if the passages are stored there. Default:
+        NVEMBED_INDEX_SERVER.
     """
     of_texts = {f"--{name.replace('_', '-')}": value for name, value in asdict(reading).items()}
     if is_index(corpus):
@@ -83,7 +87,7 @@ def search(
         from nvembed.cli.search_index import SearchOptions, opened, search_index
 
         options = SearchOptions(mode or "hybrid", where, top, mark or "words", instruction, task)
-        with opened(corpus) as index:
+        with opened(corpus, server) as index:
             search_index(
                 index, model, texts, options, as_json=json, device=compute.device, dtype=compute.dtype
             )
@@ -96,7 +100,7 @@ def search(
             f"{corpus} is a model. To search a folder: nvembed search FOLDER QUERY --model {corpus}"
         )
     else:
-        check_corpus(corpus, field=reading.field)  # before a model is loaded
+        check_corpus(corpus, reading)  # before a model is loaded
         if model is None:
             raise InputError(f"{corpus} has no vectors yet. Give the model to embed it with: --model MODEL")
     texts = list(_queries(query, queries))
@@ -111,7 +115,7 @@ def _is_model(path: Path) -> bool:
 
 
 def _refuse(options: Mapping[str, object], kind: str) -> None:
-    names = [name for name, value in options.items() if value is not None]
+    names = [name for name, value in options.items() if value not in (None, False)]
     if names:
         raise InputError(f"{names[0]} is for {kind}: remove it")
 

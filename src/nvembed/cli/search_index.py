@@ -1,7 +1,6 @@
 """Search in an index: what ``nvembed search`` and ``nvembed ask`` share."""
 
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from rich.text import Text
 
 from nvembed.cli.models import load
 from nvembed.cli.options import Dtype
-from nvembed.cli.screen import printable, results, say
+from nvembed.cli.screen import printable, results, say, warn
 from nvembed.errors import InputError, NvembedError
 from nvembed.search.index import Index, open_index
 from nvembed.search.retrieve import Hit, Mark, Mode, SearchResult, mark_sentences, mark_words
@@ -37,9 +36,13 @@ class SearchOptions:
     task: str | None = None
 
 
-def opened(path: Path, server: str | None = None) -> Index:
-    """Open an index, with the server that the user has named: by option, or in NVEMBED_INDEX_SERVER."""
-    return open_index(path, server=server or os.environ.get("NVEMBED_INDEX_SERVER", ""))
+def opened(path: Path, server: str) -> Index:
+    """Open an index, with the server that the user has named; warn if its corpus has changed since."""
+    index = open_index(path, server=server)
+    if index.is_outdated():
+        corpus = index.folder.parent
+        warn(f"{corpus} has changed since its index was built. Build the index again: nvembed index {corpus}")
+    return index
 
 
 def load_for(index: Index, model: str | None, *, device: str | None, dtype: Dtype | None) -> "Encoder":

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PREFIX = "NVEMBED_"
 # Variables that are not settings of the server.
-OTHERS = ("NVEMBED_CONFIG", "NVEMBED_CHAT_KEY", "NVEMBED_INDEX_SERVER")
+OTHERS = ("NVEMBED_CONFIG", "NVEMBED_CHAT_KEY")
 
 
 def serve(
@@ -71,7 +71,7 @@ def serve(
         return
     from nvembed.cli.serve_index import served_index
 
-    index, its_model, check = served_index(chosen.index, chosen.index_map)
+    index, its_model, check = served_index(chosen.index, chosen.index_map, chosen.index_server)
     chosen = chosen.model_copy(update={"model": chosen.model or its_model})
     _refuse_missing(chosen.model)
 

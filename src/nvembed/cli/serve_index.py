@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from nvembed.serve.model import SearchQuery, ServedIndex
 
 
-def served_index(path: Path, map_path: Path | None) -> "tuple[ServedIndex, str, Callable[[str], None]]":
+def served_index(
+    path: Path, map_path: Path | None, index_server: str
+) -> "tuple[ServedIndex, str, Callable[[str], None]]":
     """Open an index for the server.
 
     Returns:
@@ -27,14 +29,14 @@ def served_index(path: Path, map_path: Path | None) -> "tuple[ServedIndex, str, 
     """
     from nvembed.serve.model import ServedIndex
 
-    index = opened(path)
+    index = opened(path, index_server)
     record = index.record
 
-    def find(wanted: "SearchQuery", vector: np.ndarray | None) -> list[dict[str, Any]]:
+    def find(query: "SearchQuery", vector: np.ndarray | None) -> list[dict[str, Any]]:
         hits = index.search(
-            wanted.query, vector, mode=wanted.mode, top=wanted.top, where=wanted.where, passage=wanted.id
+            query.query, vector, mode=query.mode, top=query.top, where=query.where, passage=query.id
         ).hits
-        return [asdict(hit) for hit in mark_words(hits, wanted.query, index.words)]
+        return [asdict(hit) for hit in mark_words(hits, query.query, index.words)]
 
     def check(fingerprint: str) -> None:
         if fingerprint != record.fingerprint:

@@ -236,7 +236,7 @@ class _Planner:
             raise DataError(
                 "\n".join(faults[:SHOWN_FAULTS])
                 + more
-                + f"\n{len(faults):,} files or records cannot be read; nothing was embedded. Correct "
+                + f"\nFiles or records that cannot be read: {len(faults):,}. Nothing was embedded. Correct "
                 "them, or leave them out: nvembed embed --on-error skip"
             )
         if not self.counts["documents"]:

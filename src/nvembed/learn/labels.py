@@ -8,10 +8,10 @@ from typing import Any
 from nvembed.errors import DataError, InputError
 from nvembed.learn.source import EmbeddedSource
 from nvembed.read import fields
-from nvembed.read.lines import file_records, format_of
+from nvembed.read.lines import UTF8, TextLayout, file_records, format_of
 
 
-def read_labels(path: str | Path, field: str) -> list[str]:
+def read_labels(path: str | Path, field: str, layout: TextLayout = UTF8) -> list[str]:
     """Return the labels of a .jsonl, .csv, .tsv or .parquet file: strings, or whole numbers as strings.
 
     Raises:
@@ -24,7 +24,7 @@ def read_labels(path: str | Path, field: str) -> list[str]:
     if kind == "txt":
         raise InputError(f"{path}: a .txt file has no labels; expected .jsonl, .csv, .tsv or .parquet")
     labels = []
-    for record in file_records(path, kind, field=field, others=()):
+    for record in file_records(path, kind, field=field, others=(), layout=layout):
         if isinstance(record.fields, DataError):
             raise record.fields
         labels.append(_label(record.fields, field, record.where))

@@ -14,7 +14,7 @@ import numpy as np
 from nvembed.errors import DataError, InputError
 from nvembed.files import atomic_path
 from nvembed.learn.source import EmbeddedSource
-from nvembed.read.lines import known_format, read_rows
+from nvembed.read.lines import UTF8, TextLayout, known_format, read_rows
 
 FORMATS = ("jsonl", "csv", "tsv", "parquet")
 
@@ -34,10 +34,10 @@ def check_format(out: Path) -> str:
     return kind
 
 
-def text_fields(texts: Path, source: EmbeddedSource) -> Iterator[Fields]:
+def text_fields(texts: Path, source: EmbeddedSource, layout: TextLayout = UTF8) -> Iterator[Fields]:
     """Yield the fields of each text: of its record in a file with fields, else its id and its metadata."""
     if texts.is_file() and known_format(texts) not in (None, "txt"):
-        yield from (dict(fields) for _, fields in read_rows(texts))
+        yield from (dict(fields) for _, fields in read_rows(texts, layout=layout))
         return
     for block in source.blocks():
         for passage, metadata in zip(block.passages, block.metadata, strict=True):

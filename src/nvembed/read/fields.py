@@ -65,7 +65,9 @@ def identifier(row: Fields, keys: Sequence[str], where: str) -> str | None:
         if not isinstance(value, str):
             raise _wrong(row, key, where, "a string or an integer")
         if not value.strip():
-            raise DataError(f"{where}: the id {key!r} is blank; expected one that names the record")
+            raise DataError(
+                f"{where}: the id (field {key!r}) is blank; expected a name that no other record has"
+            )
         check_values({key: value}, where)
         return value
     return None

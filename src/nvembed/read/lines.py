@@ -127,12 +127,13 @@ def stream_records(
 
 
 def read_rows(
-    path: str | os.PathLike[str], *, columns: Sequence[str] | None = None
+    path: str | os.PathLike[str], *, columns: Sequence[str] | None = None, layout: TextLayout = UTF8
 ) -> Iterator[tuple[str, Row]]:
     """Yield ``("file:line", fields)`` of each record of a file with fields; stop at the first fault.
 
     Args:
         columns: the columns of a table that are read; None is all.
+        layout: of a text file.
 
     Raises:
         DataError: the file cannot be read, has no record, or a record is malformed.
@@ -141,7 +142,7 @@ def read_rows(
     path = Path(path)
     kind = format_of(path)
     empty = True
-    for record in file_records(path, kind, others=columns):
+    for record in file_records(path, kind, others=columns, layout=layout):
         empty = False
         if isinstance(record.fields, DataError):
             raise record.fields

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from nvembed.embed.embedded import EmbeddedCorpus, vectors_of
 from nvembed.embed.folder import INDEX
+from nvembed.embed.records import read_manifest
 from nvembed.errors import DataError, InputError, OutputError
 from nvembed.files import locked
 from nvembed.search.fields import Kind, field_kinds
@@ -154,6 +155,14 @@ class Index:
             if record.language != self._record.language:
                 self._words = Words(record.language)
             self._record, self._stamp = record, stamp
+
+    def is_outdated(self) -> bool:
+        """Whether the embedded corpus that contains this index has changed since the index was built."""
+        try:
+            manifest = read_manifest(self.folder.parent) if self.folder.name == INDEX else None
+        except DataError:  # an index can be searched without the corpus
+            return False
+        return manifest is not None and self.record.corpus not in ("", manifest.job)
 
     def ping(self) -> None:
         """Check that the index can be searched.
@@ -345,6 +354,7 @@ def _new_record(
         name=f"nvembed_{secrets.token_hex(4)}",
         kind=options.kind,  # type: ignore[arg-type]
         model=source.manifest["model"],
+        corpus=source.manifest["job"],
         fingerprint=settings["fingerprint"],
         passage_prompt=settings["prompt"],
         query_prompt=options.query_prompt,

@@ -22,7 +22,8 @@ class IndexRecord(Schema):
     ``server``: a URL without a password, empty for LanceDB; it is shown, and never connected to unless the
     user names it too. ``name``: the table. ``model``, ``fingerprint``: the model that embedded the
     passages. ``query_prompt``: the default prompt of queries. ``language``: of the stemming of words.
-    ``fields``: what can be filtered on. ``changes``: how many times documents were added or deleted since
+    ``corpus``: the job that wrote the embedded corpus (its manifest's ``job``). ``fields``: what can be
+    filtered on. ``changes``: how many times documents were added or deleted since
     the index was built.
     """
 
@@ -38,6 +39,7 @@ class IndexRecord(Schema):
     max_length: Size
     dim: Size
     language: str
+    corpus: str = ""
     fields: dict[str, Kind] = Field(default_factory=dict)
     changes: Annotated[int, Field(ge=0)] = 0
 

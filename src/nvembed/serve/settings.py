@@ -38,6 +38,9 @@ class ServerSettings(Recipe):
     revision: str | None = Field(None, description="A hub branch, tag or commit.")
 
     index: Path | None = Field(None, description="An index to search: /search, a page at /page/search.")
+    index_server: str = Field(
+        "", description="PostgreSQL URL of the server that stores its passages, without the password."
+    )
     index_map: Path | None = Field(None, description="Its map: the folder that nvembed cluster wrote.")
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 is every address of this host.")
