@@ -86,7 +86,8 @@ LONG_FUNCTIONS: set[str] = set()
 
 # lines of a group of rooms; raised only together with what it buys, in the same commit
 BUDGETS: dict[str, tuple[set[str], int]] = {
-    "core": ({"model", "text", "vectors", "weights", "encoder", "files", "recipe", "errors"}, 8_100),
+    # 36 lines for leftovers of every killed writer and for bounds of a recipe
+    "core": ({"model", "text", "vectors", "weights", "encoder", "files", "recipe", "errors"}, 8_150),
     # 400 lines for training formats of other tools, own instructions, documented recipe keys, digests, the
     # plan before step 1 and evaluations made up for at resume
     "data and train": ({"data", "train"}, 4_200),
@@ -96,7 +97,8 @@ BUDGETS: dict[str, tuple[set[str], int]] = {
     # 150 for citations in every form that a model writes
     # 140 for predictions in four formats with the fields of the texts
     # 20 for an index that knows when its corpus has changed
-    "read, embed, search, learn": ({"read", "embed", "search", "learn"}, 8_370),
+    # 30 for damaged tables
+    "read, embed, search, learn": ({"read", "embed", "search", "learn"}, 8_400),
     "compress": ({"compress"}, 700),
     "evaluate": ({"evaluate"}, 2_480),
     # 550 lines for what clients really send (Cohere v1, NIM, TEI, Voyage), limits before work, pieces, CORS

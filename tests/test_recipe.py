@@ -105,6 +105,22 @@ def test_files_that_are_no_recipe(tmp_path: Path) -> None:
         read_recipe(tmp_path / "bytes.toml", Sample)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a." * 20_000 + "a = 1",
+        "[" + "a." * 20_000 + "a]",
+        "seed = " + "[" * 20_000,
+        "seed = " + "[" * 400 + "]" * 400,
+        "seed = " + "1" * 5_000,
+        "#" * (2 << 20),
+    ],
+    ids=["key", "section", "open", "deep", "digits", "long"],
+)
+def test_recipes_that_would_take_long_or_break_the_parser(tmp_path: Path, text: str) -> None:
+    assert len(fault(tmp_path, text)) < 500
+
+
 def test_nearest() -> None:
     assert nearest("scifact", ["SciFact", "ArguAna"]) == "did you mean 'SciFact'?"
     assert nearest("zzz", [f"name{i:02d}" for i in range(20)]).endswith("... (20 in all)")

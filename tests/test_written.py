@@ -116,6 +116,7 @@ def test_leftovers_of_killed_runs(tmp_path: Path) -> None:
     assert names(tmp_path) == [second, "out"]
     stopped.kill()
     stopped.communicate()
+    (tmp_path / ".out.12345678").mkdir()  # killed before it wrote anything
     write(tmp_path / "out", b"last")
     assert names(tmp_path) == ["out"]
     assert (tmp_path / "out").read_bytes() == b"last"

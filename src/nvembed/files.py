@@ -95,7 +95,10 @@ def write_json(path: Path, content: Any) -> None:
 
 def short_json(value: Any) -> str:
     """Return a value as JSON, shortened to fit a message."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except (RecursionError, ValueError):
+        return f"a {type(value).__name__} nested too deeply to show"
     return text if len(text) <= 100 else text[:97] + "..."
 
 
@@ -122,11 +125,10 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
             raise OutputError(f"{name} is a loop of links: remove it, or write to another path")
         parent = Path(tempfile.gettempdir()) if special else target.parent
         parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(parent, target.name)
-        work = Path(tempfile.mkdtemp(prefix=_work_prefix(target.name), dir=parent))
+        remove_leftovers(parent, target.name)
+        work, lock = _make_work(parent, target.name)
     except OSError as error:
         raise _not_written(name, error) from error
-    writer = _claim_work(work)
     try:
         temporary = work / target.name
         try:
@@ -148,13 +150,16 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         except OSError as error:
             raise _not_written(name, error) from error
     finally:
-        if writer is not None:
-            os.close(writer)
         shutil.rmtree(work, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
 
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
-_WRITER = ".writer"  # in a temporary folder: a file that its process holds the lock of
+
+
+_MODE = ".mode"  # in a temporary folder: shows what the umask allows
+_LEFTOVER = re.compile(r"\.(.+)\.[a-z0-9_]{8}", re.DOTALL)  # as mkdtemp names a temporary folder
 
 
 def _not_written(target: Path, error: OSError) -> OutputError:
@@ -169,42 +174,66 @@ def _work_prefix(name: str) -> str:
     return f".{name.encode()[:200].decode(errors='ignore')}."
 
 
-def _claim_work(work: Path) -> int | None:
-    """Lock a temporary folder for this process; None where there are no locks."""
-    try:
-        handle = os.open(work / f"{_WRITER}.new", os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-    except OSError:
-        return None
-    try:
-        take_lock(handle)
-        (work / f"{_WRITER}.new").rename(work / _WRITER)  # others look for this name: it is locked by now
-    except OSError:
-        os.close(handle)
-        return None
-    return handle
-
-
-def _remove_leftovers(parent: Path, name: str) -> None:
-    """Remove the temporary folders of processes that were killed while they wrote ``name``."""
-    prefix = _work_prefix(name)
-    with os.scandir(parent) as entries:
-        works = [
-            Path(entry.path)
-            for entry in entries
-            if entry.name.startswith(prefix) and len(entry.name) == len(prefix) + 8
-        ]
-    for work in works:
+def _make_work(parent: Path, name: str) -> tuple[Path, int | None]:
+    """Make a temporary folder for ``name``; return it and its lock, None where there are no locks."""
+    while True:
+        work = Path(tempfile.mkdtemp(prefix=_work_prefix(name), dir=parent))
         try:
-            handle = os.open(work / _WRITER, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
-        except OSError:
+            lock = _lock_folder(work)
+        except (BlockingIOError, FileNotFoundError):  # taken for a leftover before it was locked
+            continue
+        if lock is None or work.exists():
+            return work, lock
+        os.close(lock)
+
+
+def _lock_folder(folder: Path) -> int | None:
+    """Lock a folder and return the open handle; None where there are no locks.
+
+    Raises:
+        BlockingIOError: another process holds the lock.
+        FileNotFoundError: there is no such folder.
+    """
+    try:
+        handle = os.open(folder, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_DIRECTORY", 0))
+    except FileNotFoundError:
+        raise
+    except OSError:  # Windows
+        return None
+    try:
+        if take_lock(handle):
+            return handle
+    except BlockingIOError:
+        os.close(handle)
+        raise
+    except OSError:
+        pass
+    os.close(handle)
+    return None
+
+
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Remove the temporary folders of processes that were killed while they wrote a file in ``folder``.
+
+    Args:
+        name: the file. None: every file.
+    """
+    if not folder.is_dir():
+        return
+    with os.scandir(folder) as entries:
+        works = [(Path(entry.path), _LEFTOVER.fullmatch(entry.name)) for entry in entries]
+    for work, match in works:
+        if match is None or (name is not None and not work.name.startswith(_work_prefix(name))):
             continue
         try:
-            if take_lock(handle):
-                shutil.rmtree(work, ignore_errors=True)
-        except OSError:  # its process is alive
-            pass
-        finally:
-            os.close(handle)
+            lock = _lock_folder(work)
+        except OSError:  # its process is alive, or it is gone
+            continue
+        if lock is None:
+            continue
+        if all(each.name.startswith(match[1]) or each.name == _MODE for each in work.iterdir()):
+            shutil.rmtree(work, ignore_errors=True)
+        os.close(lock)
 
 
 def _set_modes(temporary: Path, target: Path, work: Path) -> None:
@@ -219,7 +248,7 @@ def _set_modes(temporary: Path, target: Path, work: Path) -> None:
             with suppress(OSError):
                 os.chown(temporary, there.st_uid, there.st_gid)
         return
-    probe = work / f"{_WRITER}.mode"
+    probe = work / _MODE
     probe.touch(0o666)
     mode = probe.stat().st_mode & 0o777
     for path in _files_of(temporary):
@@ -345,6 +374,7 @@ def locked(out: Path) -> Iterator[None]:
         except OSError as error:
             raise OutputError(f"{lock} cannot be locked ({error.strerror}): write to a local disk") from error
         _write_holder(handle, f"process {os.getpid()} on {socket.gethostname()}")
+        remove_leftovers(out)
         try:
             yield
         finally:

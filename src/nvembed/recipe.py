@@ -24,6 +24,9 @@ class Recipe(Schema):
     """A frozen record read from TOML."""
 
 
+MAX_CHARACTERS = 1 << 20
+MAX_DOTS = 100  # in a line, before its "="
+
 R = TypeVar("R", bound=Recipe)
 
 
@@ -36,13 +39,17 @@ def read_recipe(path: str | os.PathLike[str], model: type[R]) -> R:
     """
     path = Path(path)
     text = _read_text(path)
+    _check_size(path, text)
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        table_json = json.dumps(table, default=str)
+    except RecursionError as error:
+        raise ConfigError(f"{path}: values are nested too deeply; expected a table of sections") from error
+    except ValueError as error:  # TOMLDecodeError, or a number of thousands of digits
         raise ConfigError(f"{path}: expected a TOML file: {error}") from error
     try:
         # By way of JSON, strict validation takes a TOML array for a tuple, and still refuses "3" for 3.
-        return model.model_validate_json(json.dumps(table, default=str))
+        return model.model_validate_json(table_json)
     except ValidationError as error:
         faults = [_fault(path, text, model, detail) for detail in error.errors()]
         raise ConfigError("\n".join(faults)) from error
@@ -66,6 +73,17 @@ def _read_text(path: Path) -> str:
         raise ConfigError(f"{path}: expected a recipe file, got {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: expected UTF-8 text: {error}") from error
+
+
+def _check_size(path: Path, text: str) -> None:
+    """Refuse what the TOML parser would take long for: it keeps every dotted key under all its parents."""
+    if len(text) > MAX_CHARACTERS:
+        raise ConfigError(f"{path}: {len(text):,} characters; expected at most {MAX_CHARACTERS:,}")
+    for number, line in enumerate(text.splitlines(), start=1):
+        if (dots := line.partition("=")[0].count(".")) > MAX_DOTS:
+            raise ConfigError(
+                f"{path}:{number}: a key of {dots + 1:,} parts; expected at most {MAX_DOTS + 1}"
+            )
 
 
 def _fault(path: Path, text: str, model: type[Recipe], detail: ErrorDetails) -> str:

@@ -1,6 +1,7 @@
 """Rows of files of every format: what is read, how it is bounded, and where an error is."""
 
 import bz2
+import contextlib
 import gzip
 import json
 import lzma
@@ -256,3 +257,22 @@ def test_a_compressed_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         list(file_records(path, "txt"))
     path.write_bytes(lzma.compress(b"a\n" * 500_000))
     assert sum(1 for _ in file_records(path, "txt")) == 500_000
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_damaged_tables_end_in_our_error(tmp_path: Path, suffix: str) -> None:
+    """Any byte of a table with strings, lists and dictionaries flipped: read, or refused."""
+    table = pa.table({"text": ["one", "two", "three"] * 4, "d": ["k"] * 12, "v": [["a", "b"]] * 12})
+    path = tmp_path / f"t.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.ipc.new_stream(path, table.schema) as writer:
+            writer.write_table(table)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), max(1, len(whole) // 200)):
+        raw = bytearray(whole)
+        raw[place] ^= 1 << place % 8
+        path.write_bytes(raw)
+        with contextlib.suppress(DataError):
+            list(file_records(path, suffix))

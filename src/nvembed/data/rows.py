@@ -89,11 +89,11 @@ class TextFile:
 
 @contextmanager
 def sealed_path(path: Path) -> Iterator[Path]:
-    """Yield as ``atomic_path`` does; then the file's digest is written beside it."""
+    """Yield as ``atomic_path`` does; the file's digest is written beside it, before the file has its name."""
     with atomic_path(path) as temporary:
         yield temporary
-    with atomic_path(_seal(path)) as temporary:
-        temporary.write_text(_digest(path) + "\n", encoding="utf-8")
+        with atomic_path(_seal(path)) as seal:
+            seal.write_text(_digest(temporary) + "\n", encoding="utf-8")
 
 
 def is_intact(path: Path) -> bool:

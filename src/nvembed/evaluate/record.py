@@ -28,7 +28,7 @@ from nvembed.errors import DataError, NumericsError
 from nvembed.evaluate.outcome import Items, TaskOutcome
 from nvembed.evaluate.settings import protocol
 from nvembed.evaluate.subject import Subject
-from nvembed.files import atomic_path, read_json
+from nvembed.files import atomic_path, read_json, remove_leftovers
 
 Json = dict[str, Any]
 
@@ -153,6 +153,8 @@ _META_FIELDS = (
 
 def finished(folder: Path, task: str, conditions: Json) -> bool:
     """Whether an undamaged result is there that was computed under the same conditions."""
+    for place in (folder, folder / "details"):
+        remove_leftovers(place)
     try:
         record = _checked_record(folder, task)
     except DataError:

@@ -62,7 +62,11 @@ def table_records(
 def _as_data_error(path: Path, kind: str) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, UnicodeDecodeError, OverflowError) as error:
+    except DataError:
+        raise
+    except MemoryError as error:  # a damaged length, mostly
+        raise DataError(f"{path}: damaged, or too large for the memory ({error})") from error
+    except (pa.ArrowException, ValueError, LookupError, OverflowError, TypeError) as error:
         raise DataError(f"{path}: not a whole {kind.capitalize()} file ({error})") from error
     except OSError as error:
         if error.errno is not None or isinstance(error, DataError):
@@ -112,6 +116,7 @@ def _arrow_batches(stream: BinaryIO, path: Path, first_row: int, selection: Sele
         row = 0
         for part in parts:
             if row + part.num_rows > first_row:
+                part.validate(full=True)  # a damaged offset would be read past the end of the memory
                 yield row, part.select(columns)
             row += part.num_rows
 

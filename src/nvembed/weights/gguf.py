@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -54,8 +54,7 @@ def read_gguf(path: Path) -> CausalLM:
         WeightsError: a file that is not GGUF or is cut short, a tokenizer or quantisation that cannot be
             converted, tensors that are missing, unexpected or misshapen.
     """
-    reader = _open(path)
-    metadata = {key: field.contents() for key, field in reader.fields.items()}
+    reader, metadata = _open(path)
     stored = {tensor.name: tensor for tensor in reader.tensors}
     if "token_embd.weight" not in stored:
         raise WeightsError(
@@ -92,7 +91,7 @@ def read_gguf(path: Path) -> CausalLM:
     return CausalLM(config, found, read, tokenizer_files(metadata))
 
 
-def _open(path: Path) -> "GGUFReader":
+def _open(path: Path) -> tuple["GGUFReader", dict[str, Any]]:
     import gguf
 
     class Reader(gguf.GGUFReader):
@@ -102,7 +101,10 @@ def _open(path: Path) -> "GGUFReader":
 
     try:
         check_header(path)
-        return Reader(path)
+        reader = Reader(path)
+        return reader, {key: field.contents() for key, field in reader.fields.items()}
+    except WeightsError:
+        raise
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, IndexError, OverflowError, TypeError) as error:
