@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from conftest import TINY_A
-from nvembed.cli.main import COMMANDS
+from nvembed.cli.main import COMMANDS, app_for
 from nvembed.encoder import Encoder
 
 pq = pytest.importorskip("pyarrow.parquet", reason="the extra 'search' is not installed")
@@ -105,8 +105,12 @@ def test_version_and_help() -> None:
     page = run("--help").stdout.decode()
     assert all(name in page and " ".join(line.split()[:3]) in page for name, line in COMMANDS.items())
     assert run().stdout.decode() == page
+
+
+def test_help_of_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     for name, line in COMMANDS.items():
-        own = run(name, "--help").stdout.decode()
+        app_for([name, "--help"])([name, "--help"])
+        own = capsys.readouterr().out
         assert line in " ".join(own.split()), "the list shows the first line of the command's own help"
         assert f"nvembed {name}" in own.split("Examples:")[1]
 

@@ -25,7 +25,7 @@ classify = App(
     name="classify",
     help="""Fit a classifier on labelled texts, predict with it, or classify without examples.
 
-Examples:
+Examples: fit, predict, and classify by label texts alone.
 
     nvembed classify fit train.jsonl --model MODEL \\
         --task Banking77Classification --out intents
