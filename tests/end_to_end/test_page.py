@@ -92,15 +92,15 @@ def test_key_status_and_heat_map(browser: Chrome, server: Server) -> None:
 
     fill(browser, "queries", "\n".join("abcdef"))
     browser.find_element(By.ID, "go").send_keys(Keys.ENTER)
-    until(browser, lambda b: "bad" in b.find_element(By.ID, "said").get_attribute("class"))
-    assert "max_items" in browser.find_element(By.ID, "said").text
+    until(browser, lambda b: "bad" in b.find_element(By.ID, "message").get_attribute("class"))
+    assert "max_items" in browser.find_element(By.ID, "message").text
 
     kept = "return [localStorage.length, sessionStorage.length, document.cookie]"
     assert browser.execute_script(kept) == [0, 0, ""]
     hosts = "return [...new Set(performance.getEntriesByType('resource').map((e) => new URL(e.name).origin))]"
     assert browser.execute_script(hosts) == [server.url]
-    said = [line["message"] for line in browser.get_log("browser")]
-    assert all("status of 401" in line or "status of 413" in line for line in said), "no breach of the policy"
+    messages = [line["message"] for line in browser.get_log("browser")]
+    assert all("status of 401" in line or "status of 413" in line for line in messages), "no breach of the policy"
 
 
 def test_narrow_screens_do_not_scroll_sideways(browser: Chrome, server: Server) -> None:
@@ -119,7 +119,7 @@ def test_a_server_that_has_gone(browser: Chrome) -> None:
         until(browser, lambda b: b.find_element(By.ID, "status").text == "ready")
     until(browser, lambda b: b.find_element(By.ID, "status").text == "no answer")
     browser.find_element(By.ID, "go").send_keys(Keys.ENTER)
-    until(browser, lambda b: b.find_element(By.ID, "said").text == "The server does not answer.")
+    until(browser, lambda b: b.find_element(By.ID, "message").text == "The server does not answer.")
 
 
 def test_files_need_no_key_and_forbid_other_hosts(server: Server) -> None:

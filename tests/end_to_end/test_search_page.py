@@ -235,7 +235,7 @@ def test_page(browser: Chrome, server: Server) -> None:
     until(lambda b: titles()[:1] == ["judo.md"])
     marks = [mark.text for mark in browser.find_elements(By.CSS_SELECTOR, "#hits li:first-child mark")]
     assert " ".join(marks).lower() == "judo throws"
-    for shown in ("#query", "#instruction", "#hits h3", "#hits .text", "#map-said"):
+    for shown in ("#query", "#instruction", "#hits h3", "#hits .text", "#map-message"):
         # from right to left where the text is
         assert browser.find_element(By.CSS_SELECTOR, shown).get_attribute("dir") == "auto", shown
     press(Keys.ARROW_DOWN)
@@ -248,14 +248,14 @@ def test_page(browser: Chrome, server: Server) -> None:
     until(lambda b: titles() == ["it's; DROP TABLE x.md"])
     browser.find_element(By.ID, "where").clear()
     browser.find_element(By.ID, "where").send_keys("colour = red", Keys.ENTER)
-    until(lambda b: "no field 'colour'" in b.find_element(By.ID, "said").text)
+    until(lambda b: "no field 'colour'" in b.find_element(By.ID, "message").text)
     browser.find_element(By.ID, "where").clear()
     browser.find_element(By.CSS_SELECTOR, "input[value=text]").click()
     until(lambda b: titles() == ["judo.md"])
 
     browser.execute_script("document.getElementById('map').focus()")
     press(Keys.ARROW_RIGHT)
-    until(lambda b: b.find_element(By.ID, "map-said").text == "topic 0: snippet 0")
+    until(lambda b: b.find_element(By.ID, "map-message").text == "topic 0: snippet 0")
     press(Keys.ARROW_RIGHT)
     press(Keys.ENTER)
     until(lambda b: query.get_attribute("value") == "snippet 2")
@@ -263,7 +263,7 @@ def test_page(browser: Chrome, server: Server) -> None:
     browser.find_element(By.CSS_SELECTOR, "#clusters button").click()
     assert browser.find_element(By.CSS_SELECTOR, "#clusters button").get_attribute("aria-pressed") == "true"
 
-    said = [line["message"] for line in browser.get_log("browser")]
-    assert all("status of 401" in line or "status of 400" in line for line in said), said
+    messages = [line["message"] for line in browser.get_log("browser")]
+    assert all("status of 401" in line or "status of 400" in line for line in messages), messages
     browser.set_window_size(500, 900)
     assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")

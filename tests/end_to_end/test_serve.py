@@ -244,7 +244,9 @@ def test_signals_end_it_in_an_orderly_way(number: signal.Signals, phase: str, co
 
 
 def test_a_second_signal_ends_it_at_once() -> None:
-    with process(TINY_A, "--port", "0", "--drain-timeout-s", "600") as server:
+    """A request whose body never comes would hold the first signal's drain for an hour."""
+    patient = ("--drain-timeout-s", "3600", "--body-timeout-s", "3600", "--timeout-s", "3600")
+    with process(TINY_A, "--port", "0", *patient) as server:
         where = urlsplit(server.url)
         with socket.create_connection((where.hostname, where.port)) as slow:
             slow.sendall(b"POST /embed HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
@@ -252,9 +254,12 @@ def test_a_second_signal_ends_it_at_once() -> None:
             while ask(cast(Server, server), "/stats").json["requests_at_work"] < 2:
                 pass
             server.running.send_signal(signal.SIGTERM)
-            assert json.loads(server.running.stderr.readline())["requests_at_work"] >= 1
+            draining = json.loads(server.running.stderr.readline())
+            assert (draining["event"], draining["requests_at_work"]) == ("draining", 1)
+            with pytest.raises(subprocess.TimeoutExpired):
+                server.running.wait(2)
             server.running.send_signal(signal.SIGTERM)
-            server.running.wait(30)
+            assert server.running.wait(60) == 0
 
 
 def test_several_values_in_a_variable() -> None:

@@ -78,11 +78,11 @@ def _fault(detail: Any) -> tuple[str, str]:
     return ".".join(map(str, path)), str(detail["msg"])
 
 
-async def embed(state: State, request: Request, wanted: EmbedRequest) -> EmbedResult:
+async def embed(state: State, request: Request, embed_request: EmbedRequest) -> EmbedResult:
     """Embed what a request asks for, and note it on the request's ticket."""
     ticket = cast(Ticket, request.state.ticket)
-    ticket.texts = len(wanted.texts)
-    result = await state.serving().embed(wanted, ticket.deadline, partial(_gone, request))
+    ticket.texts = len(embed_request.texts)
+    result = await state.serving().embed(embed_request, ticket.deadline, partial(_gone, request))
     ticket.tokens, ticket.cut, ticket.queue_s = sum(result.tokens), len(result.truncated), result.queue_s
     return result
 
@@ -185,8 +185,8 @@ def cohere_routes(state: State) -> APIRouter:
 
     async def answered(request: Request, body: protocol.CohereV1Body, version: str) -> Response:
         named(state, body.model)
-        wanted = body.request()
-        result = await embed(state, request, wanted)
+        embed_request = body.request()
+        result = await embed(state, request, embed_request)
         vectors = shortened(result.vectors, body.output_dimension)
         kinds = dict.fromkeys(body.embedding_types or ("float",))
         meta: dict[str, Any] = {
@@ -203,7 +203,7 @@ def cohere_routes(state: State) -> APIRouter:
                 "embeddings": {kind: as_kind(vectors, kind) for kind in kinds}
                 if by_type
                 else as_kind(vectors, "float"),
-                "texts": wanted.texts,
+                "texts": embed_request.texts,
                 "meta": meta,
                 "response_type": "embeddings_by_type" if by_type else "embeddings_floats",
                 "details": details(result),
@@ -266,12 +266,12 @@ def tei_routes(state: State) -> APIRouter:
         """Return each text's tokens, uncut. Ours: ``pooled`` tells whether a token is averaged."""
         body = await parsed(state, request, protocol.TeiTokenizeBody)
         engine = state.serving()
-        wanted = protocol.TeiBody(prompt_name=body.prompt_name).request_of(
+        embed_request = protocol.TeiBody(prompt_name=body.prompt_name).request_of(
             protocol.as_list(body.inputs), "inputs"
         )
-        prompt = engine.prompt(wanted)
-        pieces = await engine.pieces(wanted, request.state.ticket.deadline, partial(_gone, request))
-        joined = [prompt + str(text) for text in wanted.texts]
+        prompt = engine.prompt(embed_request)
+        pieces = await engine.pieces(embed_request, request.state.ticket.deadline, partial(_gone, request))
+        joined = [prompt + str(text) for text in embed_request.texts]
         return await asyncio.to_thread(_tokens, joined, pieces, special=body.add_special_tokens)
 
     @router.get("/info", responses=responses(dict[str, Any], protocol.TeiErrorResponse))

@@ -51,9 +51,9 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        given_id = headers.get("x-request-id", "")
+        client_id = headers.get("x-request-id", "")
         now = monotonic()
-        request_id = given_id if _ID.fullmatch(given_id) else uuid4().hex
+        request_id = client_id if _ID.fullmatch(client_id) else uuid4().hex
         ticket = Ticket(request_id, now, now + self._allowed_s(headers))
         scope.setdefault("state", {})["ticket"] = ticket
         status = 0

@@ -61,10 +61,10 @@ def search_routes(state: State, index: ServedIndex) -> APIRouter:
         vector, prompt = None, ""
         if body.mode != "text":
             own = index.query_prompt if body.instruction is None else None
-            wanted = EmbedRequest(
+            embed_request = EmbedRequest(
                 [body.query], "query", body.instruction, None, "END", "query", index.max_length, prompt=own
             )
-            result = await embed(state, request, wanted)
+            result = await embed(state, request, embed_request)
             vector, prompt = result.vectors[0], result.prompt
         state.serving()
         query = SearchQuery(body.query, body.mode, body.top, body.where, body.id)

@@ -28,8 +28,8 @@ export async function ask(path, body) {
 }
 
 async function reason(answer) {
-  const said = await answer.json().catch(() => ({}));
-  const message = said.error?.message ?? said.error ?? said.message ?? answer.statusText;
+  const content = await answer.json().catch(() => ({}));
+  const message = content.error?.message ?? content.error ?? content.message ?? answer.statusText;
   const wait = answer.headers.get("retry-after");
   return wait ? `${message} (in ${wait} s)` : String(message);
 }

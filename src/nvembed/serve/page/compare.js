@@ -19,15 +19,15 @@ async function compare() {
   const asked = [embed(queries, { input_type: "passage" })];
   if (instruction) asked.push(embed(queries, { instruction }));
   if (others.length) asked.push(embed(others, { input_type: "passage" }));
-  const found = await Promise.all(asked);
-  const plain = found[0].vectors;
-  const prompted = instruction ? found[1].vectors : null;
-  const passages = others.length ? found.at(-1).vectors : null;
+  const answers = await Promise.all(asked);
+  const plain = answers[0].vectors;
+  const prompted = instruction ? answers[1].vectors : null;
+  const passages = others.length ? answers.at(-1).vectors : null;
   const grid = (rows) => rows.map((row) => (passages ?? rows).map((other) => dot(row, other)));
   const maps = prompted ? [["With the instruction", instruction, grid(prompted)]] : [];
   maps.push(["Without an instruction", "the queries alone", grid(plain)]);
   draw(maps, queries, passages ? others : queries, !passages);
-  const cut = found.reduce((sum, one) => sum + one.cut, 0);
+  const cut = answers.reduce((sum, one) => sum + one.cut, 0);
   return cut ? `${cut} texts were too long and were cut.` : "";
 }
 
@@ -70,13 +70,13 @@ function table(grid, rows, columns, share, square) {
 byId("form").addEventListener("submit", async (event) => {
   event.preventDefault();
   byId("go").disabled = true;
-  byId("said").className = "said";
-  byId("said").textContent = "Embedding …";
+  byId("message").className = "message";
+  byId("message").textContent = "Embedding …";
   try {
-    byId("said").textContent = await compare();
+    byId("message").textContent = await compare();
   } catch (error) {
-    byId("said").textContent = error instanceof TypeError ? "The server does not answer." : error.message;
-    byId("said").classList.add("bad");
+    byId("message").textContent = error instanceof TypeError ? "The server does not answer." : error.message;
+    byId("message").classList.add("bad");
   }
   byId("go").disabled = false;
 });

@@ -52,7 +52,7 @@ export function drawMap(content, choose) {
   function look(point) {
     if (point === at) return;
     at = point;
-    byId("map-said").textContent = point ? `${names.get(point.cluster) ?? "no cluster"}: ${point.snippet}` : "";
+    byId("map-message").textContent = point ? `${names.get(point.cluster) ?? "no cluster"}: ${point.snippet}` : "";
     canvas.style.cursor = point ? "pointer" : "";
     draw();
   }

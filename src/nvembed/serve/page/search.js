@@ -6,8 +6,8 @@ let map = null;
 let latest = 0; // only the latest search's answer is shown
 
 function say(text, bad = false) {
-  byId("said").textContent = text;
-  byId("said").classList.toggle("bad", bad);
+  byId("message").textContent = text;
+  byId("message").classList.toggle("bad", bad);
 }
 
 async function search(extra = {}) {
@@ -36,7 +36,7 @@ async function search(extra = {}) {
 }
 
 function show(hits) {
-  byId("found").hidden = false;
+  byId("results").hidden = false;
   byId("hits").replaceChildren(...hits.map(passage));
   map?.ring(hits.map((hit) => hit.id));
 }
