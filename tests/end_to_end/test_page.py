@@ -100,7 +100,9 @@ def test_key_status_and_heat_map(browser: Chrome, server: Server) -> None:
     hosts = "return [...new Set(performance.getEntriesByType('resource').map((e) => new URL(e.name).origin))]"
     assert browser.execute_script(hosts) == [server.url]
     messages = [line["message"] for line in browser.get_log("browser")]
-    assert all("status of 401" in line or "status of 413" in line for line in messages), "no breach of the policy"
+    assert all("status of 401" in line or "status of 413" in line for line in messages), (
+        "no breach of the policy"
+    )
 
 
 def test_narrow_screens_do_not_scroll_sideways(browser: Chrome, server: Server) -> None:

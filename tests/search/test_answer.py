@@ -90,6 +90,7 @@ def test_what_stays_absent_is_marked() -> None:
         ("```\nnever closed [9]", (), ()),
         ("`` [9] ` [9] `` [1]", (1,), ()),
         ("x[9], rows_all[9], [text], [1.5], [1:30]", (), ()),
+        ("[1, p. 3] [2, pages 4-5] [9, page 1] [p. 7] [pages 1-2]", (1, 2), (9,)),
         ("[2020] and [2019, 2020]", (), ()),
         ("[^1]: a note", (), ()),
     ],
@@ -127,6 +128,8 @@ def test_a_statement_without_a_citation_is_no_missing_answer() -> None:
 def test_thinking_is_left_out() -> None:
     assert answer("?", HITS, lambda _: "<think>[9]?</think>\nYes [1].").text == "Yes [1]."
     assert without_thinking("hm [9]</think> Yes <think>or") == "Yes"
+    for tag in ("thinking", "Reasoning", "thought"):
+        assert without_thinking(f"<{tag}>a<{tag}>b</{tag}> Yes.") == "Yes."
     with pytest.raises(DataError, match="no answer after its thinking"):
         without_thinking("<think>and so on")
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def served_index(
-    path: Path, map_path: Path | None, index_server: str
+    path: Path, map_path: Path | None, index_server: str = ""
 ) -> "tuple[ServedIndex, str, Callable[[str], None]]":
     """Open an index for the server.
 

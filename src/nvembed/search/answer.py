@@ -43,6 +43,8 @@ _PARTS = re.compile(
     rf"(?P<first>\d+){_RANGE}(?:[\^#]|{_LABEL})*+(?P<last>\d+)|(?P<one>\d+)(?:(?::\d+)?\u2020[^,;]*)?",
     re.IGNORECASE,
 )
+_PAGE = re.compile(r",? ?\b(?:pp?\.?|pages?) ?\d{1,9}(?: ?[-\u2010-\u2015] ?\d{1,9})?", re.IGNORECASE)
+_THINKING = re.compile(r"<(/?)(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
 _TICKS = re.compile(r"`+")
 # Before a bracket that is an index of an array (x[1], rows_a[1]) or a list (x = [1]) and no citation.
 _CODE_BEFORE = re.compile(r"(?:(?<![\w'\u2019])[a-z]|[a-z]\w*_\w*|= *)\Z")
@@ -134,20 +136,21 @@ def citations(text: str, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def without_thinking(text: str) -> str:
-    """Return a reply without ``<think>...</think>``, which some models print before their answer.
+    """Return a reply without ``<think>...</think>`` and its like, which some models print.
 
     Raises:
         DataError: there is nothing else.
     """
-    kept, place = [], 0
-    end = text.find("</think>")
-    if end >= 0 and text.find("<think>", 0, end) < 0:
-        place = end + len("</think>")  # the opening tag was part of the model's prompt
-    while (start := text.find("<think>", place)) >= 0:
-        kept.append(text[place:start])
-        end = text.find("</think>", start)
-        place = len(text) if end < 0 else end + len("</think>")
-    answer_text = "".join([*kept, text[place:]]).strip()
+    kept: list[str] = []
+    place = 0
+    thinking = (first := _THINKING.search(text)) is not None and first[1] == "/"  # opened in the prompt
+    for tag in _THINKING.finditer(text):
+        if tag[1] and thinking:
+            place, thinking = tag.end(), False
+        elif not tag[1] and not thinking:
+            kept.append(text[place : tag.start()])
+            thinking = True
+    answer_text = "".join(kept if thinking else [*kept, text[place:]]).strip()
     if not answer_text:
         raise DataError("the chat model's reply has no answer after its thinking: allow it more tokens")
     return answer_text
@@ -162,7 +165,7 @@ def _citations(text: str, count: int) -> Iterator[tuple[tuple[int, int], list[in
             start, end = next(code, (len(text), len(text)))
         if start <= match.start():
             continue
-        content = " ".join(next(group for group in match.groups() if group).split())
+        content = _PAGE.sub("", " ".join(next(group for group in match.groups() if group).split()))
         if _CITATION.fullmatch(content) is None or _is_code(text, match):
             continue
         present, missing = _numbers(content, count)
