@@ -305,6 +305,7 @@ def test_killed_outright_it_leaves_nothing_and_starts_again_on_the_same_port() -
         (["nosuch", "--port", "0"], {}, 1, "nosuch"),
         (["m"], {"NVEMBED_MAX_ITMES": "3"}, 1, "unknown variable NVEMBED_MAX_ITMES: did you mean"),
         (["owner/m", "--served-name", "a,,b"], {}, 1, "served_name"),
+        (["owner/m", "--port", "0"], {"NVEMBED_DEVICE": "cpu,gpu"}, 1, "device is 'gpu'"),
         (["owner/m", "--cors-origin", "example.org"], {}, 1, "cors_origin"),
         (
             ["owner/m", "--port", "0"],

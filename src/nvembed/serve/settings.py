@@ -1,5 +1,6 @@
 """Options of the server: one schema for flags, environment (``NVEMBED_PORT``) and TOML (``port = 8000``)."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -132,6 +133,11 @@ class ServerSettings(Recipe):
             )
         if "" in self.served_name:
             raise InputError("served_name has an empty name: expected names separated by commas")
+        for device in (self.device or "cpu").split(","):
+            if re.fullmatch(r"cpu|cuda(:\d{1,4})?", device) is None:
+                raise InputError(
+                    f"device is {device!r}: expected cpu, cuda, cuda:1, or several: cuda:0,cuda:1"
+                )
         if self.index_map is not None and self.index is None:
             raise InputError("index_map needs index: pass both, or index alone")
         if (self.tls_cert is None) != (self.tls_key is None):
