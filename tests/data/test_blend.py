@@ -253,6 +253,9 @@ def test_mine_command(project: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert (out / "faq.jsonl").stat().st_mtime_ns == stamp
     with pytest.raises(OutputError, match=r"faq\.settings\.json is .* another mining\.rule\.negatives"):
         mine(project, out=out, root=project, negatives=2)
+    write_rows(project / "test.jsonl", [{"text": "What is number 9?"}])
+    with pytest.raises(OutputError, match=r"faq\.settings\.json is .* another files\..*test\.jsonl"):
+        mine(project, out=out, root=project)
     with locked(out), pytest.raises(OutputError, match="is being written by another job"):
         mine(project, out=out, root=project)
     with pytest.raises(InputError, match="the blend has no set 'fag': did you mean 'faq'"):
@@ -364,3 +367,30 @@ def test_leaks_of_a_recipe(project: Path, capsys: pytest.CaptureFixture[str]) ->
     assert (overlap["records"], overlap["leaking"], overlap["leaked_exactly"]) == (20, 1, 1)
     mine(project, out=project / "out", root=project)
     assert leaks(project / "out", against=[project], root=project) == 0
+
+
+def test_data_that_were_refused_can_be_corrected(project: Path) -> None:
+    out = project / "out"
+    whole = (project / "faq.jsonl").read_text()
+    (project / "faq.jsonl").write_text(whole + '{"query": null, "positive": "nothing"}\n')
+    with pytest.raises(DataError, match=r"faq\.jsonl:21: query"):
+        mine(project, out=out, root=project, sets=["faq"])
+    (project / "faq.jsonl").write_text(whole)
+    mine(project, out=out, root=project, sets=["faq"])
+    assert len(list(ExampleFile(out / "faq.jsonl"))) == 19
+
+
+@pytest.mark.parametrize("texts", [[], ["", "  "]])
+def test_a_held_out_set_without_a_text_is_refused(project: Path, texts: list[str]) -> None:
+    write_rows(project / "test.jsonl", ({"text": text} for text in texts))
+    with pytest.raises(DataError, match=r"test\.jsonl"):
+        mine(project, out=project / "out", root=project, sets=["faq"])
+
+
+@pytest.mark.parametrize("name", ["", " ", "..", "../x", "a/b", "a\\nb", "x" * 300, "faq.chosen", "a:b"])
+def test_names_of_sets_are_names_of_files(project: Path, name: str) -> None:
+    recipe = project / "blend.toml"
+    recipe.write_text(recipe.read_text().replace("[sets.mood]", f'[sets."{name}"]'))
+    with pytest.raises(ConfigError, match="names of files"):
+        mine(project, out=project / "out", root=project)
+    assert not (project / "out").exists()

@@ -94,6 +94,14 @@ FORMATS: dict[str, Any] = {
         "passages": {"is_selected": [0, 1], "passage_text": ["x", b], "url": ["u", "v"]},
     },
     "set": lambda a, b: {"set": [a, b]},
+    "other_keys": lambda a, b: {
+        "data": {"user_text": a, "lang": "en"},
+        "grade": 1,
+        "antwort": [[b]],
+        "x": None,
+    },
+    "instructions": lambda a, b: {"instruction": a, "input": "", "output": b},
+    "prompts": lambda a, b: {"query": f"Instruct: Retrieve passages\nQuery: {a}", "pos": [f"passage: {b}"]},
     "messages": lambda a, b: {"messages": [{"role": "user", "content": a}, {"role": "x", "content": b}]},
 }
 
@@ -161,15 +169,16 @@ def test_what_counts_of_each_kind_of_task(tmp_path: Path, capsys: pytest.Capture
     assert "alike" not in table.out
 
 
-def test_files_without_known_texts_are_refused(tmp_path: Path) -> None:
+def test_files_without_texts_are_refused(tmp_path: Path) -> None:
     task = make_pairs(tmp_path / "alike", binary=False)
-    write_jsonl(tmp_path / "odd.jsonl", [{"frage": "a", "antwort": "b"}])
-    with pytest.raises(DataError, match=r"odd.jsonl:1: no text found.*antwort, frage.*anchor.*--field"):
-        leaks(tmp_path / "odd.jsonl", against=[task])
-    assert leaks(tmp_path / "odd.jsonl", against=[task], field=["frage", "antwort"]) == 0
-    for value in (5, True, {"id": "7"}):
-        write_jsonl(tmp_path / "odd.jsonl", [{"query": "a", "pos": value}])
-        with pytest.raises(DataError, match=r"odd.jsonl:1: pos"):
+    write_jsonl(tmp_path / "odd.jsonl", [{"frage": "a", "antwort": ""}])
+    assert leaks(tmp_path / "odd.jsonl", against=[task]) == 0
+    assert leaks(tmp_path / "odd.jsonl", against=[task], field=["frage"]) == 0
+    with pytest.raises(DataError, match=r"odd.jsonl:1: no text found.*query.*--field.*frage, antwort"):
+        leaks(tmp_path / "odd.jsonl", against=[task], field=["query"])
+    for value in (5, True, {"id": 7}):
+        write_jsonl(tmp_path / "odd.jsonl", [{"query": None, "pos": value}])
+        with pytest.raises(DataError, match=r"odd.jsonl:1: no text found"):
             leaks(tmp_path / "odd.jsonl", against=[task])
     with pytest.raises(InputError, match="no such file"):
         leaks(tmp_path / "nothing.jsonl", against=[task])

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from nvembed.embed.write import write_vectors
 from nvembed.errors import DataError, InputError, OutputError
 from nvembed.read.beir import Passage
-
-pa = pytest.importorskip("pyarrow", reason="the extra 'search' is not installed")
-pq = pytest.importorskip("pyarrow.parquet", reason="the extra 'search' is not installed")
 
 
 def blocks(sizes: list[int], dim: int = 7) -> Iterator[tuple[list[Passage], np.ndarray]]:
@@ -183,7 +182,7 @@ def test_full_disk(small_disk: Path, kind: str) -> None:
 
 
 def test_bad_targets_and_blocks(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"v\.bin: the format cannot be told.*\.npy, \.parquet, \.jsonl"):
+    with pytest.raises(InputError, match=r"v\.bin: .*\.npy, \.parquet, \.jsonl"):
         write_vectors(tmp_path / "v.bin", blocks([1]))
     with pytest.raises(InputError, match="unknown output format 'hdf5'; expected one of npy"):
         write_vectors(tmp_path / "v.npy", blocks([1]), format="hdf5")

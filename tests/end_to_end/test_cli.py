@@ -173,6 +173,19 @@ def test_encode_from_stdin_to_stdout() -> None:
     np.testing.assert_array_equal(vectors, fake_vectors(TEXTS))
 
 
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
+def test_encode_takes_delimiter_and_encoding(encoding: str, tmp_path: Path) -> None:
+    source = 'id#text\n1#Grüße\n2#"a#b"\n'.encode(encoding)
+    (tmp_path / "in.csv").write_bytes(source)
+    options = ["--delimiter", "#", "--encoding", encoding]
+    for done in (
+        run("encode", "m", tmp_path / "in.csv", "-", *options),
+        run("encode", "m", "-", "-", "--input-format", "csv", *options, stdin=source),
+    ):
+        rows = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [(row["id"], row["text"]) for row in rows] == [("1", "Grüße"), ("2", "a#b")]
+
+
 def test_cut_texts_are_said(texts: Path) -> None:
     done = run("encode", "m", texts, texts.parent / "o.npy", "--max-length", "3", "--truncate-dim", "8")
     assert b"warning: 1 of 6 texts were cut to 3 tokens" in done.stderr
@@ -190,7 +203,7 @@ def test_empty_texts_are_said(tmp_path: Path) -> None:
         (["encode", "m", "none.txt", "o.npy"], "error: cannot read none.txt: No such file"),
         (["encode", "m", "bad.jsonl", "o.npy"], "error: bad.jsonl:2: not JSON"),
         (["encode", "m", "bad.txt", "o.npy"], "error: bad.txt: no text in it"),
-        (["encode", "m", "a.txt", "o.bin"], "error: o.bin: the format cannot be told from the name"),
+        (["encode", "m", "a.txt", "o.bin"], "error: o.bin: unknown file type"),
         (
             ["encode", "m", "a.txt", "-", "--format", "npy"],
             "error: standard output takes jsonl only, not npy",

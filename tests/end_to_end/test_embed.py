@@ -173,7 +173,7 @@ def test_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["--engine", "ray", "--device", "cpu"], "--device and --update are for the local engine"),
         (["--task", "NQ", "--prompt", "p"], "--task and --prompt are both given"),
         (["--split", "test"], "--config, --split and --revision are for data sets: datasets:owner/name"),
-        (["--chunk-tokens", "99"], "--chunk-tokens is 99; expected 1 to 50: what is left of the 52"),
+        (["--chunk-tokens", "99"], "--chunk-tokens is 99; expected 1 to 50"),
         (["--chunk-tokens", "9", "--overlap-tokens", "9"], "--overlap-tokens is 9; expected 0 to 8"),
     ]:
         arguments = ["embed", corpus, tmp_path / "new", *always, "--on-error", "skip", *options]

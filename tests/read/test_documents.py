@@ -1,7 +1,6 @@
 """Text files and Markdown; and what is the same for every kind of document."""
 
 import codecs
-import logging
 import os
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ from corpora import pdf
 
 from nvembed.errors import DataError
 from nvembed.read import child, documents
-from nvembed.read.corpus import SourceFile, read_documents
+from nvembed.read.corpus import Document, SourceFile, read_documents
 from nvembed.read.documents import DOCUMENT_KINDS, extract
 from nvembed.read.front_matter import split_front_matter
 
@@ -163,12 +162,12 @@ def test_long_front_matter_takes_no_long_time(source: str) -> None:
     assert time.process_time() - start < 20, "time grows with the square of the length"
 
 
-def test_warnings_are_logged_with_the_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_warnings_are_part_of_a_document(tmp_path: Path) -> None:
     path = write(tmp_path, "a.pdf", pdf("one", " ", "three"))
-    with caplog.at_level(logging.WARNING):
-        (item,) = read_documents(SourceFile(path, "a.pdf", "pdf"))
-    assert getattr(item.document, "text", None) == "one\n\nthree\n"
-    assert f"{path}: 1 of 3 pages have no text" in caplog.text
+    (item,) = read_documents(SourceFile(path, "a.pdf", "pdf"))
+    assert isinstance(item.document, Document)
+    assert item.document.text == "one\n\nthree\n"
+    assert [warning.partition(" (")[0] for warning in item.document.warnings] == ["1 of 3 pages have no text"]
 
 
 def test_the_child_that_reads_is_replaced_after_it_ended(tmp_path: Path) -> None:

@@ -120,8 +120,9 @@ def test_a_wrong_encoding(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"text\nna\xefve\n")
     with pytest.raises(DataError, match=r"a\.csv: not text in ascii"):
         fields(tmp_path / "a.csv", "csv", encoding="ascii")
-    with pytest.raises(InputError, match="--encoding nosuch: unknown"):
-        fields(tmp_path / "a.csv", "csv", encoding="nosuch")
+    for encoding in ("nosuch", "", "hex", "rot13", "a\0b"):
+        with pytest.raises(InputError, match=r"--encoding .*: unknown"):
+            fields(tmp_path / "a.csv", "csv", encoding=encoding)
 
 
 @pytest.mark.parametrize("mark", [",", ";", "\t", "|"])

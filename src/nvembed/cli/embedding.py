@@ -149,7 +149,7 @@ def text_layout(reading: FileOptions) -> TextLayout:
     return TextLayout(reading.delimiter, reading.encoding)
 
 
-def check_corpus(corpus: Path, reading: FileOptions) -> None:
+def check_corpus(corpus: Path, reading: Reading) -> None:
     """Report at once what is wrong with a corpus at its beginning.
 
     Raises:

@@ -10,11 +10,12 @@ from typing import Literal
 import numpy as np
 
 from nvembed.cli.models import Tally, counted, load, prompts
-from nvembed.cli.options import Dash, Dtype
+from nvembed.cli.options import Compute, Count, Dash, InputOptions, Prompt
 from nvembed.cli.screen import say, warn
 from nvembed.embed.write import output_format, write_jsonl, write_vectors
 from nvembed.errors import InputError
 from nvembed.read.beir import Passage, read_stream, read_texts
+from nvembed.read.lines import TextLayout
 
 
 def encode(
@@ -24,17 +25,13 @@ def encode(
     /,
     *,
     format: Literal["npy", "parquet", "jsonl"] | None = None,
-    input_format: Literal["txt", "jsonl", "csv", "tsv", "parquet"] | None = None,
-    field: str | None = None,
-    instruction: str | None = None,
-    task: str | None = None,
-    prompt: str | None = None,
-    max_length: int | None = None,
     truncate: bool = True,
-    truncate_dim: int | None = None,
-    device: str | None = None,
-    dtype: Dtype | None = None,
-    batch_tokens: int | None = None,
+    max_length: Count | None = None,
+    truncate_dim: Count | None = None,
+    batch_tokens: Count | None = None,
+    options: InputOptions = InputOptions(),
+    prompt: Prompt = Prompt(),
+    compute: Compute = Compute(),
 ) -> None:
     """Embed the texts of a file.
 
@@ -47,49 +44,36 @@ def encode(
 
         nvembed encode MODEL questions.txt questions.parquet --task NQ
 
-        zcat posts.csv.gz | nvembed encode MODEL - posts.npy --input-format csv --field body
+        zcat posts.csv.gz | \\
+            nvembed encode MODEL - posts.npy --input-format csv --field body
 
         nvembed encode MODEL texts.txt - --format jsonl | head -n 3
 
     Parameters
     ----------
     model
-        A checkpoint folder, or a hub id.
+        Model folder, or hub id.
     input
-        A .txt (one text per line), .jsonl, .csv, .tsv or .parquet file; "-" is standard input.
+        A .txt file (one text per line), .jsonl, .csv, .tsv, .parquet or .arrow; "-" is standard input.
     out
         A .npy, .parquet (id, text, vector) or .jsonl file; "-" writes JSON lines to standard output.
     format
-        The output's format, where its name does not tell.
-    input_format
-        The input's format, where its name does not tell; standard input is txt unless given.
-    field
-        The field or column that holds the text; "text", with a "title" before it, unless given.
-    instruction
-        The sentence that describes the task: each text is read behind "Instruct: ...\\nQuery: ".
-    task
-        A task whose instruction is known, such as NQ or Banking77Classification.
-    prompt
-        The whole string to put before each text.
-    max_length
-        The most tokens to read of one text; the model's own limit unless given.
+        Format of the output. Default: by its name.
     truncate
-        Cut longer texts, and say how many; --no-truncate refuses them.
+        Cut longer texts, and report how many; --no-truncate refuses them.
+    max_length
+        Most tokens read of one text, prompt included. Default: the model's limit.
     truncate_dim
-        Keep this many dimensions (only of a model trained for it).
-    device
-        cpu, cuda, cuda:1, or several: cuda:0,cuda:1.
-    dtype
-        What to compute in; bfloat16 on CUDA and float32 on CPU unless given.
+        Keep this many dimensions, of a model trained for it.
     batch_tokens
-        Tokens to compute at a time; chosen from the free memory unless given.
+        Tokens computed at a time. Default: chosen from the free memory.
     """
     input, out = (str(Path(path).expanduser()) for path in (input, out))
     _check_output(out, format, input)
-    passages = _passages(input, input_format, field)
-    query_prompt, _ = prompts(task=task, instruction=instruction, prompt=prompt)
-    first = next(passages)  # what is wrong with the input is said before a model is loaded
-    encoder = load(model, device=device, dtype=dtype)
+    passages = _passages(input, options)
+    query_prompt, _ = prompts(task=prompt.task, instruction=prompt.instruction, prompt=prompt.prompt)
+    first = next(passages)  # faults of the input are reported before a model is loaded
+    encoder = load(model, device=compute.device, dtype=compute.dtype)
     tally = Tally()
     waiting: deque[Passage] = deque()  # read, and not yet embedded: a window of the encoder or two
     start = perf_counter()
@@ -112,7 +96,7 @@ def encode(
     limit = max_length or encoder.max_length
     for count, what in (
         (tally.cut, f"were cut to {limit:,} tokens"),
-        (tally.empty, "are empty: their vectors say nothing"),
+        (tally.empty, "are empty; their vectors are meaningless"),
     ):
         if count:
             message = f"{count:,} of {tally.texts:,} texts {what}"
@@ -130,10 +114,12 @@ def _check_output(out: str, format: str | None, source: str) -> None:
         raise InputError(f"{out} is the input, which would be lost: give another file name")
 
 
-def _passages(source: str, format: str | None, field: str | None) -> Iterator[Passage]:
+def _passages(source: str, options: InputOptions) -> Iterator[Passage]:
+    layout = TextLayout(options.delimiter, options.encoding)
     if source == "-":
-        return read_stream(sys.stdin.buffer, format=format or "txt", field=field)
-    return read_texts(source, format=format, field=field)
+        kind = options.input_format or "txt"
+        return read_stream(sys.stdin.buffer, format=kind, field=options.field, layout=layout)
+    return read_texts(source, format=options.input_format, field=options.field, layout=layout)
 
 
 def _texts(first: Passage, rest: Iterator[Passage], waiting: deque[Passage]) -> Iterator[str]:

@@ -44,9 +44,8 @@ def leaks(
     A training record leaks an evaluation record when it holds all its texts: both sentences of an STS pair,
     the query of a retrieval task, the text of a classification task. Exit codes: 0 no leak, 3 leaks found.
 
-    Training files may have the keys of nvembed (query, positives, hard_negatives), of sentence-transformers
-    (anchor, positive, negative), of FlagEmbedding (query, pos, neg), scored pairs (sentence1, sentence2) and
-    others; a file without a known key is refused.
+    Training files may be in any format of records: every string counts, whatever its key is. A prompt before
+    a text, such as "Instruct: ...\\nQuery: " or "query: ", is left out.
 
     Examples:
 
@@ -71,7 +70,7 @@ def leaks(
     sets
         Only these training sets of a recipe. Repeat for several.
     field
-        Key that holds a text, for files with keys of their own. Repeat for several.
+        Compare only the texts under this key of the training files. Repeat for several. Default: all texts.
     threshold
         Similarity from which two texts are nearly equal (Jaccard, 5-character shingles). Texts of fewer than
         60 characters must be equal.

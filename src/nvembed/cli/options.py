@@ -56,8 +56,6 @@ class FileOptions:
     """Character between the columns of .csv and .tsv files, or tab. Default: that of the header."""
     encoding: str | None = None
     """Encoding of JSONL, CSV, TSV and line files, such as cp1252. Default: UTF-8."""
-    follow_links: Flag = False
-    """Read files of the folder that are symbolic links."""
 
 
 @_panel("Reading", 10)
@@ -65,10 +63,21 @@ class FileOptions:
 class Reading(FileOptions):
     """How a corpus is read and embedded beside itself."""
 
+    follow_links: Flag = False
+    """Read files of the folder that are symbolic links."""
     max_length: Count | None = None
     """Most tokens read of one text, prompt included. Default: the model's limit."""
     cache: Path | None = None
     """Folder for the vectors. Default: .nvembed beside the corpus."""
+
+
+@_panel("Input", 10)
+@dataclass(frozen=True, kw_only=True)
+class InputOptions(FileOptions):
+    """How a file of texts is read."""
+
+    input_format: Literal["txt", "jsonl", "csv", "tsv", "parquet", "arrow"] | None = None
+    """Format of the input. Default: by its name; of standard input, txt."""
 
 
 @_panel("Corpus", 10)
@@ -76,6 +85,8 @@ class Reading(FileOptions):
 class CorpusOptions(FileOptions):
     """How a corpus is read into a folder of its own."""
 
+    follow_links: Flag = False
+    """Read files of the folder that are symbolic links."""
     on_error: Literal["stop", "skip"] = "stop"
     """Stop when files or records cannot be read, or skip them and list them in manifest.json."""
     config: str | None = None

@@ -20,8 +20,8 @@ from nvembed.data.mine import Corpus, mine_set
 from nvembed.data.read import read_held_out, read_passages, read_source
 from nvembed.data.rows import Numbered, TextFile, is_changed, is_intact, sealed_path, text_key, write_rows
 from nvembed.data.rule import Rule, Teacher, check_rule
-from nvembed.data.sources import BlendRecipe, TrainingSource
-from nvembed.data.tables import Places
+from nvembed.data.sources import BlendRecipe, HeldOutSet, TrainingSource
+from nvembed.data.tables import Places, local_digests
 from nvembed.errors import DataError, OutputError
 from nvembed.files import claim
 from nvembed.recipe import Recipe
@@ -55,8 +55,8 @@ def prepare(
 ) -> dict[str, Path]:
     """Make ``OUT/NAME.jsonl`` for every source of ``blend`` named in ``sources``, and return these files.
 
-    A finished set is left as it is, one that was begun is resumed. Both only if the recipe, the teacher and
-    the held-out sets are the same: otherwise that is an error, and nothing is overwritten.
+    A finished set is left as it is, one that was begun is resumed. Both only if the recipe, the teacher, the
+    local data and the held-out sets are the same: otherwise that is an error, and nothing is overwritten.
 
     Raises:
         InputError: the rule cannot do what it states.
@@ -68,7 +68,11 @@ def prepare(
     files = {name: out / f"{name}.jsonl" for name in sources}
     for name, file in files.items():
         source = sources[name]
-        claim(out / f"{name}.settings.json", _settings(blend, source, mining, teacher_name))
+        marker, chosen = out / f"{name}.settings.json", out / f"{name}.chosen.jsonl"
+        if not file.exists() and not is_intact(chosen):  # a run that ended before it made anything
+            _tidy(file)
+            marker.unlink(missing_ok=True)
+        claim(marker, _settings(blend, source, mining, teacher_name, places))
         if file.exists():
             if is_changed(file):
                 raise OutputError(
@@ -79,7 +83,7 @@ def prepare(
         else:
             if held_out is None:
                 held_out = [HeldOut(read_held_out(each, places)) for each in blend.held_out.values()]
-            chosen = _choose_examples(out / f"{name}.chosen.jsonl", source, blend.seed, held_out, places, say)
+            _choose_examples(chosen, source, blend.seed, held_out, places, say)
             if source.mine:
                 _mine(chosen, source, mining, places, file, (blend.seed, teacher_name), make_teacher, say)
             else:
@@ -121,10 +125,14 @@ def _tidy(file: Path) -> None:
 
 
 def _settings(
-    blend: BlendRecipe, source: TrainingSource, mining: MiningRecipe, teacher_name: str
+    blend: BlendRecipe, source: TrainingSource, mining: MiningRecipe, teacher_name: str, places: Places
 ) -> dict[str, Any]:
-    """Return all that decides what a set's file holds."""
+    """Return all that decides what a set's file holds; of local data the digests of their files."""
+    data: dict[str, TrainingSource | HeldOutSet] = {"source": source, **blend.held_out}
     return {
+        "files": {
+            key: local_digests(each.path, each.split, places) for key, each in data.items() if each.path
+        },
         "source": source.model_dump(),
         "held_out": {key: value.model_dump() for key, value in blend.held_out.items()},
         "mining": mining.model_dump() if source.mine else None,
@@ -164,10 +172,10 @@ def _choose_examples(
     held_out: Sequence[HeldOut],
     places: Places,
     say: Callable[[str], None],
-) -> Path:
-    """Write the chosen examples, not yet mined, to ``path``, unless they are there; return it."""
+) -> None:
+    """Write the chosen examples, not yet mined, to ``path``, unless they are there."""
     if is_intact(path):
-        return path
+        return
     name = path.name.removesuffix(".chosen.jsonl")
     leaking = 0
 
@@ -190,7 +198,6 @@ def _choose_examples(
         write_rows(temporary, map(to_row, chosen))
     leaking += examples.count - clean.count
     say(f"{name}: {examples.count:,} examples, {leaking:,} left out as leaks, {len(chosen):,} chosen")
-    return path
 
 
 def _passages(source: TrainingSource, examples: Iterable[Example], path: Path, places: Places) -> TextFile:

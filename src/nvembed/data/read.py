@@ -102,12 +102,12 @@ def read_held_out(held_out: HeldOutSet, places: Places) -> Iterator[TextRecord]:
             if odd := [value for value in record if not isinstance(value, str)]:
                 names = ", ".join(held_out.columns)
                 raise DataError(f"{where}: {names}: expected text, got {_shown(odd[0])}")
-            count += 1
+            count += any(value.strip() for value in record)
             yield record
     if not count:
         name = held_out.hub or held_out.path
         raise DataError(
-            f"{name}: the held-out set has no record, so no leak can be found: check path, split and qrels"
+            f"{name}: no record of the held-out set has a text, so no leak can be found; check its settings"
         )
 
 

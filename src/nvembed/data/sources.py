@@ -158,6 +158,12 @@ class HeldOutSet(Recipe):
     """The split; of a local folder the qrels file."""
 
 
+def _is_file_name(name: str) -> bool:
+    """Whether files of a set can be called by its name, on every system, beside those of other sets."""
+    odd = not name.strip() or name.startswith(".") or name.endswith(".chosen") or len(name.encode()) > 200
+    return not odd and name.isprintable() and not set(name) & set('/\\:*?"<>|')
+
+
 class BlendRecipe(Recipe):
     """``blend.toml``: every training set of a model, by name, and what must not be among them."""
 
@@ -172,7 +178,7 @@ class BlendRecipe(Recipe):
     def _sets_have_names_and_tasks(self) -> Self:
         sets = {}
         for name, source in self.sets.items():
-            if name.startswith(".") or set(name) & set('/\\:*?"<>|'):
+            if not _is_file_name(name):
                 raise ValueError(f"names of sets that can be names of files, got {name!r}")
             sets[name] = source if source.task else source.model_copy(update={"task": name})
             try:

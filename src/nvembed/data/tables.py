@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nvembed.errors import DataError, DownloadError, needs_extra
+from nvembed.files import file_digest
 from nvembed.read.beir import file_of, read_judgements
 from nvembed.read.lines import Row, read_rows
 
@@ -38,6 +39,15 @@ def open_table(hub: str, path: str, revision: str, places: Places) -> Table:
         if path
         else _hub_table(hub, revision, places.mirror)
     )
+
+
+def local_digests(path: str, split: str, places: Places) -> dict[str, str]:
+    """Return the digest of each local file that ``open_table`` reads below ``path``, by its name."""
+    place = places.root.expanduser() / Path(path).expanduser()
+    files: list[Path | None] = [place]
+    if place.is_dir():
+        files = [*(file_of(place, name) for name in ("corpus", "queries")), place / "qrels" / f"{split}.tsv"]
+    return {file.name: file_digest(file) for file in files if file is not None and file.is_file()}
 
 
 def _local_table(path: Path) -> Table:

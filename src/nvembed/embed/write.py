@@ -2,7 +2,7 @@
 
 ==========  ===========================================================================
 .npy        float32 (N, D)
-.parquet    columns id, text, vector (fixed-size list of D float32); extra ``search``
+.parquet    columns id, text, vector (fixed-size list of D float32)
 .jsonl      ``{"id": ..., "text": ..., "vector": [...]}`` per line; digits that read back exactly
 ==========  ===========================================================================
 """
@@ -11,11 +11,11 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
-from nvembed.errors import DataError, InputError, MissingExtraError, OutputError
+from nvembed.errors import DataError, InputError, OutputError
 from nvembed.files import atomic_path
 from nvembed.read.beir import Passage
 
@@ -37,21 +37,18 @@ def write_vectors(
     Args:
         target: the file; an existing one is replaced, once everything is written.
         blocks: at least one; memory holds one at a time.
-        format: one of ``FORMATS``; None takes it from the file's name.
+        format: one of ``FORMATS``; None: by the file's name.
         metadata: what made the vectors; kept in Parquet's schema, left out elsewhere.
 
     Raises:
         OutputError: a full disk, no permission: ``target`` is as it was.
         InputError: the format is unknown.
         DataError: no block, or a block of another shape.
-        MissingExtraError: Parquet without the extra ``search``.
     """
     target = Path(target)
     kind = format or output_format(target)
     if kind not in FORMATS:
         raise InputError(f"unknown output format {kind!r}; expected one of {', '.join(FORMATS)}")
-    if kind == "parquet":
-        _pyarrow()  # before the work, not after it
     if target.is_dir():
         raise OutputError(f"could not write {target}: it is a folder; give a file name")
     with atomic_path(target) as temporary:
@@ -67,16 +64,16 @@ def write_jsonl(stream: BinaryIO, passages: Sequence[Passage], vectors_ND: np.nd
 
 
 def output_format(target: Path) -> str:
-    """Return the format a file name stands for.
+    """Return the format of a file by its name.
 
     Raises:
-        InputError: the extension is none of the known ones.
+        InputError: the name has none of the known endings.
     """
     kind = target.suffix.lower().lstrip(".")
     if kind not in FORMATS:
         known = ", ".join(f".{name}" for name in FORMATS)
         raise InputError(
-            f"{target}: the format cannot be told from the name; expected one of {known}, or say it"
+            f"{target}: unknown file type {target.suffix!r}. Supported: {known}; or choose one with --format"
         )
     return kind
 
@@ -145,7 +142,9 @@ def _jsonl_writer(path: Path, _dim: int, _metadata: Mapping[str, str]) -> Iterat
 
 @contextmanager
 def _parquet_writer(path: Path, dim: int, metadata: Mapping[str, str]) -> Iterator[Write]:
-    pa, pq = _pyarrow()
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     columns = [("id", pa.string()), ("text", pa.string()), ("vector", pa.list_(pa.float32(), dim))]
     schema = pa.schema(columns, metadata={"nvembed": json.dumps(dict(metadata))})
 
@@ -174,14 +173,3 @@ _WRITERS: dict[str, Callable[[Path, int, Mapping[str, str]], AbstractContextMana
     "parquet": _parquet_writer,
     "jsonl": _jsonl_writer,
 }
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise MissingExtraError(
-            "Parquet needs the package pyarrow: install the extra with  pip install 'nvembed[search]'"
-        ) from error
-    return pa, pq

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 from nvembed.errors import DataError, InputError
 from nvembed.read import fields
 from nvembed.read.lines import FORMATS, LINE_KINDS, UTF8, TextLayout, file_records, format_of, stream_records
-from nvembed.read.streams import COMPRESSIONS, FileRecord, no_field, open_binary, text_lines
+from nvembed.read.streams import COMPRESSIONS, FileRecord, in_utf8, no_field, open_binary, text_lines
 
 ID_FIELDS = ("_id", "id")
 CORPUS_NAMES = ("corpus.jsonl", *(f"corpus.jsonl.{suffix}" for suffix in COMPRESSIONS), "corpus.parquet")
@@ -43,6 +43,7 @@ def read_texts(
         format: one of ``lines.FORMATS``; None takes it from the file's name.
         field: the field or column with the text. None: ``text``, with a ``title`` before it.
         unique: refuse an id that occurs twice.
+        layout: delimiter and encoding of a text file.
 
     Raises:
         DataError: the file cannot be read, is empty, or has a malformed line; names file and line.
@@ -56,7 +57,12 @@ def read_texts(
 
 
 def read_stream(
-    stream: BinaryIO, *, format: str = "txt", field: str | None = None, name: str = "standard input"
+    stream: BinaryIO,
+    *,
+    format: str = "txt",
+    field: str | None = None,
+    layout: TextLayout = UTF8,
+    name: str = "standard input",
 ) -> Iterator[Passage]:
     """Yield the texts of an open binary stream, as ``read_texts`` does those of a file.
 
@@ -67,7 +73,8 @@ def read_stream(
     _check_format(format)
     if format not in LINE_KINDS:
         raise InputError(f"{format.capitalize()} cannot be read from {name}: give the path of the file")
-    return _passages(stream_records(stream, name, format), name, field, False)
+    records = stream_records(in_utf8(stream, name, layout.encoding), name, format, layout=layout)
+    return _passages(records, name, field, False)
 
 
 def _check_format(kind: str) -> None:

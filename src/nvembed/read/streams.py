@@ -58,15 +58,10 @@ def open_binary(path: Path, *, encoding: str | None = None) -> Iterator[BinaryIO
         DataError: the file cannot be opened or read, is not whole, or expands out of proportion.
         InputError: an unknown encoding.
     """
-    if encoding is not None:
-        try:
-            codecs.lookup(encoding)
-        except LookupError as error:
-            raise InputError(f"--encoding {encoding}: unknown; expected one such as cp1252") from error
+    _check_encoding(encoding)
     try:
         with _decompressed(path) as stream:
-            plain = encoding is None or codecs.lookup(encoding).name == "utf-8"
-            yield stream if plain else cast(BinaryIO, io.BufferedReader(_Utf8(stream, path, encoding or "")))
+            yield in_utf8(stream, str(path), encoding)
     except NvembedError:
         raise
     except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
@@ -75,6 +70,28 @@ def open_binary(path: Path, *, encoding: str | None = None) -> Iterator[BinaryIO
         if error.errno is None and path.suffix.lower().lstrip(".") in COMPRESSIONS:
             raise DataError(f"{path}: not a whole compressed file ({error}): fetch it again") from error
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def in_utf8(stream: BinaryIO, name: str, encoding: str | None) -> BinaryIO:
+    """Return a stream in UTF-8 of one in ``encoding``; None is UTF-8 already.
+
+    Raises:
+        InputError: an unknown encoding.
+    """
+    if encoding is None or _check_encoding(encoding) == "utf-8":
+        return stream
+    return cast(BinaryIO, io.BufferedReader(_Utf8(stream, name, encoding), 1 << 20))
+
+
+def _check_encoding(encoding: str | None) -> str:
+    """Return Python's name of an encoding of text."""
+    try:
+        if encoding is None:
+            return "utf-8"
+        "".encode(encoding)  # refuses codecs that are no encodings of text, such as hex
+        return codecs.lookup(encoding).name
+    except (LookupError, ValueError) as error:
+        raise InputError(f"--encoding {encoding}: unknown; expected one such as cp1252") from error
 
 
 @contextmanager
@@ -172,13 +189,19 @@ class _Zstd(_Rewound):
 class _Utf8(_Rewound):
     """A stream in another encoding, as UTF-8."""
 
-    def __init__(self, stream: BinaryIO, path: Path, encoding: str) -> None:
+    def __init__(self, stream: BinaryIO, name: str, encoding: str) -> None:
         super().__init__()
-        self._stream, self._path, self._encoding = stream, path, encoding
-        self._rewind()
+        self._stream, self._name, self._encoding = stream, name, encoding
+        self._begin()
+
+    def seekable(self) -> bool:
+        return self._stream.seekable()
 
     def _rewind(self) -> None:
         self._stream.seek(0)
+        self._begin()
+
+    def _begin(self) -> None:
         self._decoder = codecs.getincrementaldecoder(self._encoding)()
         self._held, self._ended = b"", False
 
@@ -189,7 +212,7 @@ class _Utf8(_Rewound):
             try:
                 self._held = self._decoder.decode(raw, final=self._ended).encode("utf-8", "surrogatepass")
             except UnicodeError as error:
-                raise DataError(f"{self._path}: not text in {self._encoding} ({error})") from error
+                raise DataError(f"{self._name}: not text in {self._encoding} ({error})") from error
         piece, self._held = self._held[:size], self._held[size:]
         return piece
 
