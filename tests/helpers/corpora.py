@@ -20,6 +20,7 @@ class Part:
     vectors: np.ndarray
     num_tokens: np.ndarray
     truncated: np.ndarray
+    empty: np.ndarray
 
 
 def word_offsets(texts: Sequence[str]) -> list[np.ndarray]:
@@ -46,7 +47,8 @@ def encode(texts: Sequence[str], window: int = 3) -> Iterator[Part]:
     for start in range(0, len(texts), window):
         some = texts[start : start + window]
         words = np.array([len(text.split()) for text in some])
-        yield Part(np.stack([vector(text) for text in some]), np.minimum(words, 50) + 2, words > 50)
+        vectors = np.stack([vector(text) for text in some])
+        yield Part(vectors, np.minimum(words, 50) + 2, words > 50, words == 0)
 
 
 def settings(**changes: object) -> EmbedSettings:

@@ -227,6 +227,20 @@ def test_a_dictionary_that_stands_for_gigabytes(tmp_path: Path) -> None:
     assert peak < 500
 
 
+def test_a_list_that_stands_for_gigabytes(tmp_path: Path) -> None:
+    words = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), ["x" * (4 << 20)])
+    many = pa.ListArray.from_arrays(pa.array([0, 1000], pa.int32()), words)
+    nested = pa.StructArray.from_arrays([many], names=["words"])
+    table = pa.table({"text": ["a"], "tags": many, "more": nested})
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table)
+    (record,) = file_records(tmp_path / "a.arrow", "arrow")
+    assert isinstance(record.fields, DataError)
+    assert "a record of" in str(record.fields)
+    _, peak = peak_of_reading(tmp_path / "a.arrow", "arrow")
+    assert peak < 500
+
+
 def test_long_rows_of_a_small_file(tmp_path: Path) -> None:
     texts = [f"{i}" + "x" * (1 << 20) for i in range(400)]
     pq.write_table(

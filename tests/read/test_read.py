@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nvembed.errors import DataError, InputError
-from nvembed.read.beir import Passage, read_stream, read_texts
+from nvembed.read.beir import Passage, read_qrels, read_stream, read_texts
 
 pa = pytest.importorskip("pyarrow", reason="the extra 'search' is not installed")
 pq = pytest.importorskip("pyarrow.parquet", reason="the extra 'search' is not installed")
@@ -203,3 +203,29 @@ def test_an_id_that_occurs_twice(tmp_path: Path) -> None:
     assert len(list(read_texts(path))) == 4
     with pytest.raises(DataError, match=r"c\.jsonl:3: the id 'x' occurs twice, first at .*c\.jsonl:1"):
         list(read_texts(path, unique=True))
+
+
+def test_every_reader_of_judgements_takes_the_same_files(tmp_path: Path) -> None:
+    """Headers in any order, whole numbers with a fraction of zero, numbers as ids, odd line ends in ids."""
+    path = tmp_path / "test.tsv"
+    for text in (
+        "1\td\u2028x\t2\n",
+        "query-id\tcorpus-id\tscore\n1\td\u2028x\t2.0\n",
+        "\ufeffcorpus-id\tscore\tquery-id\r\nd\u2028x\t2\t1\r\n",
+        "qid\tpid\tlabel\n\n1\td\u2028x\t2\n",
+    ):
+        path.write_bytes(text.encode())
+        assert read_qrels(path, queries={"1"}, passages={"d\u2028x"}) == {"1": {"d\u2028x": 2}}
+    for text, message in {
+        "1\td\tnan\n": "whole number",
+        "1\td\t1.5\n": "whole number",
+        "1\td\t1\n1\td\t1\n": "judged twice",
+        "1\t \t1\n": "blank id",
+        "2\td\t1\n": "not in the file of queries",
+        "1\te\t1\n": "not in the corpus",
+        "a\tb\tc\n1\td\t1\n": "header",
+        "1 d 1\n": "separated by tabs",
+    }.items():
+        path.write_text(text)
+        with pytest.raises(DataError, match=message):
+            read_qrels(path, queries={"1"}, passages={"d"})

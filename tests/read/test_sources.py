@@ -1,6 +1,7 @@
 """Documents out of every kind of file: text, ids, metadata, pages; from any place; and what is wrong."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -134,3 +135,28 @@ def test_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(DownloadError, match=r"could not read .*set \(config default, split test"):
         hub(str(tmp_path / "set"), split="test")
     assert sources.HUB == "datasets:"
+
+
+def test_links_out_of_a_folder_are_read_only_when_asked(tmp_path: Path) -> None:
+    (tmp_path / "secret.txt").write_text("secret")
+    (tmp_path / "secret.jsonl").write_text('{"_id": "1", "text": "secret"}\n')
+    folder = tmp_path / "folder"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "own.txt").write_text("own")
+    (folder / "sub" / "link.txt").symlink_to(tmp_path / "secret.txt")
+    (folder / "more").symlink_to(tmp_path)
+    (folder / "gone.txt").symlink_to("nothing")
+    (folder / "zero.txt").symlink_to("/dev/zero")
+    os.mkfifo(folder / "pipe.txt")
+    listed = list_files(str(folder))
+    assert [file.name for file in listed.files] == ["own.txt"]
+    assert listed.ignored == {"symbolic link": 4}
+    listed = list_files(str(folder), follow_links=True)
+    assert [file.name for file in listed.files] == ["own.txt", "sub/link.txt"]
+    assert listed.ignored == {"symbolic link": 3}
+    beir = tmp_path / "beir"
+    beir.mkdir()
+    (beir / "corpus.jsonl").symlink_to(tmp_path / "secret.jsonl")
+    with pytest.raises(DataError, match=r"corpus\.jsonl is a symbolic link.*--follow-links"):
+        list_files(str(beir))
+    assert [file.name for file in list_files(str(beir), follow_links=True).files] == ["corpus.jsonl"]

@@ -118,7 +118,9 @@ def _held_out_rows(held_out: HeldOutSet, places: Places) -> Rows:
         return rows
     judged = {_id(_cell(row, COLUMNS["query_id"], where), where) for where, row in rows}
     queries = table("queries", "queries")
-    return ((where, row) for where, row in queries if _id(_cell(row, COLUMNS["id"], where), where) in judged)
+    return (
+        (where, row) for where, row in queries if _id(_cell(row, _id_column(row), where), where) in judged
+    )
 
 
 def _pairs(source: TrainingSource, places: Places) -> Iterator[Example]:
@@ -261,7 +263,7 @@ def _labelled(source: TrainingSource, places: Places) -> Iterator[tuple[str, str
 
 def _label_name(label: Any, where: str) -> str:
     """Return a label's name: a string, or a whole number."""
-    if isinstance(label, bool) or not isinstance(label, str | int) or label == "":
+    if isinstance(label, bool) or not isinstance(label, str | int) or not str(label).strip():
         raise DataError(f"{where}: label: expected a string or a whole number, got {_shown(label)}")
     return str(label)
 
@@ -286,7 +288,13 @@ def _main_rows(source: TrainingSource, places: Places) -> Rows:
 
 
 def _value(source: TrainingSource, row: Row, role: str, where: str) -> Any:
-    return _cell(row, _column(source, role), where, f" (the {role})")
+    column = source.columns.get(role) or (_id_column(row) if role == "id" else COLUMNS.get(role, role))
+    return _cell(row, column, where, f" (the {role})")
+
+
+def _id_column(row: Row) -> str:
+    """Return the column with a text's own id: ``_id``, or ``id``."""
+    return "id" if "_id" not in row and "id" in row else "_id"
 
 
 def _cell(row: Row, column: str, where: str, role: str = "") -> Any:

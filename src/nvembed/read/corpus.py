@@ -77,7 +77,8 @@ def list_files(corpus: str, *, follow_links: bool = False) -> CorpusFiles:
     Args:
         corpus: a file; a folder in BEIR's layout (then its file of passages); or a folder of files, searched
             through its subfolders except hidden ones.
-        follow_links: read files in a folder that are symbolic links. Otherwise they are counted as ignored.
+        follow_links: read files in a folder that are symbolic links. Otherwise they are counted as ignored,
+            and a file of passages in BEIR's layout is refused.
 
     Raises:
         DataError: no such path, or nothing in it that can be read.
@@ -90,6 +91,10 @@ def list_files(corpus: str, *, follow_links: bool = False) -> CorpusFiles:
     if path.is_dir():
         for name in CORPUS_NAMES:
             if (path / name).is_file():
+                if (path / name).is_symlink() and not follow_links:
+                    raise DataError(
+                        f"{path / name} is a symbolic link: read what it points to with --follow-links"
+                    )
                 return CorpusFiles([SourceFile(path / name, name, format_of(path / name))])
         return _folder(path, follow_links)
     kind = known_format(path) or DOCUMENT_KINDS.get(path.suffix.lower())

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from nvembed.errors import DataError
 from nvembed.read.streams import (
     FREE_BYTES,
+    LINE_BYTES,
     MAX_EXPANSION,
     FileRecord,
     Place,
@@ -43,8 +45,18 @@ def table_records(
             skip = max(0, start.row - row)
             names = batch.schema.names
             columns = batch.columns
+            batch_size = sum(map(_expanded_bytes, columns))
+            size += batch_size
+            if size > limit:
+                raise too_large(path, limit)
             for index in range(skip, batch.num_rows):
                 place, where = Place(row=row + index), f"{path}, row {row + index}"
+                if batch_size > LINE_BYTES:
+                    row_size = sum(_expanded_bytes(column.slice(index, 1)) for column in columns)
+                    if row_size > LINE_BYTES:
+                        fault = f"{where}: a record of {row_size:,} bytes; expected at most {LINE_BYTES:,}"
+                        yield FileRecord(place, where, DataError(fault))
+                        continue
                 try:
                     fields = {
                         name: column[index].as_py() for name, column in zip(names, columns, strict=True)
@@ -52,10 +64,27 @@ def table_records(
                 except UnicodeDecodeError as error:
                     yield FileRecord(place, where, DataError(f"{where}: a string is not UTF-8 ({error})"))
                     continue
-                size += sum(len(value) for value in fields.values() if isinstance(value, str))
-                if size > limit:
-                    raise too_large(path, limit)
                 yield FileRecord(place, where, fields)
+
+
+def _expanded_bytes(array: pa.Array) -> int:
+    """Return how much memory the values of an array take, each counted wherever it occurs."""
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        if not _has_length(kind.value_type):
+            return len(array) * _expanded_bytes(array.dictionary) // max(1, len(array.dictionary))
+        return pc.sum(pc.binary_length(array.dictionary).take(array.indices)).as_py() or 0
+    if pa.types.is_struct(kind):
+        return sum(map(_expanded_bytes, array.flatten()))
+    if pa.types.is_nested(kind) and hasattr(array, "flatten"):
+        return _expanded_bytes(array.flatten())
+    return (pc.sum(pc.binary_length(array)).as_py() or 0) if _has_length(kind) else array.nbytes
+
+
+def _has_length(kind: pa.DataType) -> bool:
+    types = pa.types
+    text = types.is_string(kind) or types.is_large_string(kind)
+    return bool(text or types.is_binary(kind) or types.is_large_binary(kind))
 
 
 @contextmanager
