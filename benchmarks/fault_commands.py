@@ -12,6 +12,7 @@ import importlib
 import json
 import mmap
 import os
+import random
 import re
 import select
 import shutil
@@ -227,13 +228,23 @@ def snapshot(stage: Stage, scene: Scene, runner: Runner) -> dict[str, str]:
         found = {}
         for argv in scene.answers:
             ended = runner.run(argv, stage.work)
-            found[" ".join(argv[2:])] = f"{ended.code}\n{ended.out}" + ("" if ended.code == 0 else ended.err)
+            found[" ".join(argv[2:])] = hits(ended)
         return found | {"names": "\n".join(_names(stage.work))}
     return {
         path.relative_to(stage.work).as_posix(): _digest(path)
         for path in sorted(stage.work.rglob("*"))
         if path.name != ".lock"
     }
+
+
+def hits(ended: Ended) -> str:
+    """Return the hits of a search by score and id: the order of equal scores is that of the rows."""
+    if ended.code != 0:
+        return f"{ended.code}\n{ended.err}"
+    rows = [json.loads(line) for line in ended.out.splitlines()]
+    for row in rows:
+        del row["rank"]
+    return "\n".join(json.dumps(row) for row in sorted(rows, key=lambda row: (-row["score"], row["id"])))
 
 
 def _digest(path: Path) -> str:
@@ -285,10 +296,10 @@ def build(root: Path, runner: Runner, names: Sequence[str] | None = None) -> Sta
     work = str(stage.work)
     model = ["--model", str(base / "model"), "--device", "cpu"]
     chunks = ["--chunk-tokens", "48", "--overlap-tokens", "8", "--shard-passages", "12"]
-    questions = tuple(
-        ("search", work, question, "--mode", mode, "--json", "--top", "8", "--device", "cpu")
+    questions = tuple(  # every passage is an answer; hybrid ranks follow from these two
+        ("search", work, question, "--mode", mode, "--json", "--top", "100", "--device", "cpu")
         for question, mode in (
-            ("What does document 2 say?", "hybrid"),
+            ("What does document 2 say?", "text"),
             ("sentence 3", "text"),
             ("two", "vector"),
         )
@@ -302,10 +313,10 @@ def build(root: Path, runner: Runner, names: Sequence[str] | None = None) -> Sta
         Scene("embed", ("embed", str(base / "corpus"), f"{work}/out", *model, *chunks)),
         Scene("index", ("index", work), base / "embedded", questions),
         Scene("index --add", ("index", work, "--add", str(base / "more")), base / "indexed", questions),
-        Scene("index --delete", ("index", work, "--delete", "b.txt"), base / "indexed", questions),
+        Scene("index --delete", ("index", work, "--delete", "r3"), base / "indexed", questions),
         Scene(
             "index --add --delete",
-            ("index", work, "--add", str(base / "more"), "--delete", "b.txt"),
+            ("index", work, "--add", str(base / "more"), "--delete", "r3"),
             base / "indexed",
             questions,
         ),
@@ -356,20 +367,30 @@ def _inputs(base: Path, runner: Runner) -> None:
     make_corpus(base / "corpus")
     (base / "corpus" / "d.pdf").unlink()  # read in a process of its own; tests/read has its faults
     (base / "corpus" / "c.html").unlink()
-    (base / "second").mkdir()
-    for name, number in (("b.txt", 11), ("z.txt", 12)):
-        (base / "second" / name).write_text(sentences(number, 4))
+    _passages(base / "first.jsonl", range(16))
+    _passages(base / "second.jsonl", (2, 16, 17, 18))
     rows = [{"id": f"t{i}", "text": sentences(i, 1 + i % 3)} for i in range(40)]
     (base / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    model = ("--model", base / "model", "--device", "cpu", "--chunk-tokens", "48", "--overlap-tokens", "8")
-    run("embed", base / "corpus", base / "embedded", *model, "--shard-passages", "12")
-    run("embed", base / "second", base / "more", *model)
+    model = ("--model", base / "model", "--device", "cpu")
+    run("embed", base / "first.jsonl", base / "embedded", *model, "--whole", "--shard-passages", "6")
+    run("embed", base / "second.jsonl", base / "more", *model, "--whole")
     shutil.copytree(base / "embedded", base / "indexed")
     run("index", base / "indexed")
     run("mine", recipe, "--out", base / "mined", "--root", base)
     make_retrieval(base / "tasks" / "retrieval" / "SQuAD", passages=24, queries=6)
     make_pairs(base / "tasks" / "sts" / "STS12", binary=False, n=20)
     make_labelled(base / "tasks" / "classification" / "Banking77Classification", n=40)
+
+
+def _passages(path: Path, numbers: Sequence[int] | range) -> None:
+    """Write records of different lengths, so that no two have one score for the words of a query."""
+    from eval_folders import WORDS
+
+    rows = [
+        {"id": f"r{n}", "text": " ".join(random.Random(n).choices(WORDS, k=3 + n)), "year": 2000 + n}
+        for n in numbers
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def kept(stage: Stage, scene: Scene, name: str, make: Callable[[], None]) -> Path:

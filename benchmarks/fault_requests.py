@@ -204,6 +204,7 @@ def _send(port: int, raw: bytes) -> tuple[int, bytes]:
     with socket.create_connection(("127.0.0.1", port), timeout=LONG_S) as connection:
         with contextlib.suppress(ConnectionError):
             connection.sendall(raw)
+        with contextlib.suppress(OSError):  # the server has closed it
             connection.shutdown(socket.SHUT_WR)
         with contextlib.suppress(ConnectionError):
             while part := connection.recv(1 << 16):

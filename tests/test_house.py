@@ -98,7 +98,8 @@ BUDGETS: dict[str, tuple[set[str], int]] = {
     # 140 for predictions in four formats with the fields of the texts
     # 20 for an index that knows when its corpus has changed
     # 30 for damaged tables; 40 for what nested tables expand to, and other encodings of standard input
-    "read, embed, search, learn": ({"read", "embed", "search", "learn"}, 8_440),
+    # 20 for damaged plans, lists of files and index files
+    "read, embed, search, learn": ({"read", "embed", "search", "learn"}, 8_460),
     "compress": ({"compress"}, 700),
     "evaluate": ({"evaluate"}, 2_480),
     # 550 lines for what clients really send (Cohere v1, NIM, TEI, Voyage), limits before work, pieces, CORS

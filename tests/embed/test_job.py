@@ -582,3 +582,25 @@ def test_an_update_that_was_killed_while_it_took_over(corpus: Path, tmp_path: Pa
             (out / ".next" / "files.jsonl").replace(out / "files.jsonl")
         run(corpus, out, encode=lambda _: pytest.fail("nothing is computed"))
         assert content(out) == expected
+
+
+@pytest.mark.parametrize("cut", [0.0, 0.5])
+def test_a_damaged_plan_is_reported(corpus: Path, tmp_path: Path, cut: float) -> None:
+    interrupted(corpus, tmp_path / "out")
+    plan = tmp_path / "out" / "plan.jsonl"
+    lines = plan.read_bytes().splitlines(keepends=True)
+    plan.write_bytes(b"".join(lines[: int(cut * len(lines))]))
+    with pytest.raises(DataError, match=r"plan\.jsonl is damaged"):
+        run(corpus, tmp_path / "out")
+
+
+def test_a_lost_list_of_files_is_written_again(corpus: Path, tmp_path: Path) -> None:
+    run(corpus, tmp_path / "out")
+    before = content(tmp_path / "out")
+    (tmp_path / "out" / "files.jsonl").unlink()
+    run(corpus, tmp_path / "out")
+    assert content(tmp_path / "out") == before
+    (tmp_path / "out" / "files.jsonl").unlink()
+    (corpus / "b.txt").write_text("other")
+    with pytest.raises(DataError, match=r"files\.jsonl is gone"):
+        run(corpus, tmp_path / "out")

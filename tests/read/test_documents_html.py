@@ -187,6 +187,13 @@ def test_guesses_and_losses_are_warnings(tmp_path: Path) -> None:
     assert page.warnings == ()
 
 
+@pytest.mark.parametrize(
+    "part", ["<" + "a" * 300_000, "<a" + " b" * 150_000 + '"', "<a " * 100_000, "<a b='" * 50_000]
+)
+def test_xhtml_is_read_in_linear_time(tmp_path: Path, part: str) -> None:
+    assert read(tmp_path, f"<html><body>one {part}".encode(), "xhtml").text.startswith("one")
+
+
 def test_xhtml_is_xml(tmp_path: Path) -> None:
     source = (
         "<?xml version='1.0' encoding='iso-8859-1'?><html><head><script src='x.js'/><title/></head><body>"

@@ -131,6 +131,18 @@ def test_add_replaces_whole_documents(index: Index, tmp_path: Path) -> None:
     assert json.loads((index.folder / "nvembed-index.json").read_text())["fields"]["stars"] == "float"
 
 
+def test_a_damaged_index_of_a_column_is_made_again(tmp_path: Path) -> None:
+    """A write that failed leaves its file too short; the library goes on without it."""
+    source = open_embedded(write_embedded(tmp_path / "out"))
+    more = open_embedded(write_embedded(tmp_path / "more", {"new.md": (["A new document."], {})}))
+    with build(source, tmp_path / "out" / "index", IndexOptions()) as index:
+        for path in index.folder.glob("*.lance/_indices/*/*_lookup.lance"):
+            path.write_bytes(path.read_bytes()[:128])
+        add(index, more)
+        assert index.store.count() == (5, 7)
+        assert search(index, "new document", mode="text")[0].id == "new.md#0"
+
+
 def test_an_open_index_sees_what_another_process_changes(
     index: Index, options: IndexOptions, tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -56,8 +56,8 @@ from nvembed.embed.shard import (
     write_shard,
 )
 from nvembed.embed.update import EarlierShards
-from nvembed.errors import OutputError
-from nvembed.files import claim, locked, read_json, same_run, write_json
+from nvembed.errors import DataError, OutputError
+from nvembed.files import atomic_path, claim, locked, read_json, same_run, write_json
 from nvembed.read.chunk import Offsets
 from nvembed.read.corpus import CorpusFiles
 
@@ -223,6 +223,8 @@ class CorpusJob:
         missing: dict[str, Shard] = {}
         order: list[Path] = []
         total, done = self.plan.counts.characters, 0
+        if self.plan.sha256 not in (None, file_sha256(self.out / "plan.jsonl")):
+            raise DataError(f"{self.out / 'plan.jsonl'} is damaged: its digest differs. {CURE}")
         for shard in read_plan(self.out):
             path = shard_path(self.out, shard.number)
             order.append(path)
@@ -280,6 +282,7 @@ def open_job(
                 folder, source, stamped, reading, lambda done, total: progress(total + done, 2 * total)
             )
 
+        _restore_files(out, stamped)
         changes = "" if first or not (out / "files.jsonl").exists() else corpus_changes(out, stamped)
         if changes and not update:
             raise OutputError(
@@ -329,6 +332,18 @@ def _reading_of(folder: Path) -> ReadSettings | None:
 
 def _read_plan_record(folder: Path) -> PlanRecord:
     return read_json(folder / "plan.json", PlanRecord, cure=CURE, error=OutputError)
+
+
+def _restore_files(out: Path, stamped: Sequence[Stamped]) -> None:
+    """Write ``files.jsonl`` of a finished job again, where it is gone and the corpus is what it was."""
+    manifest, path = read_manifest(out), out / "files.jsonl"
+    if manifest is None or path.exists():
+        return
+    lines = "".join(item.line for item in stamped)
+    if hashlib.sha256(lines.encode()).hexdigest() != manifest.files_sha256:
+        raise DataError(f"{path} is gone, and the corpus is not what it was. {CURE}")
+    with atomic_path(path) as temporary:
+        temporary.write_text(lines, encoding="utf-8")
 
 
 def _reopen(out: Path) -> None:

@@ -30,7 +30,7 @@ from nvembed.embed.records import (
     read_entries,
 )
 from nvembed.errors import DataError, OutputError
-from nvembed.files import as_utf8, atomic_path, write_json
+from nvembed.files import as_utf8, atomic_path, file_digest, write_json
 from nvembed.read.beir import id_twice
 from nvembed.read.corpus import CorpusFiles, Document, ReadDocument, SourceFile, read_documents
 from nvembed.read.lines import TextLayout, csv_delimiter
@@ -156,6 +156,7 @@ def make_plan(
         ignored=source.ignored,
         skipped=planner.skipped,
         notes=planner.notes,
+        sha256=file_digest(out / "plan.jsonl"),
     )
     write_json(out / "plan.json", plan)
     return plan

@@ -75,6 +75,7 @@ class PlanRecord(Schema):
     ignored: dict[str, Count]
     skipped: list[SkippedEntry]
     notes: list[str] = Field(default_factory=list)
+    sha256: Digest | None = None  # of plan.jsonl
 
 
 class ShardEntry(Schema):

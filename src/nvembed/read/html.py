@@ -57,7 +57,7 @@ _NOT_SHOWN = _tags("hidden password checkbox radio file image color range")
 _NO_DISPLAY = re.compile(r"(?:^|;)\s*display\s*:\s*none\b", re.IGNORECASE)
 # XHTML: comments and CDATA sections, or an empty element.
 _XHTML = re.compile(
-    r"<!--.*?(?:-->|\Z)|<!\[CDATA\[(.*?)(?:\]\]>|\Z)|<([A-Za-z][\w:.-]*)((?:\s[^<>\"']*(?:\"[^\"<]*\"|'[^'<]*'))*[^<>\"']*)/>",
+    r"<!--.*?(?:-->|\Z)|<!\[CDATA\[(.*?)(?:\]\]>|\Z)|<([A-Za-z][\w:.-]*+)((?:\s[^<>\"']*+(?:\"[^\"<]*+\"|'[^'<]*+'))*+[^<>\"']*)/>",
     re.DOTALL,
 )
 _VOID = _tags("area base br col embed hr img input link meta source track wbr param")

@@ -96,30 +96,19 @@ class LanceStore:
     @_writing
     def finish(self) -> None:
         table = self._table()
-        present = {tuple(found.columns) for found in table.list_indices()}
-        if ("words",) not in present:
-            # the column holds words that are ready to be indexed, separated by spaces
-            words = lancedb.index.FTS(
-                base_tokenizer="whitespace",
-                max_token_length=None,
-                lower_case=False,
-                stem=False,
-                remove_stop_words=False,
-                ascii_folding=False,
-            )
-            table.create_index("words", config=words)
-        for name in ("id", "document"):
-            if (name,) not in present:
-                table.create_index(name, config=lancedb.index.BTree())
-        if self._kind_for(table.count_rows()) == "rq" and ("vector",) not in present:
-            table.create_index("vector", config=lancedb.index.IvfRq(distance_type="cosine"))
+        present = {tuple(index.columns) for index in table.list_indices()}
+        exact = self._kind_for(table.count_rows()) == "exact"
+        configs = _index_configs()
+        for column, config in configs.items():
+            if (column,) not in present and not (column == "vector" and exact):
+                table.create_index(column, config=config)
         table.optimize(cleanup_older_than=_KEEP_VERSIONS)
-        for index in table.list_indices():  # the library reports no error of its own indexing
-            stats = table.index_stats(index.name)
-            if stats is None or stats.num_unindexed_rows:
-                raise OutputError(
-                    f"LanceDB did not index every passage in {index.name}: run the command again"
-                )
+        for column in _unindexed(table):  # a damaged index; of a run whose writes failed, for example
+            table.create_index(column, config=configs[column], replace=True)
+        if columns := _unindexed(table):
+            raise OutputError(
+                f"LanceDB did not index every passage in {', '.join(columns)}: run the command again"
+            )
 
     @_reading
     def nearest(self, vector_D: np.ndarray, count: int, where: Sequence[Condition]) -> Near:
@@ -173,6 +162,34 @@ class LanceStore:
             else:
                 query = query.where(reduce(lambda one, other: one & other, map(_expression, where)))
         return query.to_arrow()
+
+
+def _index_configs() -> dict[str, Any]:
+    """Return how each column is indexed."""
+    return {
+        # the column holds words that are ready to be indexed, separated by spaces
+        "words": lancedb.index.FTS(
+            base_tokenizer="whitespace",
+            max_token_length=None,
+            lower_case=False,
+            stem=False,
+            remove_stop_words=False,
+            ascii_folding=False,
+        ),
+        "id": lancedb.index.BTree(),
+        "document": lancedb.index.BTree(),
+        "vector": lancedb.index.IvfRq(distance_type="cosine"),
+    }
+
+
+def _unindexed(table: Any) -> list[str]:
+    """Return the columns whose index lacks passages; the library reports no error of its own indexing."""
+    columns = []
+    for index in table.list_indices():
+        stats = table.index_stats(index.name)
+        if stats is None or stats.num_unindexed_rows:
+            columns += index.columns
+    return columns
 
 
 @_writing

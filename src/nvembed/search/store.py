@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # Below this many passages every vector is compared: an index would save milliseconds and lose recall.
 EXACT_ROWS = 20_000
+# Errors of the library's own code on damaged files; their classes cannot be imported.
+_PANICS = ("RustPanic", "PanicException")
 
 
 class Row(NamedTuple):
@@ -88,10 +90,11 @@ def errors_of(library: str, kinds: tuple[type[Exception], ...], *, writing: bool
         yield
     except NvembedError:
         raise
-    except kinds as error:
+    except BaseException as error:
+        if not isinstance(error, kinds) and type(error).__name__ not in _PANICS:
+            raise
         message = f"{library}: {str(error).strip() or type(error).__name__}"
+        cure = "If that fails too, the index is damaged: build it again with nvembed index CORPUS --rebuild"
         if writing:
-            raise OutputError(
-                f"{message}. The index is unchanged by this step; run the command again"
-            ) from error
-        raise DataError(message) from error
+            raise OutputError(f"{message}. Run the command again. {cure}") from error
+        raise DataError(f"{message}. Try again. {cure}") from error

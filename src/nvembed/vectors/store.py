@@ -29,7 +29,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from nvembed.errors import InputError, NumericsError, OutputError
-from nvembed.files import atomic_path
+from nvembed.files import atomic_path, remove_leftovers
 from nvembed.vectors.embeddings import Embeddings, join
 
 BLOCK_TEXTS = 1024  # texts embedded and written at a time: what a kill can cost
@@ -81,6 +81,7 @@ class VectorStore:
         self._places = np.empty(0, dtype=np.int64)  # block << 32 | row
         self._recent: dict[bytes, int] = {}
         try:
+            remove_leftovers(self.folder)
             paths = sorted(self.folder.glob(f"*{_SUFFIX}"))
         except OSError as error:
             raise OutputError(f"cannot read {self.folder}: {error.strerror or error}") from error
