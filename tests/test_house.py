@@ -87,10 +87,12 @@ LONG_FUNCTIONS: set[str] = set()
 # lines of a group of rooms; raised only together with what it buys, in the same commit
 BUDGETS: dict[str, tuple[set[str], int]] = {
     # 36 lines for leftovers of every killed writer and for bounds of a recipe
-    "core": ({"model", "text", "vectors", "weights", "encoder", "files", "recipe", "errors"}, 8_150),
+    # 190 for checksums of JSON files, SHA256SUMS of models, and the check of stored vectors
+    "core": ({"model", "text", "vectors", "weights", "encoder", "files", "recipe", "errors"}, 8_360),
     # 400 lines for training formats of other tools, own instructions, documented recipe keys, digests, the
     # plan before step 1 and evaluations made up for at resume
-    "data and train": ({"data", "train"}, 4_200),
+    # 100 for the checks of runs, states and mined sets
+    "data and train": ({"data", "train"}, 4_300),
     # 1,200 lines for tables, columns and hyphens of PDFs, HTML and its encodings as browsers read them;
     # 700 for compressed, encoded and bounded reading, which data and evaluate share
     # 450 more for types of fields, the filter parser, indexes that follow changes and are read back
@@ -99,24 +101,18 @@ BUDGETS: dict[str, tuple[set[str], int]] = {
     # 20 for an index that knows when its corpus has changed
     # 30 for damaged tables; 40 for what nested tables expand to, and other encodings of standard input
     # 20 for damaged plans, lists of files and index files
-    "read, embed, search, learn": ({"read", "embed", "search", "learn"}, 8_460),
+    # 220 for the checks of embedded corpora, indexes and classifiers, and digests of an index's table
+    "read, embed, search, learn": ({"read", "embed", "search", "learn"}, 8_690),
     "compress": ({"compress"}, 700),
-    "evaluate": ({"evaluate"}, 2_480),
+    # 40 for the check of results
+    "evaluate": ({"evaluate"}, 2_520),
     # 550 lines for what clients really send (Cohere v1, NIM, TEI, Voyage), limits before work, pieces, CORS
     "serve": ({"serve"}, 3_150),
     "integrations": ({"integrations"}, 800),
     # 100 lines for corpora embedded beside themselves, --update and the options of corpora
-    "cli": ({"cli"}, 4_600),
+    # 140 for nvembed check on folders of every kind, and prompts that models bring
+    "cli": ({"cli"}, 4_750),
 }
-# class names that still stand in several files; this list only ever gets shorter
-TWICE = {
-    "Embeddings", "Result", "Labelled", "Model", "Job", "Wanted",
-    "Index", "Settings", "Answer", "Hit", "Record", "Source", "Cluster",
-    "Prompt", "Reading",
-}  # fmt: skip
-
-# pairs of module names that are too close; this list only ever gets shorter
-NEAR = {frozenset({"mine", "mining"})}
 
 
 def modules() -> list[Path]:
@@ -183,7 +179,7 @@ def test_no_class_name_stands_twice() -> None:
             if isinstance(node, ast.ClassDef):
                 places.setdefault(node.name, []).append(str(path.relative_to(SRC)))
     twice = {name: found for name, found in places.items() if len(found) > 1}
-    assert twice.keys() <= TWICE, {name: twice[name] for name in twice.keys() - TWICE}
+    assert not twice, twice
 
 
 def test_no_two_modules_have_nearly_one_name() -> None:
@@ -198,7 +194,6 @@ def test_no_two_modules_have_nearly_one_name() -> None:
                 one.removesuffix("e") + "ing",
                 one.removesuffix("y") + "ier",
             }
-            near -= {other for other in near if frozenset({one, other}) in NEAR}
             assert not near & (set(stems) - {one}), f"{folder}: {one} and {near & set(stems)}"
 
 

@@ -1,4 +1,4 @@
-"""Text in, unit vectors out: the class most people ever see."""
+"""Text in, unit vectors out: the class `Encoder`."""
 
 import os
 import warnings
@@ -29,7 +29,7 @@ from nvembed.weights.save import copy_model, save_checkpoint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-# Texts are read, tokenised and sorted a window at a time: memory stays bounded on a stream without end.
+# Texts are read, tokenised and sorted one window at a time, so that memory is bounded for any stream.
 WINDOW_TEXTS = 16_384
 WINDOW_CHARACTERS = 16_000_000
 
@@ -50,7 +50,7 @@ class Encoder:
         *,
         checkpoint: Checkpoint | None = None,
     ) -> None:
-        """Wrap models that are loaded already: the same one, once for each device it runs on."""
+        """Wrap loaded models: one model, once for each device it runs on."""
         self.replicas = list(replicas)
         self.tokenizer = tokenizer
         self.checkpoint = checkpoint
@@ -65,19 +65,23 @@ class Encoder:
         revision: str | None = None,
         pooling: str | None = None,
     ) -> "Encoder":
-        """Load a model from a folder or the hub: NV-Embed's layout, or sentence-transformers'.
+        """Load a model from a folder or the hub, in the layout of NV-Embed or of sentence-transformers.
 
         Args:
             path_or_id: a folder, or a hub id such as ``nvidia/NV-Embed-v2``.
-            device: ``cpu``, ``cuda``, ``cuda:1``, or several (one replica on each, work shared between
-                them); ``None`` is ``cuda`` where there is one.
-            dtype: ``float32``, ``bfloat16`` or ``float16``, of weights and activations; softmax, norms,
+            device: ``cpu``, ``cuda``, ``cuda:1``, or several of them, which share the work, with a replica on
+                each; ``None`` is ``cuda`` where there is one.
+            dtype: of weights and activations: ``float32``, ``bfloat16`` or ``float16``. Softmax, norms,
                 pooling and output are float32. ``None`` is bfloat16 on CUDA and float32 on CPU.
             revision: a hub branch, tag or commit.
-            pooling: ``mean``, ``cls`` or ``last``, for a transformers folder that does not say how to pool.
+            pooling: ``mean``, ``cls`` or ``last``, for a transformers folder whose config does not name it.
 
         Raises:
-            ConfigError, WeightsError, DownloadError, InputError: each says what is wrong and what to do.
+            ConfigError: a config or tokenizer is missing, damaged, or of an architecture that is not
+                supported.
+            WeightsError: the folder or its weights are missing or damaged, or do not fit the config.
+            DownloadError: the hub cannot be reached, or has no such model.
+            InputError: ``device`` or ``dtype`` is unknown, or the model overflows in ``float16``.
         """
         devices = parse_devices(device)
         if dtype is None:
@@ -86,22 +90,22 @@ class Encoder:
             raise InputError(f"dtype is {dtype!r}: expected one of {', '.join(DTYPES)}")
         checkpoint = open_checkpoint(model_folder(path_or_id, revision=revision), pooling=pooling)
         if dtype == "float16" and isinstance(checkpoint.config.backbone, GemmaConfig):
-            raise InputError("dtype is float16: Gemma's activations overflow in it; use bfloat16, or float32")
+            raise InputError("dtype is float16, in which Gemma overflows: use bfloat16 or float32")
         tokenizer = load_tokenizer(checkpoint)
         replicas = [load_model(checkpoint, device=d, dtype=DTYPES[dtype]) for d in devices]
         return cls(replicas, tokenizer, checkpoint=checkpoint)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write the checkpoint this encoder was loaded from to a new folder, in the layout it was read from.
+        """Write the checkpoint of this encoder to a new folder, in the layout that it was read from.
 
-        Tensors keep the dtype they are stored in, whatever ``dtype`` they were loaded as.
+        Tensors keep their stored dtype, whatever ``dtype`` they were loaded as.
 
         Raises:
-            OutputError: the folder exists, the disk is full, or the encoder was not made from a checkpoint.
+            OutputError: the folder exists, the disk is full, or the encoder has no checkpoint.
         """
         source = self.checkpoint
         if source is None:
-            raise OutputError("this encoder was not loaded from a checkpoint: use weights.save on its model")
+            raise OutputError("this encoder has no checkpoint: use weights.save with its model")
         if source.prompts is not None:
             copy_model(source.folder, Path(folder))
             return
@@ -115,23 +119,29 @@ class Encoder:
 
     @property
     def dim(self) -> int:
-        """Length of a vector."""
-        return self.replicas[0].config.dim
+        """Length of a vector; of a model that is stored with ``truncate_dim``, that."""
+        stored = None if self.checkpoint is None else self.checkpoint.truncate_dim
+        return stored or self.replicas[0].config.dim
 
     @property
     def max_length(self) -> int:
-        """Tokens the model reads of one text at most, prompt, BOS and EOS included."""
+        """Most tokens that the model reads of one text, prompt, BOS and EOS included."""
         return self.tokenizer.settings.max_length
 
     @property
     def dtype(self) -> str:
+        """Dtype of weights and activations, such as ``"bfloat16"``."""
         return str(self.replicas[0].dtype).removeprefix("torch.")
 
     @cached_property
     def fingerprint(self) -> str:
-        """32 hex digits that name what the model computes, for caches; the dtype is not part of it."""
+        """32 hex digits that identify the model, for caches; the dtype is not part of them.
+
+        Raises:
+            InputError: the encoder has no checkpoint.
+        """
         if self.checkpoint is None:
-            raise InputError("this encoder was not loaded from a checkpoint: it has no fingerprint")
+            raise InputError("this encoder has no checkpoint, and so no fingerprint")
         return fingerprint(self.checkpoint)
 
     def encode_query(
@@ -145,15 +155,19 @@ class Encoder:
         truncate_dim: int | None = None,
         show_progress: bool = False,
     ) -> np.ndarray:
-        """Encode queries with their prompt prepended; see ``encode``.
+        """Encode queries with their prompt prepended: (n, d) float32; see ``encode``.
 
-        NV-Embed's prompt is ``"Instruct: {instruction}\\nQuery: "``. A model that brings prompts of its own
-        has its query prompt prepended.
+        NV-Embed's prompt is ``"Instruct: {instruction}\\nQuery: "``. A model with prompts of its own gets its
+        query prompt.
 
         Args:
-            instruction: the sentence that describes the task, or
-            task: a name that has one, such as ``NQ`` (recipes/nv_embed_v2/instructions.toml); of a model with
-                its own prompts, the name of one of them.
+            instruction: the sentence that describes the task.
+            task: a task with a known instruction, such as ``NQ`` (recipes/nv_embed_v2/instructions.toml), in
+                place of ``instruction``; for a model with prompts of its own, the name of one of them.
+
+        Raises:
+            InputError: instruction and task are both passed, or cannot be used; also as ``encode``.
+            NumericsError: a vector is not finite.
         """
         return self.encode(
             texts,
@@ -174,7 +188,11 @@ class Encoder:
         truncate_dim: int | None = None,
         show_progress: bool = False,
     ) -> np.ndarray:
-        """Encode passages: without a prompt, unless the model or ``task`` has one for passages too."""
+        """Encode passages: (n, d) float32, with a prompt only if the model or ``task`` has one for passages.
+
+        Raises:
+            InputError, NumericsError: as ``encode``.
+        """
         return self.encode(
             texts,
             prompt=self.document_prompt(task=task),
@@ -186,19 +204,27 @@ class Encoder:
 
     @property
     def prompts(self) -> ModelPrompts | None:
-        """The prompts that the model brings itself; None of an NV-Embed, which takes instructions."""
+        """The prompts that the model brings itself; None for an NV-Embed, which takes instructions."""
         return None if self.checkpoint is None else self.checkpoint.prompts
 
     def document_prompt(self, *, task: str | None = None) -> str:
-        """Return the string put before a passage."""
+        """Return the string that is prepended to a passage.
+
+        Raises:
+            InputError: the task is unknown.
+        """
         if self.prompts is not None:
             return self.prompts.document(task=task)
         return "" if task is None else format_prompt(instruction_for(task, "corpus"))
 
     def prompt(self, *, instruction: str | None = None, task: str | None = None) -> str:
-        """Return the string put before a query; ``""`` without instruction and task in an NV-Embed."""
+        """Return the string that is prepended to a query; for an NV-Embed without arguments ``""``.
+
+        Raises:
+            InputError: instruction and task are both passed, or cannot be used.
+        """
         if instruction is not None and task is not None:
-            raise InputError(f"instruction and task ({task!r}) are both given: pass one of them")
+            raise InputError(f"expected instruction or task, got both ({task!r}): pass one of them")
         if self.prompts is not None:
             return self.prompts.query(instruction=instruction, task=task)
         if task is not None:
@@ -219,18 +245,19 @@ class Encoder:
         """Return one unit vector per text, (n, d) float32; without texts, (0, d).
 
         Args:
-            texts: a list, or any iterable, however long: memory for texts and tokens stays bounded.
-            prompt: the whole string put before each text. NV-Embed reads it and does not pool it. ``None``
+            texts: a list, or an iterable of any length: memory for texts and tokens is bounded.
+            prompt: the exact string to prepend to each text. NV-Embed reads it and does not pool it. ``None``
                 is the model's default prompt, which few models have.
             max_length: in tokens; ``None`` is ``self.max_length``.
             truncate: cut longer texts at their end and warn how many; ``False`` refuses them.
-            truncate_dim: keep the first so many dimensions and normalise again. Only a model trained for
-                it (Matryoshka) keeps its quality; NV-Embed v2 was not.
+            truncate_dim: keep only the first dimensions and normalise again. A model that was trained for it
+                (Matryoshka) keeps most of its quality; NV-Embed v2 was not. ``None`` is ``self.dim``.
             batch_tokens: tokens computed at a time; ``None`` chooses from the free memory.
             show_progress: draw a progress bar on standard error.
 
         Raises:
-            InputError: a text that is not a string, not valid Unicode, too long, or without a token to pool.
+            InputError: a text is not a string, not valid Unicode, too long, or has no token to pool; or an
+                argument is out of range.
             NumericsError: a vector is not finite.
         """
         parts = self.stream(
@@ -259,18 +286,19 @@ class Encoder:
         batch_tokens: int | None = None,
         show_progress: bool = False,
     ) -> Iterator[Embeddings]:
-        """Yield what ``encode`` returns a window at a time, in order, with token counts and cuts.
+        """Yield the vectors of ``encode`` a window of texts at a time, in order, with token counts and cuts.
 
-        Nothing of a window is kept once the next one is asked for. Arguments and errors are ``encode``'s.
+        No window is kept in memory after the next one is requested. Arguments and errors are those of
+        ``encode``.
         """
         if prompt is None:
             prompt = "" if self.prompts is None else self.prompts.plain
         if truncate_dim is None and self.checkpoint is not None:
             truncate_dim = self.checkpoint.truncate_dim
-        if truncate_dim is not None and not 0 < truncate_dim <= self.dim:
-            raise InputError(f"truncate_dim is {truncate_dim}: expected 1 to {self.dim:,}")
+        if truncate_dim is not None and not 0 < truncate_dim <= (whole := self.replicas[0].config.dim):
+            raise InputError(f"truncate_dim is {truncate_dim}: expected 1 to {whole:,}")
         if batch_tokens is not None and batch_tokens < 1:
-            raise InputError(f"batch_tokens is {batch_tokens}: expected 1 or more, or None to choose")
+            raise InputError(f"batch_tokens is {batch_tokens}: expected 1 or more, or None")
         if isinstance(texts, str | bytes):
             check_texts(texts)
         total = len(texts) if isinstance(texts, Sequence) else None
@@ -301,16 +329,13 @@ class Encoder:
         truncate_dim: int | None,
         advance: Callable[[int], None],
     ) -> Embeddings:
-        vectors = np.empty((len(tokens), self.dim), dtype=np.float32)
+        vectors = np.empty((len(tokens), self.replicas[0].config.dim), dtype=np.float32)
         for batch, result in self._run(batches(tokens, budget)):
             vectors[batch.rows] = result.cpu().numpy()
             advance(len(batch.rows))
         self._check_finite(vectors)
-        if truncate_dim is not None:
-            vectors = vectors[:, :truncate_dim]
-            vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         return Embeddings(
-            vectors,
+            _shortened(vectors, truncate_dim),
             np.array([len(item.input_ids) for item in tokens], dtype=np.int64),
             np.array([item.truncated for item in tokens], dtype=bool),
             np.array([not text or text.isspace() for text in texts], dtype=bool),
@@ -319,15 +344,15 @@ class Encoder:
     def embed_tokens(
         self, tokens: Sequence[Tokens], *, replica: int = 0, pause: Callable[[], None] | None = None
     ) -> np.ndarray:
-        """Return the unit vectors of texts that ``tokenizer`` read, (n, d) float32: one batch, one device.
+        """Return the unit vectors, (n, d) float32, of tokenised texts: one batch, on one device.
 
         Args:
-            replica: the number of the device, of those the encoder was loaded on.
-            pause: called twice in each layer. It may compute something more urgent, with this method too; on
-                CUDA the host stays within one pause of the device.
+            replica: index of the device among those the encoder was loaded on.
+            pause: called twice in each layer. It may compute something more urgent, also with this method; on
+                CUDA the host is at most one pause ahead of the device.
 
         Raises:
-            MemoryError: the batch does not fit on the device; nothing is lost but the time.
+            MemoryError: the batch does not fit on the device.
             NumericsError: a vector is not finite.
         """
         model = self.replicas[replica]
@@ -336,10 +361,11 @@ class Encoder:
         with memory_errors(f"a batch of {count:,} tokens does not fit on {model.device}"):
             result = _forward(model, batch, paced(pause, model.device)).cpu().numpy()
         self._check_finite(result)
-        return np.asarray(result[np.argsort(batch.rows)])
+        stored = None if self.checkpoint is None else self.checkpoint.truncate_dim
+        return _shortened(np.asarray(result[np.argsort(batch.rows)]), stored)
 
     def batch_tokens(self, replica: int = 0) -> int:
-        """Return how many tokens one batch should have on a device: from its free memory on CUDA."""
+        """Return how many tokens a batch should have on a device: on CUDA, by its free memory."""
         model = self.replicas[replica]
         return batch_tokens_for(model.config, model.device, model.dtype)
 
@@ -387,6 +413,14 @@ class Encoder:
         return f"Encoder({str(where)!r}, dim={self.dim}, dtype={self.dtype}, device={devices})"
 
 
+def _shortened(vectors: np.ndarray, dim: int | None) -> np.ndarray:
+    """Return the first ``dim`` numbers of each vector, normalised again; None keeps all."""
+    if dim is None:
+        return vectors
+    vectors = vectors[:, :dim]
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+
 @torch.inference_mode()
 def _forward(model: NVEmbed, batch: Batch, pause: Callable[[], None] = lambda: None) -> torch.Tensor:
     packed = PackedBatch.of(
@@ -404,7 +438,7 @@ def _warn(rows: np.ndarray, what: str) -> None:
 
 @contextmanager
 def _progress(total: int | None, show: bool) -> Iterator[Callable[[int], None]]:
-    """Yield a function that is told how many more texts are done."""
+    """Yield a function to call with the number of texts that were done since the last call."""
     if not show:
         yield lambda _: None
         return

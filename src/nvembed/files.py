@@ -10,8 +10,9 @@ import socket
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,7 +62,12 @@ def read_json(path: Path, schema: type[T], *, cure: str, error: type[NvembedErro
 def parse_json(
     raw: str | bytes, where: str, schema: type[T], *, cure: str, error: type[NvembedError] = DataError
 ) -> T:
-    """Check JSON text against a schema; ``where`` names it in messages. Otherwise as ``read_json``."""
+    """Check JSON text against a schema; ``where`` names it in messages. Otherwise as ``read_json``.
+
+    Raises:
+        NvembedError: also where the text has a checksum (`json_text`) that differs.
+    """
+    raw = _checked(raw.encode() if isinstance(raw, str) else raw, where, cure, error)
     try:
         return TypeAdapter(schema).validate_json(raw, strict=True)
     except ValidationError as faults:
@@ -83,14 +89,54 @@ def fault_text(fault: ErrorDetails) -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a record (a pydantic model, a dataclass or plain values) as indented JSON, whole or not at all.
+    """Write a record (a pydantic model, a dataclass or plain values) as ``json_text``, whole or not at all.
 
     Raises:
         OutputError: as ``atomic_path``.
     """
     plain = TypeAdapter(Any).dump_python(content, mode="json", warnings=False)
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(plain, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(json_text(plain), encoding="utf-8")
+
+
+def json_text(content: Mapping[str, Any], *, sort_keys: bool = False) -> str:
+    """Return an object as indented JSON whose last key is a checksum of the lines before it.
+
+    ``read_json`` compares the checksum and leaves it out. Otherwise a changed digit would be read as a value.
+    """
+    text = json.dumps(content, indent=1, ensure_ascii=False, sort_keys=sort_keys)
+    if not content:
+        return text + "\n"
+    return text.removesuffix("\n}") + f',\n "checksum": "{_checksum(text.encode())}"\n}}\n'
+
+
+_CHECKSUM = re.compile(rb',\n "checksum": "([0-9a-f]{32})"\n}\n?\Z')
+
+
+def _checksum(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()[:32]
+
+
+def _without_checksum(raw: bytes) -> bytes:
+    """Return JSON that another program has written anew: its old checksum says nothing about it."""
+    try:
+        content = json.loads(raw)
+    except (ValueError, RecursionError):
+        return raw
+    if isinstance(content, dict):
+        content.pop("checksum", None)
+    return json.dumps(content).encode()
+
+
+def _checked(raw: bytes, where: str, cure: str, error: type[NvembedError]) -> bytes:
+    """Return JSON without the checksum at its end, which is compared; files of others have none."""
+    match = _CHECKSUM.search(raw[-100:])
+    if match is None:
+        return _without_checksum(raw) if b'"checksum"' in raw else raw
+    text = raw[: len(raw[:-100]) + match.start()] + b"\n}"
+    if _checksum(text) != match[1].decode():
+        raise error(f"{where}: damaged or changed: its checksum differs: {cure}")
+    return text
 
 
 def short_json(value: Any) -> str:
@@ -287,6 +333,25 @@ def file_digest(path: Path, *, cache: Path | None = None) -> str:
         with suppress(OutputError), atomic_path(entry) as temporary:  # a cache that cannot be written is none
             temporary.write_text(digest, encoding="ascii")
     return digest
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A file that is damaged or missing, and what to do about it."""
+
+    path: Path
+    fault: str
+    cure: str
+
+
+@dataclass(frozen=True)
+class FolderReport:
+    """What `nvembed check` found in a folder: what the folder is, what it holds, and every damage."""
+
+    path: Path
+    kind: str
+    content: str
+    damages: list[Damage]
 
 
 def data_path(name: str) -> Path:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from training import RECIPE, toml
 
 from nvembed.cli.init import init
+from nvembed.cli.main import main
 from nvembed.encoder import Encoder
 from nvembed.errors import InputError, OutputError, WeightsError
 from nvembed.model.config import Architecture, PoolingKind
@@ -36,9 +37,10 @@ def test_untrained_pooling_is_mean_pooling(tmp_path: Path, architecture: Archite
 def test_what_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     backbone = tiny_lm.folder(tmp_path / "lm", tiny_lm.sizes())
     init(str(tmp_path / "lm"), tmp_path / "out", num_latents=8, num_heads=2, dtype="bfloat16", max_length=100)
-    assert "an untrained NV-Embed, latent pooling, 64 dimensions" in capsys.readouterr().err
+    assert "an untrained NV-Embed with latent pooling and 64 dimensions" in capsys.readouterr().err
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    tokenizer = {"tokenizer.json", "tokenizer_config.json"}
+    assert names == {"config.json", "model.safetensors", "SHA256SUMS", *tokenizer}
     stored = load_file(tmp_path / "out" / "model.safetensors")
     assert all(value.dtype == torch.bfloat16 for value in stored.values())
     for name, value in backbone.items():
@@ -118,10 +120,7 @@ def test_existing_output_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_latents": 0}, "--num-latents is 0: expected at least 1"),
-        ({"num_heads": 0}, "--num-heads is 0: expected at least 1"),
-        ({"head_dim": -1}, "--head-dim is -1: expected at least 1"),
-        ({"pooling": "self", "num_heads": 5}, "--num-heads is 5: expected a divisor of the hidden size, 64"),
+        ({"pooling": "self", "num_heads": 5}, "--num-heads is 5; expected a divisor of the hidden size, 64"),
         ({"bos": "<s>"}, "'<s>' is not a token of this model's vocabulary"),
     ],
 )
@@ -130,6 +129,13 @@ def test_refused_options_write_nothing(tmp_path: Path, options: dict[str, object
     with pytest.raises(InputError, match=message):
         init(str(tmp_path / "lm"), tmp_path / "out", **options)  # type: ignore[arg-type]
     assert [path.name for path in tmp_path.iterdir()] == ["lm"]
+
+
+@pytest.mark.parametrize("option", ["--num-latents", "--num-heads", "--head-dim", "--num-layers"])
+def test_sizes_below_one(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["init", str(tmp_path), str(tmp_path / "out"), f"{option}=0"])
+    assert "Must be >= 1" in capsys.readouterr().err
 
 
 def test_no_such_base(tmp_path: Path) -> None:

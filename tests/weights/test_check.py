@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from nvembed.cli import check as command
 from nvembed.cli.main import main
+from nvembed.cli.options import Compute
 from nvembed.encoder import Encoder
 from nvembed.errors import ConfigError, WeightsError
 from nvembed.model.config import NV_EMBED_V2, BackboneConfig, ModelConfig, PoolerConfig
@@ -33,9 +34,11 @@ from nvembed.weights.known import (
     sha256,
 )
 from nvembed.weights.save import save_checkpoint
+from nvembed.weights.sums import write_sums
 from nvembed.weights.tensors import StoredTensor, expected_tensors
 
 CPU = torch.device("cpu")
+CPU_OPTION = Compute(device="cpu")
 WORDS = ["<unk>", "<s>", "</s>", "a", "short", "text", ".", "A"]
 CONFIG = ModelConfig(
     BackboneConfig(
@@ -113,8 +116,8 @@ def test_a_sound_model_passes(folder: Path) -> None:
         folder, device=CPU, dtype="float32", hash_files=False, advance=read.append, expect=told.append
     )
     found = {item.check: (item.status, item.detail) for item in report.findings}
-    assert list(found) == ["files", "tensors", "values", "tokenizer", "memory", "licence"]
-    assert [status for status, _ in found.values()] == ["pass"] * 5 + ["skip"]
+    assert list(found) == ["files", "checksums", "tensors", "values", "tokenizer", "memory", "licence"]
+    assert [status for status, _ in found.values()] == ["pass"] * 6 + ["skip"]
     assert report.ok
     assert not report.recognised
     tensors = expected_tensors(CONFIG)
@@ -159,6 +162,8 @@ def test_values_beyond_the_dtype(folder: Path) -> None:
 
 def test_a_matrix_of_one_value_is_suspicious(folder: Path) -> None:
     change(folder, LATENTS, torch.zeros(4, 16))
+    assert findings(folder)["checksums"][0] == "fail"
+    write_sums(folder)
     status, detail = findings(folder)["values"]
     assert status == "warn"
     assert LATENTS in detail
@@ -258,9 +263,9 @@ def test_too_little_memory(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys
     status, detail = findings(folder)["memory"]
     assert status == "warn"
     assert detail.endswith("use bfloat16")
-    assert command.check(str(folder), device="cpu") == 0, "alone, it is no failure"
-    assert command.check(str(folder), device="cpu", known_answer=True) == 1
-    assert "does not fit in memory as float32" in " ".join(capsys.readouterr().out.split())
+    assert command.check(str(folder), compute=CPU_OPTION) == 0, "alone, it is no failure"
+    assert command.check(str(folder), compute=CPU_OPTION, known_answer=True) == 1
+    assert "does not fit" in " ".join(capsys.readouterr().out.split())
     monkeypatch.setattr(room, "free_memory", lambda device: None)
     assert findings(folder)["memory"][1].endswith("what is free here is unknown")
 
@@ -403,7 +408,7 @@ def test_the_command_line(folder: Path, known: KnownWeights, capsys: Any) -> Non
     assert run("check", str(folder), "--device", "cpu", "--no-known-answer", "--json") == 0
     report = json.loads(capsys.readouterr().out)
     assert report["ok"]
-    assert report["findings"][-1] == {"check": "known answer", "status": "skip", "detail": "not asked for"}
+    assert report["findings"][-1] == {"check": "known answer", "status": "skip", "detail": "not requested"}
     assert len(report["memory"]) == 6
     assert report["known_answer"] is None
     assert run("check", str(folder), "--device", "cpu", "--json") == 1
@@ -414,13 +419,13 @@ def test_the_command_line(folder: Path, known: KnownWeights, capsys: Any) -> Non
 
 def test_a_faulty_model_is_not_asked(folder: Path, capsys: Any) -> None:
     change(folder, NORM, torch.full((16,), math.nan))
-    assert command.check(str(folder), device="cpu", known_answer=True, json=True) == 1
+    assert command.check(str(folder), compute=CPU_OPTION, known_answer=True, json=True) == 1
     report = json.loads(capsys.readouterr().out)
-    assert report["findings"][-1]["detail"] == "not asked: mend what failed first"
+    assert report["findings"][-1]["detail"] == "not computed, because another check failed"
 
 
 def test_no_such_model(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="is no folder and no hub id"):
+    with pytest.raises(WeightsError, match="is not a folder; expected"):
         command.check(str(tmp_path / "missing"))
 
 

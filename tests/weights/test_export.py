@@ -102,6 +102,7 @@ def test_an_exported_model_gives_the_vectors_of_the_merged_one(
     assert (made.dtype, made.error) == ("bfloat16", None)
     assert sorted(path.name for path in (tmp_path / "small").iterdir()) == [
         "README.md",
+        "SHA256SUMS",
         "adapter_config.json",
         "adapter_model.safetensors",
         "config.json",
@@ -199,7 +200,7 @@ def test_everything_that_takes_a_model_takes_it(
     cpu, small = torch.device("cpu"), Path("small")
     check_folder(small, device=cpu, dtype="float32", hash_files=True, advance=read.append, expect=told.append)
     assert [sum(read)] == told
-    run("search", "small", "texts.txt", "judge")
+    run("search", "texts.txt", "judge", "--model", "small")
     run("merge", "small", "state", "twice")  # an adapter on top of it
     trained_again = np.load(tmp_path / "a.npy")
     run("encode", "twice", "texts.txt", "b.npy")

@@ -187,9 +187,7 @@ def test_a_broken_connection_resumes_where_it_broke(hub: Hub) -> None:
 
 def test_a_second_try_fetches_only_what_is_missing(hub: Hub) -> None:
     hub.down = {SHARDS[1]}
-    with pytest.raises(
-        DownloadError, match=r"not complete here and could not be fetched .*: try again to resume"
-    ):
+    with pytest.raises(DownloadError, match=r"could not be downloaded .*: try again to resume"):
         model_folder("nvidia/tiny")
     hub.down = set()
     hub.requests.clear()
@@ -199,7 +197,7 @@ def test_a_second_try_fetches_only_what_is_missing(hub: Hub) -> None:
 
 def test_a_connection_that_stays_broken_is_said(hub: Hub) -> None:
     hub.always_breaks = True
-    with pytest.raises(DownloadError, match="could not be fetched"):
+    with pytest.raises(DownloadError, match="could not be downloaded"):
         model_folder("nvidia/tiny")
 
 
@@ -213,7 +211,7 @@ def test_a_gated_model_says_how_to_be_let_in(hub: Hub) -> None:
 
 
 def test_an_unknown_model(hub: Hub) -> None:
-    with pytest.raises(DownloadError, match="nvidia/other is not on the hub, or is private: check the name"):
+    with pytest.raises(DownloadError, match=r"nvidia/other is neither .*check the name"):
         model_folder("nvidia/other")
 
 
@@ -226,16 +224,14 @@ def test_an_unknown_revision(hub: Hub) -> None:
 
 def test_no_network_and_nothing_here(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_endpoint(monkeypatch, "http://127.0.0.1:9")
-    with pytest.raises(
-        DownloadError, match=r"not complete here and could not be fetched .* pass the path of a folder"
-    ):
+    with pytest.raises(DownloadError, match=r"could not be downloaded .* pass the path of a folder"):
         model_folder("nvidia/tiny")
     huggingface_hub.close_session()
 
 
 def test_offline_mode_and_nothing_here(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(DownloadError, match="not complete here and could not be fetched"):
+    with pytest.raises(DownloadError, match="could not be downloaded"):
         model_folder("nvidia/tiny")
 
 
@@ -254,9 +250,7 @@ def test_a_local_folder_is_taken_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["missing", "./missing/model", "a/b/c", "/missing", "owner/"])
 def test_neither_folder_nor_id(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        WeightsError, match="is no folder and no hub id: expected a model's folder or 'owner/model'"
-    ):
+    with pytest.raises(WeightsError, match="is not a folder; expected"):
         model_folder(name)
 
 

@@ -185,9 +185,9 @@ class TestRefused:
         with pytest.raises(ConfigError, match=r"got model_type 'gpt_neox'; supported are mistral, llama"):
             open_checkpoint(copy)
 
-    def test_a_causal_lm_is_pointed_to_init(self, copy: Path) -> None:
+    def test_a_config_of_another_type_with_code_is_refused(self, copy: Path) -> None:
         edit_config(copy, model_type="mistral")
-        with pytest.raises(ConfigError, match=r"model_type 'mistral': expected 'nvembed'; .*`nvembed init`"):
+        with pytest.raises(ConfigError, match="code of its own"):
             open_checkpoint(copy)
 
     @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ class TestRefused:
 
     @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "one", "a/b/c"])
     def test_no_such_folder(self, name: str) -> None:
-        with pytest.raises(WeightsError, match="is no folder and no hub id: expected a model's folder or"):
+        with pytest.raises(WeightsError, match="is not a folder; expected"):
             Encoder.from_pretrained(name)
 
     def test_no_eos_token(self, copy: Path) -> None:

@@ -1,29 +1,37 @@
-"""``nvembed average``: states of training to one."""
+"""``nvembed average``: average states of training into one."""
 
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+Share = Annotated[float, Parameter(validator=Number(gt=0))]
 
 
-def average(*states: Path, out: Path, share: list[float] | None = None) -> None:
+def average(*states: Path, out: Path, share: tuple[Share, ...] = ()) -> None:
     """Average states of training into one.
 
-    The result is a state like any other, for nvembed merge and export. The mean of two stages often keeps
-    what each is better at. Adapters' ranks add up, so that the mean of the weights is exact.
+    The result is a state like any other, for "nvembed merge" and "nvembed export". The mean of two stages
+    often keeps the strengths of both. The ranks of adapters add up, so the mean of the weights is exact.
 
     Examples:
 
-        nvembed average runs/stage1/best runs/stage2/best --out runs/average
+        nvembed average runs/stage1/best runs/stage2/best --out runs/mean
+
+        nvembed average a/best b/best --share 2 --share 1 --out runs/mean
 
     Parameters
     ----------
     states
         Two or more states of training runs on the same checkpoint.
     out
-        The new state's folder; it must not exist.
+        Folder for the new state; it must not exist.
     share
-        The share of a state in the mean, in their order; the same for all unless given. Once per state.
+        Share of each state in the mean, in the order of the states. Default: equal shares.
     """
     from nvembed.weights.average import average as write
 
-    made = write(states, out, shares=share)
+    made = write(states, out, shares=share or None)
     rank = f", adapter of rank {made.rank}" if made.rank else ""
     print(f"{out}: the mean of {len(states)} states{rank}")

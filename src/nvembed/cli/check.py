@@ -1,37 +1,47 @@
-"""``nvembed check``: is this model whole, does it fit here, what may it be used for, is its answer right?"""
+"""``nvembed check``: is a folder that nvembed wrote whole? A model also: does it fit, is its answer right?"""
 
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
 from json import dumps
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from rich.table import Table
 from rich.text import Text
 
 from nvembed.cli.models import find_model, load
-from nvembed.cli.options import Dtype
-from nvembed.cli.screen import progress, results
-from nvembed.model.device import parse_devices
-from nvembed.weights.check import Finding, Report, bytes_text, check_folder
-from nvembed.weights.known import ask
+from nvembed.cli.options import Compute, Dtype, Flag
+from nvembed.cli.screen import printable, progress, results
+from nvembed.files import FolderReport
+
+if TYPE_CHECKING:
+    import torch
+
+    from nvembed.weights.check import Finding, Report
 
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
 FITS = {True: Text("yes", "green"), False: Text("no", "red"), None: Text("?")}
 
 
 def check(
-    model: str,
+    target: str,
     /,
     *,
-    device: str | None = None,
-    dtype: Dtype | None = None,
     revision: str | None = None,
-    hash: bool = False,
+    hash: Flag = False,
     known_answer: bool | None = None,
-    json: bool = False,
+    json: Flag = False,
+    compute: Compute = Compute(),
 ) -> int:
-    """Check a model: files, tensors, values, tokenizer, memory, licence and known answer.
+    """Check a model, or any folder that nvembed wrote: is every file whole?
 
-    The exit code is 1 if anything failed. Warnings are no failures.
+    A model: files, checksums, tensors, values, tokenizer, memory, licence and known answer. Any other
+    folder: every file is compared with the digest or checksum that it was written with. That is an embedded
+    corpus, an index, a training run or state, training data of "nvembed mine", a classifier, evaluation
+    results, and stored vectors. Nothing is changed.
+
+    The exit code is 1 if anything is damaged; the table names the file and the command that cures it.
 
     Examples:
 
@@ -39,27 +49,120 @@ def check(
 
         nvembed check ./my-model --dtype bfloat16 --json
 
+        nvembed check notes.embedded
+
+        nvembed check runs/stage1
+
     Parameters
     ----------
-    model
-        A checkpoint folder, or a hub id, which is fetched first if it is not here.
-    device
-        Where it is meant to run: cpu, cuda, cuda:1; cuda unless given, where there is one.
-    dtype
-        As what it is meant to run; bfloat16 on CUDA and float32 on CPU unless given.
+    target
+        A folder, or the hub id of a model, which is downloaded if it is not here.
     revision
-        A hub branch, tag or commit.
+        Branch, tag or commit of a model of the hub.
     hash
-        Also read every weight file and compare its sha256 with the released one.
+        Model: also compare the SHA-256 of every weight file with the released one.
     known_answer
-        Encode the model card's example and compare with the published scores. Unless given, this is done
-        where the weights are recognised as the released ones and fit in memory.
+        Model: encode the model card's example and compare with the published scores. Default: only if the
+        weights are recognised as the released ones and fit in memory.
     json
-        Print one JSON object in place of tables.
+        Print one JSON object instead of tables.
     """
-    target = parse_devices(device)[0]
-    chosen: Dtype = dtype or ("bfloat16" if target.type == "cuda" else "float32")
-    folder = find_model(model, revision=revision)
+    folder = Path(target).expanduser()
+    if folder.is_dir() and (reports := list(_reports(folder))):
+        damaged = any(report.damages for report in reports)
+        if json:
+            print(
+                dumps({"folder": str(folder), "ok": not damaged, "parts": [*map(_plain, reports)]}, indent=2)
+            )
+        else:
+            _print_reports(reports)
+        return int(damaged)
+    return _check_model(target, revision, hash, known_answer, compute, as_json=json)
+
+
+def _reports(folder: Path) -> Iterator[FolderReport]:
+    """Yield a report on each part of a folder; nothing if it is none of ours, or a model."""
+    from nvembed.embed.folder import INDEX, is_embedded
+    from nvembed.search.record import RECORD
+
+    begun = any((folder / name).is_file() for name in ("manifest.json", "plan.json", "job.json"))
+    if is_embedded(folder) or (begun and (folder / "shards").is_dir()):
+        from nvembed.embed.check import check_embedded
+
+        yield check_embedded(folder)
+        folder_of_index = folder / INDEX
+    else:
+        folder_of_index = folder
+    if (folder_of_index / RECORD).is_file() or any(folder_of_index.glob("nvembed_*.lance")):
+        from nvembed.search.check import check_index
+
+        yield check_index(folder_of_index, server=os.environ.get("NVEMBED_INDEX_SERVER", ""))
+    if (folder / "classifier.json").is_file() or (folder / "classifier.npz").is_file():
+        from nvembed.learn.classify import check_classifier
+
+        yield check_classifier(folder)
+    from nvembed.data.check import check_mined, is_mined
+
+    if is_mined(folder):
+        yield check_mined(folder)
+    from nvembed.train.check import check_run, is_run
+
+    if is_run(folder):
+        yield check_run(folder)
+    from nvembed.weights.sums import SUMS, check_sums
+
+    if (folder / SUMS).is_file() and not (folder / "config.json").exists():
+        yield check_sums(folder)
+    yield from _vectors_and_results(folder)
+
+
+def _vectors_and_results(folder: Path) -> Iterator[FolderReport]:
+    from nvembed.embed.folder import is_embedded
+    from nvembed.evaluate.record import check_results, is_results
+    from nvembed.vectors.store import check_store, is_store
+
+    if is_results(folder):
+        yield check_results(folder)
+    stores = [folder, folder / ".embeddings", *folder.glob("*.work/vectors")]
+    for store in stores:
+        if store.is_dir() and is_store(store):
+            yield check_store(store)
+    for corpus in [*folder.glob("*/files.jsonl"), *folder.glob(".nvembed/*/files.jsonl")]:
+        if is_embedded(corpus.parent) and not is_embedded(folder):  # kept beside a folder or file
+            yield from _reports(corpus.parent)
+
+
+def _plain(report: FolderReport) -> dict[str, object]:
+    damages = [{**asdict(damage), "path": str(damage.path)} for damage in report.damages]
+    return {**asdict(report), "path": str(report.path), "damages": damages}
+
+
+def _print_reports(reports: list[FolderReport]) -> None:
+    console = results()
+    for report in reports:
+        state = Text("damaged", "red") if report.damages else Text("whole", "green")
+        line = Text.assemble(printable(f"{report.path}: {report.kind}, "), state, f" ({report.content})")
+        console.print(line, soft_wrap=True)
+        for damage in report.damages:
+            console.print(Text(printable(f"  {damage.path}: {damage.fault}")), soft_wrap=True)
+            console.print(Text(printable(f"    cure: {damage.cure}"), "dim"), soft_wrap=True)
+
+
+def _check_model(
+    target: str,
+    revision: str | None,
+    hash_files: bool,
+    known_answer: bool | None,
+    compute: Compute,
+    *,
+    as_json: bool,
+) -> int:
+    from nvembed.model.device import parse_devices
+    from nvembed.weights.check import check_folder
+
+    device = parse_devices(compute.device)[0]
+    dtype: Dtype = compute.dtype or ("bfloat16" if device.type == "cuda" else "float32")
+    folder = find_model(target, revision=revision)
     total = done = 0
     with progress("reading weights (MB)") as update:
 
@@ -73,42 +176,45 @@ def check(
             update(done // 1_000_000, total // 1_000_000)
 
         report = check_folder(
-            folder, device=target, dtype=chosen, hash_files=hash, advance=advance, expect=expect
+            folder, device=device, dtype=dtype, hash_files=hash_files, advance=advance, expect=expect
         )
-    report.findings.append(_ask(report, target, chosen, known_answer))
-    if json:
+    report.findings.append(_ask(report, device, dtype, known_answer))
+    if as_json:
         print(dumps(report.to_json(), indent=2))
     else:
         _print(report)
     return 0 if report.ok else 1
 
 
-def _ask(report: Report, device: torch.device, dtype: Dtype, wanted: bool | None) -> Finding:
-    """Run the model card's example, if it is wanted and can be."""
+def _ask(report: "Report", device: "torch.device", dtype: Dtype, requested: bool | None) -> "Finding":
+    """Compute the model card's example, if it is requested or the weights are the released ones."""
+    from nvembed.weights.check import Finding
+    from nvembed.weights.known import ask
+
     name = "known answer"
-    demanded: Literal["fail", "skip"] = "fail" if wanted else "skip"
-    if wanted is False or (wanted is None and not report.recognised):
-        why = "not asked for" if wanted is False else "these are not the released weights (--known-answer)"
-        return Finding(name, "skip", why)
+    failure: Literal["fail", "skip"] = "fail" if requested else "skip"
+    if requested is False or (requested is None and not report.recognised):
+        reason = "not requested" if requested is False else "not the released weights (--known-answer)"
+        return Finding(name, "skip", reason)
     if not report.ok:
-        return Finding(name, demanded, "not asked: mend what failed first")
+        return Finding(name, failure, "not computed, because another check failed")
     row = next(row for row in report.memory if row.dtype == dtype and row.folded)
     if row.fits is False:
-        return Finding(name, demanded, f"not asked: the model does not fit in memory as {dtype}")
+        return Finding(name, failure, f"not computed: the model does not fit in memory in {dtype}")
     encoder = load(str(report.folder), device=str(device), dtype=dtype)
     report.answer = answer = ask(lambda texts, prompt: encoder.encode(list(texts), prompt=prompt), dtype)
-    said = (
-        f"the model card's scores differ by {answer.largest_difference:.2g} at most; "
-        f"{answer.tolerance:g} is allowed in {dtype}"
+    detail = (
+        f"largest difference from the model card's scores: {answer.largest_difference:.2g}; allowed in "
+        f"{dtype}: {answer.tolerance:g}"
     )
-    return Finding(name, "pass" if answer.right else "fail", said)
+    return Finding(name, "pass" if answer.right else "fail", detail)
 
 
-def _print(report: Report) -> None:
+def _print(report: "Report") -> None:
     console = results()
     table = _table(str(report.folder), "check", "", "finding")
-    for found in report.findings:
-        table.add_row(found.check, Text(found.status, COLOURS[found.status]), found.detail)
+    for finding in report.findings:
+        table.add_row(finding.check, Text(finding.status, COLOURS[finding.status]), finding.detail)
     console.print(table)
     if report.memory:
         console.print(_memory_table(report))
@@ -116,7 +222,9 @@ def _print(report: Report) -> None:
         console.print(_answer_table(report))
 
 
-def _memory_table(report: Report) -> Table:
+def _memory_table(report: "Report") -> Table:
+    from nvembed.weights.check import bytes_text
+
     free = report.memory[0].free_bytes
     known = "unknown" if free is None else bytes_text(free)
     table = _table(
@@ -128,7 +236,7 @@ def _memory_table(report: Report) -> Table:
     return table
 
 
-def _answer_table(report: Report) -> Table:
+def _answer_table(report: "Report") -> Table:
     assert report.answer is not None
     title = "the model card's scores, 100 x cosine"
     table = _table(title, "query", "passage", "published", "here", "difference")

@@ -13,7 +13,7 @@ from cyclopts import App, Parameter
 
 from nvembed.cli.embedding import check_corpus, text_layout
 from nvembed.cli.learners import Seed, embedded_by, open_embedded_source, open_source
-from nvembed.cli.models import load, prompts
+from nvembed.cli.models import load, symmetric_prompt
 from nvembed.cli.options import Compute, Count, Prompt, Reading
 from nvembed.cli.screen import results, say, waiting
 from nvembed.embed.folder import is_embedded
@@ -243,8 +243,9 @@ def zero_shot(
             truth = source_labels(source, label_field, str(texts))
             _check_truth(truth, names)
     else:
-        string, _ = prompts(task=prompt.task, instruction=prompt.instruction, prompt=prompt.prompt)
-        string = string or format_prompt(f"Classify the given text as one of: {', '.join(label_texts)}")
+        string = symmetric_prompt(prompt, encoder.prompts)
+        if not string and encoder.prompts is None:
+            string = format_prompt(f"Classify the given text as one of: {', '.join(label_texts)}")
         source = embedded_by(encoder, texts, model=model, prompt=string, reading=reading)
     label_vectors = encoder.encode(label_texts, max_length=reading.max_length)
     predictions = predictions_of(

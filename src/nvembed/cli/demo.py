@@ -1,25 +1,28 @@
-"""``nvembed demo``: a small model answers questions on real labelled text, and is scored."""
+"""``nvembed demo``: a small model searches real labelled text and is scored."""
 
 import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import Annotated
 
 import numpy as np
+import platformdirs
+from cyclopts import Parameter
+from cyclopts.validators import Number
 from rich import box
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from nvembed.cli.models import Tally, counted, load
-from nvembed.cli.options import Flag
+from nvembed.cli.options import Compute, Flag
 from nvembed.cli.screen import progress, results, say, snippet, waiting
 from nvembed.errors import InputError, OutputError
 from nvembed.files import data_path
 from nvembed.read.beir import Passage, read_qrels, read_texts
 from nvembed.text.bm25 import Bm25
-from nvembed.text.prompt import format_prompt, instruction_for
 from nvembed.vectors.metric import score_run
 from nvembed.vectors.search import top_k
 
@@ -30,7 +33,7 @@ DEPTH = 100  # passages ranked for each question
 SHOWN = 3
 BLOCK = 128  # texts between two steps of the progress bar
 METRICS = ("ndcg@10", "recall@1", "recall@10", "recall@100")
-# Decides which folder of the cache is used: count up when what is built changes.
+# Names the folder in the cache: count up when the model that is built changes.
 BUILD = "smollm2-135m-untrained-1"
 SHIPPED = "nvembed-small"
 UNTRAINED = "SmolLM2-135M, untrained pooler"
@@ -47,15 +50,21 @@ Hits = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """A corpus, its queries, and which passage answers which query."""
+class DemoCorpus:
+    """A corpus, its queries, and its qrels: query id -> passage id -> grade."""
 
     passages: list[Passage]
     queries: list[Passage]
     qrels: dict[str, dict[str, int]]
 
 
-def demo(*, model: str | None = None, untrained: Flag = False, show: int = 3) -> None:
+def demo(
+    *,
+    model: str | None = None,
+    untrained: Flag = False,
+    show: Annotated[int, Parameter(validator=Number(gte=0))] = 3,
+    compute: Compute = Compute(),
+) -> None:
     """Embed a labelled corpus with a small model, answer its questions and score the answers.
 
     The corpus is the English part of XQuAD: 240 passages of Wikipedia and 1,190 questions. BM25 answers the
@@ -82,9 +91,10 @@ def demo(*, model: str | None = None, untrained: Flag = False, show: int = 3) ->
         raise InputError(f"expected --model or --untrained, got both (--model {model}): leave one out")
     data = read_labelled(data_path("demo") / "xquad_en")
     trained = None if model or untrained else shipped_model()
-    encoder = load(model or str(trained or small_model(cache_home())))
+    name = model or str(trained or small_model(platformdirs.user_cache_path("nvembed")))
+    encoder = load(name, device=compute.device, dtype=compute.dtype)
     texts = f"{len(data.passages):,} passages and {len(data.queries):,} questions"
-    say(f"embedding {texts}: about two minutes on two cores with the small model")
+    say(f"embedding {texts}; the small model takes about two minutes on two CPU cores")
     tally = Tally()
     start = perf_counter()
     with progress("embedding") as update:
@@ -97,20 +107,21 @@ def demo(*, model: str | None = None, untrained: Flag = False, show: int = 3) ->
                 update(tally.texts, len(data.passages) + len(data.queries))
             return np.concatenate(done)
 
-        passages = embed(data.passages, "")
-        queries = embed(data.queries, format_prompt(instruction_for(TASK)))
+        passages = embed(data.passages, encoder.document_prompt())
+        own = encoder.prompts is not None
+        queries = embed(data.queries, encoder.prompt(task=None if own else TASK))
     seconds = perf_counter() - start
     dense = top_k(queries, [passages], DEPTH)
     lexical = Bm25([p.text for p in data.passages]).top_k([q.text for q in data.queries], DEPTH)
     console = results()
     console.width = min(console.width, MAX_WIDTH)
-    name = model or (SHIPPED if trained else UNTRAINED)
-    model_line = f"{name}: {encoder.dim:,} dimensions, {encoder.dtype} on {encoder.replicas[0].device}"
+    shown = model or (SHIPPED if trained else UNTRAINED)
+    model_line = f"{shown}: {encoder.dim:,} dimensions, {encoder.dtype} on {encoder.replicas[0].device}"
     console.print(_head(model_line, data, tally.message(seconds)))
     step = max(1, len(data.queries) // max(show, 1))
     for row in range(step // 2, len(data.queries), step)[:show]:
         console.print(_answers(data, row, dense, console.width))
-    console.print(_scores({name: score(data, dense), "BM25": score(data, lexical)}))
+    console.print(_scores({shown: score(data, dense), "BM25": score(data, lexical)}))
     console.print(Text(WORDS_NOTE))
     if trained is not None:
         card = os.path.relpath(trained / "README.md")
@@ -121,20 +132,20 @@ def demo(*, model: str | None = None, untrained: Flag = False, show: int = 3) ->
         console.print(Panel(Text(UNTRAINED_NOTE), title="note", title_align="left", box=box.ROUNDED))
 
 
-def read_labelled(folder: Path) -> Labelled:
-    """Read a folder in BEIR's layout, with its test judgements.
+def read_labelled(folder: Path) -> DemoCorpus:
+    """Read a folder in BEIR's layout, with its test qrels.
 
     Raises:
-        DataError: a file is missing or malformed, or judges what is not there.
+        DataError: a file is missing or malformed, or the qrels name an unknown query or passage.
     """
     passages = list(read_texts(folder / "corpus.jsonl", unique=True))
     queries = list(read_texts(folder / "queries.jsonl", unique=True))
     ids = {query.id for query in queries}, {passage.id for passage in passages}
     qrels = read_qrels(folder / "qrels" / "test.tsv", queries=ids[0], passages=ids[1])
-    return Labelled(passages, [query for query in queries if query.id in qrels], qrels)
+    return DemoCorpus(passages, [query for query in queries if query.id in qrels], qrels)
 
 
-def score(data: Labelled, hits: Hits) -> dict[str, float]:
+def score(data: DemoCorpus, hits: Hits) -> dict[str, float]:
     """Return the mean of each of ``METRICS`` over all queries, in percent."""
     run = {
         query.id: {data.passages[row].id: float(value) for value, row in zip(scores, rows, strict=True)}
@@ -143,12 +154,6 @@ def score(data: Labelled, hits: Hits) -> dict[str, float]:
     cutoffs = sorted({int(metric.partition("@")[2]) for metric in METRICS})
     values = score_run(run, data.qrels, cutoffs)
     return {metric: 100 * float(np.mean(list(values[metric].values()))) for metric in METRICS}
-
-
-def cache_home() -> Path:
-    """Return the user's cache folder for this program."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "nvembed"
 
 
 def shipped_model() -> Path | None:
@@ -163,7 +168,7 @@ def small_model(home: Path) -> Path:
     """Return the folder of the untrained small model, built on the first call.
 
     Raises:
-        MissingExtraError: the package with the language model, or the extra ``gguf``, is not installed.
+        MissingExtraError: the package with the language model is not installed.
     """
     folder = home / BUILD
     if folder.is_dir():
@@ -186,7 +191,7 @@ def small_model(home: Path) -> Path:
     return folder
 
 
-def _head(model: str, data: Labelled, speed: str) -> Panel:
+def _head(model: str, data: DemoCorpus, speed: str) -> Panel:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
@@ -197,8 +202,8 @@ def _head(model: str, data: Labelled, speed: str) -> Panel:
     return Panel(table, title="nvembed demo", title_align="left", box=box.ROUNDED)
 
 
-def _answers(data: Labelled, row: int, hits: Hits, width: int) -> Panel:
-    """The first passages of one question, the one that answers it marked, and where it is if further down."""
+def _answers(data: DemoCorpus, row: int, hits: Hits, width: int) -> Panel:
+    """Show the best passages of one question; mark the one that answers it, or give its rank."""
     query = data.queries[row]
     answers = data.qrels[query.id]
     ranked = [data.passages[i] for i in hits[1][row]]
@@ -211,9 +216,9 @@ def _answers(data: Labelled, row: int, hits: Hits, width: int) -> Panel:
         table.add_row(f"{rank}.", f"{value:.3f}", Text("✓" if right else " ", style="bold green"), text)
     places = [rank for rank, passage in enumerate(ranked, start=1) if passage.id in answers]
     if not places:
-        where = f"the passage that answers is not among the first {len(ranked)}"
+        where = f"the answer is not among the first {len(ranked)} passages"
     elif places[0] > SHOWN:
-        where = f"the passage that answers is at rank {places[0]}"
+        where = f"the answer is at rank {places[0]}"
     else:
         where = f"✓ answers the question (rank {places[0]})"
     return Panel(
@@ -222,7 +227,7 @@ def _answers(data: Labelled, row: int, hits: Hits, width: int) -> Panel:
 
 
 def _scores(scores: dict[str, dict[str, float]]) -> Table:
-    table = Table(title="all questions scored, in percent", title_justify="left", box=box.ROUNDED)
+    table = Table(title="scores over all questions, in percent", title_justify="left", box=box.ROUNDED)
     table.add_column("")
     for metric in METRICS:
         table.add_column(metric.replace("ndcg", "nDCG"), justify="right")

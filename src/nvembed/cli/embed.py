@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from nvembed.cli.embedding import Facts, ModelRecipe, counting, describe, passage_sizes, warn_of
-from nvembed.cli.models import Tally, prompts
+from nvembed.cli.models import Tally, own_prompts, prompts
 from nvembed.cli.options import Compute, CorpusOptions, Count, Flag
 from nvembed.cli.screen import long_progress, say, warn
 from nvembed.errors import InputError
@@ -84,7 +84,7 @@ def embed(
     task
         Task with a known instruction for passages too, such as Banking77Classification.
     prompt
-        Exact string to prepend to each passage. Default: none.
+        Exact string to prepend to each passage. Default: the model's document prompt, if it has one.
     chunk_tokens
         Most tokens of a passage. Default: 512.
     overlap_tokens
@@ -118,7 +118,7 @@ def embed(
 
     source = _source(corpus, out, reading)
     how = CorpusReading(reading.field, reading.on_error, shard_passages, reading.delimiter, reading.encoding)
-    passage_prompt = prompts(task=task, prompt=prompt)[0 if task is None else 1]
+    _, passage_prompt = prompts(task=task, prompt=prompt, own=own_prompts(model))
     with ExitStack() as stack:
         cluster = _join(stack, ray_address) if engine == "ray" else None
         count = cluster.workers(workers) if cluster is not None else 0

@@ -55,7 +55,7 @@ class Facts:
 def describe(
     model: str, *, device: str | None, dtype: Dtype | None, prompt: str, max_length: int | None
 ) -> Facts:
-    """Return a model's facts from its configs and tokenizer; fetch it, but load no weights.
+    """Return a model's facts from its configs and tokenizer; download it if needed, but load no weights.
 
     Args:
         device: None is cuda where there is one.
@@ -68,7 +68,7 @@ def describe(
     (one,) = load_tokenizer(checkpoint)(["a"], prompt=prompt, max_length=max_length)
     return Facts(
         fingerprint=fingerprint(checkpoint),
-        dim=checkpoint.config.backbone.hidden_size,
+        dim=checkpoint.truncate_dim or checkpoint.config.dim,
         max_length=max_length or checkpoint.text.max_length,
         dtype=dtype or ("bfloat16" if kind == "cuda" else "float32"),
         batch_tokens=BATCH_TOKENS[kind],

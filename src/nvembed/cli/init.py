@@ -1,11 +1,14 @@
-"""``nvembed init``: an untrained NV-Embed from a causal language model."""
+"""``nvembed init``: make an untrained NV-Embed from a causal language model."""
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
+from cyclopts import Parameter
+from cyclopts.validators import Number
 
-from nvembed.cli.options import Dtype
+from nvembed.cli.options import Count, Dtype, Flag
 from nvembed.cli.screen import say
 from nvembed.errors import InputError, OutputError
 from nvembed.model.config import PoolerConfig, PoolingKind
@@ -17,6 +20,10 @@ from nvembed.weights.causal_lm import first_layers
 from nvembed.weights.checkpoint import read_backbone
 from nvembed.weights.save import save_checkpoint
 
+# The poolings that training supports; others are only read.
+NewPooling = Literal["latent", "mean", "eos", "self"]
+Seed = Annotated[int, Parameter(validator=Number(gte=0, lt=2**63))]
+
 
 def init(
     base: str,
@@ -24,22 +31,21 @@ def init(
     /,
     *,
     recipe: Path | None = None,
-    pooling: PoolingKind | None = None,
-    num_latents: int | None = None,
-    num_heads: int | None = None,
-    head_dim: int | None = None,
-    num_layers: int | None = None,
-    causal: bool = False,
+    pooling: NewPooling | None = None,
+    num_latents: Count | None = None,
+    num_heads: Count | None = None,
+    head_dim: Count | None = None,
+    num_layers: Count | None = None,
+    causal: Flag = False,
     bos: str | None = None,
     eos: str | None = None,
-    max_length: int | None = None,
+    max_length: Count | None = None,
     dtype: Dtype | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> None:
     """Make an untrained NV-Embed checkpoint from a causal language model.
 
-    The new pooler starts as exact mean pooling, so the model embeds text from the first minute on; it gets
-    good by training.
+    The new pooler starts as exact mean pooling: the model embeds text at once, and training makes it good.
 
     Examples:
 
@@ -52,68 +58,64 @@ def init(
     Parameters
     ----------
     base
-        A folder with a causal LM (config.json, safetensors, tokenizer.json) or an NV-Embed, whose backbone
-        is taken; a .gguf file, or an installed package that holds one (both need the extra gguf); or a hub
-        id. Mistral, Llama, SmolLM2, Qwen2 and Qwen3 are supported.
+        The language model: a folder (config.json, safetensors, tokenizer.json), a .gguf file, an installed
+        package with a .gguf file, or a hub id; or an NV-Embed, whose backbone is used. Supported are
+        Mistral, Llama, SmolLM2, Qwen2 and Qwen3.
     out
-        The checkpoint's folder; it must not exist.
+        Folder for the checkpoint; it must not exist.
     recipe
-        A stage's TOML file that says pooling, its sizes, layers and attention, where the options do not.
+        TOML file of a training stage. It sets pooling, sizes, layers and attention; options override it.
     pooling
-        How token states become one vector; latent unless given.
+        How token states become one vector. Default: latent.
     num_latents
-        Latent pooling: how many latents; 512 unless given.
+        Latent pooling: number of latents. Default: 512.
     num_heads
-        Latent and self pooling: how many attention heads; 8 unless given.
+        Latent and self pooling: number of attention heads. Default: 8.
     head_dim
-        Latent pooling: the size of each head; the backbone's hidden size unless given, as released.
+        Latent pooling: size of each head. Default: the backbone's hidden size, as released.
     num_layers
-        Keep only the backbone's first layers.
+        Keep only the first layers of the backbone. Default: all.
     causal
-        Keep the causal mask: for the paper's ablation.
+        Keep the causal attention mask, as in the paper's ablation.
     bos
-        The token before each text, "" for none. Unless given it is the tokenizer's own, but <|endoftext|>
-        where that is <|im_start|>, which opens a chat turn and not a text.
+        Token before each text; "" for none. Default: the tokenizer's own, or <|endoftext|> if that is
+        <|im_start|>, which starts a chat turn.
     eos
-        The token after each text; the tokenizer's own unless given.
+        Token after each text. Default: the tokenizer's own.
     max_length
-        The longest text, in tokens; the backbone's context unless given.
+        Most tokens of a text. Default: the backbone's context.
     dtype
-        What the weights are stored as; the backbone's own unless given (float32 from GGUF).
+        Number format of the stored weights. Default: the backbone's (float32 from GGUF).
     seed
-        Decides the new pooler's random values.
+        Seed of the new pooler's random values.
     """
     if out.exists():
         raise OutputError(f"{out} exists already: remove it, or write to another path")
     causal_lm = read_backbone(locate(base))
     hidden_size = causal_lm.config.hidden_size
-    said = {} if recipe is None else read_recipe(recipe, StageRecipe).model.model_dump()
-    kind: PoolingKind = pooling or said.get("pooling", "latent")
+    defaults = {} if recipe is None else read_recipe(recipe, StageRecipe).model.model_dump()
+    kind: PoolingKind = pooling or defaults.get("pooling", "latent")
     pooler = PoolerConfig(
-        _first(num_latents, said.get("num_latents"), 512),
-        _first(num_heads, said.get("num_heads"), 8),
-        _first(head_dim, said.get("head_dim"), hidden_size),
+        _first(num_latents, defaults.get("num_latents"), 512),
+        _first(num_heads, defaults.get("num_heads"), 8),
+        _first(head_dim, defaults.get("head_dim"), hidden_size),
     )
-    layers = _first(num_layers, said.get("num_layers"), causal_lm.config.num_layers)
-    sizes = {"num-latents": pooler.num_latents, "num-heads": pooler.num_heads, "head-dim": pooler.head_dim}
-    for name, size in sizes.items():
-        if size < 1:
-            raise InputError(f"--{name} is {size}: expected at least 1")
+    layers = _first(num_layers, defaults.get("num_layers"), causal_lm.config.num_layers)
     if kind == "self" and hidden_size % pooler.num_heads:
         raise InputError(
-            f"--num-heads is {pooler.num_heads}: expected a divisor of the hidden size, {hidden_size}"
+            f"--num-heads is {pooler.num_heads}; expected a divisor of the hidden size, {hidden_size:,}"
         )
     causal_lm = first_layers(causal_lm, layers)
-    causal = causal or not said.get("bidirectional", True)
+    causal = causal or not defaults.get("bidirectional", True)
     causal_lm = replace(causal_lm, config=replace(causal_lm.config, causal=causal))
     settings = text_settings(causal_lm, bos=bos, eos=eos, max_length=max_length)
     config, tensors = untrained(causal_lm, pooler, pooling=kind, seed=seed)
     stored = next(causal_lm.tensors())[1].dtype if dtype is None else getattr(torch, dtype)
     files = embedding_tokenizer_files(causal_lm, settings)
     save_checkpoint(out, config, settings, tensors, tokenizer_files=files, dtype=stored)
-    say(f"{out}: an untrained NV-Embed, {kind} pooling, {hidden_size} dimensions, from {base}")
+    say(f"{out}: an untrained NV-Embed with {kind} pooling and {hidden_size:,} dimensions, from {base}")
 
 
 def _first(*values: int | None) -> int:
-    """Return the first value that is given: option, recipe, default."""
+    """Return the first value that is not None, of option, recipe and default."""
     return next(value for value in values if value is not None)

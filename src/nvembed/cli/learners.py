@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from nvembed.cli.embedding import check_corpus, embed_beside
-from nvembed.cli.models import load, prompts
+from nvembed.cli.models import load, own_prompts, symmetric_prompt
 from nvembed.cli.options import Compute, Prompt, Reading
 from nvembed.embed.folder import is_embedded
 from nvembed.errors import InputError
@@ -40,7 +40,7 @@ def open_source(
         return open_embedded_source(corpus, model, prompt, reading)
     if model is None:
         raise InputError(f"{corpus} has no vectors: pass --model, or a folder that nvembed embed wrote")
-    string, _ = prompts(**asdict(prompt))
+    string = symmetric_prompt(prompt, own_prompts(model))
     check_corpus(corpus, reading)  # a fault of the corpus is reported before the model loads
     encoder = load(model, device=compute.device, dtype=compute.dtype)
     return embedded_by(encoder, corpus, model=model, prompt=string, reading=reading, whole=whole)

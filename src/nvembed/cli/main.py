@@ -34,7 +34,7 @@ COMMANDS = {
     "classify": "Fit a classifier on labelled texts, predict with it, or classify without examples.",
     "serve": "Serve a model: the embedding APIs of OpenAI, NVIDIA NIM, Cohere and TEI.",
     "init": "Make an untrained NV-Embed checkpoint from a causal language model.",
-    "check": "Check a model: files, tensors, values, tokenizer, memory, licence and known answer.",
+    "check": "Check a model, or any folder that nvembed wrote: is every file whole?",
     "evaluate": "Score models on evaluation tasks.",
     "compare": "Compare models on every task, with paired tests over queries.",
     "mine": "Make training files: choose examples, leave out leaks, mine hard negatives.",

@@ -1,20 +1,21 @@
-"""``nvembed merge``: an adapter merged into the checkpoint it was trained on."""
+"""``nvembed merge``: merge an adapter into the checkpoint that it was trained on."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nvembed.cli.models import find_model
 from nvembed.cli.options import Dtype
+from nvembed.cli.screen import warn
 from nvembed.files import read_json
 
 if TYPE_CHECKING:
     from nvembed.weights.checkpoint import Checkpoint
 
 
-def merge(model: str, adapter: Path, out: Path, *, dtype: Dtype | None = None) -> None:
+def merge(model: str, adapter: Path, out: Path, /, *, dtype: Dtype | None = None) -> None:
     """Merge a trained adapter into its checkpoint.
 
-    The result is one folder in the released layout, like any other.
+    The result is a folder in the layout of the released model.
 
     Examples:
 
@@ -25,11 +26,11 @@ def merge(model: str, adapter: Path, out: Path, *, dtype: Dtype | None = None) -
     model
         The checkpoint that was trained: a folder, or a hub id.
     adapter
-        A state of a run (such as runs/stage2/best), or any adapter in peft's format against the backbone.
+        A state of a training run, such as runs/stage2/best, or an adapter in peft's format.
     out
-        The new checkpoint's folder; it must not exist.
+        Folder for the new checkpoint; it must not exist.
     dtype
-        What the weights are stored as; as in the checkpoint unless given.
+        Number format of the stored weights. Default: the checkpoint's.
     """
     import torch
 
@@ -45,7 +46,7 @@ def merge(model: str, adapter: Path, out: Path, *, dtype: Dtype | None = None) -
     merged = merged_before(checkpoint)
     if trained.digest in merged:
         raise WeightsError(
-            f"{adapter} is merged into {model} already: merge it into the model it was trained on"
+            f"{adapter} is merged into {model} already: merge it into the model that it was trained on"
         )
     _check_base(checkpoint, adapter, model)
     save_checkpoint(
@@ -56,21 +57,28 @@ def merge(model: str, adapter: Path, out: Path, *, dtype: Dtype | None = None) -
         tokenizer_files=checkpoint.tokenizer_files(),
         merged=(*merged, trained.digest),
     )
-    print(f"{out}: {model} with {len(trained.pairs)} adapted and {len(trained.replaced)} replaced tensors")
+    print(
+        f"{out}: {model} with {len(trained.pairs):,} adapted and {len(trained.replaced):,} replaced tensors"
+    )
 
 
 def _check_base(checkpoint: "Checkpoint", adapter: Path, model: str) -> None:
-    """Compare a checkpoint with the one that the adapter's run was started on, where a run wrote it."""
+    """Compare a checkpoint with the one that the adapter was trained on; warn if that is not recorded."""
     from nvembed.errors import WeightsError
     from nvembed.weights.checkpoint import fingerprint
 
     settings = adapter.resolve().parent / "settings.json"
-    if not settings.is_file():  # an adapter from elsewhere, or one that was moved
-        return
-    cure = "copy the adapter to another folder to merge it without this check"
-    base = read_json(settings, dict[str, Any], cure=cure, error=WeightsError).get("base")
-    if base is not None and base != (own := fingerprint(checkpoint)):
+    base = None
+    if settings.is_file():
+        cure = "copy the adapter to another folder to merge it without this check"
+        base = read_json(settings, dict[str, Any], cure=cure, error=WeightsError).get("base")
+    if base is None:  # from another tool, or a copy
+        warn(
+            f"{adapter} does not record the checkpoint it was trained on: only names and shapes are "
+            f"compared with {model}. On another checkpoint of the same shapes the result is meaningless"
+        )
+    elif base != (own := fingerprint(checkpoint)):
         raise WeightsError(
-            f"{adapter} was trained on a checkpoint with fingerprint {base}, that of {model} is {own}: merge "
-            "it into the checkpoint it was trained on"
+            f"{adapter} was trained on a checkpoint with fingerprint {base}; {model} has {own}: merge it "
+            "into the checkpoint that it was trained on"
         )

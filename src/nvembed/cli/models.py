@@ -1,8 +1,8 @@
-"""Opens whatever a user named as a model: the one place where commands do."""
+"""Opens what a user names as a model, for every command."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,20 +10,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import platformdirs
 
-from nvembed.cli.options import Dtype
-from nvembed.cli.screen import waiting
-from nvembed.errors import DownloadError, InputError, MissingExtraError, WeightsError
+from nvembed.cli.options import Dtype, Prompt
+from nvembed.cli.screen import say, waiting
+from nvembed.errors import ConfigError, DownloadError, InputError, MissingExtraError, WeightsError
 from nvembed.evaluate.subject import Subject, bm25, random_encoder
 from nvembed.vectors.embeddings import Embeddings, join
 
 if TYPE_CHECKING:
     from nvembed.encoder import Encoder
+    from nvembed.text.model_prompts import ModelPrompts
 
 
 def load(
     model: str, *, device: str | None = None, dtype: Dtype | None = None, revision: str | None = None
 ) -> "Encoder":
-    """Load a model from a folder or the hub; ``device`` may name several, parted by commas."""
+    """Load a model from a folder or the hub; ``device`` may name several, separated by commas."""
     devices = device.split(",") if device else None
     with waiting(f"loading {model}"):
         from nvembed.encoder import Encoder  # torch takes seconds to import
@@ -33,7 +34,7 @@ def load(
 
 @dataclass(frozen=True)
 class Loading:
-    """How to load a model: device and dtype as torch names them, and the most tokens of a text."""
+    """How to load a model: the most tokens read of a text, and device and dtype as torch names them."""
 
     max_tokens: int
     device: str | None = None
@@ -41,13 +42,14 @@ class Loading:
 
 
 def open_model(spec: str, loading: Loading) -> Subject:
-    """Open whatever a user named as a model, as functions with a fingerprint.
+    """Open a model or a baseline, as functions with a fingerprint.
+
+    A model in the layout of sentence-transformers that has a module or an architecture which this package
+    does not have is loaded with that library, and a message says so.
 
     Args:
         spec: ``bm25``, ``random``, or a model (see ``find_model``); ``NAME=FOLDER`` gives a folder another
             name. If a folder of the whole string exists, a ``=`` in it is part of its path.
-
-    A model in the layout of sentence-transformers is loaded with that library, any other with this package.
 
     Raises:
         InputError, WeightsError, DownloadError: there is no such model.
@@ -65,17 +67,22 @@ def open_model(spec: str, loading: Loading) -> Subject:
     folder = find_model(place)
     if not name:
         name = folder.resolve().name if Path(place).expanduser().is_dir() else place
-    make = _sentence_transformer if is_sentence_transformer(folder) else _encoder
+    make = _encoder
+    if (reason := needs_library(folder)) is not None:
+        say(f"{name} is computed by the library sentence-transformers: {reason}")
+        make = _sentence_transformer
     return replace(make(folder, loading), name=name)
 
 
-def find_model(spec: str, *, revision: str | None = None) -> Path:
-    """Return the folder of a model: a folder, one inside an installed package, or a hub id, which is fetched.
+def find_model(spec: str, *, revision: str | None = None, download: bool = True) -> Path:
+    """Return the folder of a model; a model of the hub is downloaded if it is not here.
 
-    ``package/inner/path`` is a folder of an installed package, which is not imported.
+    Args:
+        spec: a folder; ``package/inner/path``, a folder of an installed package, which is not imported; or
+            a hub id.
 
     Raises:
-        InputError: an old name, with the prefix ``sentence-transformers:``.
+        InputError: a name with the prefix ``sentence-transformers:`` of earlier versions.
         WeightsError, DownloadError: there is no such model.
     """
     from nvembed.weights.hub import model_folder
@@ -86,28 +93,34 @@ def find_model(spec: str, *, revision: str | None = None) -> Path:
         raise WeightsError(f"{spec} is a language model: make an embedding model of it with  nvembed init")
     if not Path(spec).expanduser().is_dir():
         package, _, inner = spec.partition("/")
-        found = find_spec(package) if package.isidentifier() and inner else None
-        for location in (found.submodule_search_locations or []) if found else []:
+        module = find_spec(package) if package.isidentifier() and inner else None
+        for location in (module.submodule_search_locations or []) if module else []:
             if (Path(location) / inner).is_dir():
                 return Path(location) / inner
-    return model_folder(spec, revision=revision)
+    return model_folder(spec, revision=revision, download=download)
 
 
-def is_sentence_transformer(folder: Path) -> bool:
-    """Return whether a folder is in the layout of sentence-transformers, and not one of NV-Embed."""
-    config = folder / "config.json"  # older versions of that library keep it one folder deeper
-    ours = config.is_file() and b"NVEmbed" in config.read_bytes()
-    return (folder / "modules.json").is_file() and not ours
+def needs_library(folder: Path) -> str | None:
+    """Return why a folder needs the library sentence-transformers; None if this package opens it."""
+    if not (folder / "modules.json").is_file():
+        return None
+    from nvembed.weights.checkpoint import open_checkpoint
+
+    try:
+        open_checkpoint(folder)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def model_content(spec: str) -> str:
-    """Return a model's name with a digest of all bytes that decide its vectors; no weights are loaded."""
+    """Return a model's name and a digest of every byte that decides its vectors; load no weights."""
     if spec in ("bm25", "random"):
         return spec
     from nvembed.weights.checkpoint import content_digest, open_checkpoint
 
     folder = find_model(spec)
-    if is_sentence_transformer(folder):
+    if needs_library(folder) is not None:
         return f"{spec}/{_hash_folder(folder)}"
     return f"{spec}/{content_digest(open_checkpoint(folder), cache=_digests())}"
 
@@ -136,12 +149,12 @@ def load_sentence_transformer(
     try:
         loaded = SentenceTransformer(model, device=device, model_kwargs={"dtype": dtype} if dtype else None)
     except (OSError, ValueError) as error:
-        said = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0]
         if Path(model).is_dir():
-            raise WeightsError(f"{model}: not a whole model of sentence-transformers: {said}") from error
+            raise WeightsError(f"{model}: not a whole model of sentence-transformers: {reason}") from error
         raise DownloadError(
-            f"{model}: no folder of that name, and not loaded from the hub ({said}): give a folder with the "
-            "model, or try again online"
+            f"{model}: no folder of that name, and not loaded from the hub ({reason}): pass a folder with "
+            "the model, or try again online"
         ) from error
     loaded.max_seq_length = min(loaded.max_seq_length or max_tokens, max_tokens)
     return loaded
@@ -157,7 +170,7 @@ def encode_with(sentence_transformer: Any, texts: Sequence[str], prompt: str) ->
         show_progress_bar=False,
     )
     vectors = np.asarray(vectors, dtype=np.float32)
-    # It normalises in the model's own precision, which in bfloat16 leaves lengths of 1.003.
+    # The library normalises in the model's own precision, which in bfloat16 leaves lengths of 1.003.
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
 
@@ -259,30 +272,65 @@ def _hash_folder(folder: Path) -> str:
     return digest.hexdigest()[:32]
 
 
-def prompts(
-    *, task: str | None = None, instruction: str | None = None, prompt: str | None = None
-) -> tuple[str, str]:
-    """Return the prompt of queries and that of passages, from at most one of the three.
+def own_prompts(spec: str, *, download: bool = True) -> "ModelPrompts | None":
+    """Return the prompts that a model brings itself, from its configs; None for an NV-Embed.
 
     Raises:
-        InputError: several of them, or a task without an instruction.
+        ConfigError, WeightsError, DownloadError: the model cannot be opened.
+    """
+    from nvembed.weights.checkpoint import open_checkpoint
+
+    return open_checkpoint(find_model(spec, download=download)).prompts
+
+
+def prompts(
+    *,
+    task: str | None = None,
+    instruction: str | None = None,
+    prompt: str | None = None,
+    own: "ModelPrompts | None" = None,
+) -> tuple[str, str]:
+    """Return the prompt of queries and that of passages, from at most one of the three options.
+
+    Args:
+        task: a task with a known instruction, or the name of one of the model's own prompts.
+        instruction: the sentence that describes the task.
+        prompt: the exact string for both.
+        own: the prompts that the model brings itself; without options they are its query and its document
+            prompt.
+
+    Raises:
+        InputError: several options, a task without an instruction, or one that the model has no prompt for.
     """
     from nvembed.text.prompt import format_prompt, instruction_for
 
-    given = {"--task": task, "--instruction": instruction, "--prompt": prompt}
-    names = [name for name, value in given.items() if value is not None]
+    options = {"--task": task, "--instruction": instruction, "--prompt": prompt}
+    names = [name for name, value in options.items() if value is not None]
     if len(names) > 1:
-        raise InputError(f"{' and '.join(names)} are both given; expected at most one: each sets the prompt")
+        raise InputError(f"expected at most one of {' and '.join(names)}, got both: each sets the prompt")
+    if prompt is not None:
+        return prompt, prompt
+    if own is not None:
+        return own.query(instruction=instruction, task=task), own.document(task=task)
     if task is not None:
         return format_prompt(instruction_for(task)), format_prompt(instruction_for(task, "corpus"))
-    if instruction is not None:
-        return format_prompt(instruction), ""
-    return prompt or "", ""
+    return format_prompt(instruction or ""), ""
+
+
+def symmetric_prompt(options: Prompt, own: "ModelPrompts | None") -> str:
+    """Return the prompt of texts that are neither queries nor passages: without options the model's default.
+
+    Raises:
+        InputError: as ``prompts``.
+    """
+    if own is not None and not any(value is not None for value in asdict(options).values()):
+        return own.plain
+    return prompts(**asdict(options), own=own)[0]
 
 
 @dataclass
 class Tally:
-    """What became of the texts that passed through ``counted``."""
+    """Counts of the texts that passed through ``counted``."""
 
     texts: int = 0
     tokens: int = 0

@@ -38,10 +38,10 @@ def search_folder(
     path: Path, model: str | None, queries: Sequence[str], how: FolderSearch, *, as_json: bool
 ) -> None:
     """Search and print; a folder or file without vectors is embedded first."""
-    query_prompt, passage_prompt = prompts(task=how.task, instruction=how.instruction)
     corpus = open_embedded(path) if is_embedded(path) else None
     name = model or (corpus.manifest["model"] if corpus else "")
     encoder = load(name, device=how.compute.device, dtype=how.compute.dtype)
+    query_prompt, passage_prompt = prompts(task=how.task, instruction=how.instruction, own=encoder.prompts)
     if corpus is None:
         corpus = embed_beside(
             encoder,

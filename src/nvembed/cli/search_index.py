@@ -11,14 +11,13 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from nvembed.cli.models import load
+from nvembed.cli.models import load, prompts
 from nvembed.cli.options import Dtype
 from nvembed.cli.screen import printable, results, say, warn
 from nvembed.errors import InputError, NvembedError
 from nvembed.search.index import Index, open_index
 from nvembed.search.retrieve import Hit, Mark, Mode, SearchResult, mark_sentences, mark_words
 from nvembed.search.where import parse_where
-from nvembed.text.prompt import format_prompt, instruction_for
 
 if TYPE_CHECKING:
     from nvembed.encoder import Encoder
@@ -74,12 +73,10 @@ def find(
     index: Index, encoder: "Encoder | None", queries: Sequence[str], options: SearchOptions
 ) -> Iterator[SearchResult]:
     """Yield the hits of each query; ``encoder`` is not needed in mode ``text`` with words marked."""
-    if options.task is not None and options.instruction is not None:
-        raise InputError("expected at most one of --task and --instruction, got both: each sets the prompt")
     prompt = index.record.query_prompt
     if options.task is not None or options.instruction is not None:
-        instruction = instruction_for(options.task) if options.task else options.instruction
-        prompt = format_prompt(instruction or "")
+        own = None if encoder is None else encoder.prompts
+        prompt, _ = prompts(task=options.task, instruction=options.instruction, own=own)
 
     def embed(texts: list[str], prompt: str) -> np.ndarray:
         assert encoder is not None

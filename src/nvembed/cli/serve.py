@@ -179,6 +179,7 @@ def loaded(settings: ServerSettings) -> "ServedModel":
         text_of=tokenizer.text_of if settings.vocabulary == "model" else _tiktoken(settings.vocabulary),
         pieces=lambda text, prompt: tokenizer.pieces(text, prompt=prompt),
         devices=tuple(devices),
+        prompts=encoder.prompts,
     )
 
 

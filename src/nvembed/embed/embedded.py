@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nvembed.embed.records import Storage, plain, read_manifest
-from nvembed.embed.shard import ROW_GROUP, file_sha256, schema
+from nvembed.embed.shard import ROW_GROUP, schema
 from nvembed.errors import DataError
+from nvembed.files import file_digest
 
 CURE = "Run the command that embedded the corpus again: it computes damaged shards anew"
 
@@ -71,7 +72,7 @@ class EmbeddedCorpus:
         """
         for shard in self.manifest["shards"]:
             path = self.folder / "shards" / shard["name"]
-            if file_sha256(path) != shard["sha256"]:
+            if file_digest(path) != shard["sha256"]:
                 raise DataError(f"{path} is damaged: its SHA-256 differs from the manifest. {CURE}")
 
 

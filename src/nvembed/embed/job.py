@@ -49,7 +49,6 @@ from nvembed.embed.shard import (
     Encode,
     Passages,
     cut_documents,
-    file_sha256,
     is_shard,
     shard_entry,
     shard_path,
@@ -57,7 +56,7 @@ from nvembed.embed.shard import (
 )
 from nvembed.embed.update import EarlierShards
 from nvembed.errors import DataError, OutputError
-from nvembed.files import atomic_path, claim, locked, read_json, same_run, write_json
+from nvembed.files import atomic_path, claim, file_digest, locked, read_json, same_run, write_json
 from nvembed.read.chunk import Offsets
 from nvembed.read.corpus import CorpusFiles
 
@@ -186,7 +185,7 @@ class CorpusJob:
         state = plain(record)
         claim(self.out / "job.json", state)
         files = (self.out / "files.jsonl").read_bytes()
-        key = hashlib.sha256(json.dumps(state, sort_keys=True).encode() + files).hexdigest()[:32]
+        key = job_key(record, files)
         entries = self._compute(Work(self.out, self.stamped, self.reading, settings, key), engine, progress)
         run_settings = {name: value for name, value in state.items() if name not in ("format", "dim")}
         manifest = Manifest(
@@ -223,7 +222,7 @@ class CorpusJob:
         missing: dict[str, Shard] = {}
         order: list[Path] = []
         total, done = self.plan.counts.characters, 0
-        if self.plan.sha256 not in (None, file_sha256(self.out / "plan.jsonl")):
+        if self.plan.sha256 not in (None, file_digest(self.out / "plan.jsonl")):
             raise DataError(f"{self.out / 'plan.jsonl'} is damaged: its digest differs. {CURE}")
         for shard in read_plan(self.out):
             path = shard_path(self.out, shard.number)
@@ -296,25 +295,30 @@ def open_job(
                 shutil.rmtree(following, ignore_errors=True)
                 following.mkdir()
             _remove_leftovers(following)
-            plan = _read_plan_record(following) if same else plan_in(following)
+            plan = read_plan_record(following) if same else plan_in(following)
             yield CorpusJob(following, stamped, reading, plan, earlier=out)
             return
         shutil.rmtree(out / NEXT, ignore_errors=True)
         if (out / "manifest.json").exists():
             yield CorpusJob(out, stamped, reading, None)
         else:
-            yield CorpusJob(out, stamped, reading, _read_plan_record(out) if planned else plan_in(out))
+            yield CorpusJob(out, stamped, reading, read_plan_record(out) if planned else plan_in(out))
 
 
 def _check_settings(folder: Path, record: JobRecord) -> None:
     """Refuse other settings than those of the job in a folder."""
-    there = _job_of(folder)
+    there = read_job(folder)
     if there is not None:
         marker = folder / ("manifest.json" if (folder / "manifest.json").exists() else "job.json")
         same_run(marker, {**plain(there), "format": FORMAT}, plain(record))
 
 
-def _job_of(folder: Path) -> JobRecord | None:
+def job_key(record: JobRecord, files: bytes) -> str:
+    """Return the digest of a job's settings and corpus; each of its shards holds it."""
+    return hashlib.sha256(json.dumps(plain(record), sort_keys=True).encode() + files).hexdigest()[:32]
+
+
+def read_job(folder: Path) -> JobRecord | None:
     """Return the settings of the job in a folder, finished or not; None before it has any."""
     manifest = read_manifest(folder)
     if manifest is not None:
@@ -324,13 +328,13 @@ def _job_of(folder: Path) -> JobRecord | None:
 
 
 def _reading_of(folder: Path) -> ReadSettings | None:
-    job = _job_of(folder)
+    job = read_job(folder)
     if job is not None:
         return ReadSettings(**{name: getattr(job, name) for name in ReadSettings.model_fields})
-    return _read_plan_record(folder).reading if (folder / "plan.json").exists() else None
+    return read_plan_record(folder).reading if (folder / "plan.json").exists() else None
 
 
-def _read_plan_record(folder: Path) -> PlanRecord:
+def read_plan_record(folder: Path) -> PlanRecord:
     return read_json(folder / "plan.json", PlanRecord, cure=CURE, error=OutputError)
 
 
@@ -354,7 +358,7 @@ def _reopen(out: Path) -> None:
     damaged = [
         path
         for shard in manifest.shards
-        if not (path := out / "shards" / shard.name).is_file() or file_sha256(path) != shard.sha256
+        if not (path := out / "shards" / shard.name).is_file() or file_digest(path) != shard.sha256
     ]
     if damaged:
         for path in damaged:

@@ -1,6 +1,5 @@
 """Write one shard of an embedded corpus (docs/reference/embedded-corpus.md).  n passages, D numbers each."""
 
-import hashlib
 import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,7 +15,7 @@ import pyarrow.parquet as pq
 from nvembed.embed.records import FORMAT, ShardEntry, ShardFooter, Storage
 from nvembed.embed.write import as_output_error
 from nvembed.errors import DataError, NumericsError, OutputError
-from nvembed.files import atomic_path, parse_json
+from nvembed.files import atomic_path, file_digest, parse_json
 from nvembed.read.chunk import Offsets, cut_texts
 from nvembed.read.corpus import Document
 
@@ -235,17 +234,12 @@ def shard_entry(path: Path) -> ShardEntry:
             truncated=footer.truncated,
             empty=footer.empty,
             bytes=path.stat().st_size,
-            sha256=file_sha256(path),
+            sha256=file_digest(path),
         )
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise OutputError(
             f"cannot read {path} ({error}). Remove it and run the same command again"
         ) from error
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _footer(file: pq.ParquetFile, path: Path) -> ShardFooter:

@@ -28,7 +28,7 @@ from nvembed.errors import DataError, NumericsError
 from nvembed.evaluate.outcome import Items, TaskOutcome
 from nvembed.evaluate.settings import protocol
 from nvembed.evaluate.subject import Subject
-from nvembed.files import atomic_path, read_json, remove_leftovers
+from nvembed.files import Damage, FolderReport, atomic_path, json_text, read_json, remove_leftovers
 
 Json = dict[str, Any]
 
@@ -119,8 +119,10 @@ def write(
             rows["gold"] = items.gold.tolist()
         contents[details / f"{task}.items.json"] = _as_bytes(rounded(rows, 8), indent=None)
     digests = {path.name: hashlib.sha256(content).hexdigest() for path, content in contents.items()}
-    contents[details / f"{task}.record.json"] = _as_bytes({**record, "sha256": digests})
-    contents[details / f"{task}.timing.json"] = _as_bytes(timing)
+    contents[details / f"{task}.record.json"] = json_text(
+        {**record, "sha256": digests}, sort_keys=True
+    ).encode()
+    contents[details / f"{task}.timing.json"] = json_text(timing, sort_keys=True).encode()
     for path in reversed(contents):
         with atomic_path(path) as temporary:
             temporary.write_bytes(contents[path])
@@ -168,17 +170,24 @@ def _checked_record(folder: Path, task: str) -> Json:
     Raises:
         DataError: a file is missing, damaged, or was changed.
     """
-    details = folder / "details"
-    record = _load(details / f"{task}.record.json")
-    digests = record.get("sha256")
-    if not isinstance(digests, dict) or not isinstance(record.get("conditions"), dict):
-        raise DataError(f"{details}/{task}.record.json: expected the keys conditions and sha256: {CURE}")
-    for name in (f"{task}.json", *digests):
-        path = (folder if name == f"{task}.json" else details) / name
+    path = folder / "details" / f"{task}.record.json"
+    record = _load(path)
+    if not isinstance(record.get("sha256"), dict) or not isinstance(record.get("conditions"), dict):
+        raise DataError(f"{path}: expected the keys conditions and sha256: {CURE}")
+    if damaged := _damaged_files(folder, task, record["sha256"]):
+        raise DataError(f"{damaged[0]} is not the file that was written (its SHA-256 differs): {CURE}")
+    return record
+
+
+def _damaged_files(folder: Path, task: str, digests: Json) -> list[Path]:
+    """Return the result and details of a task that are missing or differ from the digests of its record."""
+    damaged = []
+    for name in dict.fromkeys((f"{task}.json", *digests)):
+        path = (folder if name == f"{task}.json" else folder / "details") / name
         content = path.read_bytes() if path.is_file() else b""
         if hashlib.sha256(content).hexdigest() != digests.get(name):
-            raise DataError(f"{path} is not the file that was written (its SHA-256 differs): {CURE}")
-    return record
+            damaged.append(path)
+    return damaged
 
 
 CURE = "run the same nvembed evaluate command again"
@@ -227,6 +236,38 @@ def read_results(folder: Path) -> dict[str, Result]:
             f"{folder}: no results; expected the folder of a model under the --out of nvembed evaluate"
         )
     return results
+
+
+def is_results(folder: Path) -> bool:
+    """Whether a folder holds results: of a model, or the ``--out`` of ``nvembed evaluate``."""
+    names = ("model_meta.json", "details/*.record.json")
+    return any(any(folder.glob(f"{parents}{name}")) for parents in ("", "*/", "*/*/") for name in names)
+
+
+def check_results(folder: Path) -> FolderReport:
+    """Compare the files of every task of every model with their digests."""
+    models = {path.parent for path in folder.rglob("model_meta.json")}
+    models |= {path.parent for path in folder.rglob("details") if path.is_dir()}
+    damages: dict[Path, str] = {}
+    tasks = 0
+    for results in sorted(models):
+        details = results / "details"
+        names = {path.name.rsplit(".", 2)[0] for path in details.glob("*.*.json")}
+        tasks += len(names)
+        paths = [details / f"{name}.{part}.json" for name in sorted(names) for part in ("record", "timing")]
+        for path in (results / "model_meta.json", *paths):
+            try:
+                content = _load(path)
+            except DataError as error:
+                damages[path] = str(error)
+                continue
+            if path.name.endswith(".record.json"):
+                digests = content.get("sha256")
+                task = path.name.removesuffix(".record.json")
+                for file in _damaged_files(results, task, digests if isinstance(digests, dict) else {}):
+                    damages[file] = "missing, or its SHA-256 is not that of the record"
+    faults = [Damage(path, fault, CURE) for path, fault in damages.items()]
+    return FolderReport(folder, "evaluation results", f"{tasks:,} results", faults)
 
 
 def environment(subject: Subject) -> Json:

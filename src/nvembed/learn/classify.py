@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 
 from nvembed.errors import DataError, InputError, NumericsError, needs_extra
-from nvembed.files import Schema, read_json, write_json
+from nvembed.files import Damage, FolderReport, Schema, read_json, write_json
 from nvembed.vectors.store import VectorSettings
 
 STRENGTHS = (1.0, 10.0, 100.0)  # C is chosen among these: unit vectors need little regularisation
@@ -275,6 +275,17 @@ def load_classifier(folder: str | Path) -> StoredClassifier:
         )
     classifier = Classifier(classes, weights, bias, content.inverse_temperature)
     return StoredClassifier(classifier, content.model, content.vectors)
+
+
+def check_classifier(folder: Path) -> FolderReport:
+    """Read a classifier and compare its numbers with their digest."""
+    try:
+        classifier = load_classifier(folder).classifier
+    except (DataError, OSError) as error:
+        cure = f"nvembed classify fit EXAMPLES {folder} --model MODEL (in place of this folder)"
+        damaged = NUMBERS if str(folder / NUMBERS) in str(error) else DESCRIPTION
+        return FolderReport(folder, "classifier", "damaged", [Damage(folder / damaged, str(error), cure)])
+    return FolderReport(folder, "classifier", f"{len(classifier.classes):,} classes", [])
 
 
 def check_fits(stored: StoredClassifier, settings: VectorSettings, *, folder: str | Path) -> None:

@@ -8,6 +8,7 @@ removes the rest.
 
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -35,6 +36,7 @@ from nvembed.search.record import (
 )
 from nvembed.search.retrieve import Mode, SearchResult, retrieve
 from nvembed.search.store import Store
+from nvembed.search.sums import take_sums, write_sums
 from nvembed.search.where import Condition, parse_where
 from nvembed.text.words import Words, detect_language
 
@@ -235,12 +237,10 @@ def build(
             store.finish()
         finally:
             store.close()
-        store = _store(folder, record, options.server)  # as another process opens it
-        try:
+        with store_of(folder, record, options.server) as store:  # as another process opens it
             _check(store, samples, source.rows)
-        finally:
-            store.close()
         write_record(folder / RECORD, record)
+        write_sums(folder, record, source.rows, {})
         _remove_leftovers(folder, record, options.server, warn)
     return Index(folder, options.server)
 
@@ -277,12 +277,14 @@ def add(
             warn(str(misfit))
         record = record.model_copy(update={"fields": kinds, "changes": record.changes + 1})
         write_record(index.folder / RECORD, record)
+        sums = take_sums(index.folder, record)
         samples: list[_Sample] = []
         for batch in _shards(source, index.words, samples, progress):
             for note in index.store.put(batch, record.fields):
                 warn(note)
         index.store.finish()
         _check(index.store, samples)
+        write_sums(index.folder, record, index.store.count()[1], sums)
         index.refresh()
 
 
@@ -298,8 +300,10 @@ def delete(index: Index, documents: Sequence[str]) -> list[str]:
         if known:
             record = index.record.model_copy(update={"changes": index.record.changes + 1})
             write_record(index.folder / RECORD, record)
+            sums = take_sums(index.folder, record)
             index.store.delete(sorted(known))
             index.store.finish()
+            write_sums(index.folder, record, index.store.count()[1], sums)
             index.refresh()
     return sorted(set(documents) - known)
 
@@ -429,6 +433,20 @@ def _store(folder: Path, record: IndexRecord, server: str) -> Store:
     from nvembed.search.postgres import PostgresStore
 
     return PostgresStore(server, record.name, record.kind, record.dim)
+
+
+@contextmanager
+def store_of(folder: Path, record: IndexRecord, server: str) -> Iterator[Store]:
+    """Open the passages of an index, and close them at the end.
+
+    Raises:
+        InputError: they are in a server, and it is not named or cannot be reached.
+    """
+    store = _store(folder, record, server)
+    try:
+        yield store
+    finally:
+        store.close()
 
 
 def _replaceable(folder: Path, options: IndexOptions, warn: Warn, *, rebuild: bool) -> IndexRecord | None:

@@ -29,6 +29,7 @@ from nvembed.search.where import OWN_FIELDS, Condition
 KINDS = ("auto", "exact", "rq")
 # Candidates fetched per requested hit; benchmarks/index.py measures the recall.
 OVERSAMPLE = {"exact": 2, "rq": 10}
+READ_ROWS = 4096  # at a time, when the whole table is read
 PROBES = 20  # partitions of LanceDB's index that are read
 _COLUMNS = ["id", "document", "start", "end", "text", "metadata"]
 # A date is text whose order is the order in time; a list is text too, see _list_text.
@@ -133,6 +134,11 @@ class LanceStore:
     def count(self) -> tuple[int, int]:
         documents = self._table().search().select(["document"]).limit(None).to_arrow()["document"]
         return len(documents.unique()), len(documents)
+
+    @_reading
+    def read_through(self) -> int:
+        batches = self._table().search().limit(None).to_batches(READ_ROWS)
+        return sum(batch.num_rows for batch in batches)
 
     @_reading
     def ping(self) -> None:

@@ -73,6 +73,9 @@ class Store(Protocol):
     def count(self) -> tuple[int, int]:
         """Return how many documents and passages there are."""
 
+    def read_through(self) -> int:
+        """Read every passage, and return how many there are."""
+
     def ping(self) -> None:
         """Raise DataError if the table cannot be reached."""
 

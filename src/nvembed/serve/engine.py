@@ -16,6 +16,7 @@ from nvembed.serve.model import ServedModel
 from nvembed.serve.refusal import RefusedError
 from nvembed.serve.settings import ServerSettings
 from nvembed.serve.watch import Watch
+from nvembed.text.model_prompts import ModelPrompts
 from nvembed.text.prompt import format_prompt, instruction_for
 from nvembed.text.tokenize import Piece, Tokens
 
@@ -125,6 +126,8 @@ class Engine:
             raise RefusedError(400, "bad_instruction", message, param="task")
         passage = request.input_type == "passage"
         try:
+            if self.model.prompts is not None:
+                return self._own_prompt(request, self.model.prompts)
             if request.task is not None:
                 return format_prompt(instruction_for(request.task, "corpus" if passage else "query"))
             if request.instruction and passage:
@@ -141,6 +144,16 @@ class Engine:
             "clustering": settings.clustering_instruction,
         }
         return format_prompt(defaults.get(request.input_type or "", ""))
+
+    def _own_prompt(self, request: EmbedRequest, own: ModelPrompts) -> str:
+        """Return the prompt of a model that brings its own: by task, instruction or input type."""
+        if request.input_type == "passage":
+            if request.instruction:
+                raise InputError("instruction goes with queries, not with passages: leave one of them out")
+            return own.document(task=request.task)
+        if request.input_type == "query" or request.task is not None or request.instruction is not None:
+            return own.query(instruction=request.instruction, task=request.task)
+        return own.texts.get(request.input_type or "", own.plain)
 
     async def embed(self, request: EmbedRequest, deadline: float, gone: Gone) -> EmbedResult:
         """Embed a request's texts; ``deadline`` is on the monotonic clock.

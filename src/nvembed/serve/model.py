@@ -1,4 +1,4 @@
-"""What the server is handed: a model and, optionally, an index, each as functions and facts."""
+"""What a server needs of a model and of an index: functions and facts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from nvembed.text.model_prompts import ModelPrompts
 from nvembed.text.tokenize import End, Piece, Tokens
 
 
@@ -51,6 +52,7 @@ class ServedModel:
     text_of: Callable[[Sequence[int]], str] | None  # token ids to their text; raises InputError; None refuses
     pieces: Callable[[str, str], list[Piece]]  # text, prompt
     devices: tuple[Device, ...]
+    prompts: ModelPrompts | None = None  # that the model brings itself; None takes instructions
 
 
 Mode = Literal["hybrid", "vector", "text"]

@@ -148,6 +148,16 @@ def read_state(path: Path) -> StateFile:
     return state
 
 
+def damaged_files(path: Path) -> list[Path]:
+    """Return the files of a state that are missing or differ from their digests."""
+    state = read_json(path / STATE, StateFile, cure="", error=WeightsError)
+    digests = _digests(path)
+    names = [
+        name for name, digest in state.digests.items() if name != "state" and digests.get(name) != digest
+    ]
+    return [path / name for name in names]
+
+
 def start_from(path: Path, model: nn.Module, adapter: AdapterSection) -> None:
     """Take over the trained tensors of an earlier stage's state; the optimizer starts anew.
 

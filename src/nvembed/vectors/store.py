@@ -29,7 +29,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from nvembed.errors import InputError, NumericsError, OutputError
-from nvembed.files import atomic_path, remove_leftovers
+from nvembed.files import Damage, FolderReport, atomic_path, remove_leftovers
 from nvembed.vectors.embeddings import Embeddings, join
 
 BLOCK_TEXTS = 1024  # texts embedded and written at a time: what a kill can cost
@@ -217,6 +217,34 @@ class VectorStore:
         keep = ~np.isin(self._places >> 32, damaged)
         self._keys, self._places = self._keys[keep], self._places[keep]
         return self._places_of(keys)
+
+
+def is_store(root: Path) -> bool:
+    """Whether a folder holds stores of vectors."""
+    return any(root.glob("*/about.txt")) or any(root.glob(f"*/*{_SUFFIX}"))
+
+
+def check_store(root: Path) -> FolderReport:
+    """Compare every block of all stores in ``root`` with its checksum; nothing is removed."""
+    damages: list[Damage] = []
+    blocks = 0
+    stores = sorted(path for path in root.iterdir() if path.is_dir())
+    for folder in stores:
+        about, again = folder / "about.txt", "run the command that wrote it again: it embeds these texts anew"
+        try:
+            known = json.loads(about.read_bytes())
+            if VectorSettings(**known).key != folder.name:
+                damages.append(
+                    Damage(about, "not the settings that its folder is named after", f"rm {about}")
+                )
+        except (OSError, ValueError, TypeError) as error:
+            damages.append(Damage(about, f"missing or damaged ({error})", f"rm -f {about}; {again}"))
+        for path in sorted(folder.glob(f"*{_SUFFIX}")):
+            blocks += 1
+            with path.open("rb") as handle:
+                if hashlib.file_digest(handle, _hasher).hexdigest() != path.stem:
+                    damages.append(Damage(path, "damaged: its checksum differs", again))
+    return FolderReport(root, "stored vectors", f"{len(stores):,} settings, {blocks:,} blocks", damages)
 
 
 def text_key(text: str) -> bytes:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from nvembed.errors import ConfigError, OutputError, WeightsError
 from nvembed.files import atomic_path
+from nvembed.weights.sums import write_sums
 from nvembed.weights.tensors import ADAPTER_TENSORS, BACKBONE_TENSORS, POOLER_TENSORS, StoredTensor, read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -127,6 +128,7 @@ def write_folder(folder: Path, tensors: Mapping[str, dict[str, Tensor]], others:
             raise OutputError(f"could not write {folder}: {error}; nothing was left behind") from error
         for name, content in others.items():
             (work / name).write_bytes(content)
+        write_sums(work)
         return sum(path.stat().st_size for path in work.iterdir())
 
 

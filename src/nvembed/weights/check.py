@@ -14,6 +14,7 @@ from nvembed.model.device import activation_bytes, batch_tokens_for
 from nvembed.model.nv_embed import NVEmbed
 from nvembed.weights.checkpoint import Checkpoint, load_tokenizer, open_checkpoint
 from nvembed.weights.known import Answer, expected_sha256, known_weights, licence_of, recognise, sha256
+from nvembed.weights.sums import SUMS, wrong_files
 from nvembed.weights.tensors import INDEX, ITEM_BYTES, StoredTensor, missing_files, read_json, shard_names
 
 Status = Literal["pass", "warn", "fail", "skip"]
@@ -98,6 +99,8 @@ def check_folder(
     known = known_weights()
     report = Report(folder, str(device), dtype, [], [])
     report.findings.append(_files(folder))
+    if (folder / SUMS).is_file():
+        report.findings.append(_checksums(folder))
     try:
         report.checkpoint = checkpoint = open_checkpoint(folder)
     except NvembedError as error:
@@ -192,6 +195,21 @@ def _files(folder: Path) -> Finding:
             "files", "warn", f"{said}; not read, as {INDEX} does not name them: {', '.join(extra)}"
         )
     return Finding("files", "pass", said)
+
+
+def _checksums(folder: Path) -> Finding:
+    try:
+        wrong = wrong_files(folder)
+    except (NvembedError, OSError) as error:
+        return Finding("checksums", "fail", str(error))
+    if wrong:
+        return Finding(
+            "checksums",
+            "fail",
+            f"missing, damaged or changed since {SUMS} was written: {', '.join(wrong)}. Copy the model "
+            f"again; after a change on purpose, remove {SUMS}",
+        )
+    return Finding("checksums", "pass", f"all files are as {SUMS} says")
 
 
 def _tensors(checkpoint: Checkpoint) -> Finding:

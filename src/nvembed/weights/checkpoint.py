@@ -256,9 +256,14 @@ def content_digest(checkpoint: Checkpoint, *, cache: Path | None) -> str:
         cache: a folder that keeps the digests of files, so that each is read once (`files.file_digest`).
     """
     files = {stored.file for stored in checkpoint.tensors.values()}
-    files |= {path for end in ("json", "safetensors") for path in checkpoint.folder.glob(f"*.{end}")}
-    digests = sorted((path.name, file_digest(path, cache=cache)) for path in files)
+    files |= {path for end in ("json", "safetensors") for path in checkpoint.folder.rglob(f"*.{end}")}
+    digests = sorted((_name_in(checkpoint.folder, path), file_digest(path, cache=cache)) for path in files)
     return hashlib.sha256(repr(digests).encode()).hexdigest()[:32]
+
+
+def _name_in(folder: Path, path: Path) -> str:
+    """Return a file's path in the folder, or the name of a file of a backbone elsewhere."""
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
 
 
 def merged_before(checkpoint: Checkpoint) -> list[str]:

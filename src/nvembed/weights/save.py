@@ -17,6 +17,7 @@ from nvembed.files import atomic_path
 from nvembed.model.config import ModelConfig
 from nvembed.text.tokenize import TextSettings
 from nvembed.weights.model_config import write_config
+from nvembed.weights.sums import write_sums
 from nvembed.weights.tensors import INDEX, SINGLE
 
 SHARD_BYTES = 5_000_000_000  # released: the shards are just below
@@ -55,6 +56,7 @@ def save_checkpoint(
         if merged:
             form["nvembed"]["merged"] = list(merged)
         _write_json(work / "config.json", form)
+        write_sums(work)
 
 
 def _write_shards(
@@ -117,3 +119,4 @@ def copy_model(source: Path, folder: Path) -> None:
 
     with atomic_path(folder) as temporary:
         shutil.copytree(source, temporary, ignore=others)
+        write_sums(temporary)
