@@ -102,7 +102,7 @@ BUDGETS: dict[str, tuple[set[str], int]] = {
     # 30 for damaged tables; 40 for what nested tables expand to, and other encodings of standard input
     # 20 for damaged plans, lists of files and index files
     # 220 for the checks of embedded corpora, indexes and classifiers, and digests of an index's table
-    "read, embed, search, learn": ({"read", "embed", "search", "learn"}, 8_690),
+    "read, embed, search, learn": ({"read", "embed", "search", "learn"}, 8_700),
     "compress": ({"compress"}, 700),
     # 40 for the check of results
     "evaluate": ({"evaluate"}, 2_520),
