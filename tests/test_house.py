@@ -100,9 +100,9 @@ BUDGETS: dict[str, tuple[set[str], int]] = {
     # 140 for predictions in four formats with the fields of the texts
     # 20 for an index that knows when its corpus has changed
     # 30 for damaged tables; 40 for what nested tables expand to, and other encodings of standard input
-    # 20 for damaged plans, lists of files and index files
+    # 30 for damaged plans, lists of files and index files
     # 220 for the checks of embedded corpora, indexes and classifiers, and digests of an index's table
-    "read, embed, search, learn": ({"read", "embed", "search", "learn"}, 8_700),
+    "read, embed, search, learn": ({"read", "embed", "search", "learn"}, 8_710),
     "compress": ({"compress"}, 700),
     # 40 for the check of results
     "evaluate": ({"evaluate"}, 2_520),

@@ -83,8 +83,16 @@ class LanceStore:
 
     @_writing
     def delete(self, documents: Sequence[str]) -> None:
-        if documents:
-            self._table().delete(f"document IN ({', '.join(map(_quoted, documents))})")
+        if not documents:
+            return
+        table = self._table()
+        version = table.version
+        table.delete(f"document IN ({', '.join(map(_quoted, documents))})")
+        try:  # the library may swallow an error while it writes which rows are gone
+            self._database.open_table(self._name).search().select(["document"]).limit(None).to_arrow()
+        except _ERRORS:
+            table.restore(version)
+            raise
 
     @_reading
     def known(self, documents: Sequence[str]) -> set[str]:
