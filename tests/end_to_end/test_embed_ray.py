@@ -14,7 +14,7 @@ from corpora import content, encode, make_corpus, settings, word_offsets
 
 from nvembed.embed.job import local_engine, open_job
 from nvembed.embed.plan import CorpusReading
-from nvembed.embed.ray_engine import Cluster
+from nvembed.embed.ray_engine import RayCluster
 from nvembed.errors import InputError
 from nvembed.read.corpus import list_files
 
@@ -108,12 +108,12 @@ def test_a_worker_is_killed_and_the_bytes_are_the_same(tmp_path: Path) -> None:
 
 
 def test_workers_leave_a_cpu_to_read() -> None:
-    assert Cluster(cpus=2, gpus=0).workers(None) == 1
-    assert Cluster(cpus=16, gpus=0).workers(None) == 15
-    assert Cluster(cpus=1, gpus=0).workers(None) == 1
-    assert Cluster(cpus=8, gpus=8).workers(None) == 8
-    assert Cluster(cpus=8, gpus=8).workers(3) == 3
+    assert RayCluster(cpus=2, gpus=0).workers(None) == 1
+    assert RayCluster(cpus=16, gpus=0).workers(None) == 15
+    assert RayCluster(cpus=1, gpus=0).workers(None) == 1
+    assert RayCluster(cpus=8, gpus=8).workers(None) == 8
+    assert RayCluster(cpus=8, gpus=8).workers(3) == 3
     with pytest.raises(InputError, match=r"--workers is 2; expected 1 to 1: .* 2 CPUs, one to read"):
-        Cluster(cpus=2, gpus=0).workers(2)
+        RayCluster(cpus=2, gpus=0).workers(2)
     with pytest.raises(InputError, match=r"--workers is 5; expected 1 to 4: .* 4 GPUs, a worker for each"):
-        Cluster(cpus=64, gpus=4).workers(5)
+        RayCluster(cpus=64, gpus=4).workers(5)
