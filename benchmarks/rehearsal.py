@@ -32,6 +32,7 @@ import torch
 
 from memory import GIB, hardware, phase
 from nvembed.cli.check import check
+from nvembed.cli.options import Compute
 from nvembed.encoder import Encoder
 from nvembed.model.config import NV_EMBED_V2, ModelConfig, PoolerConfig
 from nvembed.text.tokenize import TextSettings
@@ -116,7 +117,9 @@ def phase_check(folder: Path) -> dict[str, Any]:
     phases: dict[str, dict[str, float]] = {}
     out = StringIO()
     with phase("nvembed check", phases), redirect_stdout(out):
-        code = check(str(folder), device="cpu", dtype="bfloat16", known_answer=False, json=True)
+        code = check(
+            str(folder), known_answer=False, json=True, compute=Compute(device="cpu", dtype="bfloat16")
+        )
     report = json.loads(out.getvalue())
     del report["folder"]
     return {"phases": phases, "exit_code": code, "report": report}

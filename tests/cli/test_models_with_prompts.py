@@ -64,8 +64,9 @@ def test_embed_index_search(
     with open_index(out) as index:
         assert (index.record.passage_prompt, index.record.query_prompt) == ("passage: ", "query: ")
     capsys.readouterr()
-    for place in (out, corpus):  # the index, then every vector
-        run("search", place, "the third time", "--model", folder, "--device", "cpu", "--json", "--top", 1)
+    for place, mode in ((out, ("--mode", "vector")), (corpus, ())):  # the index, then every vector
+        options = ("--model", folder, "--device", "cpu", "--json", "--top", 1, *mode)
+        run("search", place, "the third time", *options)
         hit = json.loads(capsys.readouterr().out.splitlines()[0])
         assert hit.get("document", hit.get("id")) == best or hit["id"].startswith(best)
 
