@@ -295,7 +295,8 @@ class Encoder:
             prompt = "" if self.prompts is None else self.prompts.plain
         if truncate_dim is None and self.checkpoint is not None:
             truncate_dim = self.checkpoint.truncate_dim
-        if truncate_dim is not None and not 0 < truncate_dim <= (whole := self.replicas[0].config.dim):
+        whole = self.replicas[0].config.dim
+        if truncate_dim is not None and not 0 < truncate_dim <= whole:
             raise InputError(f"truncate_dim is {truncate_dim}: expected 1 to {whole:,}")
         if batch_tokens is not None and batch_tokens < 1:
             raise InputError(f"batch_tokens is {batch_tokens}: expected 1 or more, or None")

@@ -41,6 +41,7 @@ def test_rehearsal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert result["load"]["text_tokens"] == 16
     assert result["check"]["exit_code"] == 0
     assert {found["check"]: found["status"] for found in result["check"]["report"]["findings"]} == {
+        "checksums": "pass",
         "files": "pass",
         "tensors": "pass",
         "values": "pass",

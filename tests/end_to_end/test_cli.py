@@ -218,14 +218,17 @@ def test_empty_texts_are_said(tmp_path: Path) -> None:
         (["encode", "m", "a.txt", "o.bin"], "error: o.bin: unknown file type"),
         (
             ["encode", "m", "a.txt", "-", "--format", "npy"],
-            "error: standard output takes jsonl only, not npy",
+            "error: --format is npy; expected jsonl",
         ),
         (["encode", "m", "a.txt", "o.npy", "--task", "NQQ"], "error: no instruction for task 'NQQ'"),
         (
             ["encode", "m", "a.txt", "o.npy", "--task", "NQ", "--prompt", ""],
-            "error: --task and --prompt are both given",
+            "error: expected at most one of --task and --prompt",
         ),
-        (["encode", "m", "a.txt", "./a.txt", "--format", "npy"], "error: a.txt is the input, which would"),
+        (
+            ["encode", "m", "a.txt", "./a.txt", "--format", "npy"],
+            "error: a.txt is also the input, which would",
+        ),
         (["search", "none", "q", "--model", "m"], "error: no such file or folder: none"),
         (
             ["search", "a.txt", "--model", "m"],

@@ -30,6 +30,10 @@ UNIT = Path(__file__).parents[1] / "helpers"
 # The command with a model that is no model: its name is the file in which it notes what it embeds.
 FAKE = """
 import sys, time
+from pathlib import Path
+import nvembed.cli.models as models
+models.find_model = lambda model, **_: Path(model)
+models.own_prompts = lambda model, **_: None
 import nvembed.cli.embedding as embedding
 from corpora import DIM, encode, word_offsets
 

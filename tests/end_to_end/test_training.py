@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from conftest import ROOT
 from nvembed.cli.main import main
 from nvembed.encoder import Encoder
 from nvembed.train.log import StepRecord
+from nvembed.vectors.embeddings import Embeddings, bare
 
 
 def reproduce(
@@ -124,10 +125,10 @@ def test_a_teacher_that_cannot_teach_is_refused_before_the_first_step(
     assert "weight" in error
     stage.write_text(taught.format("base"))
 
-    def ill(_self: Encoder, texts: list[str], **_: object) -> np.ndarray:
-        return np.full((len(texts), 4), np.nan, dtype=np.float32)
+    def ill(_self: Encoder, texts: list[str], **_: object) -> Iterator[Embeddings]:
+        yield bare(np.full((len(texts), 4), np.nan, dtype=np.float32))
 
-    monkeypatch.setattr(Encoder, "encode", ill)
+    monkeypatch.setattr(Encoder, "stream", ill)
     assert leave(command) == 1
     assert "vectors are not finite" in capsys.readouterr().err
     assert not list((tmp_path / "run").glob("step-*"))
@@ -205,7 +206,7 @@ def test_the_tiny_recipe_with_its_own_data(tmp_path: Path, monkeypatch: pytest.M
         text = (
             path.read_text()
             .replace("num_layers = 4", "num_layers = 1")
-            .replace("max_tokens = 256", "max_tokens = 64")
+            .replace("max_tokens = 256", "max_tokens = 128")
         )
         text = text.replace("num_heads = 8", "num_heads = 2").replace("head_dim = 72", "head_dim = 32")
         text = text.replace("global_batch = 16", "global_batch = 4").replace(
