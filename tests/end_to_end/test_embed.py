@@ -171,11 +171,12 @@ def test_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     facts = Facts("f" * 32, DIM, 52, "float32", 2048, 2, lambda: word_offsets)
     monkeypatch.setattr("nvembed.cli.embed.describe", lambda model, **_: facts)
+    monkeypatch.setattr("nvembed.cli.embed.own_prompts", lambda model, **_: None)
     for options, message in [
         (["--whole", "--chunk-tokens", "9"], "--whole leaves documents whole"),
         (["--workers", "2"], "--workers and --ray-address are for --engine ray"),
         (["--engine", "ray", "--device", "cpu"], "--device and --update are for the local engine"),
-        (["--task", "NQ", "--prompt", "p"], "--task and --prompt are both given"),
+        (["--task", "NQ", "--prompt", "p"], "at most one of --task and --prompt"),
         (["--split", "test"], "--config, --split and --revision are for data sets: datasets:owner/name"),
         (["--chunk-tokens", "99"], "--chunk-tokens is 99; expected 1 to 50"),
         (["--chunk-tokens", "9", "--overlap-tokens", "9"], "--overlap-tokens is 9; expected 0 to 8"),
