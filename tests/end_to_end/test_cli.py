@@ -15,7 +15,7 @@ from conftest import TINY_A
 from nvembed.cli.main import COMMANDS, app_for
 from nvembed.encoder import Encoder
 
-pq = pytest.importorskip("pyarrow.parquet", reason="the extra 'search' is not installed")
+pq = pytest.importorskip("pyarrow.parquet")
 
 # An encoder that counts words in 64 buckets: no torch, and a text's vector can be told beforehand.
 # A text "sleep" takes a minute, so that a process can be interrupted in the midst of its work.
@@ -374,7 +374,7 @@ def test_search_as_a_table(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("columns", [80, 120, 200])
 def test_demo_at_any_width(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("bm25s", reason="the extra 'search' is not installed")
+    pytest.importorskip("bm25s")
     monkeypatch.setenv("COLUMNS", str(columns))
     page = run("demo", "--model", "bag-of-words", "--show", "2").stdout.decode()
     assert max(map(len, page.splitlines())) == min(columns, 120)

@@ -12,8 +12,8 @@ import pytest
 from nvembed.errors import DataError, InputError
 from nvembed.read.beir import Passage, read_qrels, read_stream, read_texts
 
-pa = pytest.importorskip("pyarrow", reason="the extra 'search' is not installed")
-pq = pytest.importorskip("pyarrow.parquet", reason="the extra 'search' is not installed")
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
 
 TEXTS = ['plain, "quoted"', "two words\u2028one line", "emoji 🦊 and ñ", "", "x" * 200_000]
 

@@ -1,6 +1,5 @@
 """BM25 against the formula written out, on real text where the shared data is at hand."""
 
-import builtins
 import gzip
 import json
 import math
@@ -10,14 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import bm25s
 import numpy as np
 import pytest
+import Stemmer
 
-from nvembed.errors import InputError, MissingExtraError
+from nvembed.errors import InputError
 from nvembed.text.bm25 import Bm25
-
-bm25s = pytest.importorskip("bm25s", reason="the extra 'search' is not installed")
-Stemmer = pytest.importorskip("Stemmer", reason="the extra 'search' is not installed")
 
 PASSAGES = [
     "Judo throws are allowed in freestyle wrestling, and judo is taught to wrestlers.",
@@ -104,19 +102,6 @@ def test_bad_arguments() -> None:
         index.top_k(["judo"], 0)
     with pytest.raises(InputError, match="queries is one string"):
         index.top_k("judo", 1)
-
-
-def test_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def refuse(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name == "bm25s":
-            raise ModuleNotFoundError("No module named 'bm25s'", name="bm25s")
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(MissingExtraError, match=r"needs the package bm25s.*pip install 'nvembed\[search\]'"):
-        Bm25(PASSAGES)
 
 
 def shared_scifact() -> Path:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from nvembed.errors import InputError, MissingExtraError
+from nvembed.errors import InputError
 
 # Lucene's own defaults, which the Elasticsearch run of the BEIR paper uses too.
 K1 = 1.2
@@ -25,7 +25,6 @@ class Bm25:
 
     Raises:
         InputError: no passage at all.
-        MissingExtraError: the extra ``search`` is not installed.
     """
 
     def __init__(self, passages: Sequence[str], *, k1: float = K1, b: float = B) -> None:
@@ -93,11 +92,7 @@ def _best(scores_C: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _libraries() -> tuple[Any, Any]:
-    try:
-        import bm25s
-        import Stemmer
-    except ImportError as error:
-        raise MissingExtraError(
-            f"BM25 needs the package {error.name}: install the extra with  pip install 'nvembed[search]'"
-        ) from error
+    import bm25s  # slow to import, and not needed by most commands
+    import Stemmer
+
     return bm25s, Stemmer.Stemmer("english")

@@ -32,7 +32,6 @@ def read_causal_lm(path: str | os.PathLike[str]) -> CausalLM:
     """Read a causal LM from a folder in the hub's format, or from a GGUF file.
 
     Raises:
-        MissingExtraError: a GGUF file, and the extra ``gguf`` is not installed.
         ConfigError, WeightsError: see `read_folder` and `read_gguf`.
     """
     path = Path(path).expanduser()
