@@ -70,6 +70,7 @@ class Ledger:
         return self.counters.get(campaign, {}).get(f"{subject}: {kind}", {}).get("tried", 0)
 
     def note(self, campaign: str, subject: str, kind: str, outcome: str, detail: str = "") -> None:
+        detail = re.sub(r"/\S*/registry/src/[^/\s]+/", "", detail)  # where a library was built
         row = self.counters.setdefault(campaign, {}).setdefault(f"{subject}: {kind}", {"tried": 0})
         number = row["tried"]
         row["tried"] += 1

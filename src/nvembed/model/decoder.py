@@ -30,10 +30,15 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), self.weight.shape, None, self.eps).to(x.dtype) * self.weight
 
 
+def plain_frequencies(theta: float, head_dim: int, device: torch.device) -> Tensor:
+    """Return ``theta^(-2i/E)``, (E/2,) float32."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
+    return 1.0 / theta**exponents
+
+
 def rope_frequencies(config: BackboneConfig, device: torch.device) -> Tensor:
     """Return the rotary frequencies ``theta^(-2i/E)``, (E/2,) float32, scaled as the config says."""
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device) / config.head_dim
-    frequencies = 1.0 / config.rope_theta**exponents
+    frequencies = plain_frequencies(config.rope_theta, config.head_dim, device)
     if isinstance(config.rope_scaling, YarnScaling):
         return _yarn(frequencies, config.rope_scaling, config.rope_theta)
     return frequencies if config.rope_scaling is None else _llama3(frequencies, config.rope_scaling)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from nvembed.model.activation import FUNCTIONS
 from nvembed.model.attention import Reach, Segments, attention
 from nvembed.model.config import GemmaConfig
-from nvembed.model.decoder import cos_sin, embedding, rotate
+from nvembed.model.decoder import cos_sin, embedding, plain_frequencies, rotate
 
 
 class GemmaNorm(nn.Module):
@@ -123,11 +123,10 @@ class Gemma(nn.Module):
     ) -> Tensor:
         """Return what these layers make of ``x_ND``, without the final norm."""
         config, positions = self.config, segments.positions()
-        exponents = (
-            torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=x_ND.device) / config.head_dim
-        )
-        whole = cos_sin(positions, 1 / config.global_theta**exponents / config.global_factor, x_ND.dtype)
-        local = cos_sin(positions, 1 / config.local_theta**exponents, x_ND.dtype)
+        size, device = config.head_dim, x_ND.device
+        frequencies = plain_frequencies(config.global_theta, size, device) / config.global_factor
+        whole = cos_sin(positions, frequencies, x_ND.dtype)
+        local = cos_sin(positions, plain_frequencies(config.local_theta, size, device), x_ND.dtype)
         for number in layers:
             cos, sin = whole if config.windows[number] is None else local
             x_ND = self.layers[number](x_ND, cos, sin, segments, pause)

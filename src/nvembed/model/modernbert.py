@@ -6,13 +6,12 @@ Module names are the published checkpoints' own, so that a state dict needs no t
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from nvembed.model.activation import FUNCTIONS
 from nvembed.model.attention import Reach, Segments, attention
 from nvembed.model.config import ModernBertConfig
-from nvembed.model.decoder import cos_sin, embedding, rotate
+from nvembed.model.decoder import cos_sin, embedding, plain_frequencies, rotate
 
 
 class ModernBertAttention(nn.Module):
@@ -112,10 +111,10 @@ class ModernBert(nn.Module):
     ) -> Tensor:
         """Return what these layers make of ``x_ND``, without the final norm."""
         config, positions = self.config, segments.positions()
-        size = config.hidden_size // config.num_heads
-        exponents = torch.arange(0, size, 2, dtype=torch.float32, device=x_ND.device) / size
-        whole = cos_sin(positions, 1 / config.global_theta**exponents, x_ND.dtype)
-        local = cos_sin(positions, 1 / config.local_theta**exponents, x_ND.dtype)
+        whole, local = (
+            cos_sin(positions, plain_frequencies(theta, config.head_dim, x_ND.device), x_ND.dtype)
+            for theta in (config.global_theta, config.local_theta)
+        )
         for number in layers:
             cos, sin = whole if config.windows[number] is None else local
             x_ND = self.layers[number](x_ND, cos, sin, segments, pause)
