@@ -110,7 +110,7 @@ def steps(arm: Arm, seed: int, budget: Budget) -> list[Step]:
     model = work / "bases" / f"{arm.pooling}{'-causal' * arm.causal}-{seed}"
     init = ["init", budget.base, str(model), "--recipe", str(work / "recipes" / "example" / "stage1.toml")]
     init += ["--pooling", arm.pooling, "--seed", str(seed), "--dtype", "bfloat16", *["--causal"] * arm.causal]
-    made = [Step((*init, *(("--num-layers", str(budget.layers)) if budget.layers else ())), model)]
+    plan = [Step((*init, *(("--num-layers", str(budget.layers)) if budget.layers else ())), model)]
     start: list[str] = []
     run = Path()
     for number, in_batch in _order(arm.stages):
@@ -118,21 +118,21 @@ def steps(arm: Arm, seed: int, budget: Budget) -> list[Step]:
         if number == 1 and not start:  # the same whatever the labels and what comes after it
             own = replace(arm, labels="example", stages="first")
         recipe, data = work / "recipes" / own.labels, work / "mined" / f"{own.method}-{own.labels}"
-        made.append(_mine(own, recipe, data, budget))
+        plan.append(_mine(own, recipe, data, budget))
         run = work / "runs" / f"{own.run}-{seed}" / f"stage{number}"
         train = ["train", str(recipe / f"stage{number}.toml"), "--model", str(model), "--data", str(data)]
         train += ["--out", str(run), *start]
         for key, value in _changes(arm, seed, budget, number, in_batch).items():
             train += ["--set", f"{key}={value}"]
-        made.append(Step(tuple(train), run / f"step-{_steps(arm, budget):08}"))
+        plan.append(Step(tuple(train), run / f"step-{_steps(arm, budget):08}"))
         start = ["--start", str(run / "last")]
     small, scores = work / "models" / f"{arm.run}-{seed}", work / "scores" / f"{arm.run}-{seed}"
-    made.append(Step(("export", str(model), str(run / "last"), str(small), "--base", str(model)), small))
+    plan.append(Step(("export", str(model), str(run / "last"), str(small), "--base", str(model)), small))
     evaluate = ["evaluate", f"{arm.run}={small}", "--tasks", budget.tasks, "--data", str(budget.data)]
     evaluate += ["--out", str(scores), "--dtype", "bfloat16", "--no-keep-embeddings"]
     length = read_recipe(budget.recipe / "stage2.toml", StageRecipe).model.max_tokens
     evaluate += ["--max-tokens", str(length)]  # as they were trained
-    return [*made, Step(tuple(evaluate), scores / "done")]
+    return [*plan, Step(tuple(evaluate), scores / "done")]
 
 
 def _order(stages: str) -> list[tuple[int, bool]]:
@@ -186,7 +186,7 @@ def write_recipes(budget: Budget) -> None:
     if budget.samples:
         cap = budget.samples
         blend = re.sub(
-            r"^samples = ([\d_]+)", lambda found: f"samples = {min(cap, int(found[1]))}", blend, flags=re.M
+            r"^samples = ([\d_]+)", lambda match: f"samples = {min(cap, int(match[1]))}", blend, flags=re.M
         )
     tasks = budget.tasks.split(",")
     for name in re.findall(r"^\[held_out\.(\w+)\]$", blend, flags=re.M):
@@ -259,21 +259,21 @@ def verdict(difference: float, width: float, published: float | None) -> str:
 
 
 def table(
-    found: Mapping[tuple[str, int], dict[str, float]], published: Mapping[str, dict[str, float]]
+    scores_of: Mapping[tuple[str, int], dict[str, float]], published: Mapping[str, dict[str, float]]
 ) -> str:
     """Return the studies as Markdown tables; ``found`` is (run, seed) -> task -> score."""
-    return "\n".join(line for name in STUDIES for line in _study(name, found, published.get(name, {})))
+    return "\n".join(line for name in STUDIES for line in _study(name, scores_of, published.get(name, {})))
 
 
 def _study(
-    name: str, found: Mapping[tuple[str, int], dict[str, float]], published: Mapping[str, float]
+    name: str, scores_of: Mapping[tuple[str, int], dict[str, float]], published: Mapping[str, float]
 ) -> Iterator[str]:
-    arms = [arm for arm in STUDIES[name] if any(run == arm.run for run, _ in found)]
+    arms = [arm for arm in STUDIES[name] if any(run == arm.run for run, _ in scores_of)]
     if len(arms) < 2:
         return
     means = {
         arm.name: {
-            seed: float(np.mean(list(s.values()))) for (run, seed), s in found.items() if run == arm.run
+            seed: float(np.mean(list(s.values()))) for (run, seed), s in scores_of.items() if run == arm.run
         }
         for arm in arms
     }
@@ -299,18 +299,23 @@ def _study(
 
 
 def _plus_minus(mean: float, width: float, *, sign: bool = False) -> str:
-    said = f"{mean:+.2f}" if sign else f"{mean:.2f}"
-    return said if width == float("inf") else f"{said} ± {width:.2f}"
+    text = f"{mean:+.2f}" if sign else f"{mean:.2f}"
+    return text if width == float("inf") else f"{text} ± {width:.2f}"
 
 
 def report(budget: Budget, studies: Sequence[str], seeds: Sequence[int], out: Path) -> None:
     """Write ``ablations.md`` and ``ablations.json`` from all runs that are finished."""
     arms = {arm.run: arm for name in studies for arm in STUDIES[name]}
     every = {(run, seed): scores_of(arm, seed, budget) for run, arm in arms.items() for seed in seeds}
-    found = {key: value for key, value in every.items() if value is not None}
+    finished = {key: value for key, value in every.items() if value is not None}
     published = read_recipe(data_path("recipes") / "nv_embed_v2" / "ablations.toml", Published).published
-    told = {"steps": budget.steps, "layers": budget.layers, "batch": budget.batch, "samples": budget.samples}
-    options = [f"--{name} {value}" for name, value in told.items() if value is not None]
+    limits = {
+        "steps": budget.steps,
+        "layers": budget.layers,
+        "batch": budget.batch,
+        "samples": budget.samples,
+    }
+    options = [f"--{name} {value}" for name, value in limits.items() if value is not None]
     options += [f"--without {' '.join(budget.without)}"] if budget.without else []
     head = (
         "# The paper's ablations at small scale\n\n"
@@ -318,15 +323,17 @@ def report(budget: Budget, studies: Sequence[str], seeds: Sequence[int], out: Pa
         f"{' '.join(studies)} {' '.join(options)}`\n\n{budget.steps} steps a stage, "
         f"{budget.layers or 'all'} layers, batch {budget.batch or 'as in the recipe'}, at most "
         f"{budget.samples or 'all'} examples a set; mean main score of {budget.tasks}, 0 to 100. "
-        f"{len(found)} of {len(every)} runs finished.\n\n"
+        f"{len(finished)} of {len(every)} runs finished.\n\n"
         "Intervals: 95 %, Student's t over seeds; differences paired by seed. Direction against the "
         "published one (recipes/nv_embed_v2/ablations.toml): open where the interval holds zero.\n"
     )
     out.mkdir(parents=True, exist_ok=True)
     with atomic_path(out / "ablations.md") as path:
-        path.write_text(head + table(found, published) + "\n")
+        path.write_text(head + table(finished, published) + "\n")
     with atomic_path(out / "ablations.json") as path:
-        rows = [{"run": run, "seed": seed, "scores": scores} for (run, seed), scores in sorted(found.items())]
+        rows = [
+            {"run": run, "seed": seed, "scores": scores} for (run, seed), scores in sorted(finished.items())
+        ]
         path.write_text(json.dumps(rows, indent=1) + "\n")
 
 
@@ -343,17 +350,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=300, help="of each stage")
     parser.add_argument("--layers", type=int, help="keep the backbone's first so many")
-    parser.add_argument("--batch", type=int, help="examples a step; the recipe's unless given")
+    parser.add_argument("--batch", type=int, help="examples per step. Default: the recipe's")
     parser.add_argument("--samples", type=int, help="examples of each training set at most")
     parser.add_argument("--without", nargs="+", default=[], help="training sets that are left out")
-    parser.add_argument("--teacher", help="of the hard negatives; the recipe's unless given")
+    parser.add_argument("--teacher", help="model that ranks hard negatives. Default: the recipe's")
     parser.add_argument("--tasks", default="noveleval,trecqa_rerank,stsb,snips,covidq_categories")
     parser.add_argument("--dry-run", action="store_true", help="only print what would be run")
-    given = parser.parse_args()
-    budget = Budget(**{field.name: getattr(given, field.name) for field in fields(Budget)})
-    seeds = range(1, given.seeds + 1)
-    arms = {arm.run: arm for name in given.studies for arm in STUDIES[name]}
-    if given.dry_run:
+    args = parser.parse_args()
+    budget = Budget(**{field.name: getattr(args, field.name) for field in fields(Budget)})
+    seeds = range(1, args.seeds + 1)
+    arms = {arm.run: arm for name in args.studies for arm in STUDIES[name]}
+    if args.dry_run:
         planned = (step for seed in seeds for arm in arms.values() for step in steps(arm, seed, budget))
         for command in dict.fromkeys(step.command for step in planned if not step.makes.exists()):
             print("nvembed", shlex.join(command))
@@ -363,7 +370,7 @@ def main() -> None:
         for arm in arms.values():
             for step in steps(arm, seed, budget):
                 execute(step)
-            report(budget, given.studies, seeds, given.out)
+            report(budget, args.studies, seeds, args.out)
 
 
 if __name__ == "__main__":

@@ -63,12 +63,12 @@ def embedder(subject: Subject, name: str) -> Callable[[Sequence[str], str], np.n
     prompt = format_prompt(instruction_for(name)) if subject.instructions else ""
     seen: dict[tuple[str, str], np.ndarray] = {}
 
-    def embed(texts: Sequence[str], given: str = prompt) -> np.ndarray:
-        new = list(dict.fromkeys(text for text in texts if (given, text) not in seen))
+    def embed(texts: Sequence[str], own_prompt: str = prompt) -> np.ndarray:
+        new = list(dict.fromkeys(text for text in texts if (own_prompt, text) not in seen))
         if new:
-            vectors = subject.encode(new, given).vectors
-            seen.update({(given, text): vector for text, vector in zip(new, vectors, strict=True)})
-        return np.stack([seen[given, text] for text in texts])
+            vectors = subject.encode(new, own_prompt).vectors
+            seen.update({(own_prompt, text): vector for text, vector in zip(new, vectors, strict=True)})
+        return np.stack([seen[own_prompt, text] for text in texts])
 
     return embed
 
@@ -81,7 +81,7 @@ def score_clusters(subject: Subject, data: Path, rows: int) -> list[Row]:
         gold = np.unique(labels, return_inverse=True)[1]
         classes = len(np.unique(gold))
         sets = Sets([texts], [gold])
-        protocol = clustering(sets, lambda _texts, _prompt, found=vectors: found, "").scores["v_measure"]
+        protocol = clustering(sets, lambda _texts, _prompt, own=vectors: own, "").scores["v_measure"]
         table.append(
             [
                 subject.name,
@@ -104,18 +104,18 @@ def score_clusters(subject: Subject, data: Path, rows: int) -> list[Row]:
         }
         for what, run in runs.items():
             start = time.process_time()
-            found = run()
+            labels_found = run()
             seconds = time.process_time() - start
-            inside = found >= 0
-            within = f"{v_measure(gold[inside], found[inside]):.3f}" if inside.any() else ""
+            inside = labels_found >= 0
+            within = f"{v_measure(gold[inside], labels_found[inside]):.3f}" if inside.any() else ""
             table.append(
                 [
                     subject.name,
                     name,
                     what,
-                    f"{found.max() + 1}",
+                    f"{labels_found.max() + 1}",
                     f"{1 - inside.mean():.1%}",
-                    f"{v_measure(gold, found + 1):.3f}",
+                    f"{v_measure(gold, labels_found + 1):.3f}",
                     within,
                     f"{seconds:.1f}",
                 ]
@@ -135,7 +135,7 @@ def score_classes(subject: Subject, data: Path, rows: int) -> list[Row]:
         truth = np.searchsorted(classifier.classes, test_labels)
         raw = softmax(vectors @ classifier.weights.T + classifier.bias)
         after = classifier.probabilities(vectors)
-        found = judge(truth, after.argmax(axis=1), len(classifier.classes))
+        judgement = judge(truth, after.argmax(axis=1), len(classifier.classes))
         crossed = judge(validation.truth, validation.calibrated.argmax(axis=1), len(classifier.classes))
         labelled = Labelled(test, truth, train, np.searchsorted(classifier.classes, train_labels))
         samples = PROTOCOL_SAMPLES[name]
@@ -149,7 +149,7 @@ def score_classes(subject: Subject, data: Path, rows: int) -> list[Row]:
             [
                 subject.name, name, f"{len(train):,} / {len(test):,}", f"{validation.c:g}",
                 shown(crossed.accuracy, crossed.accuracy_interval),
-                shown(found.accuracy, found.accuracy_interval),
+                shown(judgement.accuracy, judgement.accuracy_interval),
                 f"{calibration_error(raw, truth):.3f} -> {calibration_error(after, truth):.3f}",
                 f"{outcome.scores['accuracy']:.1%} ({samples} per class)",
                 shown(zero / len(test), wilson(zero, len(test))),
@@ -199,20 +199,20 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--maps", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
+    args = parser.parse_args()
     clusters: list[Row] = []
     classes: list[Row] = []
     maps: list[Row] = []
-    for spec in given.model:
+    for spec in args.model:
         subject = open_model(spec, Loading(max_tokens=512))
         environment = record.environment(subject)
-        clusters += score_clusters(subject, given.data, given.rows)
-        classes += score_classes(subject, given.data, given.rows)
-        if given.maps and not maps:
-            maps = score_maps(subject, given.data, given.rows)
-    names = [spec.partition("=")[0] + "=FOLDER" if "=" in spec else Path(spec).name for spec in given.model]
+        clusters += score_clusters(subject, args.data, args.rows)
+        classes += score_classes(subject, args.data, args.rows)
+        if args.maps and not maps:
+            maps = score_maps(subject, args.data, args.rows)
+    names = [spec.partition("=")[0] + "=FOLDER" if "=" in spec else Path(spec).name for spec in args.model]
     command = ["python", "benchmarks/cluster.py", *(f"--model {name}" for name in names)]
-    command += ["--data ../shared/data", f"--rows {given.rows}", *(["--maps"] if given.maps else [])]
+    command += ["--data ../shared/data", f"--rows {args.rows}", *(["--maps"] if args.maps else [])]
     packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
     machine = f"{environment['processor']}, {environment['cores']} cores; {packages}"
     lines = [
@@ -224,7 +224,7 @@ def main() -> None:
         "",
         "## Clusters",
         "",
-        f"{given.rows:,} random titles of each set. V-measure against the set's classes, which the methods",
+        f"{args.rows:,} random titles of each set. V-measure against the set's classes, which the methods",
         "do not see: over all titles (noise counted as one more cluster), and over those in a cluster.",
         "",
         *as_table(CLUSTER_HEAD, clusters),
@@ -248,8 +248,8 @@ def main() -> None:
             "",
             *as_table(MAP_HEAD, maps),
         ]
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def search(url: str, questions: list[str], source: EmbeddedCorpus) -> dict[str, 
     ids = [name for batch in source.batches(["id"]) for name in batch["id"].to_pylist()]
     exact = top_k(queries, source.vectors(), TOP)[1]
     some_set = json.loads(next(iter(source.batches(["metadata"])))["metadata"][0].as_py())["set"]
-    latency, found = {}, 0
+    latency, hit_count = {}, 0
     for name, more in (
         ("vector", {"mode": "vector"}),
         ("text", {"mode": "text"}),
@@ -125,9 +125,9 @@ def search(url: str, questions: list[str], source: EmbeddedCorpus) -> dict[str, 
             hits = post(f"{url}/search", {"query": question, "top": TOP, **more})["hits"]
             seconds.append(time.perf_counter() - start)
             if name == "vector":
-                found += len({hit["id"] for hit in hits} & {ids[i] for i in exact[row]})
+                hit_count += len({hit["id"] for hit in hits} & {ids[i] for i in exact[row]})
         latency[name] = quantiles(seconds)
-    return {"questions": len(questions), "latency": latency, "recall_at_10": found / TOP / len(questions)}
+    return {"questions": len(questions), "latency": latency, "recall_at_10": hit_count / TOP / len(questions)}
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -146,20 +146,20 @@ def markdown(result: dict[str, Any]) -> str:
             f"| nvembed {step} | {one['seconds']:,.0f} | {one['cpu_seconds']:,.0f} "
             f"| {one['peak_memory_mib']:,} | {one['disk_bytes'] / 1e6:,.1f} |"
         )
-    asked = result["search"]
+    answers = result["search"]
     lines += [
         "",
-        f"`nvembed serve --index`: ready after {asked['ready_s']:.0f} s, {asked['memory_mib']:,} MiB; "
-        f"{asked['questions']} questions to `/search`, one at a time, their embedding included:",
+        f"`nvembed serve --index`: ready after {answers['ready_s']:.0f} s, {answers['memory_mib']:,} MiB; "
+        f"{answers['questions']} questions to `/search`, one at a time, their embedding included:",
         "",
         "| mode | p50 ms | p95 ms |",
         "|---|---:|---:|",
         *(
             f"| {mode} | {row['p50_ms']:.0f} | {row['p95_ms']:.0f} |"
-            for mode, row in asked["latency"].items()
+            for mode, row in answers["latency"].items()
         ),
         "",
-        f"Recall@10 of the index against exact search: {asked['recall_at_10']:.3f}.",
+        f"Recall@10 of the index against exact search: {answers['recall_at_10']:.3f}.",
         "",
     ]
     return "\n".join(lines)
@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="the folder shared/data")
     parser.add_argument("--passages", type=int, default=50_000)
     parser.add_argument(
-        "--max-length", type=int, help="tokens read of one text; the model's limit unless given"
+        "--max-length", type=int, help="most tokens read of one text. Default: the model's limit"
     )
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--work", type=Path, help="keep corpus and vectors in this folder")
@@ -187,9 +187,9 @@ def main() -> None:
         work = arguments.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         corpus = work / "corpus.jsonl"
-        found = make_corpus(arguments.data, corpus, arguments.passages)
-        if found < arguments.passages:
-            sys.exit(f"{arguments.data} has {found:,} distinct texts: ask for fewer --passages")
+        distinct = make_corpus(arguments.data, corpus, arguments.passages)
+        if distinct < arguments.passages:
+            sys.exit(f"{arguments.data} has {distinct:,} distinct texts: ask for fewer --passages")
         embedded, topics = work / "embedded", work / "topics"
         options = ["--model", arguments.model, "--dtype", arguments.dtype, "--whole"]
         if arguments.max_length:
@@ -207,17 +207,17 @@ def main() -> None:
         start = time.perf_counter()
         with server(serve, port, "/health/ready") as pid:
             ready_s = time.perf_counter() - start
-            asked = search(f"http://127.0.0.1:{port}", questions, source)
+            answers = search(f"http://127.0.0.1:{port}", questions, source)
             memory_mib = psutil.Process(pid).memory_info().rss >> 20
         max_length = f" --max-length {arguments.max_length}" if arguments.max_length else ""
         result = {
             "command": f"python benchmarks/corpus.py {arguments.model} ../shared/data "
             f"--passages {arguments.passages}{max_length} --dtype {arguments.dtype}",
             "machine": {**hardware(), "nvembed": nvembed.__version__, "pyarrow": pyarrow.__version__},
-            "corpus": {"passages": found, "bytes": corpus.stat().st_size},
+            "corpus": {"passages": distinct, "bytes": corpus.stat().st_size},
             "dim": source.dim,
             **steps,
-            "search": {"ready_s": round(ready_s, 1), "memory_mib": memory_mib, **asked},
+            "search": {"ready_s": round(ready_s, 1), "memory_mib": memory_mib, **answers},
         }
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "corpus.json").write_text(json.dumps(result, indent=1) + "\n")

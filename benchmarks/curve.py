@@ -37,8 +37,8 @@ def read_run(folder: Path) -> Run:
         DataError: it holds no step.
     """
     records: list[dict[str, Any]] = [row for _, row in read_rows(folder / "log.jsonl")]
-    made = [row for row in records if row["kind"] == "step"]
-    if not made:
+    steps = [row for row in records if row["kind"] == "step"]
+    if not steps:
         raise DataError(f"{folder / 'log.jsonl'} holds no step: expected a run of `nvembed train`")
     scored = [row for row in records if row["kind"] == "scores"]
     means = [
@@ -47,9 +47,9 @@ def read_run(folder: Path) -> Run:
     ]
     return Run(
         folder.name,
-        np.array([row["step"] for row in made]),
-        np.cumsum([row["tokens"] for row in made]),
-        np.array([row["loss"] for row in made]),
+        np.array([row["step"] for row in steps]),
+        np.cumsum([row["tokens"] for row in steps]),
+        np.array([row["loss"] for row in steps]),
         np.array([row["step"] for row in scored], dtype=int),
         np.array(means),
     )
@@ -97,11 +97,11 @@ def main() -> None:
     )
     parser.add_argument("runs", nargs="+", type=Path, help="folders of `nvembed train`, in order")
     parser.add_argument("--out", type=Path, required=True, help="a .png or .svg file")
-    given = parser.parse_args()
-    if given.out.suffix not in (".png", ".svg"):
-        raise InputError(f"--out is {given.out}: expected a .png or .svg file")
-    runs = [read_run(folder) for folder in given.runs]
-    draw(runs, given.out)
+    args = parser.parse_args()
+    if args.out.suffix not in (".png", ".svg"):
+        raise InputError(f"--out is {args.out}: expected a .png or .svg file")
+    runs = [read_run(folder) for folder in args.runs]
+    draw(runs, args.out)
     for run in runs:
         best = f"; best score {run.scores.max():.2f}, last {run.scores[-1]:.2f}" if len(run.scores) else ""
         print(

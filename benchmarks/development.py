@@ -23,14 +23,14 @@ def main() -> None:
     parser.add_argument("--tasks", default="all", help="'none' only reports what is there")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
-    if given.tasks != "none":
-        evaluate(*given.models, tasks=[given.tasks], data=given.data, out=given.work)
-    folders = sorted(path.parent for path in given.work.glob("*/*/model_meta.json"))
-    compare(*folders, out=given.out / "development")
+    args = parser.parse_args()
+    if args.tasks != "none":
+        evaluate(*args.models, tasks=[args.tasks], data=args.data, out=args.work)
+    folders = sorted(path.parent for path in args.work.glob("*/*/model_meta.json"))
+    compare(*folders, out=args.out / "development")
     some = next(iter(read_results(folders[0]).values())).record["environment"]
     packages = ", ".join(f"{name} {version}" for name, version in some["packages"].items())
-    table = given.out / "development" / "compare.md"
+    table = args.out / "development" / "compare.md"
     command = (
         "`python benchmarks/development.py MODELS --data ../shared/data --work evaluation --out RESULTS`"
     )

@@ -59,9 +59,9 @@ def passages(data: Path, count: int) -> list[str]:
         short += [row["title"] for row in rows if row.get("title")]
         short += [row["text"].split(". ")[0] for row in rows]
     generator = random.Random(0)
-    found = generator.sample(long, count // 6) + generator.sample(short, count - count // 6)
-    generator.shuffle(found)
-    return found
+    texts = generator.sample(long, count // 6) + generator.sample(short, count - count // 6)
+    generator.shuffle(texts)
+    return texts
 
 
 class Backbone:

@@ -157,7 +157,7 @@ def padded_batches(texts: list[Tokens], device: torch.device) -> list[PaddedBatc
     order = np.argsort([-len(text.input_ids) for text in texts], kind="stable")
     equal = len({len(text.input_ids) for text in texts}) == 1
     size = max(1, BATCH_TOKENS // len(texts[order[0]].input_ids)) if equal else BATCH_TEXTS
-    made = []
+    batches = []
     for start in range(0, len(order), size):
         rows = order[start : start + size]
         width = len(texts[rows[0]].input_ids)
@@ -167,9 +167,9 @@ def padded_batches(texts: list[Tokens], device: torch.device) -> list[PaddedBatc
             length = len(texts[text].input_ids)
             ids[row, :length] = torch.from_numpy(texts[text].input_ids.astype(np.int64))
             mask[row, :length] = True
-        needed = None if bool(mask.all()) else mask[:, None, None, :].to(device)
-        made.append(PaddedBatch(ids.to(device), mask.to(device), needed, rows))
-    return made
+        attention_mask = None if bool(mask.all()) else mask[:, None, None, :].to(device)
+        batches.append(PaddedBatch(ids.to(device), mask.to(device), attention_mask, rows))
+    return batches
 
 
 def run_ours(models: Models, work: list[tuple[PackedBatch, np.ndarray]], out: Tensor) -> None:
@@ -200,14 +200,14 @@ def linear_products(models: Models, rows: int, texts: int) -> list[tuple[Tensor,
     ]
     pooler = [folded.keys, folded.values.T, first.weight]
     inputs: dict[tuple[int, int], Tensor] = {}
-    made = []
+    products = []
     for count, weights in ((rows, layers + pooler), (texts, [last.weight])):
         for weight in weights:
             key = (count, weight.shape[1])
             if key not in inputs:
                 inputs[key] = torch.randn(key, dtype=weight.dtype, device=weight.device)
-            made.append((inputs[key], weight, 2 * count * weight.numel()))
-    return made
+            products.append((inputs[key], weight, 2 * count * weight.numel()))
+    return products
 
 
 def ceiling(models: Models, work: list[tuple[PackedBatch, np.ndarray]], clock: "Clock") -> dict[str, float]:
@@ -299,9 +299,9 @@ def measure(models: Models, lengths: list[int], name: str, clock: Clock) -> dict
 def cases(small: bool) -> dict[str, list[int]]:
     lengths = (16, 64) if small else LENGTHS
     budget = 256 if small else 2 * BATCH_TOKENS
-    made = {f"{length:,} tokens": [length] * max(1, budget // length) for length in lengths}
-    made["mix"] = mixed_lengths(8 if small else 512)
-    return made
+    lengths_of = {f"{length:,} tokens": [length] * max(1, budget // length) for length in lengths}
+    lengths_of["mix"] = mixed_lengths(8 if small else 512)
+    return lengths_of
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -363,7 +363,7 @@ def device_of(args: argparse.Namespace) -> torch.device:
 def report(
     script: str,
     args: argparse.Namespace,
-    found: dict[str, dict[str, Any]],
+    results: dict[str, dict[str, Any]],
     page: Callable[[dict[str, Any]], str],
     flags: str = "",
 ) -> str:
@@ -386,7 +386,7 @@ def report(
         "hardware": {**hardware(), **gpu},
         "measured": measured,
         "reason": None if measured else "no CUDA device at hand; the script was only tried on a small model",
-        "cases": list(found.values()),
+        "cases": list(results.values()),
     }
     args.results.mkdir(parents=True, exist_ok=True)
     (args.results / f"{script}.json").write_text(json.dumps(result, indent=2) + "\n")
@@ -400,7 +400,7 @@ def main() -> None:
     config = tiny(NV_EMBED_V2) if args.tiny else NV_EMBED_V2
     models = build(config, device, torch.bfloat16)
     clock = Clock(device, args.repeats)
-    found: dict[str, dict[str, Any]] = {name: {"case": name} for name in cases(False)}
+    results: dict[str, dict[str, Any]] = {name: {"case": name} for name in cases(False)}
     page = ""
     for name, lengths in cases(args.tiny).items():
         case = measure(models, lengths, name, clock)
@@ -408,8 +408,8 @@ def main() -> None:
             raise SystemExit(f"{name}: ours and transformers disagree (cosine {case['lowest_cosine']})")
         print(json.dumps(case), flush=True)
         if not args.tiny:
-            found[name] = case
-        page = report("encode_gpu", args, found, markdown)
+            results[name] = case
+        page = report("encode_gpu", args, results, markdown)
     print(page)
 
 

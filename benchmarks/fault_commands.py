@@ -172,7 +172,7 @@ class Runner:
 
     def wait(self, pid: int, after_s: float | None = None, number: int = 0, tag: str = "0") -> Ended:
         """Wait for a child; send it a signal after a while, where that is asked for."""
-        begun = time.monotonic()
+        start = time.monotonic()
         handle = os.pidfd_open(pid)
         try:
             poll = select.poll()
@@ -187,7 +187,7 @@ class Runner:
         _, status = os.waitpid(pid, 0)
         code = None if hung else os.waitstatus_to_exitcode(status)
         texts = [(self.folder / f"{name}.{tag}").read_text(errors="replace") for name in ("out", "err")]
-        return Ended(code, *texts, time.monotonic() - begun, self._count.value)
+        return Ended(code, *texts, time.monotonic() - start, self._count.value)
 
     def run(self, argv: Sequence[str], watched: Path, fault: Fault = Fault()) -> Ended:
         """Run a command to its end."""
@@ -225,11 +225,11 @@ def fresh(stage: Stage, scene: Scene, source: Path | None = None) -> None:
 def snapshot(stage: Stage, scene: Scene, runner: Runner) -> dict[str, str]:
     """Return the result: every file's digest without times, or the answers of the scene's questions."""
     if scene.answers:
-        found = {}
+        files = {}
         for argv in scene.answers:
             ended = runner.run(argv, stage.work)
-            found[" ".join(argv[2:])] = hits(ended)
-        return found | {"names": "\n".join(_names(stage.work))}
+            files[" ".join(argv[2:])] = hits(ended)
+        return files | {"names": "\n".join(_names(stage.work))}
     return {
         path.relative_to(stage.work).as_posix(): _digest(path)
         for path in sorted(stage.work.rglob("*"))
@@ -272,8 +272,8 @@ def _timeless(value: Any) -> Any:
 
 def _names(folder: Path) -> list[str]:
     """The entries of an index's folders, with the random part of a table's name left out."""
-    found = list(folder.glob("*")) + list(folder.glob("*/*")) + list(folder.glob("index/*"))
-    names = {path.relative_to(folder).as_posix() for path in found if path.name != ".lock"}
+    paths = list(folder.glob("*")) + list(folder.glob("*/*")) + list(folder.glob("index/*"))
+    names = {path.relative_to(folder).as_posix() for path in paths if path.name != ".lock"}
     return sorted(re.sub(r"nvembed_[0-9a-f]{8}", "nvembed_X", name) for name in names)
 
 

@@ -343,13 +343,13 @@ def _too_slow(*_: object) -> None:
 
 def targets(base: Path, root: Path) -> dict[str, Target]:
     """Return every reader with valid inputs for it."""
-    made = [*_records(base), *_documents(), *_models(base), *_own_files(base, root), *_languages()]
-    for target in made:  # imports of libraries are no input's time, and valid inputs must be accepted
+    all_targets = [*_records(base), *_documents(), *_models(base), *_own_files(base, root), *_languages()]
+    for target in all_targets:  # imports of libraries are no input's time, and valid inputs must be accepted
         path = root / f"input.{os.getpid()}{target.suffix}"
         for seed in target.seeds:
             path.write_bytes(seed)
             target.read(path, seed)
-    return {target.name: target for target in made}
+    return {target.name: target for target in all_targets}
 
 
 def _all(items: Iterator[Any] | list[Any]) -> None:

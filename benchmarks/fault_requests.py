@@ -107,7 +107,7 @@ class Beside:
         body = json.dumps({"input": "a short text"})
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=LONG_S)
         while not self._end.is_set():
-            begun = time.monotonic()
+            start = time.monotonic()
             try:
                 connection.request("POST", "/v1/embeddings", body, {"content-type": "application/json"})
                 answer = connection.getresponse()
@@ -117,15 +117,15 @@ class Beside:
             except (OSError, http.client.HTTPException) as error:
                 self.failure = f"a short request failed: {error!r}"
                 connection.close()
-            self.slowest = max(self.slowest, time.monotonic() - begun)
+            self.slowest = max(self.slowest, time.monotonic() - start)
             self.count += 1
             time.sleep(0.02)
 
     def take(self) -> tuple[float, str]:
         """Return the slowest request and the last failure since the last call."""
-        taken = self.slowest, self.failure
+        outcome = self.slowest, self.failure
         self.slowest, self.failure = 0.0, ""
-        return taken
+        return outcome
 
     def stop(self) -> None:
         self._end.set()

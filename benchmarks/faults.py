@@ -244,14 +244,14 @@ def _bad_end(ended: Ended, codes: set[int]) -> tuple[str, str] | None:
     return None
 
 
-def _difference(found: dict[str, str], reference: dict[str, str]) -> str:
-    parts = [f"missing {name}" for name in reference if name not in found]
+def _difference(files: dict[str, str], reference: dict[str, str]) -> str:
+    parts = [f"missing {name}" for name in reference if name not in files]
     parts += [
-        f"changed {name}" + (f": {found[name][:300]}" if "\n" in found[name] else "")
+        f"changed {name}" + (f": {files[name][:300]}" if "\n" in files[name] else "")
         for name in reference
-        if name in found and found[name] != reference[name]
+        if name in files and files[name] != reference[name]
     ]
-    parts += [f"left over {name}" for name in found if name not in reference]
+    parts += [f"left over {name}" for name in files if name not in reference]
     return "; ".join(parts[:6])
 
 
@@ -488,8 +488,8 @@ def table(ledger: Ledger) -> str:
             if finding["campaign"] == campaign and finding.get("mended"):
                 kinds[finding["subject" if campaign == "fuzz" else "kind"]][2] += 1
         kinds["**all**"] = [sum(total[i] for total in kinds.values()) for i in range(3)]
-        for kind, (tried, held, mended) in kinds.items():
-            lines.append(f"| {campaign} | {kind} | {tried:,} | {held:,} | {tried - held:,} | {mended} |")
+        for kind, (total, held, mended) in kinds.items():
+            lines.append(f"| {campaign} | {kind} | {total:,} | {held:,} | {total - held:,} | {mended} |")
     return "\n".join(lines)
 
 

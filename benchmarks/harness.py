@@ -42,9 +42,9 @@ def as_mteb_task(task: Task) -> Any:
         )
         dataset: Any = {"default": {task.split: content}}
     elif isinstance(data, Pairs):
-        named = "labels" if task.kind == "pair_classification" else "score"
-        gold = data.score.astype(int) if named == "labels" else data.score
-        columns = {"sentence1": list(data.text1), "sentence2": list(data.text2), named: gold.tolist()}
+        column = "labels" if task.kind == "pair_classification" else "score"
+        gold = data.score.astype(int) if column == "labels" else data.score
+        columns = {"sentence1": list(data.text1), "sentence2": list(data.text2), column: gold.tolist()}
         dataset = DatasetDict({task.split: Dataset.from_dict(columns)})
     elif isinstance(data, Labelled):
         test = Dataset.from_dict({"text": list(data.texts), "label": data.labels.tolist()})
@@ -60,9 +60,9 @@ def as_mteb_task(task: Task) -> Any:
         }
         columns |= {"text": ["" for _ in data.human], "relevance": [r.tolist() for r in data.relevance]}
         dataset = DatasetDict({task.split: Dataset.from_dict(columns)})
-    made = _mteb_class(task)()
-    made.dataset, made.data_loaded = dataset, True
-    return made
+    mteb_task = _mteb_class(task)()
+    mteb_task.dataset, mteb_task.data_loaded = dataset, True
+    return mteb_task
 
 
 _MAIN = {
@@ -143,17 +143,17 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, default=Path("harness-work"), help="results and cache of the run"
     )
-    given = parser.parse_args()
-    published = {t: v for tasks in published_scores(given.published).values() for t, v in tasks.items()}
-    subject = open_model(given.model, Loading(max_tokens=512))
+    args = parser.parse_args()
+    published = {t: v for tasks in published_scores(args.published).values() for t, v in tasks.items()}
+    subject = open_model(args.model, Loading(max_tokens=512))
     rows = []
-    for folder in find_tasks(given.data, given.tasks.split(",")):
+    for folder in find_tasks(args.data, args.tasks.split(",")):
         task = load_task(folder)
-        evaluate(subject, [task], given.work, cache=given.work / ".embeddings")
-        ours = record.read_results(record.folder_of(given.work, subject))[task.name].main_score
+        evaluate(subject, [task], args.work, cache=args.work / ".embeddings")
+        ours = record.read_results(record.folder_of(args.work, subject))[task.name].main_score
         meter = Meter()
         embedder = Embedder(
-            subject, metered(subject, meter), folder=given.work / ".embeddings", on_texts=lambda _: None
+            subject, metered(subject, meter), folder=args.work / ".embeddings", on_texts=lambda _: None
         )
         theirs = mteb_score(
             task, MtebEncoder(subject, meter.embed_with(embedder), lambda _metadata, _side: "")
@@ -161,22 +161,22 @@ def main() -> None:
         row = {"task": task.name, "ours": round(ours, 4), "mteb": round(theirs, 4)}
         row["published"] = published.get(task.mteb_name)
         row["test_set"] = task.test_set
-        if task.name in given.independent.split(","):
+        if task.name in args.independent.split(","):
             from sentence_transformers import SentenceTransformer
 
-            model = SentenceTransformer(given.model.partition("=")[2])
+            model = SentenceTransformer(args.model.partition("=")[2])
             row["mteb_embedding_itself"] = round(mteb_score(task, model), 4)
         rows.append(row)
         print(row, flush=True)
-    given.out.mkdir(parents=True, exist_ok=True)
+    args.out.mkdir(parents=True, exist_ok=True)
     content = {
         "command": "python benchmarks/harness.py --model all-MiniLM-L6-v2=FOLDER --data ../shared/data "
-        f"--tasks {given.tasks} --independent {given.independent} --out benchmarks/results",
+        f"--tasks {args.tasks} --independent {args.independent} --out benchmarks/results",
         "date": time.strftime("%Y-%m-%d"),
         "environment": record.environment(subject),
         "rows": rows,
     }
-    (given.out / "harness.json").write_text(json.dumps(content, indent=1) + "\n")
+    (args.out / "harness.json").write_text(json.dumps(content, indent=1) + "\n")
     lines = [
         "# Our evaluation code against mteb's own, and against published scores",
         "",
@@ -201,7 +201,7 @@ def main() -> None:
                 "",
                 f"{row['task']}, embedded by mteb's own wrapper: {row['mteb_embedding_itself']:.4f}.",
             ]
-    (given.out / "harness.md").write_text("\n".join(lines) + "\n")
+    (args.out / "harness.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

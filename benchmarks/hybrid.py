@@ -80,14 +80,14 @@ def run_task(task: Task, embed: Embedder, prompts: Any) -> dict[str, float]:
         store = index_of(data, passages, Path(folder))
         bm25 = Bm25(list(data.passages())).top_k(list(data.queries.values()), count)[1]
         for row, (name, text) in enumerate(data.queries.items()):
-            found: dict[str, list[str]] = {}
+            rankings: dict[str, list[str]] = {}
             for mode in ("vector", "text", "hybrid"):
                 words = WORDS.query(text)
                 result = retrieve(store, words, queries[row], mode=mode, top=count)  # type: ignore[arg-type]
-                found[mode] = [hit.id for hit in result.hits]
-            found["BM25"] = [data.passage_ids[i] for i in bm25[row]]
-            found["hybrid, LanceDB's"] = lance_hybrid(store, text, queries[row], count)
-            for column, ids in found.items():
+                rankings[mode] = [hit.id for hit in result.hits]
+            rankings["BM25"] = [data.passage_ids[i] for i in bm25[row]]
+            rankings["hybrid, LanceDB's"] = lance_hybrid(store, text, queries[row], count)
+            for column, ids in rankings.items():
                 kept = [id_ for id_ in ids if not task.settings.skip_identical_ids or id_ != name][:TOP]
                 runs[column][name] = {id_: float(TOP - rank) for rank, id_ in enumerate(kept)}
     key = f"ndcg@{TOP}"
@@ -131,35 +131,35 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--work", type=Path, required=True, help="where vectors and results are kept")
     parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
-    subject = open_model(given.model, Loading(given.max_tokens, dtype=given.dtype))
+    args = parser.parse_args()
+    subject = open_model(args.model, Loading(args.max_tokens, dtype=args.dtype))
     results: dict[str, Any] = {
         "model": subject.name,
-        "max_tokens": given.max_tokens,
+        "max_tokens": args.max_tokens,
         "dtype": subject.precision,
         "machine": hardware(),
         "tasks": {},
     }
-    path = given.work / f"hybrid-{subject.name}-{subject.fingerprint[:8]}.json"
+    path = args.work / f"hybrid-{subject.name}-{subject.fingerprint[:8]}.json"
     if path.exists():
         results["tasks"] = json.loads(path.read_text())["tasks"]
-    for folder in find_tasks(given.data, given.tasks.split(",")):
+    for folder in find_tasks(args.data, args.tasks.split(",")):
         task = load_task(folder, drop_unanswerable=True)
         if task.kind != "retrieval" or task.name in results["tasks"]:
             continue
         start = time.perf_counter()
         assert subject.encode is not None
-        embed = Embedder(subject, subject.encode, folder=given.work / ".embeddings", on_texts=lambda _: None)
+        embed = Embedder(subject, subject.encode, folder=args.work / ".embeddings", on_texts=lambda _: None)
         scores = run_task(task, embed, prompts_of(subject, task, {}))
         assert isinstance(task.data, Retrieval)
         sizes = {"passages": len(task.data.passage_ids), "queries": len(task.data.queries)}
         results["tasks"][task.name] = {**sizes, "scores": scores}
-        given.work.mkdir(parents=True, exist_ok=True)
+        args.work.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results, indent=1) + "\n")
         print(f"{task.name}: {time.perf_counter() - start:.0f} s  {scores}", flush=True)
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "hybrid.json").write_text(json.dumps(results, indent=1) + "\n")
-    (given.out / "hybrid.md").write_text(markdown(results))
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "hybrid.json").write_text(json.dumps(results, indent=1) + "\n")
+    (args.out / "hybrid.md").write_text(markdown(results))
 
 
 if __name__ == "__main__":

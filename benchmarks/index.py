@@ -173,8 +173,8 @@ def faiss_kind(factory: str, probes: tuple[int, ...]) -> Callable[[Data], Built]
 
             def search(query: np.ndarray, count: int, probe: int = probe) -> np.ndarray:
                 faiss.extract_index_ivf(index).nprobe = probe
-                found = index.search(query[None], count)[1][0]
-                return np.sort(found[found >= 0])
+                ids = index.search(query[None], count)[1][0]
+                return np.sort(ids[ids >= 0])
 
             searches[f"{probe} of {lists} lists"] = search
         path = data.folder / "faiss.index"
@@ -242,21 +242,21 @@ def measure(name: str, data: Data) -> dict[str, Any]:
     vectors, queries, nearest = data.vectors, data.queries, data.nearest
     count = CANDIDATES
     for setting, search in built.search.items():
-        seconds, found = [], 0
+        seconds, hit_count = [], 0
         search(queries[-1], count)  # the first query pays for what is loaded lazily
-        for query, wanted in zip(queries[: built.timed], nearest, strict=False):
+        for query, expected in zip(queries[: built.timed], nearest, strict=False):
             start = time.perf_counter()
             ids = search(query, TOP if built.exact else count)
             if not built.exact:
                 ids = ids[top_k(query[None], [vectors[ids]], TOP)[1][0]]
             seconds.append(time.perf_counter() - start)
-            found += len(set(ids.tolist()) & set(wanted.tolist()))
+            hit_count += len(set(ids.tolist()) & set(expected.tolist()))
         milliseconds = 1e3 * np.array(seconds)
         result["settings"].append(
             {
                 "setting": setting,
                 "queries": len(seconds),
-                "recall_at_10": found / (TOP * len(seconds)),
+                "recall_at_10": hit_count / (TOP * len(seconds)),
                 "p50_ms": float(np.percentile(milliseconds, 50)),
                 "p95_ms": float(np.percentile(milliseconds, 95)),
             }
@@ -265,11 +265,11 @@ def measure(name: str, data: Data) -> dict[str, Any]:
 
 
 def run(data: Data, kinds: list[str], results: dict[str, Any], save: Callable[[], None]) -> None:
-    for stage, made, make in (
+    for stage, result, make in (
         ("vectors", "vectors.f16", make_vectors),
         ("exact search", "nearest.npy", find_nearest),
     ):
-        if not (data.folder / made).exists():
+        if not (data.folder / result).exists():
             start = time.perf_counter()
             make(data)
             results["stages"][stage] = time.perf_counter() - start
@@ -309,10 +309,10 @@ def markdown(results: dict[str, Any], command: str) -> str:
     ]
     for name, kind in results["kinds"].items():
         lines += [
-            f"| {name} | {found['setting']} | {found['recall_at_10']:.4f} | {found['p50_ms']:.1f} | "
-            f"{found['p95_ms']:.1f} | {found['queries']} | {kind['bytes_per_vector']:,.0f} | "
+            f"| {name} | {row['setting']} | {row['recall_at_10']:.4f} | {row['p50_ms']:.1f} | "
+            f"{row['p95_ms']:.1f} | {row['queries']} | {kind['bytes_per_vector']:,.0f} | "
             f"{kind['build']['seconds']:.0f} | {kind['build']['peak_anonymous_gib']:.1f} |"
-            for found in kind["settings"]
+            for row in kind["settings"]
         ]
     stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in results["stages"].items())
     return "\n".join([*lines, "", f"Before: {stages}.", ""])
@@ -327,26 +327,26 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="the folder of index.json and index.md")
     parser.add_argument("--kinds", help=f"some of: {'; '.join(KINDS)}; parted by ';'")
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    data = Data(given.work / str(given.rows), given.rows)
-    if given.one:
-        print(json.dumps(measure(given.one, data)))
+    args = parser.parse_args()
+    data = Data(args.work / str(args.rows), args.rows)
+    if args.one:
+        print(json.dumps(measure(args.one, data)))
         return
     data.folder.mkdir(parents=True, exist_ok=True)
-    asked = [kind.strip() for kind in given.kinds.split(";")] if given.kinds else list(KINDS)
-    kinds = [kind for kind in asked if given.kinds or given.rows <= SLOW.get(kind, given.rows)]
+    names = [kind.strip() for kind in args.kinds.split(";")] if args.kinds else list(KINDS)
+    kinds = [kind for kind in names if args.kinds or args.rows <= SLOW.get(kind, args.rows)]
     path = data.folder / "results.json"
-    results = {"rows": given.rows, "stages": {}, "kinds": {}}
+    results = {"rows": args.rows, "stages": {}, "kinds": {}}
     if path.exists():
         results = json.loads(path.read_text())
     libraries = ("lancedb", "faiss-cpu", "usearch")
-    found = {name: version(name) for name in libraries if find_spec(name.partition("-")[0])}
-    results["machine"] = {**hardware(), **found}
-    command = f"python benchmarks/index.py --rows {given.rows} --work FOLDER --out benchmarks/results"
+    versions = {name: version(name) for name in libraries if find_spec(name.partition("-")[0])}
+    results["machine"] = {**hardware(), **versions}
+    command = f"python benchmarks/index.py --rows {args.rows} --work FOLDER --out benchmarks/results"
 
     def save() -> None:
         path.write_text(json.dumps(results, indent=1) + "\n")
-        out = given.out or data.folder
+        out = args.out or data.folder
         out.mkdir(parents=True, exist_ok=True)
         (out / "index.json").write_text(json.dumps(results, indent=1) + "\n")
         (out / "index.md").write_text(markdown(results, command))

@@ -15,12 +15,12 @@ GIB = 1 << 30
 def status_bytes() -> dict[str, int]:
     """Return this process's memory: all of it, its own (anonymous), and pages of mapped files."""
     fields = {"VmRSS": "resident", "RssAnon": "anonymous", "RssFile": "file_pages"}
-    found = {}
+    sizes = {}
     for line in Path("/proc/self/status").read_text().splitlines():
         key, _, value = line.partition(":")
         if key in fields:
-            found[fields[key]] = int(value.split()[0]) * 1024
-    return found
+            sizes[fields[key]] = int(value.split()[0]) * 1024
+    return sizes
 
 
 @contextmanager

@@ -71,13 +71,13 @@ def compare(folder: Path, texts: list[str]) -> dict[str, Any]:
         vectors = np.concatenate([part.vectors for part in ours.stream(texts, prompt=prompt)])
         expected = theirs.encode(texts, prompt=prompt, normalize_embeddings=True)
         worst[name or "no prompt"] = float(np.abs(vectors - expected).max())
-    found: dict[str, Any] = {"largest_difference": max(worst.values()), "prompts": worst}
+    result: dict[str, Any] = {"largest_difference": max(worst.values()), "prompts": worst}
     if "query" in own and ours.dim == 768:
         query = ours.encode_query([CARD_QUERY])
-        found["card_scores"] = [
+        result["card_scores"] = [
             round(float(s), 4) for s in (query @ ours.encode_document(CARD_DOCUMENTS).T)[0]
         ]
-    return found
+    return result
 
 
 def speed(folder: Path, texts: list[str], repeats: int) -> dict[str, Any]:
@@ -231,20 +231,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "real_models.json")
     options = parser.parse_args()
     texts = some_texts(options.data, options.texts)
-    found: dict[str, Any] = {"cpu": cpu_name(), "torch_threads": torch.get_num_threads(), "models": {}}
+    results: dict[str, Any] = {"cpu": cpu_name(), "torch_threads": torch.get_num_threads(), "models": {}}
     with tempfile.TemporaryDirectory() as temporary:
-        named = {folder.resolve().name: folder for folder in options.models}
+        folders = {folder.resolve().name: folder for folder in options.models}
         if options.e5:
-            named["multilingual-e5-small (4 bits)"] = e5_folder(options.e5, Path(temporary) / "e5")
-        for name, folder in named.items():
+            folders["multilingual-e5-small (4 bits)"] = e5_folder(options.e5, Path(temporary) / "e5")
+        for name, folder in folders.items():
             entry = compare(folder, texts)
             if options.repeats:
                 entry["speed"] = speed(
                     folder, some_texts(options.data, options.speed_texts, 1), options.repeats
                 )
-            found["models"][name] = entry
+            results["models"][name] = entry
             print(name, json.dumps(entry), flush=True)
-    options.out.write_text(json.dumps(found, indent=1) + "\n")
+    options.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -191,8 +191,8 @@ def markdown(result: dict[str, Any]) -> str:
         for name, part in result["phases"].items()
     ]
     findings = [
-        f"| {found['check']} | {found['status']} | {found['detail']} |"
-        for found in result["check"]["report"]["findings"]
+        f"| {finding['check']} | {finding['status']} | {finding['detail']} |"
+        for finding in result["check"]["report"]["findings"]
     ]
     return "\n".join(
         [

@@ -87,7 +87,7 @@ class Phase:
             "errors": self.errors[:5],
             "error_count": len(self.errors),
             "smallest_cosine": round(self.furthest, 6),
-            "cores_busy": {who: round(spent / self.wall_s, 2) for who, spent in self.cpu_s.items()},
+            "cores_busy": {who: round(seconds / self.wall_s, 2) for who, seconds in self.cpu_s.items()},
             "rss_mib": self.rss_mib,
         }
 
@@ -179,8 +179,8 @@ async def drive(port: int, pid: int, work: "Work", ramp: float, seconds: float) 
 
 
 def cpu_seconds(process: psutil.Process) -> float:
-    spent = process.cpu_times()
-    return float(spent.user + spent.system)
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 async def settled(port: int, body: Body) -> None:
@@ -222,8 +222,8 @@ def server(command: list[str], port: int, ready: str) -> Iterator[int]:
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 def serve_plainly(folder: Path, port: int, dtype: str) -> None:
@@ -271,33 +271,33 @@ def library(encoder: Encoder, texts: list[str]) -> float:
 def bodies_of(encoder: Encoder, texts: list[str], queries: list[str], ours: bool) -> dict[str, list[Body]]:
     """Requests for our server, which knows input types, or for others, which get the prompt with the text."""
     prompt = encoder.prompt(task="NQ")
-    found: dict[str, list[Body]] = {"query": [], "bulk": []}
+    bodies: dict[str, list[Body]] = {"query": [], "bulk": []}
     vectors = encoder.encode(texts)
     for start in range(0, len(texts), PER_REQUEST):
         some = texts[start : start + PER_REQUEST]
         tokens = sum(len(item.input_ids) for item in encoder.tokenizer(some))
-        found["bulk"].append(Body(request(some, "passage" if ours else None), tokens, vectors[start]))
+        bodies["bulk"].append(Body(request(some, "passage" if ours else None), tokens, vectors[start]))
     for query, vector in zip(queries, encoder.encode(queries, prompt=prompt), strict=True):
         tokens = len(encoder.tokenizer([query], prompt=prompt)[0].input_ids)
         data = request([query], "query") if ours else request([prompt + query], None)
-        found["query"].append(Body(data, tokens, vector))
-    return found
+        bodies["query"].append(Body(data, tokens, vector))
+    return bodies
 
 
 Work = dict[str, tuple[int, list[Body]]]  # by kind: how many clients, and what they send
 
 
 def phases(port: int, pid: int, work: Work, ramp: float, seconds: float) -> dict[str, dict[str, Any]]:
-    found = {}
+    results = {}
     for name, kinds, length in (
         ("queries", ("query",), max(seconds / 4, 10.0)),
         ("bulk", ("bulk",), max(seconds / 4, 10.0)),
         ("mixed", ("query", "bulk"), seconds),
     ):
         asyncio.run(settled(port, work["query"][1][0]))
-        found[name] = asyncio.run(drive(port, pid, {k: work[k] for k in kinds}, ramp, length)).summary()
-        print(name, {key: value for key, value in found[name].items() if key != "rss_mib"}, flush=True)
-    return found
+        results[name] = asyncio.run(drive(port, pid, {k: work[k] for k in kinds}, ramp, length)).summary()
+        print(name, {key: value for key, value in results[name].items() if key != "rss_mib"}, flush=True)
+    return results
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -318,8 +318,8 @@ def markdown(result: dict[str, Any]) -> str:
         "| cores busy: server, clients | errors | 429 |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for name, found in servers.items():
-        for phase, one in found.items():
+    for name, phases_of in servers.items():
+        for phase, one in phases_of.items():
             query = " / ".join(f"{v:,.0f}" for v in one["latency"].get("query", {}).values()) or "-"
             bulk = " / ".join(f"{v / 1000:,.1f}" for v in one["latency"].get("bulk", {}).values()) or "-"
             share = "-" if phase == "queries" else f"{one['tokens_per_s'] / max(rates):.2f}"
@@ -356,29 +356,29 @@ def main() -> None:
     parser.add_argument("--infinity", type=Path, help="the program infinity_emb")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--plain", nargs=2, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.plain:
-        serve_plainly(Path(given.plain[0]), int(given.plain[1]), given.dtype)
+    args = parser.parse_args()
+    if args.plain:
+        serve_plainly(Path(args.plain[0]), int(args.plain[1]), args.dtype)
         return
-    texts = passages(given.data, given.texts)
-    lines = (given.data / QUERIES).read_text(encoding="utf-8").splitlines()
+    texts = passages(args.data, args.texts)
+    lines = (args.data / QUERIES).read_text(encoding="utf-8").splitlines()
     queries = [json.loads(line)["text"] for line in lines[:200]]
-    encoder = Encoder.from_pretrained(given.model, device="cpu", dtype=given.dtype)
+    encoder = Encoder.from_pretrained(args.model, device="cpu", dtype=args.dtype)
     library(encoder, texts[:64])
     rates = [library(encoder, texts)]
     ours, theirs = (bodies_of(encoder, texts, queries, own) for own in (True, False))
     print(f"library: {rates[0]:,.0f} tokens/s", flush=True)
 
-    folder = Backbone(given.model).folder
+    folder = Backbone(args.model).folder
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings["pad_token"] = settings["eos_token"]
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     port = free_port()
-    nvembed = [*NVEMBED, "serve", str(given.model)]
-    nvembed += ["--dtype", given.dtype, "--port", str(port), "--served-name", "bench"]
-    plain = [sys.executable, __file__, ".", ".", "--dtype", given.dtype, "--plain", str(folder), str(port)]
+    nvembed = [*NVEMBED, "serve", str(args.model)]
+    nvembed += ["--dtype", args.dtype, "--port", str(port), "--served-name", "bench"]
+    plain = [sys.executable, __file__, ".", ".", "--dtype", args.dtype, "--plain", str(folder), str(port)]
     infinity = [
-        str(given.infinity),
+        str(args.infinity),
         "v2",
         "--model-id",
         str(folder),
@@ -387,37 +387,37 @@ def main() -> None:
         "--port",
         str(port),
     ]
-    infinity += ["--engine", "torch", "--device", "cpu", "--dtype", given.dtype, "--no-bettertransformer"]
+    infinity += ["--engine", "torch", "--device", "cpu", "--dtype", args.dtype, "--no-bettertransformer"]
     infinity += ["--url-prefix", "/v1", "--served-model-name", "bench", "--no-model-warmup"]
     runs = {"nvembed serve": (nvembed, "/health/ready", ours)}
-    if given.peers:
+    if args.peers:
         runs["sentence-transformers + FastAPI"] = (plain, "/health", theirs)
-    if given.infinity:
+    if args.infinity:
         runs["infinity-emb"] = (infinity, "/v1/models", theirs)
-    clients = {"query": given.query_clients, "bulk": given.bulk_clients}
-    found = {}
+    clients = {"query": args.query_clients, "bulk": args.bulk_clients}
+    servers = {}
     for name, (command, ready, bodies) in runs.items():
         print(f"--- {name}", flush=True)
         with server(command, port, ready) as pid:
             work = {kind: (clients[kind], bodies[kind]) for kind in clients}
-            length = given.seconds if bodies is ours else max(given.seconds / 4, 10.0)
-            found[name] = phases(port, pid, work, given.ramp, length)
+            length = args.seconds if bodies is ours else max(args.seconds / 4, 10.0)
+            servers[name] = phases(port, pid, work, args.ramp, length)
     rates.append(library(encoder, texts))
     result = {
         "question": "tokens per second and latency of the server under load, beside the library and peers",
         "command": "python benchmarks/serve_load.py MODEL DATA "
-        f"--dtype {given.dtype} --seconds {given.seconds:g} --ramp {given.ramp:g}"
-        + (" --infinity PROGRAM" if given.infinity else ""),
+        f"--dtype {args.dtype} --seconds {args.seconds:g} --ramp {args.ramp:g}"
+        + (" --infinity PROGRAM" if args.infinity else ""),
         "hardware": f"{cpu_name()}, {os.cpu_count()} cores",
         "versions": {"python": sys.version.split()[0], "torch": torch.__version__},
-        "dtype": given.dtype,
+        "dtype": args.dtype,
         "clients": clients,
         "library_tokens_per_s": rates,
-        "servers": found,
+        "servers": servers,
     }
-    given.out.mkdir(exist_ok=True, parents=True)
-    (given.out / "serve_load.json").write_text(json.dumps(result, indent=1) + "\n")
-    (given.out / "serve_load.md").write_text(markdown(result))
+    args.out.mkdir(exist_ok=True, parents=True)
+    (args.out / "serve_load.json").write_text(json.dumps(result, indent=1) + "\n")
+    (args.out / "serve_load.md").write_text(markdown(result))
     print(markdown(result))
 
 

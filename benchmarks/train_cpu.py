@@ -81,19 +81,19 @@ VARIANTS = {
 
 def texts(total_tokens: int, vocabulary: int) -> list[Tokens]:
     rng = np.random.default_rng(0)
-    found: list[Tokens] = []
+    tokens: list[Tokens] = []
     used = 0
     while used < total_tokens:
         length = int(np.clip(rng.lognormal(np.log(32), 0.8), 4, 128))
         ids = rng.integers(0, vocabulary, length).astype(np.int32)
-        found.append(Tokens(ids, int(length > 40 and rng.random() < 0.3) * 18, length))
+        tokens.append(Tokens(ids, int(length > 40 and rng.random() < 0.3) * 18, length))
         used += length
-    return found
+    return tokens
 
 
 def padded(tokens: list[Tokens], texts_at_once: int) -> list[MicroBatch]:
     """Micro-batches in the order texts come, each padded to its longest; all tokens go through the pooler."""
-    found = []
+    batches = []
     for start in range(0, len(tokens), texts_at_once):
         chosen = tokens[start : start + texts_at_once]
         longest = max(len(item.input_ids) for item in chosen)
@@ -104,8 +104,8 @@ def padded(tokens: list[Tokens], texts_at_once: int) -> list[MicroBatch]:
         packed = PackedBatch(
             torch.from_numpy(ids.ravel()), Segments.of(lengths, CPU), torch.arange(ids.size), lengths
         )
-        found.append(MicroBatch(packed, torch.arange(start, start + len(chosen))))
-    return found
+        batches.append(MicroBatch(packed, torch.arange(start, start + len(chosen))))
+    return batches
 
 
 def prepare(path: str, variant: Variant) -> tuple[NVEmbed, AdapterSection]:
@@ -180,7 +180,7 @@ def main() -> None:
         lines.append(f"| {name} | {speed:,.0f} | {total / wall:,.0f} | {speed / first:.2f} |")
         print(lines[-1], flush=True)
     if options.out:
-        told = [
+        page = [
             "# Training speed on CPU",
             "",
             f"`python benchmarks/train_cpu.py MODEL --threads {options.threads} --tokens {options.tokens}`; "
@@ -192,12 +192,12 @@ def main() -> None:
             *lines,
             "",
         ]
-        options.out.write_text("\n".join(told))
+        options.out.write_text("\n".join(page))
 
 
 def processor() -> str:
-    told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    names = [line.split(":")[1].strip() for line in told.splitlines() if line.startswith("model name")]
+    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    names = [line.split(":")[1].strip() for line in cpuinfo.splitlines() if line.startswith("model name")]
     return names[0] if names else platform.processor()
 
 

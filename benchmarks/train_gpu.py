@@ -166,17 +166,17 @@ def measure(
         seconds = seconds[1:]  # the first one warms up
     peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None
     reached = rate(model, min(case.micro_batch_tokens, case.texts * length), 5)
-    taken = statistics.median(seconds)
+    median_s = statistics.median(seconds)
     bound = operations(model, case, length) / reached
     return {
         "case": name,
         "texts": case.texts,
         "tokens": case.texts * length,
         "steps_timed": len(seconds),
-        "seconds": round(taken, 3),
-        "tokens_per_s": round(case.texts * length / taken, 1),
+        "seconds": round(median_s, 3),
+        "tokens_per_s": round(case.texts * length / median_s, 1),
         "ceiling_tokens_per_s": round(case.texts * length / bound, 1),
-        "of_ceiling": round(bound / taken, 3),
+        "of_ceiling": round(bound / median_s, 3),
         "tflop_per_s_of_products": round(reached / 1e12, 1),
         "peak_gib": None if peak is None else round(peak, 2),
         "loss": round(losses[-1], 4),
@@ -216,16 +216,16 @@ def main() -> None:
     device = device_of(args)
     config, length = (tiny(NV_EMBED_V2), 16) if args.tiny else (NV_EMBED_V2, LENGTH)
     whole = {} if args.without_batch else {WHOLE: Case(128, 9, 4_096, True, True, True)}
-    tried = {**CASES, **whole}
-    found: dict[str, dict[str, Any]] = {name: {"case": name} for name in tried}
+    cases = {**CASES, **whole}
+    results: dict[str, dict[str, Any]] = {name: {"case": name} for name in cases}
     page = ""
-    for name, case in tried.items():
+    for name, case in cases.items():
         case = replace(case, queries=4) if args.tiny else case
         timed = measure(config, name, case, device, 1 if name in whole else args.repeats, length)
         print(json.dumps(timed), flush=True)
         if not args.tiny:
-            found[name] = timed
-        page = report("train_gpu", args, found, markdown, " --without-batch" * args.without_batch)
+            results[name] = timed
+        page = report("train_gpu", args, results, markdown, " --without-batch" * args.without_batch)
     print(page)
 
 

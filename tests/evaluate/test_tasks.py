@@ -186,11 +186,11 @@ def test_names(tmp_path: Path) -> None:
     assert find_tasks(tmp_path / "sts" / "alike") == [tmp_path / "sts" / "alike"]
     with pytest.raises(InputError, match=r"no task 'nwes' under .*: did you mean 'news'"):
         find_tasks(tmp_path, ["nwes"])
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         find_tasks(tmp_path / "absent")
     make_retrieval(tmp_path / "else" / "news")
     with pytest.raises(
-        InputError, match=r"two tasks are named 'news', .*news and .*news: results go by name"
+        InputError, match=r"two tasks are named 'news', .*news and .*news"
     ):
         find_tasks(tmp_path)
     assert find_tasks(tmp_path, ["alike"])

@@ -32,6 +32,6 @@ def average(*states: Path, out: Path, share: tuple[Share, ...] = ()) -> None:
     """
     from nvembed.weights.average import average as write
 
-    made = write(states, out, shares=share or None)
-    rank = f", adapter of rank {made.rank}" if made.rank else ""
+    mean = write(states, out, shares=share or None)
+    rank = f", adapter of rank {mean.rank}" if mean.rank else ""
     print(f"{out}: the mean of {len(states)} states{rank}")

@@ -85,8 +85,8 @@ def _reports(folder: Path) -> Iterator[FolderReport]:
     from nvembed.embed.folder import INDEX, is_embedded
     from nvembed.search.record import RECORD
 
-    begun = any((folder / name).is_file() for name in ("manifest.json", "plan.json", "job.json"))
-    if is_embedded(folder) or (begun and (folder / "shards").is_dir()):
+    unfinished = any((folder / name).is_file() for name in ("manifest.json", "plan.json", "job.json"))
+    if is_embedded(folder) or (unfinished and (folder / "shards").is_dir()):
         from nvembed.embed.check import check_embedded
 
         yield check_embedded(folder)

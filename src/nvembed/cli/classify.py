@@ -314,6 +314,8 @@ def _say_accuracy(truth: Sequence[str], guesses: Sequence[str], names: Sequence[
     from nvembed.learn.judge import judge
 
     number = {name: i for i, name in enumerate(names)}
-    found = judge(np.array([number[t] for t in truth]), np.array([number[g] for g in guesses]), len(names))
-    low, high = found.accuracy_interval
-    say(f"accuracy {found.accuracy:.1%} ({low:.1%} to {high:.1%}), macro F1 {found.macro_f1:.1%}")
+    judgement = judge(
+        np.array([number[t] for t in truth]), np.array([number[g] for g in guesses]), len(names)
+    )
+    low, high = judgement.accuracy_interval
+    say(f"accuracy {judgement.accuracy:.1%} ({low:.1%} to {high:.1%}), macro F1 {judgement.macro_f1:.1%}")

@@ -79,13 +79,13 @@ def _named(per_folder: Sequence[dict[str, Result]], folders: Sequence[Path]) -> 
     """
     conditions = [next(iter(results.values())).record.get("conditions", {}) for results in per_folder]
     names = [str(each.get("model") or folder.name) for each, folder in zip(conditions, folders, strict=True)]
-    named: dict[str, dict[str, Result]] = {}
+    by_name: dict[str, dict[str, Result]] = {}
     for name, each, folder, results in zip(names, conditions, folders, per_folder, strict=True):
         fingerprint = str(each.get("fingerprint", folder.name))
         own = folder.resolve().name  # the fingerprint and every setting that is not the default
         settings = own.removeprefix(fingerprint) if own.startswith(fingerprint) else ""
         shown = name if names.count(name) == 1 else f"{name} {fingerprint[:8]}{settings}"
-        if shown in named:
+        if shown in by_name:
             raise InputError(f"{folder}: the results of {name} occur twice; expected each model once")
-        named[shown] = results
-    return named
+        by_name[shown] = results
+    return by_name

@@ -53,7 +53,7 @@ def export(
     from nvembed.weights.checkpoint import open_checkpoint
     from nvembed.weights.export import export as write
 
-    made = write(
+    result = write(
         out,
         open_checkpoint(find_model(model)),
         state,
@@ -62,9 +62,10 @@ def export(
         dtype=None if dtype is None else getattr(torch, dtype),
         licence=licence,
     )
-    if made.error is not None:
-        say(f"{100 * made.error:.1f} % of the backbone's change (Frobenius norm) does not fit in rank {rank}")
+    if result.error is not None:
+        share = f"{100 * result.error:.1f} %"
+        say(f"{share} of the backbone's change (Frobenius norm) does not fit in rank {rank}")
     print(
-        f"{out}: {made.size_bytes / 1e6:.1f} MB, adapter {made.adapter_numbers:,} and pooler "
-        f"{made.pooler_numbers:,} numbers as {made.dtype}; backbone from {made.base.label}"
+        f"{out}: {result.size_bytes / 1e6:.1f} MB, adapter {result.adapter_numbers:,} and pooler "
+        f"{result.pooler_numbers:,} numbers as {result.dtype}; backbone from {result.base.label}"
     )

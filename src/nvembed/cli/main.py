@@ -116,8 +116,8 @@ def _expand_home(word: str) -> str:
 def _usage_error(error: CycloptsError) -> Text:
     command = " ".join(["nvembed", *(error.command_chain or ())])
     faults = getattr(error.__cause__, "errors", None)  # pydantic's, of an option that one of its models takes
-    said = "\n".join(map(_option_fault, faults())) if faults else str(error)
-    return Text.assemble(("error: ", "bold red"), f"{said}\nsee  {command} --help")
+    text = "\n".join(map(_option_fault, faults())) if faults else str(error)
+    return Text.assemble(("error: ", "bold red"), f"{text}\nsee  {command} --help")
 
 
 def _option_fault(fault: Mapping[str, Any]) -> str:

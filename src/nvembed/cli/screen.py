@@ -98,14 +98,14 @@ def long_progress(label: str, *, every_s: float = 30.0) -> Iterator[Callable[[in
             yield lambda done, total: bar.update(row, completed=done, total=total)
         return
     begin: list[float] = []  # when, and how much had been done
-    told = monotonic()
+    last_line_s = monotonic()
 
     def update(done: int, total: int) -> None:
-        nonlocal told
+        nonlocal last_line_s
         now = monotonic()
         begin[:] = begin or [now, done]
-        if now - told >= every_s and done > begin[1]:
-            told = now
+        if now - last_line_s >= every_s and done > begin[1]:
+            last_line_s = now
             left_s = (now - begin[0]) * (total - done) / (done - begin[1])
             say(f"{label}: {done / total:.1%}, about {duration(left_s)} left")
 

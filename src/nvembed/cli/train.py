@@ -194,23 +194,23 @@ def _job(stage: "StageRecipe", model: str, blend: "Blend", device: Any, sharded:
     from nvembed.weights.hub import model_folder
 
     checkpoint = open_checkpoint(model_folder(model))
-    config, told = checkpoint.config, stage.model
-    found = {
+    config, section = checkpoint.config, stage.model
+    checkpoint_values = {
         "pooling": config.pooling,
         "bidirectional": not config.decoder.causal,
-        "max_tokens": min(told.max_tokens, checkpoint.text.max_length),
+        "max_tokens": min(section.max_tokens, checkpoint.text.max_length),
     }
-    if told.num_layers is not None:
-        found["num_layers"] = config.backbone.num_layers
+    if section.num_layers is not None:
+        checkpoint_values["num_layers"] = config.backbone.num_layers
     if config.pooling == "latent":
-        found |= {"num_latents": config.pooler.num_latents, "head_dim": config.pooler.head_dim}
+        checkpoint_values |= {"num_latents": config.pooler.num_latents, "head_dim": config.pooler.head_dim}
     if config.pooling in ("latent", "self"):
-        found["num_heads"] = config.pooler.num_heads
-    for key, value in found.items():
-        if getattr(told, key) != value:
+        checkpoint_values["num_heads"] = config.pooler.num_heads
+    for key, value in checkpoint_values.items():
+        if getattr(section, key) != value:
             raise ConfigError(
-                f"the recipe's model.{key} is {getattr(told, key)!r}, that of {model} is {value!r}: make the "
-                "checkpoint with `nvembed init` as the recipe says, or change the recipe"
+                f"the recipe's model.{key} is {getattr(section, key)!r}; {model} has {value!r}: make a "
+                "checkpoint with `nvembed init --recipe`, or change the recipe"
             )
     dtype = torch.float32 if sharded else getattr(torch, stage.run.dtype)
     identity = {"base": fingerprint(checkpoint), "sets": list(blend.names), **blend.identity}

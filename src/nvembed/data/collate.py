@@ -102,8 +102,8 @@ def _may_be_right(examples: Sequence[Example], identities: Sequence[tuple[bytes,
     table = np.zeros((len(examples), len(identities)), dtype=bool)
     for row, example in enumerate(examples):
         texts, ids = right[text_key(example.query)]
-        for found in (*(with_text[text] for text in texts), *(with_id[name] for name in ids)):
-            table[row, found] = True
+        for columns in (*(with_text[text] for text in texts), *(with_id[name] for name in ids)):
+            table[row, columns] = True
     return table
 
 

@@ -147,22 +147,22 @@ def choose(examples: Iterable[Example], count: int | None, *, seed: int) -> list
     The draw goes by a digest of seed, query and positives: it does not depend on the stream's order, and a
     larger count contains a smaller one. A repeated record counts once.
     """
-    found: dict[int, Example] = {}
+    examples_by_key: dict[int, Example] = {}
     heap: list[int] = []  # of negated keys: its head is the largest key so far
     for example in examples:
         key = int.from_bytes(text_key(f"{seed}\n{example.query}\n{example.positives}"), "big")
-        if key in found:
+        if key in examples_by_key:
             continue
         if count is None:
             pass
-        elif len(found) < count:
+        elif len(examples_by_key) < count:
             heapq.heappush(heap, -key)
         elif -key > heap[0]:
-            del found[-heapq.heapreplace(heap, -key)]
+            del examples_by_key[-heapq.heapreplace(heap, -key)]
         else:
             continue
-        found[key] = example
-    return [found[key] for key in sorted(found)]
+        examples_by_key[key] = example
+    return [examples_by_key[key] for key in sorted(examples_by_key)]
 
 
 def _choose_examples(

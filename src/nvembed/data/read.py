@@ -136,22 +136,22 @@ def _pairs(source: TrainingSource, places: Places) -> Iterator[Example]:
 
 def _qrels(source: TrainingSource, places: Places) -> Iterator[Example]:
     """Join qrels with their texts."""
-    wanted: dict[str, list[str]] = defaultdict(list)
+    passages_of: dict[str, list[str]] = defaultdict(list)
     for where, row in _main_rows(source, places):
         if _number(source, row, "grade", where) >= source.min_grade:
-            wanted[_name(source, row, "query_id", where)].append(_name(source, row, "passage_id", where))
-    texts = _wanted_texts(source, places, wanted.values())
+            passages_of[_name(source, row, "query_id", where)].append(_name(source, row, "passage_id", where))
+    texts = _wanted_texts(source, places, passages_of.values())
     for where, row in _table(source, places)("queries", "queries"):
-        names = wanted.pop(_name(source, row, "id", where), [])
+        names = passages_of.pop(_name(source, row, "id", where), [])
         yield from _joined(source, _text(source, row, "text", where, title=False), names, texts)
-    if wanted:
+    if passages_of:
         name = source.hub or source.path
-        raise DataError(f"{name}: the qrels name {len(wanted):,} queries that are not there")
+        raise DataError(f"{name}: the qrels name {len(passages_of):,} queries that are not there")
 
 
 def _ids(source: TrainingSource, places: Places) -> Iterator[Example]:
     """Join queries with the passages they name: a list, a list of ``{"key": id}``, or JSON of one."""
-    wanted: list[tuple[str, list[str]]] = []
+    queries: list[tuple[str, list[str]]] = []
     for where, row in _main_rows(source, places):
         value = _value(source, row, "passage_ids", where)
         try:
@@ -164,16 +164,16 @@ def _ids(source: TrainingSource, places: Places) -> Iterator[Example]:
                 f"got {str(value)[:60]!r}"
             )
         names = [str(name["key"] if isinstance(name, dict) else name) for name in names]
-        wanted.append((_text(source, row, "query", where), names))
-    texts = _wanted_texts(source, places, (names for _, names in wanted))
-    for query, names in wanted:
+        queries.append((_text(source, row, "query", where), names))
+    texts = _wanted_texts(source, places, (names for _, names in queries))
+    for query, names in queries:
         yield from _joined(source, query, names, texts)
 
 
-def _wanted_texts(source: TrainingSource, places: Places, wanted: Iterable[list[str]]) -> dict[str, str]:
+def _wanted_texts(source: TrainingSource, places: Places, id_lists: Iterable[list[str]]) -> dict[str, str]:
     """Return the passages that some query names: only these are held, however large the corpus."""
-    needed = {name for names in wanted for name in names}
-    return {name: text for name, text in _corpus(source, places) if name in needed and text}
+    ids = {name for names in id_lists for name in names}
+    return {name: text for name, text in _corpus(source, places) if name in ids and text}
 
 
 def _joined(source: TrainingSource, query: str, names: list[str], texts: dict[str, str]) -> Iterator[Example]:

@@ -112,13 +112,13 @@ def fill(
     chosen: Sequence[int], count: int, forbidden: set[int], num_passages: int, rng: np.random.Generator
 ) -> list[int]:
     """Return up to ``count - len(chosen)`` random passages that are neither chosen nor forbidden."""
-    taken = forbidden | set(chosen)
-    count = min(count - len(chosen), num_passages - len(taken))
+    excluded = forbidden | set(chosen)
+    count = min(count - len(chosen), num_passages - len(excluded))
     numbers: list[int] = []
     while len(numbers) < count:
         number = int(rng.integers(num_passages))
-        if number not in taken:
-            taken.add(number)
+        if number not in excluded:
+            excluded.add(number)
             numbers.append(number)
     return numbers
 

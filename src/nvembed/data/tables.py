@@ -57,10 +57,10 @@ def _local_table(path: Path) -> Table:
         if not path.is_dir():
             return read_rows(path)
         if config in ("corpus", "queries"):
-            found = file_of(path, config)
-            if found is None:
+            file = file_of(path, config)
+            if file is None:
                 raise DataError(f"{path}: expected {config}.jsonl, compressed or not, or {config}.parquet")
-            return read_rows(found)
+            return read_rows(file)
         return (
             (where, {"query-id": query, "corpus-id": passage, "score": grade})
             for where, query, passage, grade in read_judgements(path / "qrels" / f"{split}.tsv")
@@ -76,11 +76,11 @@ def _hub_table(hub: str, revision: str, mirror: Path | None) -> Table:
         with needs_extra("train", "a data set of the hub"):
             from datasets import load_dataset
         try:
-            found = load_dataset(place, config or None, split=split, revision=None if mirror else revision)
+            rows = load_dataset(place, config or None, split=split, revision=None if mirror else revision)
         except (OSError, ValueError, RuntimeError) as error:
             what = f"{hub} (config {config or 'default'}, split {split}, revision {revision})"
             raise DownloadError(f"could not read {what}: {error}") from error
-        for number, row in enumerate(found, start=1):
+        for number, row in enumerate(rows, start=1):
             yield f"{hub}:{number}", row
 
     return table

@@ -33,10 +33,10 @@ def classification(data: Labelled, embed: Embed, prompt: str, *, samples_per_lab
             for sample in samples
         ]
     else:
-        drawn = draw((data.labels[train] for train, _ in folds), samples_per_label)
+        training_sets = draw((data.labels[train] for train, _ in folds), samples_per_label)
         rounds = [
             (vectors[train[sample]], data.labels[train[sample]], test)
-            for (train, test), sample in zip(folds, drawn, strict=True)
+            for (train, test), sample in zip(folds, training_sets, strict=True)
         ]
     experiments: list[dict[str, float]] = []
     right, seen = np.zeros(len(data.texts)), np.zeros(len(data.texts))

@@ -30,15 +30,15 @@ def find_mteb_tasks(names: Sequence[str]) -> list[Any]:
     mteb = _mteb()
     benchmarks = {benchmark.name: benchmark for benchmark in mteb.get_benchmarks()}
     known = {task.metadata.name for task in mteb.get_tasks(exclude_superseded=False, exclude_aggregate=False)}
-    found: dict[str, Any] = {}
+    tasks: dict[str, Any] = {}
     for name in names:
         if name in benchmarks:
-            found |= {task.metadata.name: task for task in benchmarks[name].tasks}
+            tasks |= {task.metadata.name: task for task in benchmarks[name].tasks}
         elif name in known:
-            found[name] = mteb.get_task(name)
+            tasks[name] = mteb.get_task(name)
         else:
             raise InputError(f"no task or benchmark {name!r} in mteb: {nearest(name, [*benchmarks, *known])}")
-    return list(found.values())
+    return list(tasks.values())
 
 
 class MtebEncoder:
@@ -53,8 +53,8 @@ class MtebEncoder:
 
         self.embed = embed
         self.prompt_for = prompt_for
-        named = {"name": record.mteb_name(subject), "revision": subject.fingerprint}
-        self.mteb_model_meta = ModelMeta.create_empty(named)
+        meta = {"name": record.mteb_name(subject), "revision": subject.fingerprint}
+        self.mteb_model_meta = ModelMeta.create_empty(meta)
 
     def encode(
         self,

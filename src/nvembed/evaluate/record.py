@@ -274,7 +274,7 @@ def environment(subject: Subject) -> Json:
     """Return versions and hardware, without names of hosts or paths."""
     return {
         "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "packages": {name: number for name in PACKAGES if (number := _version(name))},
         "processor": _processor(),
         "cores": os.cpu_count(),
         "device": subject.device,

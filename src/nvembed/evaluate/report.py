@@ -73,12 +73,12 @@ def report_markdown(results: Results) -> str:
     lines += ["", "| model | device | tokens per second | weights, MiB | peak memory, MiB |"]
     lines.append("|---|---|---:|---:|---:|")
     for model in models:
-        spent = cost(results[model])
+        price = cost(results[model])
         cells = [
-            spent.device,
-            _grouped(spent.tokens_per_second),
-            _mib(spent.weights_bytes),
-            _mib(spent.peak_bytes),
+            price.device,
+            _grouped(price.tokens_per_second),
+            _mib(price.weights_bytes),
+            _mib(price.peak_bytes),
         ]
         lines.append(f"| {model} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -96,14 +96,14 @@ def chart_quality(results: Results, path: Path) -> None:
     figure, axes = _figure(8, 5)
     shared = set.intersection(*(set(per_task) for per_task in results.values()))
     costs = {model: cost(per_task) for model, per_task in results.items()}
-    mixed = len({spent.device for spent in costs.values() if spent.tokens_per_second}) > 1
+    mixed = len({price.device for price in costs.values() if price.tokens_per_second}) > 1
     for model, per_task in results.items():
         mean = float(np.mean([per_task[task].main_score for task in shared])) if shared else 0.0
-        spent = costs[model]
-        if spent.tokens_per_second:
-            area = 20 + (spent.peak_bytes or 0) / 2**20 / 10
-            label = f"{model} ({spent.device})" if mixed else model
-            axes.scatter([spent.tokens_per_second], [mean], s=area, alpha=0.7, label=label)
+        price = costs[model]
+        if price.tokens_per_second:
+            area = 20 + (price.peak_bytes or 0) / 2**20 / 10
+            label = f"{model} ({price.device})" if mixed else model
+            axes.scatter([price.tokens_per_second], [mean], s=area, alpha=0.7, label=label)
         else:
             axes.axhline(mean, linestyle="--", linewidth=1, color="grey", label=model)
     axes.set_xscale("log")

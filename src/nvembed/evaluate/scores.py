@@ -35,18 +35,18 @@ def average_precision(gold_N: np.ndarray, score_N: np.ndarray) -> float:
 
 def best_accuracy(gold_N: np.ndarray, score_N: np.ndarray) -> float:
     """The best accuracy of any threshold that takes at least one item and leaves at least one out."""
-    hits, taken = _curve(gold_N, score_N)
-    negatives_left = np.count_nonzero(gold_N != 1) - (taken - hits)
+    hits, items_above = _curve(gold_N, score_N)
+    negatives_left = np.count_nonzero(gold_N != 1) - (items_above - hits)
     return float((hits + negatives_left).max()) / len(gold_N) if len(hits) else 0.0
 
 
 def best_f1(gold_N: np.ndarray, score_N: np.ndarray) -> tuple[float, float, float]:
     """(F1, precision, recall) at the threshold with the best F1, under the same condition."""
-    hits, taken = _curve(gold_N, score_N)
+    hits, items_above = _curve(gold_N, score_N)
     if not hits.any():
         return 0.0, 0.0, 0.0
-    precision, recall = hits / taken, hits / np.count_nonzero(gold_N == 1)
-    f1 = 2 * hits / (taken + np.count_nonzero(gold_N == 1))
+    precision, recall = hits / items_above, hits / np.count_nonzero(gold_N == 1)
+    f1 = 2 * hits / (items_above + np.count_nonzero(gold_N == 1))
     best = int(np.argmax(f1))
     return float(f1[best]), float(precision[best]), float(recall[best])
 
@@ -68,8 +68,8 @@ def classification_scores(gold_N: np.ndarray, guess_N: np.ndarray) -> dict[str, 
     scores = {"accuracy": float(_metrics().accuracy_score(gold_N, guess_N))}
     for average, suffix in (("macro", ""), ("weighted", "_weighted")):
         values = _metrics().precision_recall_fscore_support(gold_N, guess_N, average=average, zero_division=0)
-        named = zip(("precision", "recall", "f1"), values, strict=False)
-        scores |= {f"{name}{suffix}": float(value) for name, value in named}
+        pairs = zip(("precision", "recall", "f1"), values, strict=False)
+        scores |= {f"{name}{suffix}": float(value) for name, value in pairs}
     return scores
 
 

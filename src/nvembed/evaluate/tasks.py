@@ -163,27 +163,27 @@ def find_tasks(root: Path, names: Sequence[str] | None = None) -> list[Path]:
             that of two folders.
     """
     if not root.is_dir():
-        raise InputError(f"--data {root} is no folder; expected one with a folder per task")
+        raise InputError(f"--data {root} is not a folder; expected a folder with one folder per task")
     candidates = [root, *root.glob("*"), *root.glob("*/*")]
     folders = sorted(path for path in candidates if path.is_dir() and _is_task(path))
-    found: dict[str, Path] = {}
+    folder_of: dict[str, Path] = {}
     twice: dict[str, Path] = {}
     for path in folders:
-        if found.setdefault(path.resolve().name, path).resolve() != path.resolve():
+        if folder_of.setdefault(path.resolve().name, path).resolve() != path.resolve():
             twice[path.resolve().name] = path
-    if not found:
+    if not folder_of:
         raise InputError(f"no task under {root}: expected folders with corpus.jsonl or test.jsonl in them")
     if names is None or list(names) == ["all"]:
-        names = sorted(found)
+        names = sorted(folder_of)
     for name in names:
-        if name not in found:
-            raise InputError(f"no task {name!r} under {root}: {nearest(name, found)}")
+        if name not in folder_of:
+            raise InputError(f"no task {name!r} under {root}: {nearest(name, folder_of)}")
         if name in twice:
             raise InputError(
-                f"two tasks are named {name!r}, {found[name]} and {twice[name]}: results go by name, so give "
-                "--data the folder of one"
+                f"two tasks are named {name!r}: {folder_of[name]} and {twice[name]}. Results are stored by "
+                "name: rename one folder, or pass one of them as --data"
             )
-    return [found[name] for name in dict.fromkeys(names)]
+    return [folder_of[name] for name in dict.fromkeys(names)]
 
 
 def load_task(folder: Path, *, split: str = "test", drop_unanswerable: bool = False) -> Task:
@@ -438,11 +438,11 @@ def _load_sets(path: Path) -> Sets:
     all_texts, all_labels = [], []
     for where, row in read_rows(path):
         all_texts.append(fields.texts(row, "sentences", where))
-        given = row.get("labels")
-        if not isinstance(given, list) or len(given) != len(all_texts[-1]):
+        labels_json = row.get("labels")
+        if not isinstance(labels_json, list) or len(labels_json) != len(all_texts[-1]):
             raise DataError(f"{where}: expected one label per sentence in 'labels'")
         own: list[str | int] = []
-        for value in given:
+        for value in labels_json:
             own.append(_like(own, fields.label({"labels": value}, "labels", where), where))
         all_labels.append(_numbered(own, own))
     return Sets(all_texts, all_labels)

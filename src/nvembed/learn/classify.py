@@ -139,9 +139,9 @@ def check_classes(labels: Sequence[str]) -> None:
         raise InputError(f"expected examples of at least 2 classes, got {len(counts)} ({only!r})")
     alone = sorted(label for label, count in counts.items() if count < 2)
     if alone:
-        named = ", ".join(map(repr, alone[:5])) + (", ..." if len(alone) > 5 else "")
+        names = ", ".join(map(repr, alone[:5])) + (", ..." if len(alone) > 5 else "")
         raise InputError(
-            f"{len(alone)} of {len(counts)} classes have one example ({named}); expected at least 2 of each, "
+            f"{len(alone)} of {len(counts)} classes have one example ({names}); expected at least 2 of each, "
             f"better {FOLDS} or more. Add examples, or remove the class."
         )
 

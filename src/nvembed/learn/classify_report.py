@@ -204,11 +204,11 @@ def how(validation: CrossValidation, beta: float) -> list[str]:
         f"those of F1 come from {RESAMPLES:,} bootstrap resamples."
     ]
     if validation.log_losses:
-        tried = ", ".join(f"{c:g}: {loss:.4f}" for c, loss in validation.log_losses.items())
+        candidates = ", ".join(f"{c:g}: {loss:.4f}" for c, loss in validation.log_losses.items())
         lines += [
             "",
-            f"C was chosen by the cross-validated log loss ({tried}), on the same folds as the scores below, "
-            "which makes them slightly too good.",
+            f"C has the lowest cross-validated log loss ({candidates}). The scores below come from the same "
+            "folds, so they are slightly too good.",
         ]
     return lines
 

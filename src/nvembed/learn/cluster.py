@@ -74,14 +74,14 @@ def choose_k(vectors_nD: np.ndarray, *, seed: int) -> dict[int, float]:
     distances = pairwise_distances(some)
     np.fill_diagonal(distances, 0)
     most = max(2, len(np.unique(some, axis=0)) // 4)
-    found = {}
+    silhouettes = {}
     for k in (k for k in CANDIDATES if k <= most):
         labels = _fit(some, k, seed, starts=2)
         if 1 < len(np.unique(labels)) < len(some):
-            found[k] = float(silhouette_score(distances, labels, metric="precomputed"))
-    if not found:
+            silhouettes[k] = float(silhouette_score(distances, labels, metric="precomputed"))
+    if not silhouettes:
         raise InputError("no k fits the vectors, which are nearly equal: pass --k")
-    return found
+    return silhouettes
 
 
 def hdbscan(vectors_nD: np.ndarray, *, min_size: int | None = None, seed: int = 0) -> Clustering:

@@ -92,15 +92,15 @@ def cluster_corpus(source: EmbeddedSource, out: Path, name: str, options: Cluste
     limit = min(
         options.sample_rows or SAMPLE_ROWS[options.method], max(MIN_ROWS, SAMPLE_BYTES // (4 * source.dim))
     )
-    drawn = sample(source, limit, seed=options.seed)
+    rows = sample(source, limit, seed=options.seed)
     if options.method == "kmeans":
-        clustering = cluster.kmeans(drawn.vectors, k=options.k, seed=options.seed)
+        clustering = cluster.kmeans(rows.vectors, k=options.k, seed=options.seed)
     else:
-        clustering = cluster.hdbscan(drawn.vectors, min_size=options.min_size, seed=options.seed)
+        clustering = cluster.hdbscan(rows.vectors, min_size=options.min_size, seed=options.seed)
     with atomic_path(out) as folder:
         folder.mkdir()
-        sizes, nearest = _assign(source, drawn, clustering, folder, options)
-        texts = [passage.text for passage in drawn.passages]
+        sizes, nearest = _assign(source, rows, clustering, folder, options)
+        texts = [passage.text for passage in rows.passages]
         terms = name_terms(texts, clustering.labels, len(clustering.centers), stop_words=options.stop_words)
         clusters = [
             TopicCluster(
@@ -109,8 +109,8 @@ def cluster_corpus(source: EmbeddedSource, out: Path, name: str, options: Cluste
             for number in range(len(clustering.centers))
         ]
         result = ClusteredCorpus(source.rows, clusters, source.rows - int(sizes.sum()), clustering.how)
-        mapped = _write_map(folder, drawn, clustering, result, name, options)
-        notes = _notes(source, options, len(drawn.positions), mapped)
+        mapped = _write_map(folder, rows, clustering, result, name, options)
+        notes = _notes(source, options, len(rows.positions), mapped)
         report = cluster_report(result, name, notes, clustering.silhouettes, picture=mapped > 0)
         (folder / "report.md").write_text(report, encoding="utf-8")
         write_json(folder / "clusters.json", _as_data(result, source, options, clustering))
@@ -118,7 +118,7 @@ def cluster_corpus(source: EmbeddedSource, out: Path, name: str, options: Cluste
 
 
 def _assign(
-    source: EmbeddedSource, drawn: Sample, clustering: Clustering, folder: Path, options: ClusterOptions
+    source: EmbeddedSource, fitted_on: Sample, clustering: Clustering, folder: Path, options: ClusterOptions
 ) -> tuple[np.ndarray, list[list[tuple[float, Passage]]]]:
     """Write every passage's cluster; return the sizes and the passages nearest to each centre."""
     centers = clustering.centers / np.maximum(
@@ -130,9 +130,9 @@ def _assign(
     with _Assignments(folder, options.format) as write:
         for block in source.blocks():
             end = first + len(block.passages)
-            labels = cluster.assign(clustering, drawn.vectors, block.vectors)
-            here = slice(*np.searchsorted(drawn.positions, [first, end]))
-            labels[drawn.positions[here] - first] = clustering.labels[here]
+            labels = cluster.assign(clustering, fitted_on.vectors, block.vectors)
+            here = slice(*np.searchsorted(fitted_on.positions, [first, end]))
+            labels[fitted_on.positions[here] - first] = clustering.labels[here]
             similarity = np.einsum("nd,nd->n", block.vectors, centers[labels])
             write([passage.id for passage in block.passages], labels, similarity)
             for number in np.unique(labels[labels >= 0]):
@@ -191,18 +191,18 @@ class _Assignments:
 
 def _write_map(
     folder: Path,
-    drawn: Sample,
+    fitted_on: Sample,
     clustering: Clustering,
     result: ClusteredCorpus,
     name: str,
     options: ClusterOptions,
 ) -> int:
     """Write map.json and map.png; return how many passages are on it (0: too few for a map)."""
-    rows = np.random.default_rng(options.seed).permutation(len(drawn.positions))[: options.map_rows]
+    rows = np.random.default_rng(options.seed).permutation(len(fitted_on.positions))[: options.map_rows]
     if len(rows) < MIN_ROWS:
         return 0
     rows = np.sort(rows)
-    places = project(drawn.vectors[rows], seed=options.seed)
+    places = project(fitted_on.vectors[rows], seed=options.seed)
     places = (places - places.min(axis=0)) / max(float(np.ptp(places, axis=0).max()), 1e-12)
     labels = clustering.labels[rows]
     title = f"{name}: {result.rows:,} passages, {len(result.clusters)} clusters"
@@ -212,8 +212,8 @@ def _write_map(
     draw_map(folder / "map.png", places, labels, names, [item.size for item in result.clusters], title)
     points = [
         {
-            "id": drawn.passages[row].id, "x": round(float(x), 5), "y": round(float(y), 5),
-            "cluster": int(clustering.labels[row]), "snippet": snippet(drawn.passages[row].text),
+            "id": fitted_on.passages[row].id, "x": round(float(x), 5), "y": round(float(y), 5),
+            "cluster": int(clustering.labels[row]), "snippet": snippet(fitted_on.passages[row].text),
         }
         for row, (x, y) in zip(rows, places, strict=True)
     ]  # fmt: skip

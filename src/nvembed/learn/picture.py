@@ -38,8 +38,8 @@ def draw_map(
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    named = min(len(names), MAX_NAMED)
-    columns = -(-named // LEGEND_ROWS)
+    count = min(len(names), MAX_NAMED)
+    columns = -(-count // LEGEND_ROWS)
     with _figure(9 + 4.2 * columns, 8.4) as figure:
         axes = figure.subplots()
         area = float(np.clip(20_000 / max(len(points_n2), 1), 2, 30))
@@ -47,7 +47,7 @@ def draw_map(
         axes.scatter(*points_n2[noise].T, s=area / 2, color="0.8", linewidths=0, rasterized=True)
         colors = _colors(len(names))
         axes.scatter(*points_n2[~noise].T, s=area, c=colors[labels[~noise]], alpha=0.75, linewidths=0)
-        for number in range(named):
+        for number in range(count):
             if (labels == number).any():
                 _mark(axes, points_n2[labels == number], str(number), colors[number])
         axes.set_aspect("equal")
@@ -56,11 +56,11 @@ def draw_map(
         axes.set_title(title, loc="left", fontsize=11, parse_math=False)
         handles = [
             _dot(colors[number], f"{number}  {_short(names[number])}  ({sizes[number]:,})")
-            for number in range(named)
+            for number in range(count)
         ]
         if noise.any():
             handles.append(_dot(np.array([0.8, 0.8, 0.8]), "in no cluster"))
-        more = f"the largest {named} of {len(names)} clusters" if named < len(names) else None
+        more = f"the largest {count} of {len(names)} clusters" if count < len(names) else None
         legend = axes.legend(
             handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1), ncols=columns, fontsize=9,
             frameon=False, title=more, borderaxespad=0, handletextpad=0.3,

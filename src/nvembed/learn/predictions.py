@@ -82,8 +82,8 @@ def joined(
     """
     try:
         for own, (id_, prediction) in zip(fields, predictions, strict=True):
-            named = {f"predicted_{key}" if key in own else key: value for key, value in prediction.items()}
-            yield ({} if {"id", "_id"} & own.keys() else {"id": id_}) | dict(own) | named
+            renamed = {f"predicted_{key}" if key in own else key: value for key, value in prediction.items()}
+            yield ({} if {"id", "_id"} & own.keys() else {"id": id_}) | dict(own) | renamed
     except ValueError as error:
         raise DataError(f"{name}: it has changed since it was embedded: run the command again") from error
 

@@ -135,8 +135,10 @@ def set_trained(model: nn.Module, values: dict[str, Tensor]) -> None:
         ConfigError: other names or shapes than the model's: the state is of another recipe or base.
     """
     own = {stored_name(name): value for name, value in trained(model).items()}
-    shapes, found = ({name: value.shape for name, value in each.items()} for each in (own, values))
-    if odd := sorted(name for name in {**shapes, **found} if shapes.get(name) != found.get(name)):
+    shapes, value_shapes = ({name: value.shape for name, value in each.items()} for each in (own, values))
+    if odd := sorted(
+        name for name in {**shapes, **value_shapes} if shapes.get(name) != value_shapes.get(name)
+    ):
         raise ConfigError(
             f"the saved state is of another adapter: {len(odd)} tensors differ, the first is {odd[0]}; start "
             "from a state of the same adapter section, or in a new folder"

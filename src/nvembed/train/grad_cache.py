@@ -58,15 +58,15 @@ def backward(
         done: called after each micro-batch has added its gradients.
     """
     kept: dict[int, Tensor] = {}
-    found: list[Tensor] = []
+    parts: list[Tensor] = []
     graphs = kept_graphs(work, graph_tokens)
     for number, batch in enumerate(work):
         with seeded(seed, number, batch), torch.set_grad_enabled(number < graphs):
             vectors = embed(batch)[: len(batch.rows)]
         if number < graphs:
             kept[number] = vectors
-        found.append(vectors.detach())
-    joined = torch.cat(found)
+        parts.append(vectors.detach())
+    joined = torch.cat(parts)
     rows = torch.cat([batch.rows for batch in work])
     gradient = gradient_of(torch.empty_like(joined).index_copy_(0, rows, joined))
     for number, batch in enumerate(work):

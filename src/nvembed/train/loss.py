@@ -60,8 +60,8 @@ def neighbour_divergence(vectors_UD: Tensor, teacher_UE: Tensor, *, temperature:
         scores_UU = rows.to(dtype) @ rows.to(dtype).T / temperature
         return scores_UU[others_UU].view(len(rows), -1).log_softmax(1)
 
-    right, found = neighbours(teacher_UE), neighbours(vectors_UD)
-    return (right.exp() * (right - found)).sum(1)
+    teachers, own = neighbours(teacher_UE), neighbours(vectors_UD)
+    return (teachers.exp() * (teachers - own)).sum(1)
 
 
 def loss_and_gradient(

@@ -62,17 +62,17 @@ class Optimizer:
 
     def gradients(self) -> list[Tensor]:
         """Return the summed gradient of every parameter; zeros where none came."""
-        found: list[Tensor] = []
+        gradients: list[Tensor] = []
         for name, parameter, master in zip(self.names, self.parameters, self.masters, strict=True):
             if parameter is not master:
                 if name not in self._sums:
                     self._sums[name] = torch.zeros_like(parameter, dtype=master.dtype)
-                found.append(self._sums[name])
+                gradients.append(self._sums[name])
                 continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            found.append(parameter.grad)
-        return found
+            gradients.append(parameter.grad)
+        return gradients
 
     def step(self, number: int) -> float:
         """Update the parameters and forget the gradients; return the norm they had before clipping.
@@ -103,24 +103,24 @@ class Optimizer:
 
     def state(self) -> dict[str, Tensor]:
         """Return what resuming needs: masters and moments (``master.NAME``, ``exp_avg.NAME``, ...)."""
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for name, parameter, master in zip(self.names, self.parameters, self.masters, strict=True):
             if parameter is not master:
-                found[f"master.{name}"] = master.detach()
+                tensors[f"master.{name}"] = master.detach()
             for key, value in self._adam.state[master].items():
-                found[f"{key}.{name}"] = value
-        return found
+                tensors[f"{key}.{name}"] = value
+        return tensors
 
     def empty_state(self) -> dict[str, Tensor]:
         """Return tensors of the names and shapes of ``state``, to be read into."""
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for name, parameter, master in zip(self.names, self.parameters, self.masters, strict=True):
             if parameter is not master:
-                found[f"master.{name}"] = torch.zeros_like(master)
-            found[f"step.{name}"] = torch.tensor(0.0)
-            found[f"exp_avg.{name}"] = torch.zeros_like(master)
-            found[f"exp_avg_sq.{name}"] = torch.zeros_like(master)
-        return found
+                tensors[f"master.{name}"] = torch.zeros_like(master)
+            tensors[f"step.{name}"] = torch.tensor(0.0)
+            tensors[f"exp_avg.{name}"] = torch.zeros_like(master)
+            tensors[f"exp_avg_sq.{name}"] = torch.zeros_like(master)
+        return tensors
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take up what ``state`` returned, of the same parameters."""

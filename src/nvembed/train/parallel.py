@@ -59,25 +59,25 @@ class Ranks:
         """Return the largest of the ranks' values."""
         if self.count == 1:
             return value
-        found = torch.tensor(value, device=device)
-        dist.all_reduce(found, dist.ReduceOp.MAX)
-        return int(found)
+        largest = torch.tensor(value, device=device)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return int(largest)
 
     def total(self, value: int, device: torch.device) -> int:
         """Return the sum of the ranks' values."""
         if self.count == 1:
             return value
-        found = torch.tensor(value, device=device)
-        dist.all_reduce(found)
-        return int(found)
+        total = torch.tensor(value, device=device)
+        dist.all_reduce(total)
+        return int(total)
 
     def agreed(self, value: float, device: torch.device) -> float:
         """Return the first rank's value."""
         if self.count == 1:
             return value
-        found = torch.tensor(value, device=device, dtype=torch.float64)
-        dist.broadcast(found, 0)
-        return float(found)
+        agreed = torch.tensor(value, device=device, dtype=torch.float64)
+        dist.broadcast(agreed, 0)
+        return float(agreed)
 
     def wait(self) -> None:
         if self.count > 1:

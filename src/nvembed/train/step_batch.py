@@ -60,13 +60,13 @@ def step_batch(batch: ExampleBatch, *, ranks: int, gather: bool, device: torch.d
     for rank in range(ranks):
         rows: dict[tuple[str, str], int] = {}
         start = len(texts)
-        for own, prompts, values, found in (
+        for own, prompts, values, rows_of_side in (
             (query_rank == rank, batch.query_prompts, batch.queries, query_rows),
             (query_rank[owner_C] == rank, batch.passage_prompts, batch.passages, passage_rows),
         ):
             for index in np.flatnonzero(own):
                 pair = prompts[index], values[index]
-                found.append(rows.setdefault(pair, start + len(rows)))
+                rows_of_side.append(rows.setdefault(pair, start + len(rows)))
         texts += rows
         shares.append(range(start, len(texts)))
     first: dict[tuple[str, str], int] = {}
@@ -95,11 +95,11 @@ def tokenise(texts: Sequence[tuple[str, str]], tokenizer: TextTokenizer, max_tok
     by_prompt: dict[str, list[int]] = defaultdict(list)
     for row, (prompt, _) in enumerate(texts):
         by_prompt[prompt].append(row)
-    found: dict[int, Tokens] = {}
+    tokens_of: dict[int, Tokens] = {}
     for prompt, rows in by_prompt.items():
         tokens = tokenizer([texts[row][1] for row in rows], prompt=prompt, max_length=max_tokens)
-        found |= dict(zip(rows, tokens, strict=True))
-    return [found[row] for row in range(len(texts))]
+        tokens_of |= dict(zip(rows, tokens, strict=True))
+    return [tokens_of[row] for row in range(len(texts))]
 
 
 def micro_batches(tokens: Sequence[Tokens], max_tokens: int, device: torch.device) -> list[MicroBatch]:
