@@ -1,17 +1,26 @@
 """``nvembed ask``: an answer from the passages of an index, with citations that are checked."""
 
-import json as json_lines
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from cyclopts import Group, Parameter
 from rich.text import Text
 
+from nvembed.cli.chat import chat_with, parse_parameters
 from nvembed.cli.options import Compute, Count, Flag, IndexServer
-from nvembed.cli.screen import printable, results, waiting, warn
+from nvembed.cli.screen import print_json_line, printable, results, waiting, warn, write_line
+from nvembed.cli.search_index import (
+    SearchOptions,
+    find,
+    load_for,
+    note_without_words,
+    open_index,
+    passage_fields,
+    place_of,
+)
 from nvembed.errors import InputError
+from nvembed.search.answer import answer, grounded_prompt
 from nvembed.search.retrieve import Hit, Mode
 
 
@@ -78,10 +87,6 @@ def ask(
     json
         Print one JSON object: question, answer, citations, absent, unanswered; without an endpoint messages.
     """
-    from nvembed.cli.chat import chat_with, parse_parameters
-    from nvembed.cli.search_index import SearchOptions, find, load_for, note_without_words, opened, place_of
-    from nvembed.search.answer import answer, grounded_prompt
-
     if (chat.endpoint is None) != (chat.chat_model is None):
         raise InputError("expected --endpoint and --chat-model together, or neither to print the prompt")
     parameters = parse_parameters(chat.param)
@@ -93,53 +98,40 @@ def ask(
         reply = chat_with(
             chat.endpoint, chat.chat_model, key=key, timeout_s=chat.timeout, parameters=parameters
         )
-    with opened(index, server) as searched:
-        encoder = None
-        if mode != "text":
-            encoder = load_for(searched, model, device=compute.device, dtype=compute.dtype)
-        options = SearchOptions(mode=mode, where=where, top=top)
-        (result,) = find(searched, encoder, [question], options)
+    with open_index(index, server) as passages:
+        encoder = None if mode == "text" else load_for(passages, model, compute)
+        (result,) = find(passages, encoder, [question], SearchOptions(mode=mode, where=where, top=top))
     hits = result.hits
     note_without_words(result, question, mode)
     if reply is None:
         messages = grounded_prompt(question, hits)
-        text = "\n\n".join(message["content"] for message in messages)
-        _write(json_lines.dumps({"messages": messages}, ensure_ascii=False) if json else text)
+        if json:
+            print_json_line({"messages": messages})
+        else:
+            write_line("\n\n".join(message["content"] for message in messages))
         return
     with waiting("asking"):
-        answered = answer(question, hits, reply)
+        grounded = answer(question, hits, reply)
+    citations = [(number, hits[number - 1]) for number in grounded.cited]
     if json:
-        record = {
-            "question": question,
-            "answer": answered.text,
-            "citations": [{"number": n, **_passage(hits[n - 1])} for n in answered.cited],
-            "absent": answered.absent,
-            "unanswered": answered.unanswered,
-        }
-        _write(json_lines.dumps(record, ensure_ascii=False))
+        print_json_line(
+            {
+                "question": question,
+                "answer": grounded.text,
+                "citations": [{"number": number, **_fields(hit)} for number, hit in citations],
+                "absent": grounded.absent,
+                "unanswered": grounded.unanswered,
+            }
+        )
     else:
-        console = results()
-        console.print(Text(printable(answered.text)))
-        console.print()
-        for n in answered.cited:
-            console.print(Text(printable(f"[{n}] {hits[n - 1].document}, {place_of(hits[n - 1])}")))
-    if answered.absent or not (answered.cited or answered.unanswered):
-        numbers = ", ".join(map(str, answered.absent))
-        fault = f"passages that do not exist ({numbers})" if answered.absent else "no passage"
+        sources = [f"[{number}] {hit.document}, {place_of(hit)}" for number, hit in citations]
+        results().print(Text(printable("\n".join([grounded.text, "", *sources]))))
+    if grounded.absent or not (grounded.cited or grounded.unanswered):
+        numbers = ", ".join(map(str, grounded.absent))
+        fault = f"passages that do not exist ({numbers})" if grounded.absent else "no passage"
         warn(f"the model cited {fault}, also when it was asked again: do not rely on this answer")
 
 
-def _passage(hit: Hit) -> dict[str, object]:
+def _fields(hit: Hit) -> dict[str, object]:
     page = {"page": hit.metadata["page"]} if "page" in hit.metadata else {}
-    return {
-        "id": hit.id,
-        "document": hit.document,
-        "start": hit.start,
-        "end": hit.end,
-        **page,
-        "text": hit.text,
-    }
-
-
-def _write(text: str) -> None:
-    sys.stdout.buffer.write(f"{text}\n".encode())
+    return passage_fields(hit) | page

@@ -1,7 +1,5 @@
 """``nvembed classify``: classifiers from labelled texts, or from texts that describe the labels."""
 
-import json
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +11,9 @@ from cyclopts import App, Parameter
 
 from nvembed.cli.embedding import check_corpus, text_layout
 from nvembed.cli.learners import Seed, embedded_by, open_embedded_source, open_source
-from nvembed.cli.models import load, symmetric_prompt
+from nvembed.cli.models import check_same_model, load, symmetric_prompt
 from nvembed.cli.options import Compute, Count, Prompt, Reading
-from nvembed.cli.screen import results, say, waiting
+from nvembed.cli.screen import print_json_line, results, say, waiting
 from nvembed.embed.folder import is_embedded
 from nvembed.errors import InputError, OutputError
 from nvembed.files import as_utf8
@@ -234,11 +232,7 @@ def zero_shot(
     encoder = load(model, device=compute.device, dtype=compute.dtype)
     if embedded is not None:
         source = embedded
-        if source.settings.fingerprint != encoder.fingerprint:
-            raise InputError(
-                f"{texts} was embedded with the model {source.settings.fingerprint}; {model} is "
-                f"{encoder.fingerprint}: expected the same model"
-            )
+        check_same_model(model, encoder.fingerprint, source.settings.fingerprint, str(texts))
         if label_field is not None:
             truth = source_labels(source, label_field, str(texts))
             _check_truth(truth, names)
@@ -292,7 +286,7 @@ def _write(
         write_predictions(out, rows)
     else:
         for row in rows:
-            sys.stdout.buffer.write(f"{json.dumps(row, ensure_ascii=False)}\n".encode())
+            print_json_line(row)
     return [str(prediction["label"]) for _, prediction in known]
 
 

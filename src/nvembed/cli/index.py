@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from nvembed.cli.models import own_prompts, prompts
 from nvembed.cli.options import Flag, IndexServer
 from nvembed.cli.screen import progress, say, warn
-from nvembed.cli.search_index import opened
+from nvembed.cli.search_index import open_index
 from nvembed.embed.folder import INDEX
 from nvembed.errors import InputError, NvembedError
 
@@ -122,7 +122,7 @@ def _change(corpus: Path, add: tuple[Path, ...], delete: tuple[str, ...], server
     from nvembed.search.index import delete as delete_documents
 
     sources = [open_embedded(path) for path in add]
-    with opened(corpus, server) as changed:
+    with open_index(corpus, server) as changed:
         missing = delete_documents(changed, delete) if delete else []
         if missing:
             warn(

@@ -32,6 +32,22 @@ def load(
         return Encoder.from_pretrained(find_model(model, revision=revision), device=devices, dtype=dtype)
 
 
+def check_same_model(model: str, fingerprint: str, expected: str, owner: str) -> None:
+    """Refuse a model whose vectors cannot be compared with stored ones.
+
+    Args:
+        owner: what has the stored vectors, and the name of its model.
+
+    Raises:
+        InputError: the fingerprints differ.
+    """
+    if fingerprint != expected:
+        raise InputError(
+            f"{model} has the fingerprint {fingerprint}; expected {expected}, that of {owner}. Vectors of "
+            "two models cannot be compared: use that model, or embed the corpus again"
+        )
+
+
 @dataclass(frozen=True)
 class Loading:
     """How to load a model: the most tokens read of a text, and device and dtype as torch names them."""

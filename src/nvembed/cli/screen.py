@@ -1,11 +1,13 @@
 """What a person sees: results on standard output, everything else on standard error."""
 
 import io
+import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from time import monotonic
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -42,6 +44,16 @@ def open_streams() -> None:
 def results() -> Console:
     """The console for results. Without a terminal it writes plain text."""
     return Console(highlight=False, emoji=False, markup=False)
+
+
+def write_line(text: str) -> None:
+    """Write a line to standard output as it is: UTF-8, unwrapped, for other programs."""
+    sys.stdout.buffer.write(f"{text}\n".encode())
+
+
+def print_json_line(record: Mapping[str, Any]) -> None:
+    """Write an object as a line of JSON to standard output."""
+    write_line(json.dumps(record, ensure_ascii=False))
 
 
 def messages() -> Console:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nvembed.cli.search_index import opened
-from nvembed.errors import DataError, InputError
+from nvembed.cli.models import check_same_model
+from nvembed.cli.search_index import open_index
+from nvembed.errors import DataError
 from nvembed.search.retrieve import mark_words
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def served_index(
     """
     from nvembed.serve.model import ServedIndex
 
-    index = opened(path, index_server)
+    index = open_index(path, index_server)
     record = index.record
 
     def find(query: "SearchQuery", vector: np.ndarray | None) -> list[dict[str, Any]]:
@@ -39,11 +40,7 @@ def served_index(
         return [asdict(hit) for hit in mark_words(hits, query.query, index.words)]
 
     def check(fingerprint: str) -> None:
-        if fingerprint != record.fingerprint:
-            raise InputError(
-                f"the model's fingerprint is {fingerprint}; expected {record.fingerprint}, that of "
-                f"{record.model}, which embedded {path}: serve that model, or leave --index out"
-            )
+        check_same_model("the served model", fingerprint, record.fingerprint, f"{path} ({record.model})")
 
     name = index.folder.resolve().parent.name if index.folder.name == "index" else index.folder.resolve().name
     content = None if map_path is None else read_map(map_path)
