@@ -197,7 +197,7 @@ class TestRoutes:
             served_index(tmp_path, None)
         with pytest.raises(DataError, match="is not a map"):
             served_index(corpus, corpus / "manifest.json")
-        with pytest.raises(InputError, match="fingerprint is 1; expected 0"):
+        with pytest.raises(InputError, match="fingerprint 1; expected 0"):
             served_index(corpus, None)[2]("1")
         with pytest.raises(InputError, match="index_map needs index"):
             serve("owner/m", settings=ServerSettings(index_map=corpus))
