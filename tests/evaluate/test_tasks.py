@@ -189,7 +189,7 @@ def test_names(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a folder"):
         find_tasks(tmp_path / "absent")
     make_retrieval(tmp_path / "else" / "news")
-    with pytest.raises(InputError, match=r"two tasks are named 'news', .*news and .*news"):
+    with pytest.raises(InputError, match=r"two tasks are named 'news': .*news and .*news"):
         find_tasks(tmp_path)
     assert find_tasks(tmp_path, ["alike"])
     (tmp_path / "bare").mkdir()
