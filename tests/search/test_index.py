@@ -1,5 +1,6 @@
 """One set of checks for every store: LanceDB and PostgreSQL with pgvector."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from nvembed.embed.folder import is_embedded
 from nvembed.errors import DataError, InputError, OutputError
 from nvembed.files import locked
 from nvembed.search import index as indexes
+from nvembed.search.check import check_index
 from nvembed.search.index import Index, IndexOptions, add, build, delete, open_index
 from nvembed.search.record import is_index
 from nvembed.search.retrieve import Hit
@@ -141,6 +143,58 @@ def test_a_damaged_index_of_a_column_is_made_again(tmp_path: Path) -> None:
         add(index, more)
         assert index.store.count() == (5, 7)
         assert search(index, "new document", mode="text")[0].id == "new.md#0"
+
+
+@pytest.mark.parametrize("step", ["optimize", "create_index", "delete"])
+def test_a_change_that_fails_leaves_the_index_as_it_was(
+    step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An I/O error while documents are added, while index files are merged, or while rows are deleted."""
+    source = open_embedded(write_embedded(tmp_path / "out"))
+    more = open_embedded(write_embedded(tmp_path / "more", {"new.md": (["A new document."], {"stars": 4})}))
+    with build(source, tmp_path / "out" / "index") as index:
+        former = index.record
+
+        def fails(*_: Any, **__: Any) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(f"lancedb.table.LanceTable.{step}", fails)
+            if step == "create_index":  # of an index that is made again
+                patch.setattr("nvembed.search.lance._unindexed", lambda _table: ["words"])
+            with pytest.raises(OutputError, match="Input/output error"):
+                delete(index, ["radio.md"]) if step == "delete" else add(index, more)
+        assert index.record == former
+        assert check_index(index.folder).damages == []
+        with open_index(index.folder) as opened:
+            assert opened.record == former
+            assert opened.store.count() == (4, 6)
+            assert search(opened, "new document", mode="text") == []
+            assert [hit.document for hit in search(opened, "radiologists", mode="text")] == ["radio.md"]
+        assert delete(index, ["radio.md"]) == []
+        add(index, more)
+        assert [hit.document for hit in search(index, "x", where=["stars = 4"])] == ["new.md"]
+        assert index.store.count() == (4, 5)
+
+
+def test_a_table_that_cannot_be_read_is_cured_by_the_option_that_the_message_names(tmp_path: Path) -> None:
+    source = open_embedded(write_embedded(tmp_path / "out"))
+    more = open_embedded(write_embedded(tmp_path / "more", {"new.md": (["A new document."], {})}))
+    with build(source, tmp_path / "out" / "index") as index:
+        add(index, more)
+    for path in (tmp_path / "out" / "index").glob("*.lance/data/*"):
+        path.write_bytes(path.read_bytes()[:64])
+    for work in (lambda index: add(index, more), lambda index: delete(index, ["radio.md"])):
+        with (
+            open_index(tmp_path / "out") as index,
+            pytest.raises((DataError, OutputError), match="--rebuild"),
+        ):
+            work(index)
+    with build(source, tmp_path / "out" / "index", rebuild=True) as index:
+        assert delete(index, ["radio.md"]) == []
+        add(index, more)
+        assert index.store.count() == (4, 5)
+        assert check_index(index.folder).damages == []
 
 
 def test_an_open_index_sees_what_another_process_changes(

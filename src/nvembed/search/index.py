@@ -8,7 +8,7 @@ removes the rest.
 
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -22,7 +22,7 @@ import pyarrow as pa
 from nvembed.embed.embedded import EmbeddedCorpus, vectors_of
 from nvembed.embed.folder import INDEX
 from nvembed.embed.records import read_manifest
-from nvembed.errors import DataError, InputError, OutputError
+from nvembed.errors import DataError, InputError, NvembedError, OutputError
 from nvembed.files import locked
 from nvembed.search.fields import Kind, field_kinds
 from nvembed.search.lance import KINDS, LanceStore, drop_tables
@@ -275,17 +275,13 @@ def add(
         kinds, misfits = field_kinds(_metadata(source), record.fields)
         for misfit in misfits:
             warn(str(misfit))
-        record = record.model_copy(update={"fields": kinds, "changes": record.changes + 1})
-        write_record(index.folder / RECORD, record)
-        sums = take_sums(index.folder, record)
         samples: list[_Sample] = []
-        for batch in _shards(source, index.words, samples, progress):
-            for note in index.store.put(batch, record.fields):
-                warn(note)
-        index.store.finish()
-        _check(index.store, samples)
-        write_sums(index.folder, record, index.store.count()[1], sums)
-        index.refresh()
+        with _changing(index, kinds):
+            for batch in _shards(source, index.words, samples, progress):
+                for note in index.store.put(batch, kinds):
+                    warn(note)
+            index.store.finish()
+            _check(index.store, samples)
 
 
 def delete(index: Index, documents: Sequence[str]) -> list[str]:
@@ -298,14 +294,35 @@ def delete(index: Index, documents: Sequence[str]) -> list[str]:
         index.refresh()
         known = index.store.known(documents)
         if known:
-            record = index.record.model_copy(update={"changes": index.record.changes + 1})
-            write_record(index.folder / RECORD, record)
-            sums = take_sums(index.folder, record)
-            index.store.delete(sorted(known))
-            index.store.finish()
-            write_sums(index.folder, record, index.store.count()[1], sums)
-            index.refresh()
+            with _changing(index, index.record.fields):
+                index.store.delete(sorted(known))
+                index.store.finish()
+                _check(index.store, ())
     return sorted(set(documents) - known)
+
+
+@contextmanager
+def _changing(index: Index, fields: dict[str, Kind]) -> Iterator[None]:
+    """Change the table of an index, with these fields from now on.
+
+    An error restores the index, unless a server stores its passages: there, what was added before the error
+    stays, as after a kill, and the command can be run again.
+    """
+    former = index.record
+    record = former.model_copy(update={"fields": fields, "changes": former.changes + 1})
+    sums = take_sums(index.folder, former)
+    write_record(index.folder / RECORD, record)
+    try:
+        with index.store.change():
+            yield
+    except Exception:
+        if former.store == "lance":
+            with suppress(NvembedError):  # the first error is the one to report
+                write_record(index.folder / RECORD, former)
+                write_sums(index.folder, former, index.store.count()[1], sums)
+        raise
+    write_sums(index.folder, record, index.store.count()[1], sums)
+    index.refresh()
 
 
 @dataclass(frozen=True)
@@ -325,7 +342,8 @@ def _check(store: Store, samples: Sequence[_Sample], passages: int | None = None
     """
     fault = ""
     try:
-        if passages is not None and (count := store.count()[1]) != passages:
+        count = store.count()[1]
+        if passages is not None and count != passages:
             fault = f"it has {count:,} passages; expected {passages:,}"
         for sample in samples:
             itself = (Condition("id", "=", sample.id),)

@@ -8,6 +8,7 @@ leaves the version before it.
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import reduce
 from itertools import chain
@@ -35,7 +36,7 @@ _COLUMNS = ["id", "document", "start", "end", "text", "metadata"]
 # A date is text whose order is the order in time; a list is text too, see _list_text.
 _ARROW = {"int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
 # A running process may read an older version; no search takes this long.
-_KEEP_VERSIONS = timedelta(minutes=10)
+_KEEP_VERSIONS, _KEEP_ALL = timedelta(minutes=10), timedelta(days=36_500)
 _ERRORS = (RuntimeError, ValueError, OSError)  # ValueError is also pyarrow's and a missing table's
 _reading = errors_of("LanceDB", _ERRORS)
 _writing = errors_of("LanceDB", _ERRORS, writing=True)
@@ -85,14 +86,7 @@ class LanceStore:
     def delete(self, documents: Sequence[str]) -> None:
         if not documents:
             return
-        table = self._table()
-        version = table.version
-        table.delete(f"document IN ({', '.join(map(_quoted, documents))})")
-        try:  # the library may swallow an error while it writes which rows are gone
-            self._database.open_table(self._name).search().select(["document"]).limit(None).to_arrow()
-        except _ERRORS:
-            table.restore(version)
-            raise
+        self._table().delete(f"document IN ({', '.join(map(_quoted, documents))})")
 
     @_reading
     def known(self, documents: Sequence[str]) -> set[str]:
@@ -111,13 +105,27 @@ class LanceStore:
         for column, config in configs.items():
             if (column,) not in present and not (column == "vector" and exact):
                 table.create_index(column, config=config)
-        table.optimize(cleanup_older_than=_KEEP_VERSIONS)
+        table.optimize(cleanup_older_than=_KEEP_ALL)
         for column in _unindexed(table):  # a damaged index; of a run whose writes failed, for example
             table.create_index(column, config=configs[column], replace=True)
         if columns := _unindexed(table):
             raise OutputError(
                 f"LanceDB did not index every passage in {', '.join(columns)}: run the command again"
             )
+        self._opened = None  # what is read from now on is read from disk
+
+    @contextmanager
+    def change(self) -> Iterator[None]:
+        version = self._table().version
+        try:
+            yield
+        except Exception:
+            with suppress(*_ERRORS):  # the first error is the one to report
+                self._opened = None
+                self._table().restore(version)
+            raise
+        with errors_of("LanceDB", _ERRORS, writing=True):
+            self._table().optimize(cleanup_older_than=_KEEP_VERSIONS)
 
     @_reading
     def nearest(self, vector_D: np.ndarray, count: int, where: Sequence[Condition]) -> Near:

@@ -8,7 +8,7 @@ PostgreSQL ranks words without inverse document frequency.
 import json
 import struct
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
@@ -105,6 +105,9 @@ class PostgresStore:
                 hnsw = f"CREATE INDEX IF NOT EXISTS {{1}} ON {{0}} USING hnsw ({over})"
                 connection.execute(self._format(hnsw, self._index))
             connection.execute(self._format("ANALYZE {}"))
+
+    def change(self) -> AbstractContextManager[None]:
+        return nullcontext()  # put and delete are transactions
 
     def nearest(self, vector_D: np.ndarray, count: int, where: Sequence[Condition]) -> Near:
         kind = "exact" if not self._indexed() else "half" if self._dim <= HALF_DIMENSIONS else "binary"

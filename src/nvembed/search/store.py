@@ -4,7 +4,7 @@ D numbers of a vector. A store finds candidates; ``retrieve`` scores them exactl
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -69,6 +69,9 @@ class Store(Protocol):
 
     def finish(self) -> None:
         """Bring the indexes up to date with what was put and deleted."""
+
+    def change(self) -> AbstractContextManager[None]:
+        """Put and delete in a ``with`` statement. An error there restores a LanceDB table as it was."""
 
     def count(self) -> tuple[int, int]:
         """Return how many documents and passages there are."""
