@@ -1,13 +1,20 @@
 """The search routes with an index of three lines: what changes while the server runs, and what fails."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from embedded_folder import write_embedded
+from servers import postgres
 from serving import ask, fake_model, served, until
 
+from nvembed.cli.serve_index import served_index
+from nvembed.embed.embedded import open_embedded
 from nvembed.errors import DataError
+from nvembed.search.index import IndexOptions, build
 from nvembed.serve.model import SearchQuery, ServedIndex
 
 
@@ -51,6 +58,68 @@ def test_readiness_follows_the_store(
         fake.gone = False
         until(lambda: ask(server, "/health/ready").status == 200)
         assert ask(server, "/search", {"query": "x"}).status == 200
+
+
+def test_searches_that_take_long_do_not_change_readiness(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nvembed.serve.run.INDEX_CHECK_S", 0.2)
+    fake, hold, checks = Fake(), threading.Event(), 0
+
+    def find(_query: SearchQuery, _vector: np.ndarray | None) -> list[dict[str, Any]]:
+        hold.wait(20)
+        return fake.hits
+
+    def check() -> None:
+        nonlocal checks
+        checks += 1
+
+    index = ServedIndex("fake", "", 64, lambda: fake.fields, find, check)
+    with served(fake_model(), index_of=index) as server:
+        for _ in range(6):
+            got = ask(server, "/search", {"query": "x", "mode": "text"}, {"X-Timeout-S": "0.05"})
+            assert got.status == 504
+        before = checks
+        until(lambda: checks > before + 2)
+        assert ask(server, "/health/ready").status == 200
+        hold.set()
+
+
+def test_postgresql_behind_many_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every search is answered, lost connections are replaced, and readiness follows the table."""
+    psycopg = pytest.importorskip("psycopg", reason="the extra 'postgres' is not installed")
+    monkeypatch.setattr("nvembed.serve.run.INDEX_CHECK_S", 0.5)
+    with postgres() as url:
+        build(
+            open_embedded(write_embedded(tmp_path / "out")), tmp_path / "index", IndexOptions(server=url)
+        ).close()
+        index, _, _ = served_index(tmp_path / "index", None, url)
+        with served(fake_model(), index_of=index) as server, psycopg.connect(url, autocommit=True) as other:
+
+            def search(_: int) -> int:
+                return ask(server, "/search", {"query": "judo", "mode": "text"}).status
+
+            def ready() -> int:
+                return ask(server, "/health/ready").status
+
+            def statuses() -> set[int]:
+                with ThreadPoolExecutor(8) as clients:
+                    return set(clients.map(search, range(80)))
+
+            until(lambda: ready() == 200)
+            assert statuses() == {200}
+            other.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+            )
+            assert statuses() == {200}
+            assert ready() == 200
+            (table,) = other.execute(
+                "SELECT relname FROM pg_class WHERE relname ~ '^nvembed_.{8}$'"
+            ).fetchone()
+            other.execute(f"ALTER TABLE {table} RENAME TO away")
+            until(lambda: ready() == 503)
+            assert statuses() == {503}
+            other.execute(f"ALTER TABLE away RENAME TO {table}")
+            until(lambda: ready() == 200)
+            assert statuses() == {200}
 
 
 def test_fields_that_are_added_later_are_seen() -> None:

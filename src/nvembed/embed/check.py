@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nvembed.embed.job import NEXT, job_key, read_job, read_plan_record
 from nvembed.embed.records import FileEntry, Manifest, read_entries, read_manifest
-from nvembed.embed.shard import is_shard
+from nvembed.embed.shard import digest_path, is_shard
 from nvembed.errors import NvembedError
 from nvembed.files import Damage, FolderReport, file_digest
 
@@ -81,8 +81,9 @@ def _unfinished(folder: Path, again: str) -> tuple[str, list[Damage]]:
         paths = sorted((folder / "shards").glob("*.parquet"))
         shards = len(paths)
         wrong = [path for path in paths if not path.stem.isdigit() or not is_shard(path, key, int(path.stem))]
-        fault = "damaged, or the shard of another job or number"
-        damages += [Damage(path, fault, "run the same nvembed embed command again") for path in wrong]
+        for path in wrong:
+            fault = f"damaged, or the shard of another job or number, or {digest_path(path).name} is damaged"
+            damages.append(Damage(path, fault, "run the same nvembed embed command again"))
         if wrong and len(wrong) == len(paths):
             damages.append(Damage(folder / "files.jsonl", "not the list of files of these shards", again))
     return f"unfinished: {shards:,} of {total:,} shards; run the same command again to resume", damages

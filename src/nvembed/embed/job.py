@@ -49,6 +49,7 @@ from nvembed.embed.shard import (
     Encode,
     Passages,
     cut_documents,
+    digest_path,
     is_shard,
     shard_entry,
     shard_path,
@@ -112,7 +113,10 @@ class Work:
                 storage=self.settings.storage,
                 advance=lambda share: advance(number, share),
             )
-        return shard_entry(target)
+        entry = shard_entry(target)
+        with atomic_path(digest_path(target)) as temporary:
+            temporary.write_text(entry.sha256, encoding="ascii")
+        return entry
 
 
 # work, missing shards, what to call as they advance -> the entries of finished shards, in any order
@@ -385,15 +389,15 @@ def _replace_earlier(out: Path) -> None:
 
 
 def _remove_plan(out: Path) -> None:
-    for name in _UNFINISHED:
-        (out / name).unlink(missing_ok=True)
+    for path in [*(out / name for name in _UNFINISHED), *(out / "shards").glob("*.sha256")]:
+        path.unlink(missing_ok=True)
 
 
 NEXT = ".next"  # the folder of an update
 _UNFINISHED = ("job.json", "plan.json", "plan.jsonl")
 _CONTENT = {*_UNFINISHED, "manifest.json", "files.jsonl", "shards", ".lock", INDEX, NEXT}
 # The folder that ``atomic_path`` makes beside one of our files until that file is whole.
-_LEFTOVER = re.compile(r"\.((job|plan|manifest)\.json|(plan|files)\.jsonl|\d{5,}\.parquet)\.\w{8}")
+_LEFTOVER = re.compile(r"\.((job|plan|manifest)\.json|(plan|files)\.jsonl|\d{5,}\.(parquet|sha256))\.\w{8}")
 
 
 def _check_content(out: Path) -> None:

@@ -110,6 +110,11 @@ def shard_path(out: Path, number: int) -> Path:
     return out / "shards" / f"{number:05d}.parquet"
 
 
+def digest_path(shard: Path) -> Path:
+    """Return the file with the SHA-256 of a shard; it is removed when the manifest is written."""
+    return shard.with_suffix(".sha256")
+
+
 def write_shard(
     target: Path,
     passages: Passages,
@@ -204,12 +209,17 @@ def _with_vectors(rows: pa.Table, part: Embedded, columns: pa.Schema, dim: int, 
 
 
 def is_shard(path: Path, job: str, number: int) -> bool:
-    """Whether there is the finished shard of this number of this job; all its pages are read and checked."""
+    """Whether there is the finished shard of this number of this job, with its digest.
+
+    Without a file with its digest, its pages are read and compared with their checksums.
+    """
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             footer = _footer(file, path)
             if (footer.job, footer.shard) != (job, number):
                 return False
+            if digest_path(path).exists():
+                return digest_path(path).read_text(encoding="ascii") == file_digest(path)
             rows: int = file.metadata.num_rows
             read: int = sum(batch.num_rows for batch in file.iter_batches(ROW_GROUP))
             return read == rows

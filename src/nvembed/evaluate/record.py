@@ -28,7 +28,15 @@ from nvembed.errors import DataError, NumericsError
 from nvembed.evaluate.outcome import Items, TaskOutcome
 from nvembed.evaluate.settings import protocol
 from nvembed.evaluate.subject import Subject
-from nvembed.files import Damage, FolderReport, atomic_path, json_text, read_json, remove_leftovers
+from nvembed.files import (
+    Damage,
+    FolderReport,
+    atomic_path,
+    file_digest,
+    json_text,
+    read_json,
+    remove_leftovers,
+)
 
 Json = dict[str, Any]
 
@@ -144,8 +152,11 @@ def write_meta(folder: Path, subject: Subject) -> None:
     if not path.is_file() or path.read_bytes() != content:
         with atomic_path(path) as temporary:
             temporary.write_bytes(content)
+    with atomic_path(folder / META_DIGEST) as temporary:
+        temporary.write_text(hashlib.sha256(content).hexdigest(), encoding="ascii")
 
 
+META_DIGEST = "details/model_meta.sha256"  # mteb's format has no place for it
 _META_FIELDS = (
     "loader", "release_date", "languages", "n_parameters", "n_embedding_parameters", "embed_dim", "license",
     "open_weights", "public_training_code", "public_training_data", "reference", "similarity_fn_name",
@@ -255,7 +266,10 @@ def check_results(folder: Path) -> FolderReport:
         names = {path.name.rsplit(".", 2)[0] for path in details.glob("*.*.json")}
         tasks += len(names)
         paths = [details / f"{name}.{part}.json" for name in sorted(names) for part in ("record", "timing")]
-        for path in (results / "model_meta.json", *paths):
+        meta, digest = results / "model_meta.json", results / META_DIGEST
+        if meta.is_file() and digest.is_file() and digest.read_bytes() != file_digest(meta).encode():
+            damages[meta] = f"damaged or changed: its SHA-256 is not that of {META_DIGEST}"
+        for path in (meta, *paths):
             try:
                 content = _load(path)
             except DataError as error:

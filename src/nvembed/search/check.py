@@ -28,7 +28,9 @@ def check_index(folder: Path, *, server: str = "") -> FolderReport:
     sums = _sums(folder, record, again, damages)
     for name, digest in sums.files.items() if sums else ():
         path = folder / name
-        if path.is_file() and file_digest(path) != digest:
+        if not path.is_file():
+            damages.append(Damage(path, "missing", again))
+        elif file_digest(path) != digest:
             damages.append(Damage(path, "damaged: its SHA-256 differs", again))
     table = folder / (f"{record.name}.lance" if record.store == "lance" else RECORD)
     try:
@@ -37,8 +39,8 @@ def check_index(folder: Path, *, server: str = "") -> FolderReport:
     except InputError:
         raise  # the server cannot be reached
     except NvembedError as error:
-        missing = [folder / name for name in (sums.files if sums else ()) if not (folder / name).exists()]
-        damages += [Damage(path, str(error), again) for path in missing or [table]]
+        if not damages:
+            damages.append(Damage(table, str(error), again))
         return FolderReport(folder, "index", "damaged", damages)
     if sums is not None and passages != sums.passages:
         damages.append(Damage(table, f"{passages:,} passages; expected {sums.passages:,}", again))

@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -274,10 +274,13 @@ class Server(uvicorn.Server):
     async def _watch_index(self, index: ServedIndex) -> None:
         """Keep readiness true: check every few seconds that the index's store answers."""
         state = self.state
+        thread = ThreadPoolExecutor(
+            1, "index"
+        )  # its own: searches that take long say nothing about the store
         while state.phase == "ready":
             try:
                 async with asyncio.timeout(INDEX_CHECK_S):
-                    await asyncio.get_running_loop().run_in_executor(state.search_threads, index.check)
+                    await asyncio.get_running_loop().run_in_executor(thread, index.check)
                 fails = False
             except (NvembedError, TimeoutError) as error:
                 fails = True
@@ -287,6 +290,7 @@ class Server(uvicorn.Server):
                 state.watch.event("info", "index answers again")
             state.index_fails = fails
             await asyncio.sleep(INDEX_CHECK_S)
+        thread.shutdown(wait=False, cancel_futures=True)
 
     def _begin_drain(self) -> None:
         if self.state.phase != "draining":
