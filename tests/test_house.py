@@ -88,7 +88,8 @@ LONG_FUNCTIONS: set[str] = set()
 BUDGETS: dict[str, tuple[set[str], int]] = {
     # 36 lines for leftovers of every killed writer and for bounds of a recipe
     # 190 for checksums of JSON files, SHA256SUMS of models, and the check of stored vectors
-    "core": ({"model", "text", "vectors", "weights", "encoder", "files", "recipe", "errors"}, 8_360),
+    # 250 for models written in the layout of sentence-transformers
+    "core": ({"model", "text", "vectors", "weights", "encoder", "files", "recipe", "errors"}, 8_610),
     # 400 lines for training formats of other tools, own instructions, documented recipe keys, digests, the
     # plan before step 1 and evaluations made up for at resume
     # 100 for the checks of runs, states and mined sets
@@ -111,7 +112,8 @@ BUDGETS: dict[str, tuple[set[str], int]] = {
     "integrations": ({"integrations"}, 800),
     # 100 lines for corpora embedded beside themselves, --update and the options of corpora
     # 140 for nvembed check on folders of every kind, and prompts that models bring
-    "cli": ({"cli"}, 4_750),
+    # 50 for nvembed export --layout
+    "cli": ({"cli"}, 4_800),
 }
 
 

@@ -2,13 +2,14 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -26,7 +27,9 @@ from nvembed.vectors.metric import cosine
 from nvembed.weights.checkpoint import Checkpoint, fingerprint, load_model, load_tokenizer, open_checkpoint
 from nvembed.weights.hub import model_folder
 from nvembed.weights.save import copy_model, save_checkpoint
+from nvembed.weights.save_sentence_transformers import save_sentence_transformers
 
+Layout = Literal["nvembed", "sentence-transformers"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # Texts are read, tokenised and sorted one window at a time, so that memory is bounded for any stream.
@@ -95,17 +98,40 @@ class Encoder:
         replicas = [load_model(checkpoint, device=d, dtype=DTYPES[dtype]) for d in devices]
         return cls(replicas, tokenizer, checkpoint=checkpoint)
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write the checkpoint of this encoder to a new folder, in the layout that it was read from.
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        layout: Layout | None = None,
+        prompts: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write the checkpoint of this encoder to a new folder.
 
         Tensors keep their stored dtype, whatever ``dtype`` they were loaded as.
 
+        Args:
+            layout: ``"nvembed"`` or ``"sentence-transformers"``; ``None`` is the layout that the checkpoint
+                was read from. Latent attention opens in sentence-transformers where this package is
+                installed, with ``SentenceTransformer(folder, trust_remote_code=True)``.
+            prompts: for the layout of sentence-transformers: strings to prepend to texts, by name, such as
+                ``{"query": "Instruct: ...\\nQuery: "}``. ``None`` keeps the model's own.
+
         Raises:
+            InputError: NV-Embed's layout for a model of another, or prompts in NV-Embed's layout.
             OutputError: the folder exists, the disk is full, or the encoder has no checkpoint.
         """
         source = self.checkpoint
         if source is None:
             raise OutputError("this encoder has no checkpoint: use weights.save with its model")
+        if layout not in (None, *get_args(Layout)):
+            raise InputError(f"layout is {layout!r}: expected one of {', '.join(get_args(Layout))}")
+        if layout == "sentence-transformers":
+            save_sentence_transformers(folder, source, prompts=prompts)
+            return
+        if layout == "nvembed" and source.prompts is not None:
+            raise InputError(f"{source.folder} is not in NV-Embed's layout: expected 'sentence-transformers'")
+        if prompts is not None:
+            raise InputError("prompts are stored with layout='sentence-transformers' only")
         if source.prompts is not None:
             copy_model(source.folder, Path(folder))
             return

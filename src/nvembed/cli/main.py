@@ -42,7 +42,7 @@ COMMANDS = {
     "train": "Train one stage from a recipe.",
     "merge": "Merge a trained adapter into its checkpoint.",
     "average": "Average states of training into one.",
-    "export": "Write a trained model without its backbone: adapter, pooler, and where to find the rest.",
+    "export": "Write a model without its backbone, or in the layout of sentence-transformers.",
     "demo": "Embed a labelled corpus with a small model, answer its questions and score the answers.",
 }
 

@@ -4,8 +4,10 @@ The library then does what it does for any other model: ``encode``, ``similarity
 """
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -26,8 +28,11 @@ with needs_extra("eval", "nvembed.integrations.sentence_transformers"):
 class EncoderModule(InputModule):  # type: ignore[misc]  # the library has no types here
     """The first and only module: text in, unit vectors out.
 
-    A folder whose ``modules.json`` names this class opens with ``SentenceTransformer(folder,
-    trust_remote_code=True)`` where nvembed is installed; ``sentence_transformer`` needs no such flag.
+    ``Encoder.save_pretrained(folder, layout="sentence-transformers")`` names this class in ``modules.json``
+    where the library's own modules cannot compute the model. Such a folder opens with
+    ``SentenceTransformer(folder, trust_remote_code=True)`` where nvembed is installed: from version 6 on the
+    library asks for the flag before it imports a class of another package. ``sentence_transformer`` needs
+    no flag.
     """
 
     def __init__(self, encoder: Encoder) -> None:
@@ -40,17 +45,27 @@ class EncoderModule(InputModule):  # type: ignore[misc]  # the library has no ty
         self.max_seq_length = encoder.max_length
 
     @classmethod
-    def load(cls, model_name_or_path: str, subfolder: str = "", **_: Any) -> "EncoderModule":
-        return cls(Encoder.from_pretrained(Path(model_name_or_path) / subfolder, device="cpu"))
+    def load(
+        cls,
+        model_name_or_path: str,
+        subfolder: str = "",
+        revision: str | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
+        **_: Any,
+    ) -> "EncoderModule":
+        """Load the model that a folder or hub id holds; of ``model_kwargs``, ``dtype`` is read."""
+        place = Path(model_name_or_path) / subfolder if subfolder else model_name_or_path
+        options = model_kwargs or {}
+        dtype = options.get("dtype", options.get("torch_dtype"))
+        name = None if dtype in (None, "auto") else str(dtype).removeprefix("torch.")
+        return cls(Encoder.from_pretrained(place, device="cpu", dtype=name, revision=revision))
 
     def save(self, output_path: str, *_: Any, **__: Any) -> None:
-        """Write the checkpoint into an existing, empty folder."""
+        """Write the checkpoint into a folder, which may hold other files."""
         folder = Path(output_path)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.encoder.save_pretrained(folder / "nvembed")
-        for path in (folder / "nvembed").iterdir():
-            path.rename(folder / path.name)
-        (folder / "nvembed").rmdir()
+        with TemporaryDirectory(dir=folder.parent) as work:
+            self.encoder.save_pretrained(Path(work) / "model")
+            shutil.copytree(Path(work) / "model", folder, dirs_exist_ok=True)
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **_: Any) -> dict[str, Tensor]:
         """Tokenise texts and lay them end to end, sorted by length."""

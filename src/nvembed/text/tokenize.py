@@ -19,7 +19,7 @@ import numpy as np
 from tokenizers import Encoding, normalizers
 
 from nvembed.errors import ConfigError, InputError
-from nvembed.text.tokenizer_json import read_tokenizer
+from nvembed.text.tokenizer_json import read_tokenizer, special_tokens_around
 
 Mode = Literal["released", "clean", "template"]
 End = Literal["start", "end"]
@@ -39,6 +39,7 @@ class TextSettings:
         bos_id: in clean mode, the first token; in the others the tokenizer adds its own.
         mask_instruction: leave the prompt out of pooling.
         lowercase: make the text lower case first (sentence-transformers' ``do_lower_case``).
+        split_special: in template mode, never parse a user's text as special tokens, as in clean mode.
     """
 
     mode: Mode
@@ -47,9 +48,9 @@ class TextSettings:
     eos_id: int
     bos_id: int | None = None
     mask_instruction: bool = True
-    lowercase: bool = field(
-        default=False, repr=False
-    )  # not shown, so that other models keep their fingerprints
+    # not shown, so that other models keep their fingerprints
+    lowercase: bool = field(default=False, repr=False)
+    split_special: bool = field(default=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,9 @@ class TextTokenizer:
         self._tokenizer = read_tokenizer(tokenizer_json)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._tokenizer.encode_special_tokens = settings.mode == "clean"
+        self._tokenizer.encode_special_tokens = self.splits_special = (
+            settings.mode == "clean" or settings.split_special
+        )
         self.settings = settings
         self._rows = rows if rows is not None and rows < self.vocab_size else None
         added = self._tokenizer.get_added_tokens_decoder()
@@ -119,6 +122,15 @@ class TextTokenizer:
     @property
     def vocab_size(self) -> int:
         return self._tokenizer.get_vocab_size()
+
+    def token(self, number: int) -> str:
+        """Return the token that has an id, as the vocabulary spells it."""
+        return str(self._tokenizer.id_to_token(number))
+
+    def template(self) -> dict[str, object]:
+        """Return the ``post_processor`` that puts the model's own tokens around a text."""
+        head, tail = ([(self.token(n), n) for n in numbers] for numbers in (self._head, self._tail))
+        return special_tokens_around(head, tail)
 
     def offsets(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Return for each text an int64 (T, 2): the characters where each of its tokens begins and ends.

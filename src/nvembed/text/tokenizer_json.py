@@ -3,7 +3,7 @@
 import base64
 import binascii
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,28 @@ def read_tokenizer(tokenizer_json: bytes) -> Tokenizer:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise ConfigError(f"tokenizer.json cannot be read: {error}; copy the file again") from error
+
+
+def special_tokens_around(
+    head: Sequence[tuple[str, int]], tail: Sequence[tuple[str, int]] = ()
+) -> dict[str, object]:
+    """Return the ``post_processor`` that puts special tokens, as (token, id), around each text."""
+
+    def around(sequence: str, type_id: int) -> list[dict[str, object]]:
+        before, after = (
+            [dict[str, object](SpecialToken={"id": token, "type_id": type_id}) for token, _ in tokens]
+            for tokens in (head, tail)
+        )
+        return [*before, {"Sequence": {"id": sequence, "type_id": type_id}}, *after]
+
+    return {
+        "type": "TemplateProcessing",
+        "single": around("A", 0),
+        "pair": around("A", 0) + around("B", 1),
+        "special_tokens": {
+            token: {"id": token, "ids": [number], "tokens": [token]} for token, number in (*head, *tail)
+        },
+    }
 
 
 def _parts(value: Any) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -107,7 +106,7 @@ def peft_names(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
     return named
 
 
-def json_bytes(value: Mapping[str, Any]) -> bytes:
+def json_bytes(value: object) -> bytes:
     """Return the content of a JSON file."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from nvembed.errors import ConfigError, InputError, WeightsError
 from nvembed.model.config import ModelConfig, PoolerConfig, PoolingKind
 from nvembed.text.tokenize import TextSettings
+from nvembed.text.tokenizer_json import special_tokens_around
 from nvembed.weights.causal_lm import PREFIX, CausalLM, read_folder
 from nvembed.weights.gguf import read_gguf
-from nvembed.weights.gguf_tokenizer import bos_first
 from nvembed.weights.tensors import expected_tensors
 
 # The last layer of each residual branch of a pooler. Zeros there make an untrained pooler exactly the mean
@@ -127,7 +127,7 @@ def embedding_tokenizer_files(causal_lm: CausalLM, settings: TextSettings) -> di
     ids = _token_ids(causal_lm)
     bos = next((token for token, index in ids.items() if index == settings.bos_id), None)
     form = _tokenizer_json(causal_lm)
-    form["post_processor"] = bos_first(bos, ids[bos]) if bos is not None else None
+    form["post_processor"] = special_tokens_around([(bos, ids[bos])]) if bos is not None else None
     roles = _tokenizer_config(causal_lm)
     named = {"bos_token": bos, "eos_token": settings.eos_token}
     named["pad_token"] = _role(roles, "pad_token") or settings.eos_token

@@ -223,7 +223,10 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     digest = hashlib.sha256()
     digest.update(repr((checkpoint.config, checkpoint.text)).encode())
     if checkpoint.prompts is not None:
-        digest.update(repr((asdict(checkpoint.config), asdict(checkpoint.text))).encode())
+        text = asdict(checkpoint.text)
+        if not text["split_special"]:  # models without it keep their fingerprints
+            del text["split_special"]
+        digest.update(repr((asdict(checkpoint.config), text)).encode())
     elif checkpoint.config.decoder.causal:
         digest.update(b"causal")
     digest.update(checkpoint.tokenizer_files()["tokenizer.json"])

@@ -1,6 +1,7 @@
 """A trained model as small as it goes: adapter, pooler, configs, tokenizer, and the name of its backbone."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +48,7 @@ def export(
     rank: int | None = None,
     dtype: torch.dtype | None = None,
     licence: str | None = None,
+    files: Mapping[str, bytes] | None = None,
 ) -> Exported:
     """Write a trained state as a model's folder without its backbone (`weights.backbone`).
 
@@ -58,6 +60,7 @@ def export(
             (`low_rank.extract`). ``None`` takes the state's adapter as it is.
         dtype: what is stored; ``None`` is bfloat16 where that changes no value, else what the state has.
         licence: of the model, for its card.
+        files: contents by name to write besides.
 
     Raises:
         InputError: a state whose backbone was trained whole, without a rank; a rank below 1.
@@ -89,7 +92,7 @@ def export(
         POOLER_TENSORS: _pooler(model, adapter),
     }
     stored = _stored(parts, dtype)
-    others = _others(folder.name, model, origin, licence)
+    others = {**_others(folder.name, model, origin, licence), **(files or {})}
     if pairs:
         others[ADAPTER_CONFIG] = json_bytes(config | {"base_model_name_or_path": origin.name})
     adapted, pooled = (sum(v.numel() for v in parts[f].values()) for f in (ADAPTER_TENSORS, POOLER_TENSORS))

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from nvembed.errors import WeightsError
+from nvembed.text.tokenizer_json import special_tokens_around
 
 # Token types of the GGUF format. Its others are normal (1), unused (5) and byte (6).
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
@@ -49,6 +50,7 @@ def tokenizer_files(metadata: Mapping[str, object]) -> dict[str, bytes]:
     add_bos = metadata.get("tokenizer.ggml.add_bos_token", kind == "llama" or pre == "llama-bpe")
     if add_bos and "bos_token" not in roles:
         raise WeightsError("the file asks for a BOS token (add_bos_token) and names none (bos_token_id)")
+    bos = [(roles["bos_token"], vocab[roles["bos_token"]])] if add_bos else []
     form |= {
         "version": "1.0",
         "truncation": None,
@@ -58,7 +60,7 @@ def tokenizer_files(metadata: Mapping[str, object]) -> dict[str, bytes]:
             for index, token_type in enumerate(types)
             if token_type in (_UNKNOWN, _CONTROL, _USER_DEFINED)
         ],
-        "post_processor": bos_first(roles["bos_token"], vocab[roles["bos_token"]]) if add_bos else None,
+        "post_processor": special_tokens_around(bos) if add_bos else None,
     }
     settings = {
         **roles,
@@ -202,23 +204,6 @@ def _bpe(
 def _added_token(index: int, content: str, *, special: bool) -> dict[str, object]:
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return {"id": index, "content": content, **flags, "special": special}
-
-
-def bos_first(bos: str, bos_id: int) -> dict[str, object]:
-    """The ``post_processor`` of a tokenizer.json that puts BOS before each text."""
-
-    def bos_then(sequence: str, type_id: int) -> list[dict[str, object]]:
-        return [
-            {"SpecialToken": {"id": bos, "type_id": type_id}},
-            {"Sequence": {"id": sequence, "type_id": type_id}},
-        ]
-
-    return {
-        "type": "TemplateProcessing",
-        "single": bos_then("A", 0),
-        "pair": bos_then("A", 0) + bos_then("B", 1),
-        "special_tokens": {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}},
-    }
 
 
 def _strings(metadata: Mapping[str, object], key: str) -> list[str]:

@@ -1,11 +1,9 @@
 """A checkpoint in the released layout, written whole or not at all."""
 
-import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -16,9 +14,10 @@ from nvembed.errors import OutputError
 from nvembed.files import atomic_path
 from nvembed.model.config import ModelConfig
 from nvembed.text.tokenize import TextSettings
+from nvembed.weights.adapter import json_bytes
 from nvembed.weights.model_config import write_config
 from nvembed.weights.sums import write_sums
-from nvembed.weights.tensors import INDEX, SINGLE
+from nvembed.weights.tensors import INDEX, SINGLE, read_json
 
 SHARD_BYTES = 5_000_000_000  # released: the shards are just below
 
@@ -44,18 +43,41 @@ def save_checkpoint(
     Raises:
         OutputError: ``folder`` exists, or the disk is full; nothing is left half-written.
     """
+
+    def files(stored: str) -> dict[str, bytes]:
+        form = write_config(config, text, stored)
+        if merged:
+            form["nvembed"]["merged"] = list(merged)
+        return {**tokenizer_files, "config.json": json_bytes(form)}
+
+    save_model(folder, tensors, files, dtype=dtype, shard_bytes=shard_bytes)
+
+
+def save_model(
+    folder: str | os.PathLike[str],
+    tensors: Iterable[tuple[str, Tensor]],
+    files: Callable[[str], Mapping[str, bytes]],
+    *,
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write safetensors shards and, beside them, the files that ``files`` returns by name.
+
+    Args:
+        files: called with the name of the dtype that the tensors are stored as.
+
+    Raises:
+        OutputError: ``folder`` exists, or the disk is full; nothing is left half-written.
+    """
     with atomic_path(folder) as work:
         work.mkdir()
         try:
             stored = _write_shards(work, tensors, dtype, shard_bytes)
         except SafetensorError as error:
             raise OutputError(f"could not write {folder}: {error}; nothing was left behind") from error
-        for name, content in tokenizer_files.items():
+        for name, content in files(stored).items():
+            (work / name).parent.mkdir(exist_ok=True)
             (work / name).write_bytes(content)
-        form = write_config(config, text, stored)
-        if merged:
-            form["nvembed"]["merged"] = list(merged)
-        _write_json(work / "config.json", form)
         write_sums(work)
 
 
@@ -94,20 +116,21 @@ def _write_shards(
             (work / f"part-{number}").rename(work / file)
             weight_map.update(dict.fromkeys(names, file))
         index = {"metadata": {"total_size": total_bytes}, "weight_map": dict(sorted(weight_map.items()))}
-        _write_json(work / INDEX, index)
+        (work / INDEX).write_bytes(json_bytes(index))
     return str(next(iter(dtypes)) if len(dtypes) == 1 else torch.float32).removeprefix("torch.")
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 # What a model's folder consists of; code and pickles are left out.
 MODEL_FILES = (".json", ".safetensors", ".txt", ".model", ".md")
 
 
-def copy_model(source: Path, folder: Path) -> None:
-    """Copy a model's folder as it is, without code and pickles; ``folder`` appears whole or not at all.
+def copy_model(source: Path, folder: Path, files: Mapping[str, bytes] | None = None) -> None:
+    """Copy a model's folder without code and pickles; ``folder`` appears whole or not at all.
+
+    ``auto_map``, which names the code, is left out of the configs; everything else is as it is.
+
+    Args:
+        files: contents by name that are written besides, or in place of the copied ones.
 
     Raises:
         OutputError: the folder exists, or cannot be written.
@@ -119,4 +142,11 @@ def copy_model(source: Path, folder: Path) -> None:
 
     with atomic_path(folder) as temporary:
         shutil.copytree(source, temporary, ignore=others)
+        for path in (*temporary.rglob("config.json"), *temporary.rglob("tokenizer_config.json")):
+            config = read_json(path)
+            if config.pop("auto_map", None) is not None:
+                path.write_bytes(json_bytes(config))
+        for name, content in (files or {}).items():
+            (temporary / name).parent.mkdir(exist_ok=True)
+            (temporary / name).write_bytes(content)
         write_sums(temporary)

@@ -240,6 +240,7 @@ def _text(
         eos_id=eos_id,
         mask_instruction=not include_prompt,
         lowercase=bool(own.get("do_lower_case", False)),
+        split_special=bool(tokenizer_config.get("split_special_tokens", False)),
     ), notes
 
 
