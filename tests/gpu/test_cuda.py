@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from conftest import TINY_A, tiny_backbone, tiny_model
+from helpers.attention_oracle import attention_oracle
 from nvembed.encoder import Encoder
 from nvembed.files import data_path
-from nvembed.model.attention import Segments, attention, attention_oracle
+from nvembed.model.attention import Segments, attention
 from nvembed.model.config import ModelConfig, PoolerConfig
 from nvembed.model.nv_embed import NVEmbed, PackedBatch
 from nvembed.recipe import read_recipe

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers.attention_oracle import attention_oracle
 from nvembed.model.attention import (
     WHOLE,
     Reach,
     Segments,
     _attention_varlen,
     attention,
-    attention_oracle,
 )
 
 LENGTHS = [(1,), (5,), (3, 3, 3), (7, 7, 2, 1, 1), (1, 9, 4, 4, 130)]

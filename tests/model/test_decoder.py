@@ -10,7 +10,8 @@ from torch import nn
 from conftest import tiny_backbone
 from nvembed.model.attention import Segments
 from nvembed.model.config import BackboneConfig, RopeScaling
-from nvembed.model.decoder import Decoder, embedding
+from nvembed.model.decoder import Decoder
+from nvembed.model.layers import embedding
 
 transformers = pytest.importorskip("transformers", reason="transformers is the oracle of this test")
 
@@ -99,6 +100,6 @@ def test_embedding_is_torchs() -> None:
     ours = embedding(5, 4)
     assert torch.equal(plain.weight, ours.weight)
     assert ours.weight.requires_grad
-    code = "import sys, torch; from nvembed.model.decoder import embedding\n"
+    code = "import sys, torch; from nvembed.model.layers import embedding\n"
     code += "with torch.device('meta'): embedding(5, 4)\nassert 'sympy' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

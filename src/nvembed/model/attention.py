@@ -2,15 +2,16 @@
 
 Shapes: B texts, N packed tokens, T tokens of one text, H heads, K key-value heads, E head size, R texts of
 one run.
-Every token attends to the tokens of its own text and to no other. ``causal`` leaves out those that follow;
-``window`` is an inclusive radius: token ``i`` attends to ``j`` where ``|i - j| <= window``.
+Every token attends to the tokens of its own text and to no other. ``causal`` leaves out the tokens that
+follow; ``window`` is an inclusive radius: token ``i`` attends to ``j`` where ``|i - j| <= window``.
 
-- ``attention_oracle``: float64, one text and one head at a time; what the others are tested against.
 - ``_attention_sdpa``: torch's fused kernel per run of equally long texts (CPU; CUDA in float32).
-- ``_Products``: plain matrix products, forward and backward, over texts padded to like lengths (CPU, half
-  precision, where a gradient is wanted).
+- ``_Products``: plain matrix products, forward and backward, over texts padded to similar lengths (CPU, half
+  precision, with a gradient).
 - ``_attention_varlen``: ``torch.nn.attention.varlen.varlen_attn``, FlashAttention over all texts at once
-  (CUDA, half precision). Memory is linear in the length in all but the oracle and the products.
+  (CUDA, half precision).
+
+Memory is linear in the length, except in ``_Products``.
 """
 
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Segments:
-    """Where each text lies in a packed batch: lengths on the host, offsets on the tokens' device."""
+    """The place of each text in a packed batch: lengths on the host, offsets on the tokens' device."""
 
     lengths: tuple[int, ...]
     cu_seqlens: Tensor  # (B + 1,) int32
@@ -49,17 +50,11 @@ class Segments:
 
 @dataclass(frozen=True)
 class Reach:
-    """Which tokens of its text a token attends to, and how scores are scaled and biased.
+    """Which tokens of its text a token attends to, and the factor of the scores."""
 
-    Args:
-        causal: leave out the tokens that follow.
-        window: inclusive radius, or None for the whole text.
-        scale: factor of the scores; None is ``1 / sqrt(E)``.
-    """
-
-    causal: bool = False
-    window: int | None = None
-    scale: float | None = None
+    causal: bool = False  # leave out the tokens that follow
+    window: int | None = None  # inclusive radius; None is the whole text
+    scale: float | None = None  # None is ``1 / sqrt(E)``
 
 
 WHOLE = Reach()
@@ -79,7 +74,7 @@ def attention(
     Head ``h`` reads key-value head ``h // (H / K)``. Softmax is accumulated in float32 by the kernels.
 
     Args:
-        bias_HTT: added to the scores of each text's first T positions, T the longest text; None is no bias.
+        bias_HTT: is added to the scores of each text; T is the length of the longest one.
     """
     half = q_NHE.dtype in (torch.float16, torch.bfloat16)
     if q_NHE.is_cuda and half and bias_HTT is None:
@@ -125,12 +120,12 @@ def _parameters(function: Callable[..., object]) -> frozenset[str]:
 def _attention_sdpa(
     q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, segments: Segments, reach: Reach, bias_HTT: Tensor | None
 ) -> Tensor:
-    """Neighbours of equal length share one call: sorted batches keep the number of calls small."""
+    """Call the kernel once for each run of texts of equal length; batches are sorted, so there are few."""
     group = q_NHE.shape[1] // k_NKE.shape[1]
     if group > 1:  # repeating the heads is faster on CPU than SDPA's own enable_gqa
         k_NKE, v_NKE = k_NKE.repeat_interleave(group, 1), v_NKE.repeat_interleave(group, 1)
     runs = [(len(list(run)), length) for length, run in groupby(segments.lengths)]
-    # Split, not sliced: the gradient of a slice is as large as what it was cut from.
+    # Split, not sliced: the gradient of a slice is as large as the whole tensor.
     sizes = [count * length for count, length in runs]
     splits = (torch.split(x, sizes) for x in (q_NHE, k_NKE, v_NKE))
     parts = []
@@ -150,7 +145,7 @@ def _attention_sdpa(
 
 
 def _windowed(q_RHTE: Tensor, k_RHTE: Tensor, v_RHTE: Tensor, reach: Reach) -> Tensor:
-    """Blocks of queries against the keys within their reach: memory is linear in the length."""
+    """Compute blocks of queries with the keys within their reach: memory is linear in the length."""
     assert reach.window is not None
     length, radius = q_RHTE.shape[2], reach.window
     step = max(2 * radius, 128)
@@ -167,7 +162,7 @@ def _windowed(q_RHTE: Tensor, k_RHTE: Tensor, v_RHTE: Tensor, reach: Reach) -> T
 
 
 def _hidden(rows: range, columns: range, reach: Reach, device: torch.device) -> Tensor | None:
-    """Return which keys (columns) are hidden from which queries (rows) of a text; None if none is."""
+    """Return which keys (columns) are hidden from which queries (rows) of a text; None if no key is."""
     distance = (
         torch.arange(columns.start, columns.stop, device=device)[None]
         - torch.arange(rows.start, rows.stop, device=device)[:, None]
@@ -180,13 +175,13 @@ def _hidden(rows: range, columns: range, reach: Reach, device: torch.device) -> 
 
 @dataclass(frozen=True)
 class _Padded:
-    """Texts next to each other in a batch, of about one length, laid out as R rows of T tokens."""
+    """Neighbouring texts of similar length, as R rows of T tokens."""
 
-    tokens: slice  # where they lie in the packed batch
+    tokens: slice  # in the packed batch
     shape: tuple[int, int]  # R, T
-    take: Tensor  # (R * T,) which packed token stands at each place; a text's first one where none does
+    take: Tensor  # (R * T,) the packed token of each place; for padding, the text's first token
     keep: Tensor  # the places that hold a token, in packed order
-    empty: Tensor | None  # (R, T), True where none stands; None if all places are taken
+    empty: Tensor | None  # (R, T), True where there is padding; None without padding
 
     def pad(self, x_NKE: Tensor, groups: int = 1) -> Tensor:
         """Return (R * K, groups * T, E) of (N, K * groups, E)."""
@@ -200,11 +195,12 @@ class _Padded:
         x = x.view(rows, -1, groups, width, x.shape[-1]).permute(0, 3, 1, 2, 4)
         return x.reshape(rows * width, -1, x.shape[-1]).index_select(0, self.keep)
 
-    def unseen(self, groups: int, causal: bool) -> Tensor | None:
-        """Return what is hidden, broadcasting over (R, K, groups * T, T); None if nothing is."""
+    def hidden(self, groups: int, causal: bool) -> Tensor | None:
+        """Return the hidden keys, which broadcast over (R, K, groups * T, T); None if no key is hidden."""
         masks = [] if self.empty is None else [self.empty[:, None, None, :]]
         if causal:
-            masks.append(_behind(self.shape[1], self.take.device).repeat(groups, 1)[None, None])
+            later_TT = self.take.new_ones(self.shape[1], self.shape[1], dtype=torch.bool).triu(1)
+            masks.append(later_TT.repeat(groups, 1)[None, None])
         return None if not masks else masks[0] if len(masks) == 1 else masks[0] | masks[1]
 
     @classmethod
@@ -220,9 +216,9 @@ class _Padded:
 
 
 class _Products(torch.autograd.Function):
-    """``softmax(q k^T / sqrt(E)) v`` as matrix products, and its gradient, which reads the weights it kept.
+    """``softmax(q k^T / sqrt(E)) v`` as matrix products, and its gradient from the saved weights.
 
-    Texts whose lengths agree when rounded up to 16 share a product. On CPU, in half precision, the fused
+    Texts whose lengths are equal when rounded up to 16 share a product. On CPU, in half precision, the fused
     kernel's backward pass is slow, and so are many small products (docs/log.md).
     """
 
@@ -232,30 +228,30 @@ class _Products(torch.autograd.Function):
     ) -> Tensor:
         ctx.scale = q_NHE.shape[-1] ** -0.5 if reach.scale is None else reach.scale
         ctx.groups = q_NHE.shape[1] // k_NKE.shape[1]
-        ctx.layout, kept = [], []
+        ctx.layout, saved = [], []
         out_NHE, start = torch.empty_like(q_NHE, memory_format=torch.contiguous_format), 0
         for _, run in groupby(segments.lengths, key=lambda length: -(-length // 16)):
             layout = _Padded.of(start, list(run))
             start = layout.tokens.stop
             q, k, v = layout.pad(q_NHE, ctx.groups), layout.pad(k_NKE), layout.pad(v_NKE)
             scores = torch.bmm(q, k.transpose(1, 2)).mul_(ctx.scale)
-            unseen = layout.unseen(ctx.groups, reach.causal)
-            if unseen is not None:
+            hidden = layout.hidden(ctx.groups, reach.causal)
+            if hidden is not None:
                 rows, width = layout.shape
-                scores.view(rows, -1, scores.shape[1], width).masked_fill_(unseen, -torch.inf)
+                scores.view(rows, -1, scores.shape[1], width).masked_fill_(hidden, -torch.inf)
             weights = scores.softmax(-1)
             out_NHE[layout.tokens] = layout.unpad(torch.bmm(weights, v), ctx.groups)
             ctx.layout.append(layout)
-            kept += [q, k, v, weights]
-        ctx.save_for_backward(*kept)
+            saved += [q, k, v, weights]
+        ctx.save_for_backward(*saved)
         return out_NHE
 
     @staticmethod
     def backward(ctx: Any, gradient_NHE: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        kept = iter(ctx.saved_tensors)
+        saved = iter(ctx.saved_tensors)
         parts: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
         for layout in ctx.layout:
-            q, k, v, weights = (next(kept) for _ in range(4))
+            q, k, v, weights = (next(saved) for _ in range(4))
             gradient = layout.pad(gradient_NHE, ctx.groups)
             if layout.empty is not None:
                 rows, width = layout.shape
@@ -270,37 +266,3 @@ class _Products(torch.autograd.Function):
             parts[2].append(layout.unpad(torch.bmm(weights.transpose(1, 2), gradient)))
         by_q, by_k, by_v = (torch.cat(part) for part in parts)
         return by_q, by_k, by_v, None, None
-
-
-def _behind(length: int, device: torch.device) -> Tensor:
-    """(T, T) bool: true where the column's token comes after the row's."""
-    return torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
-
-
-def attention_oracle(
-    q_NHE: Tensor,
-    k_NKE: Tensor,
-    v_NKE: Tensor,
-    segments: Segments,
-    reach: Reach = WHOLE,
-    *,
-    bias_HTT: Tensor | None = None,
-) -> Tensor:
-    """The same in float64, one text, head and query at a time; returns (N, H, E) float64."""
-    out = torch.empty_like(q_NHE, dtype=torch.float64)
-    group = q_NHE.shape[1] // k_NKE.shape[1]
-    scale = q_NHE.shape[-1] ** -0.5 if reach.scale is None else reach.scale
-    start = 0
-    for length in segments.lengths:
-        for head in range(q_NHE.shape[1]):
-            for row in range(length):
-                first = 0 if reach.window is None else max(0, row - reach.window)
-                last = length - 1 if reach.window is None else min(length - 1, row + reach.window)
-                last = min(last, row) if reach.causal else last
-                seen = slice(start + first, start + last + 1)
-                scores_T = scale * (k_NKE[seen, head // group].double() @ q_NHE[start + row, head].double())
-                if bias_HTT is not None:
-                    scores_T = scores_T + bias_HTT[head, row, first : last + 1].double()
-                out[start + row, head] = scores_T.softmax(-1) @ v_NKE[seen, head // group].double()
-        start += length
-    return out

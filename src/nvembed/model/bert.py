@@ -5,15 +5,13 @@ Module names are ours; ``weights`` translates the published checkpoints' names.
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from nvembed.model.activation import FUNCTIONS
 from nvembed.model.attention import Segments, attention
 from nvembed.model.config import BertConfig
-from nvembed.model.decoder import embedding
+from nvembed.model.layers import ACTIVATIONS, Backbone, Pause, embedding
 
 
 class BertLayer(nn.Module):
@@ -31,16 +29,10 @@ class BertLayer(nn.Module):
         self.up_proj = nn.Linear(size, config.intermediate_size)
         self.down_proj = nn.Linear(config.intermediate_size, size)
         self.mlp_norm = nn.LayerNorm(size, eps)
-        self.act = FUNCTIONS[config.activation]
-        self.attend = attention  # training replaces it by one that is not compiled with the layer
+        self.act = ACTIVATIONS[config.activation]
+        self.attend = attention  # training replaces it with a function that is not compiled with the layer
 
-    def forward(
-        self,
-        x_ND: Tensor,
-        bias_HTT: Tensor | None,
-        segments: Segments,
-        pause: Callable[[], None] = lambda: None,
-    ) -> Tensor:
+    def forward(self, x_ND: Tensor, bias_HTT: Tensor | None, segments: Segments, pause: Pause) -> Tensor:
         q, k, v = (
             proj(x_ND).view(len(x_ND), self.num_heads, -1) for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
@@ -51,8 +43,8 @@ class BertLayer(nn.Module):
         return out
 
 
-class Bert(nn.Module):
-    """Token ids to hidden states. Every token has type 0."""
+class Bert(Backbone):
+    """Every token has type 0."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
@@ -67,14 +59,7 @@ class Bert(nn.Module):
         self.layers = nn.ModuleList(BertLayer(config) for _ in range(config.num_layers))
         self.norm = nn.Identity()  # each layer ends with its norm
 
-    def forward(
-        self, input_ids_N: Tensor, segments: Segments, pause: Callable[[], None] = lambda: None
-    ) -> Tensor:
-        """Return the last hidden states, (N, D); ``pause`` is called twice per layer."""
-        return self.run(self.embed(input_ids_N, segments), segments, range(len(self.layers)), pause)
-
     def embed(self, input_ids_N: Tensor, segments: Segments) -> Tensor:
-        """Return what the first layer reads, (N, D)."""
         positions = segments.positions() + self.config.first_position
         x_ND = self.embed_tokens(input_ids_N) + self.position_embeddings(positions)
         if self.token_types is not None:
@@ -82,23 +67,16 @@ class Bert(nn.Module):
         out: Tensor = self.embedding_norm(x_ND)
         return out
 
-    def run(
-        self, x_ND: Tensor, segments: Segments, layers: range, pause: Callable[[], None] = lambda: None
-    ) -> Tensor:
-        """Return what these layers make of ``x_ND``."""
-        bias_HTT = self._relative_bias(max(segments.lengths), x_ND)
-        for number in layers:
-            x_ND = self.layers[number](x_ND, bias_HTT, segments, pause)
-            pause()
-        return x_ND
+    def positions(self, x_ND: Tensor, segments: Segments) -> list[Tensor | None]:
+        """Return for each layer what is added to the scores of two positions, (H, T, T), or None."""
+        return [self._relative_bias(max(segments.lengths), x_ND.device)] * len(self.layers)
 
-    def _relative_bias(self, length: int, like: Tensor) -> Tensor | None:
-        """Return what is added to the scores of two positions, (H, T, T); None without such a bias."""
+    def _relative_bias(self, length: int, device: torch.device) -> Tensor | None:
         if self.relative_bias is None:
             return None
-        positions = torch.arange(length, device=like.device)
+        positions = torch.arange(length, device=device)
         # every row of the (T, T) table is a slice of one row of 2 T - 1 distances
-        distances = torch.arange(1 - length, length, device=like.device)
+        distances = torch.arange(1 - length, length, device=device)
         buckets = relative_bucket(distances, self.config.relative_buckets, self.config.relative_distance)
         values_DH = self.relative_bias(buckets)
         index_TT = positions[None] - positions[:, None] + length - 1
@@ -109,8 +87,8 @@ class Bert(nn.Module):
 def relative_bucket(distance: Tensor, buckets: int, max_distance: int) -> Tensor:
     """Return the bucket of ``key position - query position``, int64.
 
-    Half of the buckets are for keys that follow. Of each half, the first half holds one distance each, the
-    rest grow logarithmically up to ``max_distance``.
+    Half of the buckets are for keys after the query. In each half, the first half of the buckets hold one
+    distance each, and the others grow logarithmically up to ``max_distance``.
 
     Paper: Raffel et al. 2020 (T5), section 2.1; MPNet uses the same.
     """

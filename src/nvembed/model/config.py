@@ -1,4 +1,4 @@
-"""Sizes and choices that define a model; NV-Embed v2's own as a constant."""
+"""Sizes and choices that define a model, and those of NV-Embed v2."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -29,7 +29,7 @@ class YarnScaling:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float = 1.0  # of cosines and sines
-    truncate: bool = True  # whether the corrected dimensions are rounded outwards
+    truncate: bool = True  # round the corrected dimensions outwards
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class BackboneConfig:
     rope_theta: float = 10000.0
     rope_scaling: RopeScaling | YarnScaling | None = None
     causal: bool = field(default=False, repr=False)
-    """Keep the causal mask. Not shown, so that other models keep their fingerprints."""
+    """Keep the causal mask. Not in the repr, so that other models keep their fingerprints."""
     window: int | None = field(default=None, repr=False)
-    """Inclusive radius of attention, of a causal Mistral; None is the whole text."""
+    """Inclusive radius of attention in a causal Mistral; None is the whole text."""
     temperature_beta: float = field(default=0.0, repr=False)
     """Ministral 3: queries at position p are multiplied by ``1 + beta ln(1 + floor(p / original))``."""
 
@@ -89,26 +89,11 @@ class GemmaConfig:
     causal: bool = False
 
 
-@dataclass(frozen=True)
-class BertConfig:
-    """BERT, XLM-RoBERTa and MPNet: learned positions, norms after each block, biases everywhere."""
+class _HeadsOfHiddenSize:
+    """The heads divide the hidden size, and each has its own keys."""
 
-    vocab_size: int
     hidden_size: int
-    intermediate_size: int
-    num_layers: int
     num_heads: int
-    position_rows: int  # rows of the position table
-    first_position: int = 0  # row of a text's first token: 0 in BERT, 2 in XLM-RoBERTa and MPNet
-    token_types: int = 2  # rows of the token type table; 0 where there is none (MPNet)
-    relative_buckets: int = 0  # MPNet: buckets of relative positions; 0 is no bias
-    relative_distance: int = 128
-    layer_norm_eps: float = 1e-12
-    activation: Activation = "gelu"
-
-    @property
-    def max_position(self) -> int:
-        return self.position_rows - self.first_position
 
     @property
     def num_kv_heads(self) -> int:
@@ -120,7 +105,29 @@ class BertConfig:
 
 
 @dataclass(frozen=True)
-class ModernBertConfig:
+class BertConfig(_HeadsOfHiddenSize):
+    """BERT, XLM-RoBERTa and MPNet: learned positions, norms after each block, biases everywhere."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    position_rows: int  # rows of the position table
+    first_position: int = 0  # row of a text's first token: 0 in BERT, 2 in XLM-RoBERTa and MPNet
+    token_types: int = 2  # rows of the token type table; 0 without one (MPNet)
+    relative_buckets: int = 0  # MPNet: buckets of relative positions; 0 is no bias
+    relative_distance: int = 128
+    layer_norm_eps: float = 1e-12
+    activation: Activation = "gelu"
+
+    @property
+    def max_position(self) -> int:
+        return self.position_rows - self.first_position
+
+
+@dataclass(frozen=True)
+class ModernBertConfig(_HeadsOfHiddenSize):
     """ModernBERT: rotary positions, pre-norm, gated MLP, local and global layers.
 
     ``windows`` has one entry per layer: the inclusive radius of a local layer, None for a global one.
@@ -140,14 +147,6 @@ class ModernBertConfig:
     norm_bias: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
-
-    @property
-    def num_kv_heads(self) -> int:
-        return self.num_heads
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_heads
 
 
 AnyBackbone = BackboneConfig | GemmaConfig | BertConfig | ModernBertConfig
@@ -175,20 +174,20 @@ class PoolerConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A whole model. ``pooler`` is read for ``pooling`` ``latent`` and ``self`` (number of heads) only."""
+    """A whole model. ``pooler`` matters for ``pooling`` ``latent`` and ``self`` (number of heads) only."""
 
     backbone: AnyBackbone
     pooler: PoolerConfig
     pooling: PoolingKind = "latent"
     dense: tuple[DenseConfig, ...] = field(default=(), repr=False)
-    """Layers after pooling, of sentence-transformers' Dense modules."""
+    """Layers after pooling: the Dense modules of sentence-transformers."""
 
     @property
     def decoder(self) -> BackboneConfig:
-        """The backbone, where it is a decoder of the Llama family, as NV-Embed's layout requires.
+        """The backbone as a decoder of the Llama family, which NV-Embed's layout requires.
 
         Raises:
-            ConfigError: it is another.
+            ConfigError: the backbone is of another family.
         """
         if isinstance(self.backbone, BackboneConfig):
             return self.backbone

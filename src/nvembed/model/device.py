@@ -1,4 +1,4 @@
-"""Devices: which are asked for, and how many tokens fit on one at a time."""
+"""Devices: their names, and how many tokens fit on one at a time."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -9,15 +9,15 @@ import torch
 from nvembed.errors import InputError
 from nvembed.model.config import ModelConfig
 
-# CPU: weights are read once per batch, so a batch should be large against them, yet its activations small
-# against the cache. Measured: docs/log.md.
+# CPU: each batch reads all weights, so it should be large; its activations should fit in the cache.
+# Measured: docs/log.md.
 CPU_BATCH_TOKENS = 2048
 CUDA_BATCH_TOKENS = (1024, 131_072)
 CUDA_SHARE = 0.6  # of the free memory: the rest is for the kernels' workspace and fragmentation
 
 
 def activation_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
-    """Return the bytes of activations per packed token in inference: the widest moment of one layer."""
+    """Return the bytes of activations per packed token in inference, at the widest point of a layer."""
     backbone = config.backbone
     attention = 3 * (backbone.num_heads + 2 * backbone.num_kv_heads) * backbone.head_dim
     width = 4 * backbone.hidden_size + max(3 * backbone.intermediate_size, attention)
@@ -25,7 +25,7 @@ def activation_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
 
 
 def batch_tokens_for(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> int:
-    """Return the token budget of a batch: a constant on CPU, from the free memory on CUDA."""
+    """Return the token budget of a batch: a constant on CPU; on CUDA it depends on the free memory."""
     if device.type != "cuda":
         return CPU_BATCH_TOKENS
     free_bytes, _ = torch.cuda.mem_get_info(device)
@@ -34,10 +34,10 @@ def batch_tokens_for(config: ModelConfig, device: torch.device, dtype: torch.dty
 
 
 def parse_devices(device: str | Sequence[str] | None) -> list[torch.device]:
-    """Return the devices named; ``None`` is ``cuda`` where there is one, else ``cpu``.
+    """Return the devices; ``None`` is ``cuda`` if there is one, else ``cpu``.
 
     Raises:
-        InputError: no name of a CPU or CUDA device, or a CUDA device that is not here.
+        InputError: the name is not that of a CPU or CUDA device, or this machine does not have the device.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -47,18 +47,18 @@ def parse_devices(device: str | Sequence[str] | None) -> list[torch.device]:
         devices = [torch.device(name) for name in names]
     except (RuntimeError, TypeError) as error:
         raise fault from error
-    if not devices or any(found.type not in ("cpu", "cuda") for found in devices):
+    if not devices or any(each.type not in ("cpu", "cuda") for each in devices):
         raise fault
-    for found in devices:
-        count = torch.cuda.device_count()
-        if found.type == "cuda" and (found.index or 0) >= count:
-            raise InputError(f"device is {str(found)!r}, but torch sees {count} CUDA devices here")
+    count = torch.cuda.device_count()
+    for each in devices:
+        if each.type == "cuda" and (each.index or 0) >= count:
+            raise InputError(f"device is {str(each)!r}, but torch sees {count} CUDA devices on this machine")
     return devices
 
 
 @contextmanager
 def memory_errors(message: str) -> Iterator[None]:
-    """Raise torch's several ways of being out of memory as MemoryError."""
+    """Turn torch's several out-of-memory errors into MemoryError."""
     try:
         yield
     except RuntimeError as error:
@@ -68,17 +68,17 @@ def memory_errors(message: str) -> Iterator[None]:
 
 
 def paced(pause: Callable[[], None] | None, device: torch.device) -> Callable[[], None]:
-    """Return ``pause``, on CUDA behind a wait for the device: work put in its queue there must run soon."""
+    """Return ``pause``; on CUDA it first waits for the device, so that work it starts there runs soon."""
     if pause is None:
         return lambda: None
     if device.type != "cuda":
         return pause
-    behind: deque[torch.cuda.Event] = deque()
+    pending: deque[torch.cuda.Event] = deque()
 
     def wait_and_pause() -> None:
-        behind.append(torch.cuda.current_stream(device).record_event())
-        if len(behind) > 1:  # one pause ahead: the device never waits for the host
-            behind.popleft().synchronize()
+        pending.append(torch.cuda.current_stream(device).record_event())
+        if len(pending) > 1:  # the host stays one pause ahead, so that the device never waits for it
+            pending.popleft().synchronize()
         pause()
 
     return wait_and_pause
@@ -87,7 +87,7 @@ def paced(pause: Callable[[], None] | None, device: torch.device) -> Callable[[]
 def randn(*size: int) -> torch.Tensor:
     """Return ``torch.randn(*size)``; on the meta device an empty tensor.
 
-    Every checkpoint is built on the meta device, where torch's own function would import sympy and 800 other
+    Every model is built on the meta device first. There, torch's own function imports sympy and 800 other
     modules, which takes 1.3 s.
     """
     values = torch.empty(*size)

@@ -1,7 +1,7 @@
-"""Latent attention, the pooling layer of NV-Embed, in its plain form and folded for inference.
+"""Latent attention, the pooling layer of NV-Embed: the plain form, and the folded form for inference.
 
 Shapes: P pooled tokens, B texts, D hidden size, H heads, L latents, E head size, F feed-forward width.
-The tokens are the queries; the latents are keys and values. The step, per token ``x``:
+The tokens are the queries; the latents are keys and values. For each token ``x``:
 
     y = x + to_out(concat_h softmax(q_h k_h^T / sqrt(E)) v_h)
         q = to_q(LN(x)), [k | v] = to_kv(LN(latents))
@@ -41,7 +41,7 @@ class CrossAttention(nn.Module):
 
 
 class CrossBlock(nn.Module):
-    """Pre-norm around the cross attention; ``norm`` is the tokens', ``norm_context`` the latents'."""
+    """Cross attention after a norm of the tokens (``norm``) and of the latents (``norm_context``)."""
 
     def __init__(self, hidden_size: int, config: PoolerConfig) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class CrossBlock(nn.Module):
 
 
 class LatentAttention(nn.Module):
-    """The plain form: the oracle, and what is trained."""
+    """The plain form, which training uses, and which is the oracle of the folded form."""
 
     def __init__(self, hidden_size: int, config: PoolerConfig) -> None:
         super().__init__()
@@ -71,22 +71,22 @@ class LatentAttention(nn.Module):
         return z_PD
 
     def forward(self, x_PD: Tensor, lengths: tuple[int, ...]) -> Tensor:
-        """Return each text's mean token state, (B, D) float32; ``lengths`` are pooled tokens per text."""
+        """Return each text's mean token state, (B, D) float32; ``lengths`` has each text's pooled tokens."""
         return mean_pool(self.token_states(x_PD), lengths)
 
 
 class FoldedLatentAttention(nn.Module):
-    """The same function with everything that does not depend on the text computed once.
+    """The same function; everything that does not depend on the text is computed once.
 
-    The latents are constant, so per head ``keys = k Wq / sqrt(E)`` and ``values = v Wo^T`` are too: two
-    (H L, D) matrices replace to_q, to_kv and to_out (536.9 M parameters become 33.6 M in NV-Embed v2).
-    The last linear layer commutes with the mean over tokens, so it runs once per text.
+    The latents are constant, so in each head ``keys = k Wq / sqrt(E)`` and ``values = v Wo^T`` are constant
+    too: two (H L, D) matrices replace to_q, to_kv and to_out (536.9 M parameters become 33.6 M in NV-Embed
+    v2). The last linear layer commutes with the mean over tokens, so it runs once per text.
     """
 
     keys: Tensor
     values: Tensor
 
-    # Pooled tokens handled at a time: bounds the (tokens, 2 F) hidden states of a very long text.
+    # Pooled tokens computed at a time: limits the (tokens, 2 F) hidden states of a very long text.
     chunk_tokens = 4096
 
     def __init__(self, hidden_size: int, config: PoolerConfig) -> None:
@@ -99,7 +99,7 @@ class FoldedLatentAttention(nn.Module):
         self.feed_forward = FeedForward(hidden_size, config.ffn_mult)
 
     def forward(self, x_PD: Tensor, lengths: tuple[int, ...]) -> Tensor:
-        """Return what ``LatentAttention`` returns, (B, D) float32. Needs no gradient."""
+        """Return what ``LatentAttention`` returns, (B, D) float32; for inference only."""
         first, gate, last = self.feed_forward.fn.net
         assert isinstance(last, nn.Linear)
         mean_y = x_PD.new_zeros(len(lengths), x_PD.shape[1], dtype=torch.float32)
@@ -123,7 +123,7 @@ def _sums(x_PD: Tensor, lengths: list[int]) -> Tensor:
 
 
 def _chunks(lengths: tuple[int, ...], size: int) -> list[tuple[slice, slice, list[int]]]:
-    """Cut P pooled tokens into chunks: (the chunk's tokens, the texts in it, tokens of each in it)."""
+    """Cut P pooled tokens into chunks: (tokens of the chunk, its texts, tokens of each text in it)."""
     chunks = []
     start, text, used = 0, 0, 0
     total = sum(lengths)
@@ -145,7 +145,7 @@ def _chunks(lengths: tuple[int, ...], size: int) -> list[tuple[slice, slice, lis
 def fold(plain: LatentAttention, hidden_size: int, config: PoolerConfig) -> FoldedLatentAttention:
     """Fold ``plain`` exactly, head by head in float32; the result has its dtype and device.
 
-    Differs: from the released code in speed only (float64: equal to 1e-15 relative).
+    Differs: only in speed (float64: relative difference 1e-15).
     """
     cross, feed_forward = plain.cross_attend_blocks
     assert isinstance(cross, CrossBlock)

@@ -1,9 +1,8 @@
-"""Packed tokens to one unit vector per text: backbone, pooling, dense layers where there are any, L2 norm.
+"""One unit vector per text from packed tokens: backbone, pooling, dense layers if any, L2 norm.
 
 Shapes: N packed tokens, P pooled tokens, B texts, D hidden size.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nvembed.model.activation import FUNCTIONS
 from nvembed.model.attention import Segments
 from nvembed.model.bert import Bert
 from nvembed.model.config import (
@@ -25,6 +23,7 @@ from nvembed.model.config import (
 from nvembed.model.decoder import Decoder
 from nvembed.model.gemma import Gemma
 from nvembed.model.latent import FoldedLatentAttention, LatentAttention, fold
+from nvembed.model.layers import ACTIVATIONS, Backbone, Pause
 from nvembed.model.modernbert import ModernBert
 from nvembed.model.pooling import POOLINGS, SelfAttentionPooler
 
@@ -35,7 +34,7 @@ class PackedBatch:
 
     input_ids: Tensor  # (N,) int64
     segments: Segments
-    pool_index: Tensor  # (P,) int64: which tokens are averaged, in order
+    pool_index: Tensor  # (P,) int64: the tokens that are averaged, in order
     pool_lengths: tuple[int, ...]  # pooled tokens of each text, each at least 1
 
     @classmethod
@@ -56,11 +55,8 @@ class PackedBatch:
         )
 
 
-Backbone = Decoder | Gemma | Bert | ModernBert
-
-
 def build_backbone(config: AnyBackbone) -> Backbone:
-    """Return the module of a backbone's config."""
+    """Build the module of a backbone's config."""
     if isinstance(config, BackboneConfig):
         return Decoder(config)
     if isinstance(config, GemmaConfig):
@@ -74,7 +70,7 @@ class Dense(nn.Module):
     def __init__(self, config: DenseConfig) -> None:
         super().__init__()
         self.linear = nn.Linear(config.in_size, config.out_size, bias=config.bias)
-        self.act = FUNCTIONS[config.activation]
+        self.act = ACTIVATIONS[config.activation]
 
     def forward(self, x_BD: Tensor) -> Tensor:
         bias = None if self.linear.bias is None else self.linear.bias.float()
@@ -82,7 +78,7 @@ class Dense(nn.Module):
 
 
 class NVEmbed(nn.Module):
-    """The whole model. ``fold_pooler`` makes it smaller and faster, and fit for inference only."""
+    """The whole model. ``fold_pooler`` makes it smaller and faster, for inference only."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -97,10 +93,10 @@ class NVEmbed(nn.Module):
         elif config.pooling == "self":
             self.self_attention_model = SelfAttentionPooler(size, pooler.num_heads, pooler.ffn_mult)
 
-    def forward(self, batch: PackedBatch, pause: Callable[[], None] = lambda: None) -> Tensor:
+    def forward(self, batch: PackedBatch, pause: Pause = lambda: None) -> Tensor:
         """Return unit vectors, (B, D) float32; pooling and norm are computed in float32.
 
-        Tokens that are not pooled do not go through the pooler. ``pause`` is called within each layer.
+        The pooler reads only the tokens that are pooled. ``pause`` is called within each layer.
         """
         return self.pool(self.embedding_model(batch.input_ids, batch.segments, pause), batch)
 

@@ -1,5 +1,5 @@
-"""Packed token states to one vector per text: means, maximum, first and last token, and the self-attention
-of the paper's ablation.
+"""One vector per text from packed token states: means, maximum, first or last token, and the
+self-attention of the paper's ablation.
 
 Shapes: N packed tokens, P pooled tokens, B texts, D hidden size, H heads, F feed-forward width.
 All return (B, D) float32, summed in float32.
@@ -23,7 +23,7 @@ def mean_pool(x_PD: Tensor, lengths: tuple[int, ...]) -> Tensor:
 
 
 def eos_pool(x_PD: Tensor, lengths: tuple[int, ...]) -> Tensor:
-    """Return each text's last pooled token, which is its EOS. Paper: section 3.2, Tables 2 and 3."""
+    """Return each text's last pooled token, the EOS. Paper: section 3.2, Tables 2 and 3."""
     last = torch.tensor(lengths, device=x_PD.device).cumsum(0) - 1
     return x_PD[last].float()
 
@@ -104,8 +104,8 @@ class FeedForward(nn.Module):
 class SelfAttentionPooler(nn.Module):
     """One pre-norm self-attention block over each text's tokens, a feed-forward block, then the mean.
 
-    The paper's ablation against latent attention (section 3.2, Tables 2 and 3). The paper gives no sizes:
-    ours are full multi-head attention with the latent pooler's number of heads and its feed-forward block.
+    Paper: the ablation against latent attention (section 3.2, Tables 2 and 3), which gives no sizes. Ours
+        are full multi-head attention with the latent pooler's number of heads and its feed-forward block.
     """
 
     def __init__(self, hidden_size: int, num_heads: int, ffn_mult: int) -> None:
@@ -117,7 +117,7 @@ class SelfAttentionPooler(nn.Module):
         self.feed_forward = FeedForward(hidden_size, ffn_mult)
 
     def forward(self, x_ND: Tensor, segments: Segments) -> Tensor:
-        """Return token states (N, D) in the input's dtype; every token of a text is attended to."""
+        """Return token states (N, D) in the input's dtype; a token attends to all tokens of its text."""
         q, k, v = (
             part.reshape(len(x_ND), self.num_heads, -1) for part in self.to_qkv(self.norm(x_ND)).chunk(3, -1)
         )

@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from nvembed.errors import ConfigError, needs_extra
 from nvembed.model.attention import attention
-from nvembed.model.nv_embed import Backbone, NVEmbed
+from nvembed.model.layers import Backbone
+from nvembed.model.nv_embed import NVEmbed
 from nvembed.recipe import nearest
 from nvembed.train.recipe import AdapterSection
 from nvembed.weights.adapter import BACKBONE_PREFIX, PEFT_PREFIX
