@@ -111,7 +111,7 @@ def test_front_matter_is_metadata(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_front_matter_stays_in_the_text(source: str) -> None:
-    assert split_front_matter(source) == (source, {}, (), ())
+    assert split_front_matter(source) == (source, {}, ())
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_what_is_no_front_matter_stays_in_the_text(source: str) -> None:
 )
 def test_front_matter_that_cannot_be_read_is_a_warning(block: str) -> None:
     source = f"---\n{block}\n---\ntext"
-    text, metadata, _, warnings = split_front_matter(source)
+    text, metadata, warnings = split_front_matter(source)
     assert (text, metadata) == (source, {})
     assert len(warnings) == 1
     assert "front matter" in warnings[0]

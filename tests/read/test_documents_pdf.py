@@ -166,7 +166,8 @@ def test_values_of_form_fields_and_notes(tmp_path: Path) -> None:
 def test_pages_keep_their_place_and_empty_ones_are_counted(tmp_path: Path) -> None:
     document = read(tmp_path, pdf_file(words(40, 700, "first"), "", words(40, 700, "third"), "0 0 9 9 re f"))
     assert document.text == "first\n\nthird\n\n"
-    assert document.pages == (0, 6, 7, 13)
+    assert [section.start for section in document.sections] == [0, 6, 7, 13]
+    assert [section.fields for section in document.sections] == [{"page": n} for n in (1, 2, 3, 4)]
     assert document.warnings == ("2 of 4 pages have no text (scanned?): 2, 4",)
     with pytest.raises(DataError, match=r"a\.pdf: no text .*scanned"):
         read(tmp_path, pdf_file("", ""))
@@ -176,7 +177,7 @@ def test_a_page_that_cannot_be_read_leaves_the_others(tmp_path: Path) -> None:
     raw = pdf_file(words(40, 700, "first"), words(40, 700, "second"), words(40, 700, "third"))
     document = read(tmp_path, raw.replace(b"/Kids [4 0 R 6 0 R", b"/Kids [4 0 R 3 0 R"))
     assert document.text == "first\n\nthird\n"
-    assert document.pages == (0, 6, 7)
+    assert [section.start for section in document.sections] == [0, 6, 7]
     assert document.warnings[0].startswith("1 of 3 pages ")
     assert document.warnings[0].endswith(": 2")
 

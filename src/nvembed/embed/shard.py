@@ -78,9 +78,11 @@ def cut_documents(
 
 
 def _metadata(document: Document, start: int) -> str:
-    if not document.pages:
+    if not document.sections:
         return document.metadata
-    return json.dumps({**json.loads(document.metadata), "page": bisect_right(document.pages, start)})
+    at = bisect_right(document.sections, start, key=lambda section: section.start) - 1
+    fields = document.sections[max(at, 0)].fields
+    return json.dumps({**json.loads(document.metadata), **fields})
 
 
 _TEXT_SCHEMA = pa.schema(

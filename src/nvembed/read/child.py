@@ -14,7 +14,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any
 
@@ -109,7 +108,7 @@ _reader: DocumentReader | None = None
 
 
 def ask(path: Path, kind: str, max_bytes: int) -> dict[str, Any]:
-    """Read an HTML or PDF file of at most ``max_bytes`` in the child: text, metadata, pages and warnings.
+    """Read a file of at most ``max_bytes`` in the child: text, metadata, sections and warnings.
 
     Raises:
         DataError: the file cannot be read, the child's process ended, or took too long.
@@ -159,21 +158,13 @@ def main() -> None:
 
 
 def _read(request: dict[str, Any], progress: Callable[[], None]) -> dict[str, Any]:
+    from nvembed.read.formats import read_format
+
     limit = request["max_bytes"]
     with Path(request["path"]).open("rb") as stream:
         raw = stream.read(limit)
-    if request["kind"] == "pdf":
-        from nvembed.read.pdf import read_pdf
-
-        pdf = read_pdf(raw, max_characters=limit, progress=progress)
-        text = "".join(f"{page}\n" for page in pdf.pages)
-        sizes = accumulate((len(page) + 1 for page in pdf.pages[:-1]), initial=0)
-        return {"text": text, "metadata": {}, "pages": list(sizes), "warnings": pdf.warnings}
-    from nvembed.read.html import read_html
-
-    text, title, warnings = read_html(raw, xhtml=request["kind"] == "xhtml", progress=progress)
-    metadata = {"title": title} if title else {}
-    return {"text": text, "metadata": metadata, "pages": [], "warnings": warnings}
+    document = read_format(raw, request["kind"], limit, progress)
+    return document._asdict()
 
 
 def _limit_memory() -> None:

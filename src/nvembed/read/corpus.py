@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from nvembed.errors import DataError, DownloadError, InputError, needs_extra
 from nvembed.files import as_utf8
 from nvembed.read.beir import CORPUS_NAMES, ID_FIELDS, to_passage
-from nvembed.read.documents import DOCUMENT_KINDS, extract
+from nvembed.read.documents import DOCUMENT_KINDS, UNREAD, extract
+from nvembed.read.extracted import Section
 from nvembed.read.fields import to_json
 from nvembed.read.lines import (
     LINE_KINDS,
@@ -25,6 +26,7 @@ from nvembed.read.lines import (
     format_of,
     known_format,
 )
+from nvembed.read.rows import named_line
 from nvembed.read.streams import START, Place
 
 RECORD_KINDS = (*LINE_KINDS, *TABLE_KINDS)
@@ -53,14 +55,16 @@ class CorpusFiles:
 class Document:
     """A text with its name.
 
-    ``metadata`` is JSON; ``pages``: where each page of a PDF begins; ``warnings``: what of it was left out.
+    ``metadata`` is JSON. ``sections``: its pages, slides or sheets. ``warnings``: what of it was left out.
+    ``kind``: of the file that holds it, one of ``RECORD_KINDS`` or of ``DOCUMENT_KINDS``' values.
     """
 
     id: str
     text: str
     metadata: str = "{}"
-    pages: tuple[int, ...] = ()
+    sections: tuple[Section, ...] = ()
     warnings: tuple[str, ...] = ()
+    kind: str = field(default="text", compare=False)
 
 
 class ReadDocument(NamedTuple):
@@ -99,7 +103,8 @@ def list_files(corpus: str, *, follow_links: bool = False) -> CorpusFiles:
         return _folder(path, follow_links)
     kind = known_format(path) or DOCUMENT_KINDS.get(path.suffix.lower())
     if kind is None:
-        raise InputError(f"{path}: unknown file type {path.suffix!r}. Supported: {_known_suffixes()}")
+        advice = UNREAD.get(path.suffix.lower(), f"Supported: {_known_suffixes()}")
+        raise InputError(f"{path}: unknown file type {path.suffix!r}: {advice}")
     return CorpusFiles([SourceFile(path, as_utf8(path.name), kind)])
 
 
@@ -181,8 +186,8 @@ def read_documents(
         DataError: nothing more can be read of the file.
     """
     if file.kind not in RECORD_KINDS:
-        text, metadata, pages, warnings = extract(file.path, file.kind)
-        document = Document(file.name, text, to_json(metadata), pages, warnings)
+        text, metadata, sections, warnings = extract(file.path, file.kind)
+        document = Document(file.name, text, to_json(metadata), sections, warnings, file.kind)
         yield ReadDocument(START, str(file.path), document)
         return
     if file.kind == "txt":
@@ -196,6 +201,8 @@ def read_documents(
 def _document(
     row: Mapping[str, Any], file: SourceFile, place: Place, field: str | None, where: str
 ) -> Document | DataError:
+    if field is None and file.kind in ("csv", "tsv") and "text" not in row:
+        return _table_row(row, file, place, where)
     try:
         if file.kind in TABLE_KINDS:
             check_values(row, where)
@@ -203,4 +210,17 @@ def _document(
     except DataError as error:
         return error
     metadata = {name: value for name, value in row.items() if name not in (field or "text", *ID_FIELDS)}
-    return Document(f"{file.prefix}{passage.id}", passage.text, to_json(metadata))
+    return Document(f"{file.prefix}{passage.id}", passage.text, to_json(metadata), kind=file.kind)
+
+
+def _table_row(row: Mapping[str, Any], file: SourceFile, place: Place, where: str) -> Document | DataError:
+    """Return a row of a table without a column of texts: all its columns, as text and as metadata."""
+    content = {name: value for name, value in row.items() if name not in ID_FIELDS}
+    line = named_line(list(content), list(content.values()))
+    try:
+        passage = to_passage({**row, "text": line}, place.row, "text", where)
+    except DataError as error:
+        return error
+    note = f"no column text: the text of a row is {', '.join(content)}. Or choose one column: --field NAME"
+    warnings = (note,) if place.row == 0 else ()
+    return Document(f"{file.prefix}{passage.id}", line, to_json(content), (), warnings, file.kind)

@@ -1,15 +1,16 @@
-"""The text of one file that is one document: plain text, Markdown, HTML, PDF.
+"""The text of one file that is one document: text, Markdown, HTML, PDF, office documents, source code.
 
-Text is never lost or changed without a word: what cannot be read is an error of the file, what could be read
-only in part is a warning. HTML and PDF are read in a child process (``child.py``).
+Nothing is lost or changed silently: what cannot be read is an error of the file, what can be read only in
+part is a warning. All but plain text is read in a child process (``child.py``).
 """
 
 import codecs
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from nvembed.errors import DataError
 from nvembed.read import child
+from nvembed.read.code import CODE_LANGUAGES
+from nvembed.read.extracted import DocumentText, Section
 from nvembed.read.front_matter import split_front_matter
 from nvembed.read.streams import open_binary
 
@@ -24,6 +25,34 @@ DOCUMENT_KINDS = {
     ".htm": "html",
     ".xhtml": "xhtml",
     ".pdf": "pdf",
+    ".docx": "docx",
+    ".docm": "docx",
+    ".pptx": "pptx",
+    ".pptm": "pptx",
+    ".odt": "odt",
+    ".xlsx": "workbook",
+    ".xlsm": "workbook",
+    ".xlsb": "workbook",
+    ".xls": "workbook",
+    ".ods": "workbook",
+    ".epub": "epub",
+    ".eml": "eml",
+    ".json": "json",
+    **dict.fromkeys(CODE_LANGUAGES, "code"),
+}
+# Formats that are not read, and what to do.
+UNREAD = {
+    ".doc": "save it as .docx: soffice --headless --convert-to docx FILE",
+    ".ppt": "save it as .pptx: soffice --headless --convert-to pptx FILE",
+    ".odp": "save it as .pptx: soffice --headless --convert-to pptx FILE",
+    ".rtf": "save it as .docx: soffice --headless --convert-to docx FILE",
+    ".pages": "export it as .docx or .pdf",
+    ".numbers": "export it as .xlsx",
+    ".key": "export it as .pptx",
+    ".mobi": "convert it to .epub",
+    ".azw3": "convert it to .epub",
+    ".msg": "save it as .eml",
+    ".mbox": "save its messages as .eml",
 }
 # About 16 million tokens. A larger file is not one document to search in, and its tokens would not fit in
 # memory.
@@ -38,26 +67,18 @@ _ENCODINGS = (
 )
 
 
-class DocumentText(NamedTuple):
-    """The content of a document."""
-
-    text: str
-    metadata: dict[str, Any]
-    pages: tuple[int, ...] = ()  # the character at which each page of a PDF begins
-    warnings: tuple[str, ...] = ()  # what was left out or assumed
-
-
 def extract(path: Path, kind: str) -> DocumentText:
     """Return the text of a file of one of the ``DOCUMENT_KINDS``.
 
-    Plain text and Markdown stay as they are written, without the front matter of Markdown, which becomes
-    metadata. HTML is laid out as a browser shows it, with Markdown headings. Each page of a PDF ends with a
-    line break; a page without text is counted in a warning.
+    Text, code and Markdown stay as they are written, without the front matter of Markdown, which becomes
+    metadata. HTML is laid out as a browser shows it, with Markdown headings; so are office documents, whose
+    table rows have the names of their columns. Each page of a PDF ends with a line break; a page without text
+    is counted in a warning.
 
     Raises:
         DataError: the file cannot be read, is not of its kind, is too large, or has no text.
     """
-    document = _plain(path, kind) if kind in ("text", "markdown") else _native(path, kind)
+    document = _plain(path, kind) if kind in ("text", "markdown", "code") else _native(path, kind)
     if not document.text or document.text.isspace():
         hint = " (scanned pages need text recognition first)" if kind == "pdf" else ""
         raise DataError(f"{path}: no text{hint}; expected at least one word: remove the file, or fill it")
@@ -70,7 +91,12 @@ def _plain(path: Path, kind: str) -> DocumentText:
     if len(raw) > DOCUMENT_BYTES:
         raise _too_large(path)
     text = _decoded(path, raw)
-    return DocumentText(*split_front_matter(text)) if kind == "markdown" else DocumentText(text, {})
+    if kind == "code":
+        return DocumentText(text, {"language": CODE_LANGUAGES[path.suffix.lower()]})
+    if kind == "markdown":
+        body, metadata, warnings = split_front_matter(text)
+        return DocumentText(body, metadata, (), warnings)
+    return DocumentText(text, {})
 
 
 def _decoded(path: Path, raw: bytes) -> str:
@@ -102,7 +128,8 @@ def _native(path: Path, kind: str) -> DocumentText:
     if path.stat().st_size > DOCUMENT_BYTES:
         raise _too_large(path)
     answer = child.ask(path, kind, DOCUMENT_BYTES)
-    return DocumentText(answer["text"], answer["metadata"], tuple(answer["pages"]), tuple(answer["warnings"]))
+    sections = tuple(Section(*section) for section in answer["sections"])
+    return DocumentText(answer["text"], answer["metadata"], sections, tuple(answer["warnings"]))
 
 
 def _too_large(path: Path) -> DataError:

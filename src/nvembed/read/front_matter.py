@@ -27,23 +27,23 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
         return super().compose_node(parent, index)
 
 
-def split_front_matter(text: str) -> tuple[str, dict[str, Any], tuple[int, ...], tuple[str, ...]]:
-    """Return the text below the front matter, its fields, no pages, and warnings.
+def split_front_matter(text: str) -> tuple[str, dict[str, Any], tuple[str, ...]]:
+    """Return the text below the front matter, its fields, and warnings.
 
     Front matter that is not a mapping stays in the text, with a warning where it cannot be read.
     """
     start = _OPEN.match(text)
     end = _CLOSE[start[1]].search(text, start.end(), start.end() + FRONT_MATTER_CHARACTERS) if start else None
     if start is None or end is None:
-        return text, {}, (), ()
+        return text, {}, ()
     source = text[start.end() : end.start()]
     try:
         fields = yaml.load(source, _Loader) if start[1] == "---" else tomllib.loads(source)  # noqa: S506
         metadata = _plain(fields or {}, 0) if isinstance(fields, dict | None) else None
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError) as error:
         reason = " ".join(str(error).split())
-        return text, {}, (), (f"front matter cannot be read and stays in the text ({reason[:200]})",)
-    return (text, {}, (), ()) if metadata is None else (text[end.end() :], metadata, (), ())
+        return text, {}, (f"front matter cannot be read and stays in the text ({reason[:200]})",)
+    return (text, {}, ()) if metadata is None else (text[end.end() :], metadata, ())
 
 
 def _plain(value: Any, depth: int) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 from selectolax.lexbor import LexborHTMLParser
 
 from nvembed.read import charset
+from nvembed.read.rows import data_table
 
 # Breaks between texts: SPACE, LINE and PARAGRAPH from weak to strong; BR, two of which make a paragraph; CELL
 # between the cells of a row; DROP at the end of a heading or list item, whose text may be missing.
@@ -65,7 +66,11 @@ _STRAY_CELLS = re.compile(r"<(/?)(t[dhr])(?=[\s>/])", re.IGNORECASE)
 
 
 def read_html(
-    raw: bytes, *, xhtml: bool = False, progress: Callable[[], None] = lambda: None
+    raw: bytes,
+    *,
+    xhtml: bool = False,
+    named_rows: bool = False,
+    progress: Callable[[], None] = lambda: None,
 ) -> tuple[str, str, list[str]]:
     """Return the text, the title and the warnings of an HTML page.
 
@@ -75,6 +80,7 @@ def read_html(
     Args:
         raw: the page's bytes.
         xhtml: it is XML: the XML prologue is looked at first, and ``<div/>`` is an empty element.
+        named_rows: see ``html_text``.
         progress: called now and then.
 
     Raises:
@@ -95,9 +101,20 @@ def read_html(
     if lost > 0:
         warnings.append(f"{lost:,} places that are not {name} were replaced by U+FFFD")
     title = tree.css_first("head > title") or tree.css_first("title")
-    body = tree.root
-    text = _joined(_Walker(tree).walk(body, progress)) if body is not None else ""
+    text = _layout(tree, named_rows, progress)
     return text, _BLANKS.sub(" ", title.text()).strip(_WHITE) if title else "", warnings
+
+
+def html_text(source: str, progress: Callable[[], None]) -> str:
+    """Return the text of HTML that was made of another format.
+
+    The rows of its tables have the names of their columns (``rows.row_lines``).
+    """
+    return _layout(LexborHTMLParser(source), True, progress)
+
+
+def _layout(tree: Any, named_rows: bool, progress: Callable[[], None]) -> str:
+    return "" if tree.root is None else _joined(_Walker(tree, named_rows).walk(tree.root, progress))
 
 
 def _valid_utf8(raw: bytes) -> str | None:
@@ -143,7 +160,8 @@ def _late_declaration(tree: Any) -> str | None:
 class _Walker:
     """Turns a tree into a flat list of texts (strings), prefixes (in tuples) and breaks (numbers)."""
 
-    def __init__(self, tree: Any) -> None:
+    def __init__(self, tree: Any, named_rows: bool) -> None:
+        self.named_rows = named_rows
         hidden = [node.mem_id for node in tree.css("[hidden]")]
         styled = tree.css("[style*='display' i]")
         hidden += [n.mem_id for n in styled if _NO_DISPLAY.search(n.attributes.get("style") or "")]
@@ -169,7 +187,19 @@ class _Walker:
         return self.out
 
     def _skips(self, node: Any) -> bool:
-        return node.tag in _HIDDEN or (bool(self.hidden) and node.mem_id in self.hidden)
+        if node.tag in _HIDDEN or (bool(self.hidden) and node.mem_id in self.hidden):
+            return True
+        lines = data_table(node, self._cell) if self.named_rows and node.tag == "table" else None
+        if lines is not None:
+            self.out += [PARAGRAPH, lines, PARAGRAPH]
+        return lines is not None
+
+    def _cell(self, node: Any) -> str:
+        """Return the text of a cell on one line."""
+        outer, self.out, self.spans = (self.out, self.spans), [], []
+        text = " ".join(_joined(self.walk(node, lambda: None)).split())
+        self.out, self.spans = outer
+        return text
 
     def _text(self, node: Any) -> None:
         text = node.text_content.replace("\u00ad", "")
