@@ -18,7 +18,7 @@ from nvembed.errors import InputError, NumericsError, OutputError
 from nvembed.model.config import GemmaConfig
 from nvembed.model.device import batch_tokens_for, memory_errors, paced, parse_devices
 from nvembed.model.nv_embed import NVEmbed, PackedBatch
-from nvembed.text.model_prompts import ModelPrompts
+from nvembed.text.model_prompts import ModelPrompts, place_titles
 from nvembed.text.pack import Batch, batches, windows
 from nvembed.text.prompt import format_prompt, instruction_for
 from nvembed.text.tokenize import TextTokenizer, Tokens, check_texts
@@ -208,6 +208,7 @@ class Encoder:
         self,
         texts: Iterable[str],
         *,
+        titles: Sequence[str] | None = None,
         task: str | None = None,
         max_length: int | None = None,
         truncate: bool = True,
@@ -216,12 +217,19 @@ class Encoder:
     ) -> np.ndarray:
         """Encode passages: (n, d) float32, with a prompt only if the model or ``task`` has one for passages.
 
+        Args:
+            titles: one for each text, or ``""``. They go where the model's document prompt has a place for
+                them (``title: none | text: ``), else before the text, as in BEIR.
+
         Raises:
-            InputError, NumericsError: as ``encode``.
+            InputError, NumericsError: as ``encode``; also another number of titles than of texts.
         """
+        prompt = self.document_prompt(task=task)
+        if titles is not None:
+            prompt, texts = place_titles(prompt, list(texts), titles)
         return self.encode(
             texts,
-            prompt=self.document_prompt(task=task),
+            prompt=prompt,
             max_length=max_length,
             truncate=truncate,
             truncate_dim=truncate_dim,

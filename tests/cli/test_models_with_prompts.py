@@ -83,6 +83,50 @@ def test_encode(folder: Path, oracle: SentenceTransformer, tmp_path: Path) -> No
         np.testing.assert_allclose(np.load(tmp_path / "out.npy"), vectors, atol=1e-5)
 
 
+def test_titles_go_where_the_prompt_has_a_place_for_them(tmp_path: Path) -> None:
+    """Records, web pages, texts cut into passages, and vectors that are used again after a change."""
+    prompts = {"query": "q: ", "document": "title: none | text: "}
+    theirs = sentence_folder(tmp_path / "model", "bert", prompts=prompts, max_length=None)
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    rows = [
+        {"_id": "a", "title": "The judge", "text": "The judge threw 12 people out"},
+        {"_id": "b", "text": "no"},
+    ]
+    (corpus / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = "<html><title>The judge</title><body><p>The judge threw it</p></body></html>"
+    (corpus / "page.html").write_text(page)
+    out = tmp_path / "out"
+    options = ("--model", tmp_path / "model", "--storage", "float32", "--device", "cpu", "--chunk-tokens", 6)
+
+    def check() -> None:
+        embedded = open_embedded(out)
+        [table] = list(embedded.batches(["id", "text", "vector"]))
+        models_texts = []
+        for id_, text in zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True):
+            title = "none" if id_.startswith(("r.jsonl:b", "r.jsonl:c")) else "The judge"
+            body = text.removeprefix("The judge ") if id_ == "r.jsonl:a#0" else text
+            models_texts.append(f"title: {title} | text: {body}")
+        assert "title: The judge | text: The judge threw it" in models_texts  # of the page
+        assert any(text.startswith("title: The judge | text: The ") for text in models_texts)
+        expected = theirs.encode(models_texts, prompt="", normalize_embeddings=True)
+        np.testing.assert_allclose(vectors_of(table), expected, atol=1e-5)
+
+    run("embed", corpus, out, *options)
+    check()
+    texts = tmp_path / "one.jsonl"
+    texts.write_text(json.dumps(rows[0]) + "\n")
+    run("encode", tmp_path / "model", texts, tmp_path / "out.npy", "--device", "cpu", "--task", "document")
+    whole = ["title: The judge | text: The judge threw 12 people out"]
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), theirs.encode(whole, prompt=""), atol=1e-5)
+    (corpus / "r.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in [*rows, {"_id": "c", "text": "q"}])
+    )
+    run("embed", corpus, out, *options, "--update")
+    assert open_embedded(out).manifest["counts"]["documents"] == 4
+    check()
+
+
 def test_evaluation_uses_this_engine(
     folder: Path, oracle: SentenceTransformer, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -529,7 +529,7 @@ def update(corpus: Path, out: Path, embedded: list[str], stop_after: int = 10**9
         return encode(texts)
 
     with open_job(out, list_files(str(corpus)), READING, lambda *_: None, update=True) as job:
-        earlier = job.earlier_shards()
+        earlier = job.earlier_shards("")
         engine = local_engine(word_offsets, earlier.reusing(counting) if earlier else counting)
         return job.run(settings(), engine, lambda *_: None, names=NAMES)
 

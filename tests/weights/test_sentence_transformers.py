@@ -94,6 +94,36 @@ def test_an_instruction_takes_the_place_of_the_models_own(tmp_path: Path) -> Non
         ours.prompt(task="qury")
 
 
+def test_titles(tmp_path: Path) -> None:
+    """As embeddinggemma's card: ``title: {title | "none"} | text: {content}``."""
+    theirs = sentence_folder(
+        tmp_path / "model", prompts={"query": "q: ", "document": "title: none | text: "}, max_length=None
+    )
+    ours = Encoder.from_pretrained(tmp_path / "model")
+    texts, titles = ["The judge threw 12 people out.", "it's the third", "no title"], ["Judo", " it's ", ""]
+    whole = ["title: Judo | text: The judge threw 12 people out.", "title: it's | text: it's the third",
+             "title: none | text: no title"]  # fmt: skip
+    expected = theirs.encode(whole, prompt="")
+    np.testing.assert_allclose(ours.encode_document(texts, titles=titles), expected, atol=1e-5)
+    np.testing.assert_allclose(ours.encode_document(texts), theirs.encode_document(texts), atol=1e-5)
+    with pytest.raises(InputError, match="2 titles for 3 texts"):
+        ours.encode_document(texts, titles=["a", "b"])
+
+
+def test_titles_without_a_place_for_them_go_before_the_text(tmp_path: Path) -> None:
+    sentence_folder(tmp_path / "model", prompts={"document": "passage: "})
+    ours = Encoder.from_pretrained(tmp_path / "model")
+    got = ours.encode_document(["threw", "x"], titles=["The judge", ""])
+    np.testing.assert_allclose(got, ours.encode_document(["The judge threw", "x"]), atol=1e-6)
+
+
+def test_a_title_that_would_not_be_pooled_is_refused(tmp_path: Path) -> None:
+    prompts = {"document": "title: none | text: "}
+    sentence_folder(tmp_path / "model", include_prompt=False, prompts=prompts)
+    with pytest.raises(ConfigError, match="title"):
+        Encoder.from_pretrained(tmp_path / "model")
+
+
 def test_a_model_without_a_place_for_instructions_refuses_them(tmp_path: Path) -> None:
     sentence_folder(tmp_path / "model", prompts={"query": "query: "})
     ours = Encoder.from_pretrained(tmp_path / "model")

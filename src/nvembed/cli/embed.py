@@ -16,6 +16,7 @@ from nvembed.cli.screen import long_progress, say, warn
 from nvembed.errors import InputError
 from nvembed.files import as_utf8
 from nvembed.search.record import is_index
+from nvembed.text.model_prompts import place_titles
 
 if TYPE_CHECKING:
     from nvembed.embed.job import Advance, CorpusJob, EmbedSettings, Engine, Work
@@ -183,15 +184,14 @@ def _engine(
     from nvembed.embed.job import local_engine
 
     where = str(Path(model).resolve()) if Path(model).exists() else model
-    recipe = ModelRecipe(
-        where, device, settings.dtype, settings.prompt, settings.max_length, settings.batch_tokens
-    )
+    prompt, _ = place_titles(settings.prompt)
+    recipe = ModelRecipe(where, device, settings.dtype, prompt, settings.max_length, settings.batch_tokens)
     if cluster is not None:
         from nvembed.embed.ray_engine import ray_engine
 
         return _tallied(ray_engine(cluster, count, facts.build_offsets, recipe.encode), tally)
     encode = counting(recipe.encode(), tally)
-    earlier = job.earlier_shards()
+    earlier = job.earlier_shards(settings.prompt)
     return local_engine(
         facts.build_offsets(), encode if earlier is None else earlier.reusing(encode, tally.add_reused)
     )

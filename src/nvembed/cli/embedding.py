@@ -18,6 +18,7 @@ from nvembed.cli.screen import progress, say, warn
 from nvembed.errors import DataError, InputError
 from nvembed.files import as_utf8
 from nvembed.read.lines import LINE_KINDS, TABLE_KINDS, TextLayout
+from nvembed.text.model_prompts import place_titles
 
 if TYPE_CHECKING:
     from nvembed.embed.embedded import EmbeddedCorpus
@@ -211,13 +212,19 @@ def embed_beside(
     home = cache_folder(corpus, reading.cache)
     tally = Tally()
     encode = counting(
-        partial(encoder.stream, prompt=prompt, max_length=limit, batch_tokens=settings.batch_tokens), tally
+        partial(
+            encoder.stream,
+            prompt=place_titles(prompt)[0],
+            max_length=limit,
+            batch_tokens=settings.batch_tokens,
+        ),
+        tally,
     )
     start = perf_counter()
     with progress("embedding the corpus") as update:
         _remove_old_caches(home)
         with open_job(home / key, files, how, lambda *_: None, update=True) as job:
-            earlier = job.earlier_shards()
+            earlier = job.earlier_shards(prompt)
             compute = earlier.reusing(encode) if earlier is not None else encode
             engine = local_engine(lambda texts: encoder.tokenizer.offsets(texts), compute)
             names = {"corpus": as_utf8(str(corpus)), "model": as_utf8(model)}

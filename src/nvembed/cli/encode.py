@@ -3,6 +3,7 @@
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from time import perf_counter
 from typing import Literal
@@ -16,6 +17,7 @@ from nvembed.embed.write import output_format, write_jsonl, write_vectors
 from nvembed.errors import InputError
 from nvembed.read.beir import Passage, read_stream, read_texts
 from nvembed.read.lines import TextLayout
+from nvembed.text.model_prompts import place_titles, takes_titles
 
 
 def encode(
@@ -79,8 +81,8 @@ def encode(
     waiting: deque[Passage] = deque()  # read, and not yet embedded: one or two windows of the encoder
     start = perf_counter()
     parts = encoder.stream(
-        _texts(first, passages, waiting),
-        prompt=text_prompt,
+        _texts(first, passages, waiting, text_prompt),
+        prompt=place_titles(text_prompt)[0],
         max_length=max_length,
         truncate=truncate,
         truncate_dim=truncate_dim,
@@ -122,12 +124,15 @@ def _passages(source: str, options: InputOptions) -> Iterator[Passage]:
     return read_texts(source, format=options.input_format, field=options.field, layout=layout)
 
 
-def _texts(first: Passage, rest: Iterator[Passage], waiting: deque[Passage]) -> Iterator[str]:
-    passage: Passage | None = first
-    while passage is not None:
+def _texts(first: Passage, rest: Iterator[Passage], waiting: deque[Passage], prompt: str) -> Iterator[str]:
+    """Yield what the model reads behind the prompt, which may have a place for titles."""
+    slot = takes_titles(prompt)
+    for passage in chain([first], rest):
         waiting.append(passage)
-        yield passage.text
-        passage = next(rest, None)
+        if slot:
+            yield from place_titles(prompt, [passage.text[passage.body_start :]], [passage.title])[1]
+        else:
+            yield passage.text
 
 
 def _print(blocks: Iterable[tuple[list[Passage], np.ndarray]]) -> None:

@@ -111,6 +111,7 @@ class Work:
                 {"job": self.key, "shard": number},
                 dim=self.settings.dim,
                 storage=self.settings.storage,
+                prompt=self.settings.prompt,
                 advance=lambda share: advance(number, share),
             )
         entry = shard_entry(target)
@@ -159,11 +160,11 @@ class CorpusJob:
         """Return how many shards are finished."""
         return sum(1 for _ in (self.out / "shards").glob("*.parquet"))
 
-    def earlier_shards(self) -> EarlierShards | None:
-        """Return the passages whose vectors an update uses again."""
+    def earlier_shards(self, prompt: str) -> EarlierShards | None:
+        """Return the passages whose vectors an update uses again, of documents with this prompt."""
         if self.earlier is None:
             return None
-        return EarlierShards(sorted((self.earlier / "shards").glob("*.parquet")))
+        return EarlierShards(sorted((self.earlier / "shards").glob("*.parquet")), prompt)
 
     def run(
         self, settings: EmbedSettings, engine: Engine, progress: Progress, *, names: dict[str, str]

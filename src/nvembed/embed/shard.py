@@ -18,6 +18,7 @@ from nvembed.errors import DataError, NumericsError, OutputError
 from nvembed.files import atomic_path, file_digest, parse_json
 from nvembed.read.chunk import Offsets, cut_texts
 from nvembed.read.corpus import Document
+from nvembed.text.model_prompts import place_titles, takes_titles
 
 ROW_GROUP = 1024
 METADATA_KEY = b"nvembed"
@@ -47,11 +48,13 @@ class Passages:
     """The passages of one shard, in order."""
 
     documents: int
-    table: pa.Table  # the columns id, document, start, end, text, metadata
+    table: pa.Table  # the columns id, document, start, end, text, metadata; title and body, not stored
 
-    @property
-    def texts(self) -> list[str]:
+    def texts(self, prompt: str) -> list[str]:
+        """Return what is passed to the model, whose document prompt may have a place for titles."""
         texts: list[str] = self.table["text"].to_pylist()
+        if takes_titles(prompt):
+            texts = place_titles(prompt, self.table["body"].to_pylist(), self.table["title"].to_pylist())[1]
         return texts
 
 
@@ -60,7 +63,8 @@ def cut_documents(
 ) -> Passages:
     """Cut documents into passages (``chunk.cut_texts``), or leave them whole where ``max_tokens`` is None."""
     documents = list(documents)
-    rows: dict[str, list[Any]] = {name: [] for name in _TEXT_SCHEMA.names}
+    columns = pa.schema([*_TEXT_SCHEMA, ("title", pa.string()), ("body", pa.string())])
+    rows: dict[str, list[Any]] = {name: [] for name in columns.names}
     if max_tokens is None:
         cuts: Iterator[list[tuple[int, int]]] = ([(0, len(document.text))] for document in documents)
     else:
@@ -74,7 +78,9 @@ def cut_documents(
             rows["end"].append(end)
             rows["text"].append(document.text[start:end])
             rows["metadata"].append(_metadata(document, start))
-    return Passages(len(documents), pa.table(rows, schema=_TEXT_SCHEMA))
+            rows["title"].append(document.title)
+            rows["body"].append(document.text[max(start, document.body_start) : end])
+    return Passages(len(documents), pa.table(rows, schema=columns))
 
 
 def _metadata(document: Document, start: int) -> str:
@@ -125,6 +131,7 @@ def write_shard(
     *,
     dim: int,
     storage: Storage,
+    prompt: str = "",
     advance: Callable[[float], None] = lambda _: None,
 ) -> None:
     """Embed the passages of a shard and write it, whole or not at all.
@@ -133,6 +140,7 @@ def write_shard(
 
     Args:
         made_by: ``job`` and ``shard``, kept in the file's metadata with the counts.
+        prompt: of documents; where it has a place for titles, ``encode`` is passed texts with theirs.
         advance: called with the share of the shard that is done, 0 to 1, after each part.
 
     Raises:
@@ -144,7 +152,7 @@ def write_shard(
     counts = {"documents": passages.documents, "tokens": 0, "truncated": 0, "empty": 0}
     done = 0
     with atomic_path(target) as temporary, _writer(temporary, target, columns) as writer:
-        for part in encode(passages.texts):
+        for part in encode(passages.texts(prompt)):
             rows = passages.table.slice(done, len(part.vectors))
             done += len(part.vectors)
             counts["tokens"] += int(part.num_tokens.sum())

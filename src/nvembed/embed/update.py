@@ -1,6 +1,7 @@
 """Vectors of an earlier run, used again for passages whose text has not changed."""
 
 import hashlib
+import json
 import sqlite3
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,8 @@ import pyarrow.parquet as pq
 
 from nvembed.embed.embedded import vectors_of
 from nvembed.embed.shard import ROW_GROUP, Embedded, Encode
+from nvembed.read.beir import title_of
+from nvembed.text.model_prompts import place_titles, takes_titles
 
 OPEN_SHARDS = 4  # held in memory at a time
 FAULTS = (OSError, pa.ArrowException)
@@ -30,8 +33,9 @@ class ReusedVectors:
 class EarlierShards:
     """The passages of finished shards by their text. Which shard has a text is kept in a database on disk."""
 
-    def __init__(self, shards: Sequence[Path]) -> None:
+    def __init__(self, shards: Sequence[Path], prompt: str = "") -> None:
         self._shards = shards
+        columns = ["text", "metadata"] if takes_titles(prompt) else ["text"]
         self._open: OrderedDict[int, pa.RecordBatch] = OrderedDict()
         self._places = sqlite3.connect("")
         self._places.execute("CREATE TABLE places (text BLOB PRIMARY KEY, shard INT, row INT) WITHOUT ROWID")
@@ -39,12 +43,13 @@ class EarlierShards:
             try:
                 with pq.ParquetFile(path, page_checksum_verification=True) as file:
                     row = 0
-                    for batch in file.iter_batches(ROW_GROUP, columns=["text"]):
-                        digests = (_digest(text.as_py()) for text in batch.column("text"))
-                        self._places.executemany(
-                            "INSERT OR IGNORE INTO places VALUES (?, ?, ?)",
-                            [(digest, number, row + i) for i, digest in enumerate(digests)],
-                        )
+                    for batch in file.iter_batches(ROW_GROUP, columns=columns):
+                        places = [
+                            (_digest(text), number, row + i)
+                            for i, texts in enumerate(_texts(batch, prompt))
+                            for text in texts
+                        ]
+                        self._places.executemany("INSERT OR IGNORE INTO places VALUES (?, ?, ?)", places)
                         row += batch.num_rows
             except FAULTS:
                 continue  # nothing is taken of a damaged shard
@@ -96,6 +101,21 @@ class EarlierShards:
             if len(self._open) > OPEN_SHARDS:
                 self._open.popitem(last=False)
         return self._open[number].slice(row, 1)
+
+
+def _texts(batch: pa.RecordBatch, prompt: str) -> Iterator[list[str]]:
+    """Yield what each row's text may have been passed to the model as (``Passages.texts``).
+
+    With a place for titles: the title in its place, and behind it the whole text, or the text without the
+    title that it begins with. Both are looked up: which it was depends on the corpus, which is the same.
+    """
+    if not takes_titles(prompt):
+        yield from ([text.as_py()] for text in batch.column("text"))
+        return
+    for text, metadata in zip(batch["text"].to_pylist(), batch["metadata"].to_pylist(), strict=True):
+        title = title_of(json.loads(metadata))
+        bodies = [text, text.removeprefix(f"{title} ")] if title else [text]
+        yield place_titles(prompt, bodies, [title] * len(bodies))[1]
 
 
 def _digest(text: str) -> bytes:

@@ -22,10 +22,15 @@ CORPUS_NAMES = ("corpus.jsonl", *(f"corpus.jsonl.{suffix}" for suffix in COMPRES
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A text to embed. ``id`` names it in results; ``text`` is exactly what the model reads."""
+    """A text to embed. ``id`` names it in results.
+
+    ``title``, and where the text behind it begins in ``text``: 0 where the title is not part of it.
+    """
 
     id: str
     text: str
+    title: str = ""
+    body_start: int = 0
 
 
 def read_texts(
@@ -112,7 +117,15 @@ def to_passage(row: Mapping[str, Any], number: int, field: str | None, where: st
     """
     text = passage_text(row, where) if field is None else _text(row, field, where)
     id_ = fields.identifier(row, ID_FIELDS, where)
-    return Passage(str(number) if id_ is None else id_, text)
+    title = title_of(row)
+    body_start = min(len(title) + 1, len(text)) if title and field is None else 0
+    return Passage(str(number) if id_ is None else id_, text, title, body_start)
+
+
+def title_of(row: Mapping[str, Any]) -> str:
+    """Return the title of a record or document, as it stands before the text; "" without one."""
+    title = row.get("title")
+    return title.lstrip() if isinstance(title, str) and title.strip() else ""
 
 
 def passage_text(row: Mapping[str, Any], where: str) -> str:

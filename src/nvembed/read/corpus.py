@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from nvembed.errors import DataError, DownloadError, InputError, needs_extra
 from nvembed.files import as_utf8
-from nvembed.read.beir import CORPUS_NAMES, ID_FIELDS, to_passage
+from nvembed.read.beir import CORPUS_NAMES, ID_FIELDS, title_of, to_passage
 from nvembed.read.documents import DOCUMENT_KINDS, UNREAD, extract
 from nvembed.read.extracted import Section
 from nvembed.read.fields import to_json
@@ -57,6 +57,7 @@ class Document:
 
     ``metadata`` is JSON. ``sections``: its pages, slides or sheets. ``warnings``: what of it was left out.
     ``kind``: of the file that holds it, one of ``RECORD_KINDS`` or of ``DOCUMENT_KINDS``' values.
+    ``title``, and where the text behind it begins in ``text``: 0 where the title is not part of it.
     """
 
     id: str
@@ -65,6 +66,8 @@ class Document:
     sections: tuple[Section, ...] = ()
     warnings: tuple[str, ...] = ()
     kind: str = field(default="text", compare=False)
+    title: str = ""
+    body_start: int = 0
 
 
 class ReadDocument(NamedTuple):
@@ -187,7 +190,8 @@ def read_documents(
     """
     if file.kind not in RECORD_KINDS:
         text, metadata, sections, warnings = extract(file.path, file.kind)
-        document = Document(file.name, text, to_json(metadata), sections, warnings, file.kind)
+        title = title_of(metadata)
+        document = Document(file.name, text, to_json(metadata), sections, warnings, file.kind, title)
         yield ReadDocument(START, str(file.path), document)
         return
     if file.kind == "txt":
@@ -210,7 +214,14 @@ def _document(
     except DataError as error:
         return error
     metadata = {name: value for name, value in row.items() if name not in (field or "text", *ID_FIELDS)}
-    return Document(f"{file.prefix}{passage.id}", passage.text, to_json(metadata), kind=file.kind)
+    return Document(
+        f"{file.prefix}{passage.id}",
+        passage.text,
+        to_json(metadata),
+        kind=file.kind,
+        title=passage.title,
+        body_start=passage.body_start,
+    )
 
 
 def _table_row(row: Mapping[str, Any], file: SourceFile, place: Place, where: str) -> Document | DataError:

@@ -1,7 +1,7 @@
 """The prompts a model brings itself, as sentence-transformers names them."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nvembed.errors import InputError
@@ -13,6 +13,33 @@ _SLOTS = (
     re.compile(r"(?s)\A(?P<before>Instruct: )(?P<instruction>[^\n]*)(?P<after>\n ?Query: ?)\Z"),
     re.compile(r"(?s)\A(?P<before>task: )(?P<instruction>[^|\n]*)(?P<after> \| query: ?)\Z"),
 )
+# A document prompt with a place for a title, as folders store it: without one.
+_TITLE = re.compile(r"(?s)\A(?P<before>.*\btitle: )none(?P<after> \| text: ?)\Z")
+
+
+def takes_titles(prompt: str) -> bool:
+    """Whether a document prompt has a place for the title, such as ``title: none | text: ``."""
+    return _TITLE.match(prompt) is not None
+
+
+def place_titles(prompt: str, texts: Sequence[str] = (), titles: Sequence[str] = ()) -> tuple[str, list[str]]:
+    """Return the prompt and the texts to pass to a model, so that each title is in its place.
+
+    In a prompt that has a place for it, an empty title becomes ``none``. With any other prompt the title
+    goes before the text, as in BEIR. The prompt is the same for all texts.
+
+    Raises:
+        InputError: another number of titles than of texts.
+    """
+    if len(texts) != len(titles):
+        raise InputError(
+            f"{len(titles):,} titles for {len(texts):,} texts: expected one each, or an empty one"
+        )
+    pairs = list(zip((title.strip() for title in titles), texts, strict=True))
+    match = _TITLE.match(prompt)
+    if match is None:
+        return prompt, [f"{title} {text}".strip() if title else text for title, text in pairs]
+    return match["before"], [f"{title or 'none'}{match['after']}{text}" for title, text in pairs]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nvembed.errors import ConfigError, WeightsError
 from nvembed.model.config import Activation, DenseConfig, ModelConfig, PoolerConfig, PoolingKind
-from nvembed.text.model_prompts import ModelPrompts
+from nvembed.text.model_prompts import ModelPrompts, takes_titles
 from nvembed.text.tokenize import TextSettings, last_token
 from nvembed.weights.hub_backbone import read_backbone_config, tensor_name
 from nvembed.weights.tensors import (
@@ -108,6 +108,9 @@ def open_sentence_transformers(folder: Path, *, pooling: str | None = None) -> S
             "expected a Normalize module or cosine similarity: only unit vectors are made here"
         )
     config = ModelConfig(backbone, PoolerConfig(), kind, tuple(config for _, config in dense))
+    prompts = _prompts(folder, settings)
+    if not include_prompt and any(map(takes_titles, prompts.texts.values())):
+        raise ConfigError(f"{folder} has a prompt with a title that is not pooled, which is not supported")
     text, notes = _text(root, hub, config, include_prompt)
     names, tensors = _tensors(folder, root, str(hub.get("model_type")), dense)
     compare_tensors(folder, tensors, expected_tensors(config))
@@ -118,7 +121,7 @@ def open_sentence_transformers(folder: Path, *, pooling: str | None = None) -> S
         tensors,
         lambda name, rows: read_tensor(tensors[name], names[name], rows),
         root,
-        prompts=_prompts(folder, settings),
+        prompts=prompts,
         truncate_dim=None if truncate_dim is None else int(truncate_dim),
         notes=notes,
     )
