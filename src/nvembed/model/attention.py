@@ -132,7 +132,7 @@ def _attention_sdpa(
     for (count, length), *run in zip(runs, *splits, strict=True):
         q, k, v = (x.view(count, length, *x.shape[1:]).transpose(1, 2) for x in run)
         if bias_HTT is not None:
-            bias = bias_HTT[:, :length, :length]
+            bias = bias_HTT[None, :, :length, :length]  # with four dimensions the fused kernel takes it
             hidden = _hidden(range(length), range(length), reach, q.device)
             bias = bias if hidden is None else bias.masked_fill(hidden, -torch.inf)
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=reach.scale)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nvembed.model.attention import Segments, attention
 from nvembed.model.config import BertConfig
-from nvembed.model.layers import ACTIVATIONS, Backbone, Pause, embedding
+from nvembed.model.layers import Backbone, Pause, activate, embedding
 
 
 class BertLayer(nn.Module):
@@ -29,7 +29,7 @@ class BertLayer(nn.Module):
         self.up_proj = nn.Linear(size, config.intermediate_size)
         self.down_proj = nn.Linear(config.intermediate_size, size)
         self.mlp_norm = nn.LayerNorm(size, eps)
-        self.act = ACTIVATIONS[config.activation]
+        self.activation = config.activation
         self.attend = attention  # training replaces it with a function that is not compiled with the layer
 
     def forward(self, x_ND: Tensor, bias_HTT: Tensor | None, segments: Segments, pause: Pause) -> Tensor:
@@ -37,9 +37,10 @@ class BertLayer(nn.Module):
             proj(x_ND).view(len(x_ND), self.num_heads, -1) for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         attended = self.attend(q, k, v, segments, bias_HTT=bias_HTT).flatten(1)
-        x_ND = self.attention_norm(x_ND + self.o_proj(attended))
+        x_ND = self.attention_norm(self.o_proj(attended).add_(x_ND))
         pause()
-        out: Tensor = self.mlp_norm(x_ND + self.down_proj(self.act(self.up_proj(x_ND))))
+        hidden = activate(self.activation, self.up_proj(x_ND))
+        out: Tensor = self.mlp_norm(self.down_proj(hidden).add_(x_ND))
         return out
 
 
@@ -80,7 +81,7 @@ class Bert(Backbone):
         buckets = relative_bucket(distances, self.config.relative_buckets, self.config.relative_distance)
         values_DH = self.relative_bias(buckets)
         index_TT = positions[None] - positions[:, None] + length - 1
-        bias: Tensor = values_DH[index_TT].permute(2, 0, 1)
+        bias: Tensor = values_DH.T[:, index_TT]
         return bias
 
 

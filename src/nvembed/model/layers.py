@@ -23,6 +23,22 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "tanh": torch.tanh,
 }
+_IN_PLACE: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "gelu": torch.ops.aten.gelu_,
+    "gelu_tanh": partial(torch.ops.aten.gelu_, approximate="tanh"),
+    "relu": torch.relu_,
+    "silu": partial(F.silu, inplace=True),
+    "tanh": torch.tanh_,
+}
+
+
+def activate(name: Activation, x: Tensor) -> Tensor:
+    """Return the activation of ``x``, in its memory where no gradient is recorded.
+
+    Fresh memory of this size costs more than the arithmetic.
+    """
+    in_place = None if torch.is_grad_enabled() else _IN_PLACE.get(name)
+    return ACTIVATIONS[name](x) if in_place is None else in_place(x)
 
 Pause = Callable[[], None]
 
@@ -157,14 +173,9 @@ class GatedMLP(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-        self.act = ACTIVATIONS[activation]
+        self.activation = activation
 
     def forward(self, x_ND: Tensor) -> Tensor:
-        gate = self.gate_proj(x_ND)
-        if torch.is_grad_enabled():
-            hidden = self.act(gate) * self.up_proj(x_ND)
-        else:  # in place: fresh memory costs more than the arithmetic
-            hidden = F.silu(gate, inplace=True) if self.act is F.silu else self.act(gate)
-            hidden.mul_(self.up_proj(x_ND))
-        out: Tensor = self.down_proj(hidden)
+        gate, up = activate(self.activation, self.gate_proj(x_ND)), self.up_proj(x_ND)
+        out: Tensor = self.down_proj(gate * up if torch.is_grad_enabled() else gate.mul_(up))
         return out

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from nvembed.model.attention import Reach, Segments, attention
 from nvembed.model.config import ModernBertConfig
-from nvembed.model.layers import ACTIVATIONS, Backbone, Pause, Rotary, embedding, windowed_rotary
+from nvembed.model.layers import Backbone, Pause, Rotary, activate, embedding, windowed_rotary
 
 
 class ModernBertAttention(nn.Module):
@@ -34,11 +34,11 @@ class ModernBertMLP(nn.Module):
         super().__init__()
         self.Wi = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
         self.Wo = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
-        self.act = ACTIVATIONS[config.activation]
+        self.activation = config.activation
 
     def forward(self, x_ND: Tensor) -> Tensor:
         value, gate = self.Wi(x_ND).chunk(2, -1)
-        out: Tensor = self.Wo(self.act(value) * gate)
+        out: Tensor = self.Wo(activate(self.activation, value) * gate)
         return out
 
 
