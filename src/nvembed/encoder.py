@@ -349,9 +349,12 @@ class Encoder:
             pending: tuple[list[str], Future[list[Tokens]]] | None = None
             for window in chain(windows(texts, WINDOW_TEXTS, WINDOW_CHARACTERS), [None]):
                 ready, pending = pending, None
-                if window is not None:  # tokenised while the window before it is computed
+                if window is not None and first_row:  # tokenised while the window before it is computed
                     pending = window, ahead.submit(tokenise, window, first_row)
-                    first_row += len(window)
+                elif window is not None:  # few texts need no second thread
+                    pending = window, Future()
+                    pending[1].set_result(tokenise(window, 0))
+                first_row += len(window or ())
                 if ready is not None:
                     earlier, tokens = ready
                     yield self._embed(earlier, tokens.result(), budget, truncate_dim, advance)

@@ -163,6 +163,8 @@ def _windowed(q_RHTE: Tensor, k_RHTE: Tensor, v_RHTE: Tensor, reach: Reach) -> T
 
 def _hidden(rows: range, columns: range, reach: Reach, device: torch.device) -> Tensor | None:
     """Return which keys (columns) are hidden from which queries (rows) of a text; None if no key is."""
+    if not reach.causal and reach.window is None:
+        return None
     distance = (
         torch.arange(columns.start, columns.stop, device=device)[None]
         - torch.arange(rows.start, rows.stop, device=device)[:, None]

@@ -40,6 +40,7 @@ def activate(name: Activation, x: Tensor) -> Tensor:
     in_place = None if torch.is_grad_enabled() else _IN_PLACE.get(name)
     return ACTIVATIONS[name](x) if in_place is None else in_place(x)
 
+
 Pause = Callable[[], None]
 
 
