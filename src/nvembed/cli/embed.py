@@ -1,8 +1,8 @@
 """``nvembed embed``: a corpus of any size into sharded Parquet, exactly once."""
 
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Generator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -200,11 +200,14 @@ def _engine(
 def _tallied(engine: "Engine", tally: Tally) -> "Engine":
     """Return an engine of other processes that counts what it computes."""
 
-    def compute(work: "Work", shards: list["Shard"], advance: "Advance") -> Iterator["ShardEntry"]:
-        for entry in engine(work, shards, advance):
-            tally.texts += entry.rows
-            tally.tokens += entry.tokens
-            yield entry
+    def compute(
+        work: "Work", shards: list["Shard"], advance: "Advance"
+    ) -> Generator["ShardEntry", None, None]:
+        with closing(engine(work, shards, advance)) as computed:
+            for entry in computed:
+                tally.texts += entry.rows
+                tally.tokens += entry.tokens
+                yield entry
 
     return compute
 

@@ -13,9 +13,9 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -120,14 +120,15 @@ class Work:
         return entry
 
 
-# work, missing shards, what to call as they advance -> the entries of finished shards, in any order
-Engine = Callable[[Work, list[Shard], Advance], Iterator[ShardEntry]]
+# work, missing shards, what to call as they advance -> the entries of finished shards, in any order. Closing
+# the generator ends the work.
+Engine = Callable[[Work, list[Shard], Advance], Generator[ShardEntry, None, None]]
 
 
 def local_engine(offsets: Offsets, encode: Encode) -> Engine:
     """Compute the shards in this process, one after another; the next one is read meanwhile."""
 
-    def engine(work: Work, shards: list[Shard], advance: Advance) -> Iterator[ShardEntry]:
+    def engine(work: Work, shards: list[Shard], advance: Advance) -> Generator[ShardEntry, None, None]:
         with ThreadPoolExecutor(1, "read") as ahead:
             pending: tuple[Shard, Future[Passages]] | None = None
             for shard in [*shards, None]:
@@ -241,10 +242,11 @@ class CorpusJob:
         def advance(number: int, share: float) -> None:
             progress(done + int(share * missing[shard_path(self.out, number).name].characters), total)
 
-        for entry in engine(work, list(missing.values()), advance):
-            entries[entry.name] = entry
-            done += missing[entry.name].characters
-            progress(done, total)
+        with closing(engine(work, list(missing.values()), advance)) as computed:
+            for entry in computed:
+                entries[entry.name] = entry
+                done += missing[entry.name].characters
+                progress(done, total)
         _remove_leftovers(self.out)  # of workers that were killed
         return [entries.get(path.name) or shard_entry(path) for path in order]
 

@@ -5,7 +5,8 @@ Ray starts a killed task or actor again; a shard that was written before is not 
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -26,6 +27,9 @@ from nvembed.read.streams import Place
 
 # Blocks of shards that Ray schedules; one task reads the shards of a block.
 MAX_BLOCKS = 10_000
+# Ray Data's threads in this process by the beginnings of their names, and how long to wait for one to end.
+DATA_THREADS = ("StreamingExecutor-", "ray-data-", "iter_threaded", "map_tp_")
+THREAD_TIMEOUT_S = 300
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def ray_engine(
         build_offsets, build_encode: called where the work is done; they must be importable there.
     """
 
-    def engine(work: Work, shards: list[Shard], _advance: Advance) -> Iterator[ShardEntry]:
+    def engine(work: Work, shards: list[Shard], _advance: Advance) -> Generator[ShardEntry, None, None]:
         from ray.data import ActorPoolStrategy, DataContext, from_items
 
         if not shards:
@@ -109,17 +113,29 @@ def ray_engine(
                 num_gpus=1 if cluster.gpus else 0,
             )
         )
-        failed = ""
-        for row in done.iter_rows():
-            failed = row["error"]
-            if failed:
-                break
-            yield ShardEntry.model_validate_json(row["entry"])
-        if failed:  # out of the loop: an error's trace would keep Ray's iterator, and so its thread, alive
-            name, message = json.loads(failed)
-            raise getattr(errors, name)(message)
+        with _iterating(iter(done.iter_rows())) as results:
+            for row in results:
+                if row["error"]:
+                    name, message = json.loads(row["error"])
+                    raise getattr(errors, name)(message)
+                yield ShardEntry.model_validate_json(row["entry"])
 
     return engine
+
+
+@contextmanager
+def _iterating(rows: Generator[Any, None, None]) -> Iterator[Generator[Any, None, None]]:
+    """Close a dataset's iterator at the end, and wait until Ray Data's threads have ended.
+
+    Closing waits 2 s for them. Ray ends the process when a thread uses it after ``ray.shutdown``.
+    """
+    try:
+        yield rows
+    finally:
+        rows.close()
+        for thread in threading.enumerate():
+            if thread.name.startswith(DATA_THREADS):
+                thread.join(THREAD_TIMEOUT_S)
 
 
 def _as_text(error: NvembedError) -> str:
