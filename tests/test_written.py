@@ -155,22 +155,21 @@ def test_a_lock_names_its_holder(tmp_path: Path) -> None:
         pass
 
 
-def test_digests_are_kept_until_a_file_changes(tmp_path: Path) -> None:
+def test_digests_are_kept_until_a_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, cache = tmp_path / "weights", tmp_path / "cache"
     path.write_bytes(b"a" * 100)
+    changed_ns = max(path.stat().st_mtime_ns, path.stat().st_ctime_ns)
+    monkeypatch.setattr(time, "time_ns", lambda: changed_ns + 1_000_000_000)
     first = file_digest(path, cache=cache)
     assert not cache.exists(), "a file this new may change within its time stamp"
-    past = time.time() - 100
-    os.utime(path, (past, past))
-    if os.name == "posix":  # the change time is new as well
-        time.sleep(2.1)
+    monkeypatch.setattr(time, "time_ns", lambda: changed_ns + 100_000_000_000)
     assert file_digest(path, cache=cache) == file_digest(path, cache=cache) == first
     assert len(names(cache)) == 1
     [entry] = cache.iterdir()
     entry.write_text("damaged")
     assert file_digest(path, cache=cache) == first
     path.write_bytes(b"a" * 99 + b"b")
-    os.utime(path, (past, past))
+    os.utime(path, ns=(changed_ns, changed_ns))
     assert file_digest(path, cache=cache) != first
 
 

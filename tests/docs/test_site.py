@@ -13,7 +13,7 @@ def test_site(tmp_path: Path) -> None:
     site = tmp_path / "site"
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-n", "-d", tmp_path / "doctrees"]
     done = subprocess.run(
-        [*command, ROOT / "docs", site], capture_output=True, text=True, check=False, timeout=300
+        [*command, ROOT / "docs", site], capture_output=True, text=True, check=False, timeout=900
     )
     assert done.returncode == 0, done.stderr
     for command_name in COMMANDS:

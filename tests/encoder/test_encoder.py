@@ -104,7 +104,7 @@ def test_two_replicas_share_the_work() -> None:
     used: set[int] = set()
     for number, replica in enumerate(two.replicas):
         replica.register_forward_hook(lambda *_, n=number: used.add(n))
-    barrier = threading.Barrier(2, timeout=20)  # both must be at work at once
+    barrier = threading.Barrier(2, timeout=120)  # both must be at work at once
     first = [True, True]
 
     def meet(module: torch.nn.Module, *_: object) -> None:

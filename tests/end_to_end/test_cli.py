@@ -18,7 +18,7 @@ from nvembed.encoder import Encoder
 pq = pytest.importorskip("pyarrow.parquet")
 
 # An encoder that counts words in 64 buckets: no torch, and a text's vector can be told beforehand.
-# A text "sleep" takes a minute, so that a process can be interrupted in the midst of its work.
+# A text "sleep" takes ten minutes, so that a process can be interrupted in the midst of its work.
 FAKE = """
 import sys, time, types, zlib
 from itertools import islice
@@ -59,7 +59,7 @@ class Encoder:
         while window := list(islice(texts, 3)):
             if "sleep" in window:
                 print("sleeping", file=sys.stderr, flush=True)
-                time.sleep(60)
+                time.sleep(600)
             vectors = np.full((len(window), self.dim), 1e-3, dtype=np.float32)
             for row, text in enumerate(window):
                 for word in (prompt + text).lower().split():
@@ -276,7 +276,7 @@ def test_interrupted(tmp_path: Path, command: str, number: int, code: int) -> No
     while "sleeping" not in (line := process.stderr.readline()):
         assert line, "the process ended before it could be interrupted"
     process.send_signal(number)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == code
     assert "Traceback" not in errors
     only(tmp_path, "c.txt", *(["cache"] if command == "search" else []))
@@ -297,7 +297,7 @@ def test_a_reader_that_goes_away(tmp_path: Path, arguments: list[str], json_line
     )
     os.close(write)
     os.close(read)
-    _, errors = process.communicate(b"some text\n" * 5000, timeout=60)
+    _, errors = process.communicate(b"some text\n" * 5000, timeout=300)
     assert process.returncode == 1
     assert b"Traceback" not in errors
     assert b"Broken pipe" not in errors

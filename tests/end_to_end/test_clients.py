@@ -202,10 +202,10 @@ class TestRemoteEncoder:
             httpx.Response(429, headers={"retry-after": "0"}),
             httpx.Response(503, headers={"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}),  # a proxy's
             httpx.Response(200, json={"data": [row], "details": {"truncated": []}}),
-            httpx.Response(503, headers={"retry-after": "9"}, json={"error": {"message": "draining"}}),
+            httpx.Response(503, headers={"retry-after": "900"}, json={"error": {"message": "draining"}}),
             httpx.Response(200, text="<html>"),
         ]
-        remote = RemoteEncoder("http://busy", timeout_s=5)
+        remote = RemoteEncoder("http://busy", timeout_s=600)
         remote._http = httpx.Client(transport=httpx.MockTransport(lambda request: answers.pop(0)))
         same(remote.encode_document(["x"]), np.array([[0.6, 0.8]], np.float32))
         assert waited == [0, 1]

@@ -31,7 +31,7 @@ def server() -> Iterator[Server]:
 
 
 def until(browser: Chrome, what: Any) -> Any:
-    return WebDriverWait(browser, 30, 0.05).until(what)
+    return WebDriverWait(browser, 120, 0.05).until(what)
 
 
 def entered(browser: Chrome, url: str) -> None:

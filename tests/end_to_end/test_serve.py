@@ -163,7 +163,7 @@ def test_fuzzed_requests(schema: Any, path: str, mode: schemathesis.GenerationMo
         if mode is schemathesis.GenerationMode.POSITIVE and isinstance(case.body, dict):
             case.body.update({"model": "fake", "prompt_name": "query"})  # past what no schema can tell
             case.body.pop("task", None)
-        case.call_and_validate(checks=checks, timeout=10)
+        case.call_and_validate(checks=checks, timeout=120)
 
     fuzz()
 
@@ -193,11 +193,11 @@ def process(*arguments: str | Path, until: str = "ready", **more: str) -> Iterat
             said.append(json.loads(line))
             if said[-1]["event"] == until:
                 break
-        assert said, running.wait(10)
+        assert said, running.wait(120)
         yield SimpleNamespace(running=running, said=said, url=said[0]["url"])
     finally:
         running.kill()
-        running.wait(10)
+        running.wait(120)
         running.stderr.close()
 
 
@@ -219,7 +219,7 @@ def test_settings_from_flags_environment_and_file_and_an_orderly_end(tmp_path: P
         assert server.url.startswith("http://127.0.0.1:")
         assert len(embed(server.url).data) == 1
         server.running.send_signal(signal.SIGTERM)
-        assert server.running.wait(30) == 0
+        assert server.running.wait(120) == 0
         last = [json.loads(line)["event"] for line in server.running.stderr]
         assert last[-1] == "draining"
 
@@ -238,9 +238,14 @@ def test_signals_end_it_in_an_orderly_way(number: signal.Signals, phase: str, co
     """While the model loads too: no abort by a native thread, no traceback."""
     with process(TINY_A, "--port", "0", until=phase) as server:
         server.running.send_signal(number)
-        assert server.running.wait(60) == code
+        ended = server.running.wait(120)
         events = [json.loads(line)["event"] for line in server.running.stderr]
-        assert events in ([], ["draining"]), "at once, if nothing runs yet"
+        if "ready" in events:  # it was loaded before the signal came
+            assert (phase, events[-1:]) == ("listening", ["draining"])
+            code = 0
+        else:
+            assert events in ([], ["draining"]), "at once, if nothing runs yet"
+        assert ended == code
 
 
 def test_a_second_signal_ends_it_at_once() -> None:
@@ -257,9 +262,9 @@ def test_a_second_signal_ends_it_at_once() -> None:
             draining = json.loads(server.running.stderr.readline())
             assert (draining["event"], draining["requests_at_work"]) == ("draining", 1)
             with pytest.raises(subprocess.TimeoutExpired):
-                server.running.wait(2)
+                server.running.wait(1)
             server.running.send_signal(signal.SIGTERM)
-            assert server.running.wait(60) == 0
+            assert server.running.wait(120) == 0
 
 
 def test_several_values_in_a_variable() -> None:
@@ -331,7 +336,7 @@ def test_what_cannot_be_served(
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=300,
         env=environment(HF_HUB_OFFLINE="1", **variables),
     )
     assert done.returncode == code, done.stderr

@@ -1,12 +1,10 @@
 """A whole evaluation: results, resume, the cache, prompts, baselines, and what is refused."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -87,7 +85,7 @@ def test_changed_data_are_evaluated_again(tmp_path: Path) -> None:
 
 
 CHILD = """
-import sys, time
+import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from eval_folders import encode
@@ -96,12 +94,17 @@ from nvembed.evaluate.run import evaluate
 from nvembed.evaluate.subject import Subject, plain
 from nvembed.evaluate.tasks import find_tasks, load_task
 cache.BLOCK_TEXTS = 8
-def slow(texts, prompt):
-    time.sleep(0.05)
-    return encode(texts, prompt)
 out = Path({out!r})
+blocks = 0
+def deadly(texts, prompt):
+    # killed in the third block after the first result
+    global blocks
+    blocks += (out / "fake__words" / "f0" / "alike.json").exists()
+    if {kill!r} and blocks == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return encode(texts, prompt)
 tasks = [load_task(p) for p in find_tasks(Path({data!r}), ["alike", "news", "topics"])]
-print(evaluate(Subject("fake/words", "f0", encode=plain(slow)), tasks, out, cache=out / ".embeddings"))
+print(evaluate(Subject("fake/words", "f0", encode=plain(deadly)), tasks, out, cache=out / ".embeddings"))
 """
 
 
@@ -109,25 +112,18 @@ def test_killed_and_started_again(tmp_path: Path) -> None:
     """SIGKILL in the middle of the second task; the second start gives the same bytes and repeats no task."""
     root = make_all(tmp_path / "data")
 
-    def start(out: Path) -> subprocess.Popen[str]:
-        code = CHILD.format(tests=str(Path(__file__).parents[1] / "helpers"), out=str(out), data=str(root))
-        return subprocess.Popen(
-            [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=os.environ
-        )
+    def start(out: Path, kill: bool = False) -> subprocess.CompletedProcess[str]:
+        tests = str(Path(__file__).parents[1] / "helpers")
+        code = CHILD.format(tests=tests, out=str(out), data=str(root), kill=kill)
+        return subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 
-    whole = start(tmp_path / "whole")
-    assert "['alike', 'news', 'topics']" in whole.communicate()[0]
-    child = start(tmp_path / "killed")
+    assert "['alike', 'news', 'topics']" in start(tmp_path / "whole").stdout
+    assert start(tmp_path / "killed", kill=True).returncode == -signal.SIGKILL
     killed = tmp_path / "killed" / "fake__words" / "f0"
-    deadline = time.monotonic() + 60
-    while not (killed / "alike.json").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    child.send_signal(signal.SIGKILL)
-    child.communicate()
-    assert not (killed / "topics.json").exists()
+    assert [path.name for path in killed.glob("*s.json")] == []
     first = (killed / "alike.json").stat().st_mtime_ns
-    again = start(tmp_path / "killed").communicate()[0]
-    assert "'topics']" in again
+    again = start(tmp_path / "killed").stdout
+    assert "['news', 'topics']" in again
     assert "alike" not in again
     assert (killed / "alike.json").stat().st_mtime_ns == first
     assert files(tmp_path / "killed") == files(tmp_path / "whole")

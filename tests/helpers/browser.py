@@ -34,7 +34,7 @@ def chromium(*arguments: str) -> Iterator[webdriver.Chrome]:
         options.add_argument(argument)
     browser = webdriver.Chrome(options=options, service=Service(driver))
     try:
-        browser.set_page_load_timeout(30)
+        browser.set_page_load_timeout(120)
         yield browser
     finally:
         browser.quit()

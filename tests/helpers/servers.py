@@ -45,7 +45,7 @@ def postgres() -> Iterator[str]:
             server = subprocess.Popen(start, cwd=home, env=environment, user=uid, stderr=log)
         try:
             url = f"postgresql://postgres@/postgres?host={own}"
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 120
             while True:
                 try:
                     psycopg.connect(url).close()

@@ -21,6 +21,7 @@ from nvembed.text.prompt import TEMPLATE
 from nvembed.text.tokenize import Piece, Tokens, check_texts
 
 DIM = 8
+PATIENCE_S = 120.0  # on a busy machine
 CARD = TEMPLATE.format(instruction="Given a question, retrieve passages that answer the question")
 TEXTS = ["one", "two and three", "ñ 🦊"]
 
@@ -111,13 +112,13 @@ def served(
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        end = time.monotonic() + 20
+        end = time.monotonic() + PATIENCE_S
         while server.state.phase == "loading" and time.monotonic() < end and thread.is_alive():
             time.sleep(0.005)
         yield server
     finally:
         server.stop()
-        thread.join(20)
+        thread.join(PATIENCE_S)
         assert not thread.is_alive()
 
 
@@ -143,7 +144,9 @@ def ask(
     where = urlsplit(server.url)
     data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
     method = method or ("GET" if body is None else "POST")
-    with closing(http.client.HTTPConnection(where.hostname or "", where.port, timeout=20)) as connection:
+    with closing(
+        http.client.HTTPConnection(where.hostname or "", where.port, timeout=PATIENCE_S)
+    ) as connection:
         connection.request(method, path, data, {"content-type": "application/json", **(headers or {})})
         response = connection.getresponse()
         return Got(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
@@ -163,7 +166,7 @@ def vectors(got: Got) -> np.ndarray:
     return np.array([row["embedding"] for row in got.json["data"]], dtype=np.float32)
 
 
-def until(condition: Any, seconds: float = 10.0) -> None:
+def until(condition: Any, seconds: float = PATIENCE_S) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -181,7 +184,7 @@ def post(body: bytes, length: int | None = None) -> bytes:
 
 def raw(server: Server, data: bytes) -> socket.socket:
     where = urlsplit(server.url)
-    connection = socket.create_connection((where.hostname, where.port), timeout=20)
+    connection = socket.create_connection((where.hostname, where.port), timeout=PATIENCE_S)
     connection.sendall(data)
     return connection
 

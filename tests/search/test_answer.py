@@ -178,13 +178,13 @@ def test_nothing_to_ask() -> None:
 
 def test_endpoint() -> None:
     with chat_server("Fine [1].") as endpoint:
-        chat = chat_with(endpoint.url + "/", "small", key="secret", timeout_s=10)
+        chat = chat_with(endpoint.url + "/", "small", key="secret", timeout_s=120)
         assert answer("is it?", HITS, chat).text == "Fine [1]."
         (request,) = endpoint.requests
         assert request["model"] == "small"
         assert request["messages"] == grounded_prompt("is it?", HITS)
         assert request.keys() == {"model", "messages"}  # some models refuse a temperature
-        chat = chat_with(endpoint.url, "small", key=None, timeout_s=10, parameters={"temperature": 0.5})
+        chat = chat_with(endpoint.url, "small", key=None, timeout_s=120, parameters={"temperature": 0.5})
         chat([])
         assert endpoint.requests[-1]["temperature"] == 0.5
         assert endpoint.keys == ["Bearer secret", None]
@@ -207,7 +207,7 @@ def test_endpoint() -> None:
 )
 def test_endpoints_that_fail(reply: object, error: type[Exception], message: str) -> None:
     with chat_server(reply) as endpoint:
-        chat = chat_with(endpoint.url, "small", key=None, timeout_s=10)
+        chat = chat_with(endpoint.url, "small", key=None, timeout_s=120)
         with pytest.raises(error, match=message):
             chat([])
         assert endpoint.keys == [None]
@@ -217,7 +217,7 @@ def test_endpoints_that_fail(reply: object, error: type[Exception], message: str
 
 def test_an_answer_can_be_written() -> None:
     with chat_server("half a pair: \ud800 [1]") as endpoint:
-        chat = chat_with(endpoint.url, "small", key=None, timeout_s=10)
+        chat = chat_with(endpoint.url, "small", key=None, timeout_s=120)
         assert chat([]) == "half a pair: ? [1]"
 
 

@@ -163,7 +163,7 @@ def test_nothing_else_waits_for_searches_that_hang() -> None:
 
     def slow(query: SearchQuery, vector: np.ndarray | None) -> list[dict[str, Any]]:
         if query.query == "slow":
-            hold.wait(20)
+            hold.wait(120)
         return find(query, vector)
 
     fake.find = slow  # type: ignore[method-assign]
