@@ -6,21 +6,19 @@ line that cannot be understood; 3 leaks found (``leaks``); 130 Ctrl-C; 143 SIGTE
 
 import errno
 import os
-import signal
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
-
-from cyclopts import App, CycloptsError, Parameter
-from rich.text import Text
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from nvembed import __version__
-from nvembed.cli.screen import messages, open_streams, results, say, warn
+from nvembed.cli.signals import Interrupts
 from nvembed.errors import NvembedError
+
+if TYPE_CHECKING:
+    from cyclopts import App, CycloptsError
+    from rich.text import Text
 
 # Module and function of a command have its name. The line stands in the list of commands, which is shown
 # without importing any of them; it is the first line of the command's own help.
@@ -47,8 +45,12 @@ COMMANDS = {
 }
 
 
-def app_for(argv: Sequence[str]) -> App:
+def app_for(argv: Sequence[str]) -> "App":
     """Return the app. A command that is named in ``argv`` brings its own help, the others their line."""
+    from cyclopts import App, Parameter
+
+    from nvembed.cli.screen import messages, results
+
     app = App(
         name="nvembed",
         help="Text embeddings from language models: encode, search, serve, train, evaluate.\n\n"
@@ -69,30 +71,47 @@ def app_for(argv: Sequence[str]) -> App:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
-    open_streams()
-    argv = [_expand_home(word) for word in (sys.argv[1:] if argv is None else argv)]
-    received: list[int] = []  # signals, whose exceptions libraries may turn into others
-    _handle_signals(received)
-    warnings.showwarning = _show_warning  # type: ignore[assignment]  # takes what it is given
-    if unknown := _unknown_command(argv):
-        say(f"{unknown}\nsee  nvembed --help", label="error: ", style="bold red")
-        sys.exit(2)
+    interrupts = Interrupts()
     try:
-        code = app_for(argv)(argv)
-        sys.stdout.flush()
-        sys.exit(code if isinstance(code, int) else 0)
+        interrupts.install()
+        sys.exit(_run(sys.argv[1:] if argv is None else argv))
     except Exception as error:
-        if received:
-            sys.exit(128 + received[-1])
+        if interrupts.number:  # a library made another exception of the signal's
+            sys.exit(128 + interrupts.number)
         if isinstance(error, OSError) and not isinstance(error, NvembedError):
             _system_error(error)
         if not isinstance(error, NvembedError):
             raise
-        say(str(error), label="error: ", style="bold red")
+        _say_error(str(error))
         sys.exit(1)
     except KeyboardInterrupt:
+        from nvembed.cli.screen import say
+
         say("interrupted")
         sys.exit(130)
+    finally:
+        interrupts.end()
+
+
+def _run(argv: Sequence[str]) -> int:
+    """Run a command and return its exit code. What takes long to import is imported here."""
+    from nvembed.cli.screen import open_streams, warn
+
+    open_streams()
+    warnings.showwarning = lambda message, *_where: warn(str(message))
+    argv = [_expand_home(word) for word in argv]
+    if unknown := _unknown_command(argv):
+        _say_error(f"{unknown}\nsee  nvembed --help")
+        return 2
+    code = app_for(argv)(argv)
+    sys.stdout.flush()
+    return code if isinstance(code, int) else 0
+
+
+def _say_error(message: str) -> None:
+    from nvembed.cli.screen import say
+
+    say(message, label="error: ", style="bold red")
 
 
 def _system_error(error: OSError) -> NoReturn:
@@ -101,7 +120,7 @@ def _system_error(error: OSError) -> NoReturn:
         where = f"{error.filename}: " if error.filename else ""
         closed = error.errno == errno.EBADF  # see open_streams
         reason = "standard input or output is closed" if closed else error.strerror or str(error)
-        say(f"{where}{reason}", label="error: ", style="bold red")
+        _say_error(f"{where}{reason}")
     # Otherwise Python would report the error once more when it flushes at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(1)
@@ -113,7 +132,9 @@ def _expand_home(word: str) -> str:
     return f"{option}{equals}{Path(value).expanduser()}" if value.startswith("~/") else word
 
 
-def _usage_error(error: CycloptsError) -> Text:
+def _usage_error(error: "CycloptsError") -> "Text":
+    from rich.text import Text
+
     command = " ".join(["nvembed", *(error.command_chain or ())])
     faults = getattr(error.__cause__, "errors", None)  # pydantic's, of an option that one of its models takes
     text = "\n".join(map(_option_fault, faults())) if faults else str(error)
@@ -125,29 +146,13 @@ def _option_fault(fault: Mapping[str, Any]) -> str:
     return f"--{name}: {fault['msg']}, got {fault['input']!r:.80}"
 
 
-def _handle_signals(received: list[int]) -> None:
-    """Unwind the stack on SIGTERM as on Ctrl-C, so that temporary files are removed."""
-
-    def stop(number: int, _frame: FrameType | None) -> NoReturn:
-        received.append(number)
-        if number == signal.SIGINT:
-            raise KeyboardInterrupt
-        sys.exit(128 + number)
-
-    signal.signal(signal.SIGTERM, stop)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nohup and background jobs ignore it
-        signal.signal(signal.SIGINT, stop)
-
-
-def _show_warning(message: Warning | str, *_where: object) -> None:
-    warn(str(message))
-
-
 def _unknown_command(argv: Sequence[str]) -> str | None:
     """Return what to say about a command that does not exist (cyclopts would import them all to say it)."""
     name = argv[0] if argv else "-"
     if name.startswith("-") or name in COMMANDS:
         return None
+    from difflib import get_close_matches
+
     near = get_close_matches(name, COMMANDS, n=1)
     suggestion = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(sorted(COMMANDS))}"
     return f"unknown command {name!r}: {suggestion}"
