@@ -1,6 +1,7 @@
 """What several tests share: small random models, the parity checkpoint, and where shared data lies."""
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from nvembed.model.config import BackboneConfig, ModelConfig, PoolerConfig
 from nvembed.model.nv_embed import NVEmbed
 
 ROOT = Path(__file__).parent.parent
+# A shell's background jobs ignore Ctrl-C, and so would the commands that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 TINY_A = ROOT / "tests" / "parity" / "tiny-a"
 
 
