@@ -92,6 +92,7 @@ class Stage:
 
     root: Path
     scenes: dict[str, Scene] = field(default_factory=dict)
+    references: dict[str, tuple[Ended, dict[str, str]]] = field(default_factory=dict)
 
     @property
     def work(self) -> Path:

@@ -13,6 +13,7 @@ import os
 import random
 import resource
 import select
+import shutil
 import signal
 import struct
 import time
@@ -524,7 +525,6 @@ def _own_files(base: Path, root: Path) -> Iterator[Target]:
     from nvembed.embed.embedded import open_embedded, vectors_of
     from nvembed.recipe import read_recipe
     from nvembed.search.record import read_record
-    from nvembed.train.checkpoint import read_state
     from nvembed.train.recipe import StageRecipe
 
     embedded = base / "embedded"
@@ -554,11 +554,55 @@ def _own_files(base: Path, root: Path) -> Iterator[Target]:
         yield Target(
             f"recipe {name}", (raw,), lambda path, _, schema=schema: read_recipe(path, schema), ".toml"
         )
-    states = sorted(root.parent.glob("*/base/state/state.json"))
-    if states:
-        yield Target(
-            "training state", (states[0].read_bytes(),), lambda path, _: read_state(path.parent), ".json"
-        )
+    yield from _training_files(root, with_file)
+
+
+def _training_files(root: Path, with_file: Callable[..., None]) -> Iterator[Target]:
+    """The files of a run and of a state; its tensors have no digests, as those of earlier versions."""
+    import torch
+    from training import job, recipe
+
+    from nvembed.train import checkpoint
+    from nvembed.train.adapt import adapt, trained
+    from nvembed.train.log import TrainingLog
+    from nvembed.train.loop import train
+    from nvembed.train.optim import Optimizer
+
+    folder = root / "run"
+    shutil.rmtree(folder, ignore_errors=True)
+    settings = recipe(optimizer={"steps": 3})
+    train(job(folder, settings))
+    run = folder / "step-00000003"
+    state = (run / "state.json").read_bytes()
+    old = {key: value for key, value in json.loads(state).items() if key != "digests"}
+    plain = root / "state"
+    shutil.rmtree(plain, ignore_errors=True)
+    shutil.copytree(run, plain)
+    (plain / "state.json").write_text(json.dumps(old))
+    model = job(folder, settings).model
+    adapt(model, settings.adapter, seed=0)
+    optimizer = Optimizer(trained(model), settings.optimizer)
+
+    def resume(path: Path) -> None:
+        checkpoint.load(path, model, optimizer, sharded=False, device=torch.device("cpu"))
+
+    def log(path: Path, _: bytes) -> None:
+        folder = path.with_name(f"{path.name}.d")
+        folder.mkdir(exist_ok=True)
+        shutil.copyfile(path, folder / "log.jsonl")
+        with TrainingLog(folder, after=2):
+            pass
+
+    read = partial(with_file, run, "state.json", checkpoint.read_state)
+    yield Target("training state", (state, json.dumps(old).encode()), read, ".state")
+    for name in ("adapter_model.safetensors", "pooler.safetensors", "optimizer.safetensors"):
+        use = partial(with_file, plain, name, resume)
+        yield Target(f"training {name.partition('.')[0]}", ((plain / name).read_bytes(),), use, f".{name}")
+    start = partial(checkpoint.start_from, model=model, adapter=settings.adapter)
+    config = (plain / "adapter_config.json").read_bytes()
+    use = partial(with_file, plain, "adapter_config.json", start)
+    yield Target("training adapter_config", (config,), use, ".config")
+    yield Target("training log", ((folder / "log.jsonl").read_bytes(),), log, ".log")
 
 
 def _languages() -> Iterator[Target]:

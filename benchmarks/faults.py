@@ -176,7 +176,7 @@ CODES = {signal.SIGKILL: {-9}, signal.SIGTERM: {143}, signal.SIGINT: {130}}
 
 def interrupt(stage: Stage, runner: Runner, ledger: Ledger, bound: Bound, campaign: str, plan: Plan) -> None:
     """Run every scene under every kind of fault, a round at a time, until the bound or the last call."""
-    whole = {name: _undisturbed(stage, scene, runner) for name, scene in stage.scenes.items()}
+    whole = _references(stage, runner)
     open_kinds = [(name, kind) for kind in plan for name in stage.scenes]
     while open_kinds and bound.left():
         for name, kind in list(open_kinds):
@@ -198,6 +198,14 @@ def interrupt(stage: Stage, runner: Runner, ledger: Ledger, bound: Bound, campai
             outcome, detail = _interrupted(stage, stage.scenes[name], runner, fault, reference)
             ledger.note(campaign, name, kind, outcome, f"{fault}: {detail}")
             bound.done += 1
+
+
+def _references(stage: Stage, runner: Runner) -> dict[str, tuple[Ended, dict[str, str]]]:
+    """How every scene ends without a fault, and its result; once for all campaigns of a run."""
+    for name, scene in stage.scenes.items():
+        if name not in stage.references:
+            stage.references[name] = _undisturbed(stage, scene, runner)
+    return stage.references
 
 
 def _undisturbed(stage: Stage, scene: Scene, runner: Runner) -> tuple[Ended, dict[str, str]]:
@@ -369,7 +377,7 @@ def _after_damage(
 
 def pairs(stage: Stage, runner: Runner, ledger: Ledger, bound: Bound) -> None:
     """Run each command twice at once, and a search beside each command that writes an index."""
-    whole = {name: _undisturbed(stage, scene, runner) for name, scene in stage.scenes.items()}
+    whole = _references(stage, runner)
     other_runner = Runner(runner.folder)
     while bound.left():
         before = bound.done
@@ -467,11 +475,11 @@ def small(root: Path, stage: Stage, runner: Runner, ledger: Ledger) -> None:
     scenes = ("encode jsonl", "embed", "index", "index --add --delete", "mine model")
     stage.scenes = {name: stage.scenes[name] for name in scenes}
     kills = {kind: plan for kind, plan in KILLS.items() if kind.endswith("call")}
-    interrupt(stage, runner, ledger, Bound(2 * len(scenes) * len(kills), 600.0), "kills", kills)
-    interrupt(stage, runner, ledger, Bound(2 * len(scenes) * len(ERRORS), 600.0), "errors", ERRORS)
-    damage(stage, runner, ledger, Bound(32, 600.0))
-    pairs(stage, runner, ledger, Bound(len(scenes), 600.0))
-    fuzz(root, stage, ledger, Bound(1500, 600.0), "")
+    interrupt(stage, runner, ledger, Bound(len(scenes) * len(kills), 900.0), "kills", kills)
+    interrupt(stage, runner, ledger, Bound(len(scenes) * len(ERRORS), 900.0), "errors", ERRORS)
+    damage(stage, runner, ledger, Bound(24, 900.0))
+    pairs(stage, runner, ledger, Bound(len(scenes), 900.0))
+    fuzz(root, stage, ledger, Bound(1100, 900.0), "")
 
 
 def table(ledger: Ledger) -> str:
