@@ -601,7 +601,7 @@ def _training_files(root: Path, with_file: Callable[..., None]) -> Iterator[Targ
     start = partial(checkpoint.start_from, model=model, adapter=settings.adapter)
     config = (plain / "adapter_config.json").read_bytes()
     use = partial(with_file, plain, "adapter_config.json", start)
-    yield Target("training adapter_config", (config,), use, ".config")
+    yield Target("training adapter_config", (config,), use, ".peft")
     yield Target("training log", ((folder / "log.jsonl").read_bytes(),), log, ".log")
 
 

@@ -1,16 +1,17 @@
 import json
 import os
 import resource
+import shutil
 import signal
-import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forks import Forks, forks
 from training import TEACHER, examples, job, log_of, recipe, teach
 
 from nvembed.data.example import Example
@@ -44,6 +45,20 @@ def killed_at(step: int) -> object:
             raise Killed
 
     return kill
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the recipe. Copy it before you change it."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    train(job(folder, recipe()))
+    return folder
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run."""
+    return Path(shutil.copytree(finished, tmp_path / "run", symlinks=True))
 
 
 @pytest.mark.parametrize(
@@ -213,7 +228,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_state(tmp_path: Path
     assert all(torch.isfinite(value).all() for value in checkpoint.adapter_values(tmp_path / "last").values())
 
 
-def test_a_full_disk_leaves_the_state_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_state_before(
+    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_space(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -224,14 +241,12 @@ def test_a_full_disk_leaves_the_state_before(tmp_path: Path, monkeypatch: pytest
             train(job(tmp_path / "full", recipe()))
     assert [path.name for path in (tmp_path / "full").glob("*step-*")] == ["step-00000002"]
     train(job(tmp_path / "full", recipe()))
-    train(job(tmp_path / "whole", recipe()))
-    assert state_of(tmp_path / "full") == state_of(tmp_path / "whole")
+    assert state_of(tmp_path / "full") == state_of(finished)
 
 
-def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+def test_a_disk_that_is_really_full(tmp_path: Path, finished: Path) -> None:
     """The kernel refuses to let a file grow: the adapter fits, the optimizer's state does not."""
-    train(job(tmp_path / "whole", recipe()))
-    sizes = {name: len(content) for name, content in state_of(tmp_path / "whole").items()}
+    sizes = {name: len(content) for name, content in state_of(finished).items()}
     limit = sizes["optimizer.safetensors"] - 1
     assert limit > max(size for name, size in sizes.items() if name != "optimizer.safetensors")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -243,14 +258,13 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert sorted(path.name for path in (tmp_path / "full").iterdir()) == ["log.jsonl", "settings.json"]
     train(job(tmp_path / "full", recipe()))
-    assert log_of(tmp_path / "full") == log_of(tmp_path / "whole")
-    assert state_of(tmp_path / "full") == state_of(tmp_path / "whole")
+    assert log_of(tmp_path / "full") == log_of(finished)
+    assert state_of(tmp_path / "full") == state_of(finished)
 
 
 # A process that is killed by itself in the midst of writing the state of step 4.
 KILLED_WHILE_WRITING = """
 import os, signal, sys
-sys.path[:0] = sys.argv[3:]
 from pathlib import Path
 from training import job, recipe
 from nvembed.train import checkpoint
@@ -276,77 +290,85 @@ train(job(Path(sys.argv[1]), recipe()))
 """
 
 
-def train_alone(folder: Path, steps: int | None = None, until: int | None = None) -> list[str]:
-    """Return the command of a process that trains in ``folder``, and asks itself to end after step ``until``.
-
-    Runs whose numbers are compared to the last digit are all of such processes: what else a test process has
-    loaded can change how sums are rounded.
-    """
-    here = Path(__file__).parents[1] / "helpers"
-    code = f"""
-import os, signal, sys
-sys.path[:0] = {[str(here), str(here.parent), *sys.path]!r}
+# A process that trains in a folder. It asks itself to end after step ``until``, or kills itself a moment
+# after step 5.
+TRAIN_ALONE = """
+import os, random, signal, sys, threading
 from pathlib import Path
 from training import job, recipe
 from nvembed.train.loop import train
 
-def report(record):
-    print(record.step, flush=True)
-    if record.step == {until}:
-        os.kill(os.getpid(), signal.SIGTERM)
+folder, steps, until, kill = sys.argv[1], *map(int, sys.argv[2:])
 
-settings = recipe() if {steps} is None else recipe(optimizer={{"steps": {steps}}}, run={{"save_every": 1}})
-train(job(Path({str(folder)!r}), settings), report=report)
+def report(record):
+    if record.step == until:
+        os.kill(os.getpid(), signal.SIGTERM)
+    if record.step == 5 and kill:
+        delay = random.Random(kill).uniform(0, 0.3)
+        threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
+
+settings = recipe(optimizer={"steps": steps}, run={"save_every": 1}) if steps else recipe()
+train(job(Path(folder), settings), report=report)
 """
-    return [sys.executable, "-c", code]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def processes() -> Iterator[Forks]:
+    """Runs whose numbers are compared to the last digit are all of processes of their own: what else a test
+    process has loaded can change how sums are rounded.
+    """
+    with forks("training", "peft", "nvembed.train.loop") as made:
+        yield made
+
+
+def train_alone(processes: Forks, folder: Path, *, steps: int = 0, until: int = 0, kill: int = 0) -> int:
+    return processes.run(TRAIN_ALONE, folder, *map(str, (steps, until, kill))).returncode
+
+
+@pytest.fixture(scope="module")
+def undisturbed(processes: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run from beginning to end, in a process of its own."""
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    subprocess.run(train_alone(folder), check=True, stdout=subprocess.DEVNULL)
+    assert train_alone(processes, folder) == 0
     return folder
 
 
 @pytest.mark.parametrize(("moment", "reached"), [("half a file", 2), ("before the link", 4)])
 def test_sigkill_during_a_checkpoint_write(
-    tmp_path: Path, undisturbed: Path, moment: str, reached: int
+    tmp_path: Path, processes: Forks, undisturbed: Path, moment: str, reached: int
 ) -> None:
-    here = Path(__file__).parents[1] / "helpers"
-    command = [sys.executable, "-c", KILLED_WHILE_WRITING, str(tmp_path / "killed"), moment]
-    done = subprocess.run([*command, str(here), str(here.parent), *sys.path], check=False)
+    done = processes.run(KILLED_WHILE_WRITING, tmp_path / "killed", moment)
     assert done.returncode == -signal.SIGKILL
     last = checkpoint.latest(tmp_path / "killed")
     assert last is not None
     assert last.name == f"step-{reached:08}"
     assert bool(list((tmp_path / "killed").glob(".step-*"))) == (moment == "half a file")  # to be tidied
     assert (tmp_path / "killed" / "last").resolve().name == "step-00000002"
-    subprocess.run(train_alone(tmp_path / "killed"), check=True, stdout=subprocess.DEVNULL)
+    assert train_alone(processes, tmp_path / "killed") == 0
     assert not list((tmp_path / "killed").glob(".step-*"))
     assert log_of(tmp_path / "killed") == log_of(undisturbed)
     assert state_of(tmp_path / "killed") == state_of(undisturbed)
 
 
-def test_what_a_kill_during_a_write_left_is_removed(tmp_path: Path) -> None:
-    train(job(tmp_path, recipe()))
-    left = tmp_path / ".step-00000004.abcdef" / "step-00000004"
+def test_what_a_kill_during_a_write_left_is_removed(run: Path) -> None:
+    left = run / ".step-00000004.abcdef" / "step-00000004"
     left.mkdir(parents=True)
     (left / "optimizer.safetensors").write_bytes(b"half")
-    train(job(tmp_path, recipe()))
+    train(job(run, recipe()))
     assert not left.parent.exists()
 
 
-def test_a_corrupt_state_is_named(tmp_path: Path) -> None:
-    train(job(tmp_path, recipe()))
-    path = tmp_path / "step-00000006" / "optimizer.safetensors"
+def test_a_corrupt_state_is_named(run: Path) -> None:
+    path = run / "step-00000006" / "optimizer.safetensors"
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"optimizer.safetensors is damaged"):
-        train(job(tmp_path, recipe()))
+        train(job(run, recipe()))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_asked_to_end_it_saves_and_goes_on_later(tmp_path: Path, number: signal.Signals) -> None:
+def test_asked_to_end_it_saves_and_goes_on_later(
+    tmp_path: Path, finished: Path, number: signal.Signals
+) -> None:
     def ask(record: StepRecord) -> None:
         if record.step == 3:
             os.kill(os.getpid(), number)
@@ -357,9 +379,8 @@ def test_asked_to_end_it_saves_and_goes_on_later(tmp_path: Path, number: signal.
     assert signal.getsignal(number) is before
     assert (tmp_path / "run" / "last").resolve().name == "step-00000003"
     assert train(job(tmp_path / "run", recipe())).stopped is False
-    train(job(tmp_path / "whole", recipe()))
-    assert log_of(tmp_path / "run") == log_of(tmp_path / "whole")
-    assert state_of(tmp_path / "run") == state_of(tmp_path / "whole")
+    assert log_of(tmp_path / "run") == log_of(finished)
+    assert state_of(tmp_path / "run") == state_of(finished)
 
 
 def test_a_fault_in_the_data_ends_the_run_with_its_message(tmp_path: Path) -> None:
@@ -370,53 +391,54 @@ def test_a_fault_in_the_data_ends_the_run_with_its_message(tmp_path: Path) -> No
         train(job(tmp_path, recipe(), examples=broken))
 
 
-def test_sigkill_at_any_moment(tmp_path: Path) -> None:
+def test_sigkill_at_any_moment(tmp_path: Path, processes: Forks) -> None:
     """A real process, killed while it trains and writes states after every step."""
-    process = subprocess.Popen(train_alone(tmp_path / "killed", 400), stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if int(line) >= 5:
-            break
-    process.kill()
-    process.wait()
-    process.stdout.close()
+    assert train_alone(processes, tmp_path / "killed", steps=400, kill=1) == -signal.SIGKILL
     last = checkpoint.latest(tmp_path / "killed")
     assert last is not None
     reached = int(last.name.removeprefix("step-"))
     assert 4 <= reached < 400
     for folder in (tmp_path / "killed", tmp_path / "whole"):
-        subprocess.run(train_alone(folder, 400, reached + 2), check=True, stdout=subprocess.DEVNULL)
+        assert train_alone(processes, folder, steps=400, until=reached + 2) == 0
     assert log_of(tmp_path / "killed")[-1]["step"] == reached + 2
     assert log_of(tmp_path / "killed") == log_of(tmp_path / "whole")
     assert state_of(tmp_path / "killed") == state_of(tmp_path / "whole")
 
 
+EVALUATED = {"save_every": 3}
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with evaluations."""
+    folder = tmp_path_factory.mktemp("evaluated") / "run"
+    train(job(folder, recipe(run=EVALUATED), evaluate=score_of_norm))
+    return folder
+
+
 @pytest.mark.parametrize("step", [2, 6])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stopped_in_a_step_that_evaluates(tmp_path: Path, step: int, number: signal.Signals) -> None:
+def test_stopped_in_a_step_that_evaluates(
+    tmp_path: Path, evaluated: Path, step: int, number: signal.Signals
+) -> None:
     """The evaluation is made up for at resume: log, links and states are those of an undisturbed run."""
 
     def ask(record: StepRecord) -> None:
         if record.step == step:
             os.kill(os.getpid(), number)
 
-    settings = recipe(run={"save_every": 3})
-    for name, report in (("whole", lambda _: None), ("stopped", ask)):
-        folder = tmp_path / name
-        outcome = train(job(folder, settings, evaluate=score_of_norm), report=report)
-        if name == "stopped":
-            assert (outcome.signal, outcome.progress.step) == (number, step)
-            assert not any(each["kind"] == "scores" and each["step"] == step for each in log_of(folder))
-            outcome = train(job(folder, settings, evaluate=score_of_norm))
-        assert outcome.signal is None
-        assert outcome.progress.step == 6
-    assert log_of(tmp_path / "stopped") == log_of(tmp_path / "whole")
-    assert state_of(tmp_path / "stopped") == state_of(tmp_path / "whole")
-    folders = [tmp_path / "stopped", tmp_path / "whole"]
-    names = [sorted(path.name for path in folder.glob("step-*")) for folder in folders]
+    settings, folder = recipe(run=EVALUATED), tmp_path / "stopped"
+    outcome = train(job(folder, settings, evaluate=score_of_norm), report=ask)
+    assert (outcome.signal, outcome.progress.step) == (number, step)
+    assert not any(each["kind"] == "scores" and each["step"] == step for each in log_of(folder))
+    outcome = train(job(folder, settings, evaluate=score_of_norm))
+    assert (outcome.signal, outcome.progress.step) == (None, 6)
+    assert log_of(folder) == log_of(evaluated)
+    assert state_of(folder) == state_of(evaluated)
+    names = [sorted(path.name for path in each.glob("step-*")) for each in (folder, evaluated)]
     assert names[0] == names[1]
     for link in ("best", "last"):
-        assert len({(folder / link).resolve().name for folder in folders}) == 1
+        assert len({(each / link).resolve().name for each in (folder, evaluated)}) == 1
 
 
 @pytest.mark.parametrize("link", ["best", "last"])
@@ -429,67 +451,64 @@ def test_links_are_made_again(tmp_path: Path, link: str) -> None:
     assert (tmp_path / link).resolve() == target
 
 
-def test_damaged_states_are_refused(tmp_path: Path) -> None:
+def test_damaged_states_are_refused(tmp_path: Path, run: Path) -> None:
     """One flipped byte in any file, at its beginning, middle or end."""
-    train(job(tmp_path, recipe(), evaluate=score_of_norm))
-    last = (tmp_path / "last").resolve()
+    last = (run / "last").resolve()
     for path in sorted(last.iterdir()):
         whole = path.read_bytes()
         for place in (0, len(whole) // 2, len(whole) - 3):
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
             with pytest.raises(NvembedError, match=r"remove .*step-00000006"):
-                train(job(tmp_path, recipe(), evaluate=score_of_norm))
+                checkpoint.read_state(last)
+        with pytest.raises(NvembedError, match=r"remove .*step-00000006"):
+            train(job(run, recipe()))
         path.write_bytes(whole)
-    for content in (b"", b"{", b"[]", b"null", b'{"step": "6"}', (last / "state.json").read_bytes()[:40]):
-        whole = (last / "state.json").read_bytes()
+    whole = (last / "state.json").read_bytes()
+    for content in (b"", b"{", b"[]", b"null", b'{"step": "6"}', whole[:40]):
         (last / "state.json").write_bytes(content)
         with pytest.raises(NvembedError, match=r"(?s)state.json.*remove .*step-00000006"):
-            train(job(tmp_path, recipe(), evaluate=score_of_norm))
-        (last / "state.json").write_bytes(whole)
+            checkpoint.read_state(last)
+    (last / "state.json").write_bytes(whole)
     (last / "pooler.safetensors").unlink()
     with pytest.raises(NvembedError, match=r"pooler.safetensors is missing"):
-        train(job(tmp_path, recipe(), evaluate=score_of_norm))
+        train(job(run, recipe()))
     with pytest.raises(NvembedError, match=r"pooler.safetensors is missing"):
         train(job(tmp_path / "two", recipe(), start=last))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "3"])
-def test_damaged_settings_are_refused(tmp_path: Path, content: str) -> None:
-    train(job(tmp_path, recipe(optimizer={"steps": 3})))
-    (tmp_path / "settings.json").write_text(content)
+def test_damaged_settings_are_refused(run: Path, content: str) -> None:
+    (run / "settings.json").write_text(content)
     with pytest.raises(OutputError, match=r"settings.json"):
-        train(job(tmp_path, recipe(optimizer={"steps": 3})))
+        train(job(run, recipe()))
 
 
 @pytest.mark.parametrize("line", ["3", "[]", "{}", '{"step": "x"}', "{", "\xff"])
-def test_an_odd_line_of_the_log_is_named(tmp_path: Path, line: str) -> None:
-    train(job(tmp_path, recipe(optimizer={"steps": 3})))
-    path = tmp_path / "log.jsonl"
+def test_an_odd_line_of_the_log_is_named(run: Path, line: str) -> None:
+    path = run / "log.jsonl"
     whole = path.read_bytes()
     path.write_bytes(line.encode("latin-1") + b"\n" + whole)
     with pytest.raises(DataError, match=r"log.jsonl:1: expected a log record"):
-        train(job(tmp_path, recipe(optimizer={"steps": 3})))
+        train(job(run, recipe()))
 
 
-def test_a_run_of_an_earlier_version_is_resumed(tmp_path: Path) -> None:
+def test_a_run_of_an_earlier_version_is_resumed(run: Path) -> None:
     """Its settings lack keys that recipes have now, and its state has no digests."""
-    train(job(tmp_path, recipe()))
-    settings = json.loads((tmp_path / "settings.json").read_text())
+    settings = json.loads((run / "settings.json").read_text())
     for section, key in (("batch", "group"), ("optimizer", "offload"), ("adapter", "targets")):
         del settings["recipe"][section][key]
-    (tmp_path / "settings.json").write_text(json.dumps(settings))
-    state = tmp_path / "last" / "state.json"
+    (run / "settings.json").write_text(json.dumps(settings))
+    state = run / "last" / "state.json"
     state.write_text('{"step": 6, "best_step": null, "best_score": null}\n')
-    assert train(job(tmp_path, recipe())).progress.step == 6
+    assert train(job(run, recipe())).progress.step == 6
     with pytest.raises(OutputError, match=r"another recipe\.batch\.group"):
-        train(job(tmp_path, recipe(batch={"group": 3})))
+        train(job(run, recipe(batch={"group": 3})))
 
 
-def test_states_can_be_read_by_whoever_may_read_new_files(tmp_path: Path) -> None:
-    train(job(tmp_path, recipe()))
+def test_states_can_be_read_by_whoever_may_read_new_files(tmp_path: Path, finished: Path) -> None:
     (tmp_path / "plain").write_text("")
     mode = (tmp_path / "plain").stat().st_mode
-    assert {path.stat().st_mode for path in (tmp_path / "last").iterdir()} == {mode}
+    assert {path.stat().st_mode for path in (finished / "last").iterdir()} == {mode}
 
 
 def test_the_plan_is_announced_before_the_first_step(tmp_path: Path) -> None:

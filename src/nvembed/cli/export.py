@@ -21,7 +21,7 @@ def export(
     dtype: Dtype | None = None,
     licence: str | None = None,
 ) -> None:
-    """Write a trained model without its backbone, or a model in the layout of sentence-transformers.
+    """Write a model without its backbone, or in the layout of sentence-transformers.
 
     With a state and --base: adapter, pooler, and where to find the rest. The folder opens like any other
     model: while it loads, the backbone is found, checked and merged with the adapter; peft is not needed.
