@@ -129,7 +129,8 @@ def import_all() -> None:
     names += ["cli.main", "data.blend", "encoder", "evaluate.protocol", "search.index", "train.loop"]
     for name in names:
         importlib.import_module(f"nvembed.{name}")
-    importlib.import_module("lancedb")
+    for name in ("lancedb", "peft", "scipy.stats", "sklearn.linear_model", "sklearn.metrics"):
+        importlib.import_module(name)
     warnings.filterwarnings("ignore", message="lancedb fork support")
 
 
