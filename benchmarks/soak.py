@@ -59,7 +59,7 @@ FILTERS: list[list[str] | None] = [
     None,
     ["year >= 2003"],
     ["year < 2010 and year != 2005"],
-    ['document in ("r1", "r2")'],
+    ['document = "r1"'],
 ]
 
 
@@ -112,9 +112,11 @@ def texts(draw: random.Random) -> list[str]:
 def mixed(draw: random.Random) -> tuple[str, dict[str, Any]]:
     kind = draw.randrange(5)
     if kind == 0:
-        return "/v1/embeddings", {"input": texts(draw), "encoding_format": draw.choice(("float", "base64"))}
+        form = draw.choice(("float", "base64"))
+        return "/v1/embeddings", {"input": texts(draw), "encoding_format": form, "truncate": "END"}
     if kind == 1:
-        return "/v1/embeddings", {"input": texts(draw)[0], "input_type": "query", "instruction": "Find it"}
+        body = {"input": texts(draw)[0], "input_type": "query", "instruction": "Find it", "truncate": "END"}
+        return "/v1/embeddings", body
     if kind == 2:
         formats = draw.sample(("float", "int8", "uint8", "binary", "ubinary", "base64"), 2)
         body = {"texts": texts(draw), "input_type": "search_document", "embedding_types": formats}
