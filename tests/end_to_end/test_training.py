@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import tiny_lm
 from eval_folders import make_retrieval
+from forks import Forks, forks
 from tiny_recipe import ANIMALS, tiny_recipe
 
 from conftest import ROOT
@@ -23,22 +23,25 @@ from nvembed.train.log import StepRecord
 from nvembed.vectors.embeddings import Embeddings, bare
 
 
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Forks]:
+    commands = (f"nvembed.cli.{name}" for name in ("init", "mine", "train", "merge", "export", "evaluate"))
+    rest = ("nvembed.encoder", "nvembed.train.loop", "nvembed.evaluate.protocol", "sklearn.linear_model")
+    with forks("peft", "bm25s", "nvembed.cli.main", *commands, *rest) as made:
+        yield made
+
+
 def reproduce(
-    folder: Path, arguments: list[str], variables: dict[str, str]
+    processes: Forks, folder: Path, arguments: list[str], variables: dict[str, str]
 ) -> subprocess.CompletedProcess[str]:
     """Run the script in a folder, with this checkout's ``nvembed``."""
-    command = folder / "bin" / "nvembed"
-    command.parent.mkdir(exist_ok=True)
-    command.write_text(
-        f'#!/bin/sh\nexec {sys.executable} -c "from nvembed.cli.main import main; main()" "$@"\n'
-    )
-    command.chmod(0o755)
+    command = processes.program(folder / "bin" / "nvembed", "from nvembed.cli.main import main; main()")
     environment = {**os.environ, "PATH": f"{command.parent}:{os.environ['PATH']}", **variables}
     script = ["bash", str(ROOT / "recipes" / "reproduce.sh"), *arguments]
     return subprocess.run(script, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_reproduce_from_beginning_to_end(tmp_path: Path) -> None:
+def test_reproduce_from_beginning_to_end(tmp_path: Path, processes: Forks) -> None:
     """The script: stopped by a folder of another run, then given again."""
     recipe = tiny_recipe(tmp_path)
     taught = '[teacher]\nmodel = "work/teacher"\ninstruct = true\nweight = 0.5\ntemperature = 0.1\n'
@@ -49,7 +52,7 @@ def test_reproduce_from_beginning_to_end(tmp_path: Path) -> None:
     variables = {"DATA": ".", "BASE": "lm", "DEV": "tasks/SQuAD", "EVAL": "tasks"}
 
     def run() -> subprocess.CompletedProcess[str]:
-        return reproduce(tmp_path, [str(recipe), "work"], variables)
+        return reproduce(processes, tmp_path, [str(recipe), "work"], variables)
 
     (tmp_path / "work" / "stage1").mkdir(parents=True)
     (tmp_path / "work" / "stage1" / "settings.json").write_text("{}")
@@ -197,7 +200,7 @@ def test_ones_own_pairs_with_ones_own_instruction(
     assert np.load(tmp_path / "out.npy").shape == (1, 64)
 
 
-def test_the_tiny_recipe_with_its_own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tiny_recipe_with_its_own_data(tmp_path: Path, processes: Forks) -> None:
     """``recipes/tiny`` as it ships, with a random language model and two steps."""
     recipe = ROOT / "recipes" / "tiny"
     shutil.copytree(recipe, tmp_path / "tiny")
@@ -214,7 +217,7 @@ def test_the_tiny_recipe_with_its_own_data(tmp_path: Path, monkeypatch: pytest.M
         )
         path.write_text(re.sub(r"(?m)^(steps|save_every|evaluate_every) = \d+", r"\1 = 2", text))
     tiny_lm.folder(tmp_path / "lm", tiny_lm.sizes())
-    done = reproduce(tmp_path, ["tiny", "work"], {"BASE": "lm"})
+    done = reproduce(processes, tmp_path, ["tiny", "work"], {"BASE": "lm"})
     assert done.returncode == 0, done.stderr
     examples = [
         json.loads(line) for line in (tmp_path / "work" / "data1" / "xquad_en.jsonl").read_text().splitlines()
