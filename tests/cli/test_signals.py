@@ -81,7 +81,7 @@ def run(folder: Path, number: int, work: str) -> subprocess.CompletedProcess[str
 @pytest.mark.parametrize(("number", "code"), CODES)
 def test_where_exceptions_are_dropped(tmp_path: Path, number: signal.Signals, code: int) -> None:
     done = run(tmp_path, number, "Odd()")
-    assert (done.returncode, done.stdout) == (code, "cleaned up\n"), done.stderr
+    assert (done.returncode, done.stdout, done.stderr) == (code, "cleaned up\n", "")
 
 
 @pytest.mark.parametrize(("number", "code"), CODES)

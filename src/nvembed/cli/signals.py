@@ -14,7 +14,7 @@ class Interrupts:
 
     Libraries lose exceptions that are raised while they import a module, or make others of them: a signal
     waits for the end of an import. Python itself drops exceptions in destructors and callbacks: the exception
-    of a signal is raised until it is being handled.
+    of a signal is raised until it is being handled, and what is dropped meanwhile is not reported.
     """
 
     def __init__(self) -> None:
@@ -34,6 +34,7 @@ class Interrupts:
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.number = number
+        sys.unraisablehook = lambda _: None
         if sys.platform != "win32":
             signal.signal(signal.SIGALRM, self._look_again)
             signal.setitimer(signal.ITIMER_REAL, AGAIN_S, AGAIN_S)
