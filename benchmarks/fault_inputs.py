@@ -362,7 +362,7 @@ def _records(base: Path) -> Iterator[Target]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from nvembed.data.example import ExampleFile
+    from nvembed.data.example import open_examples
     from nvembed.evaluate.tasks import load_task
     from nvembed.read.beir import read_identified, read_qrels, read_texts
     from nvembed.read.corpus import SourceFile, read_documents
@@ -407,7 +407,7 @@ def _records(base: Path) -> Iterator[Target]:
     mined = (base / "mined" / "animals.jsonl").read_bytes()
 
     def examples(path: Path, _: bytes) -> None:
-        file = ExampleFile(path)
+        file = open_examples(path)
         try:
             _all(iter(file))
         finally:

@@ -14,7 +14,7 @@ from nvembed.cli.main import main
 from nvembed.cli.mine import mine
 from nvembed.data.blend import Blend, draw
 from nvembed.data.collate import collate
-from nvembed.data.example import Example, ExampleFile, prompts, to_row
+from nvembed.data.example import Example, open_examples, prompts, to_row
 from nvembed.data.prepare import choose
 from nvembed.data.rows import write_rows
 from nvembed.errors import ConfigError, DataError, InputError, OutputError
@@ -236,11 +236,11 @@ def test_mine_command(project: Path, capsys: pytest.CaptureFixture[str]) -> None
     out = project / "out"
     mine(project, out=out, root=project)
     assert "faq: 20 examples, 1 left out as leaks, 19 chosen" in capsys.readouterr().err
-    faq = list(ExampleFile(out / "faq.jsonl"))
+    faq = list(open_examples(out / "faq.jsonl"))
     assert len(faq) == 19
     assert all(len(example.hard_negatives) == 3 for example in faq)
     assert "what is number 7" not in {example.query for example in faq}
-    assert len(list(ExampleFile(out / "mood.jsonl"))) == 10
+    assert len(list(open_examples(out / "mood.jsonl"))) == 10
     made = sorted(path.name for path in out.iterdir())
     assert made == [
         ".lock",
@@ -308,7 +308,7 @@ def test_a_task_of_ones_own(project: Path) -> None:
     (project / "blend.toml").write_text(OWN)
     for stage in (1, 2):
         mine(project, out=project / "out", root=project, stage=stage)
-    (example, *rest) = ExampleFile(project / "out" / "helpdesk.jsonl")
+    (example, *rest) = open_examples(project / "out" / "helpdesk.jsonl")
     assert len(rest) == 19
     query = "Instruct: Given a question to the help desk, retrieve its answer\nQuery: "
     assert prompts(example) == (query, "")
@@ -318,7 +318,7 @@ def test_a_task_of_ones_own(project: Path) -> None:
     with pytest.raises(OutputError, match=r"another source\.passage_instruction"):
         mine(project, out=project / "out", root=project)
     mine(project, out=project / "both", root=project)
-    example = ExampleFile(project / "both" / "helpdesk.jsonl")[0]
+    example = open_examples(project / "both" / "helpdesk.jsonl")[0]
     assert prompts(example) == (query, "Instruct: Represent the answer\nQuery: ")
     (project / "blend.toml").write_text(OWN.replace("instruction =", "# "))
     with pytest.raises(ConfigError, match=r'helpdesk.*instruction = "..."'):
@@ -349,7 +349,7 @@ def test_unlabelled_texts_and_leaks(project: Path, capsys: pytest.CaptureFixture
     (project / "blend.toml").write_text(changed)
     mine(project, out=project / "out", root=project, stage=1)
     assert "faq: 2 examples, 1 left out as leaks, 2 chosen" in capsys.readouterr().err
-    found = list(ExampleFile(project / "out" / "faq.jsonl"))
+    found = list(open_examples(project / "out" / "faq.jsonl"))
     assert {example.query[:3] for example in found} == {"Red"}
     capsys.readouterr()
     assert leaks(project, root=project, json=True) == 3
@@ -377,7 +377,7 @@ def test_data_that_were_refused_can_be_corrected(project: Path) -> None:
         mine(project, out=out, root=project, sets=["faq"])
     (project / "faq.jsonl").write_text(whole)
     mine(project, out=out, root=project, sets=["faq"])
-    assert len(list(ExampleFile(out / "faq.jsonl"))) == 19
+    assert len(list(open_examples(out / "faq.jsonl"))) == 19
 
 
 @pytest.mark.parametrize("texts", [[], ["", "  "]])

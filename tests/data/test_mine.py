@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvembed.data.example import Example, ExampleFile
+from nvembed.data.example import Example, open_examples
 from nvembed.data.mine import CHUNK, Corpus, mine_set
 from nvembed.data.rule import Candidates, Method, Rule, check_rule, fill, keep, limit, sample
 from nvembed.data.teacher import VectorBlocks, bm25_teacher, dense_teacher
@@ -211,7 +211,7 @@ def test_never_a_positive(
     mine_set(
         examples, Corpus(passages, examples), teacher, rule, out=folder / "a.jsonl", seed=1, teacher_name="t"
     )
-    mined = list(ExampleFile(folder / "a.jsonl"))
+    mined = list(open_examples(folder / "a.jsonl"))
     assert [(e.query, e.positives) for e in mined] == [(e.query, e.positives) for e in examples]
     known: dict[str, set[str]] = {}
     for e in examples:
@@ -239,7 +239,7 @@ def test_whole_run_against_the_oracle(tmp_path: Path) -> None:
     )
     vectors = bag_of_words(passages, "")
     lengths = []
-    for before, after in zip(examples, ExampleFile(tmp_path / "a.jsonl"), strict=True):
+    for before, after in zip(examples, open_examples(tmp_path / "a.jsonl"), strict=True):
         scores = (vectors @ bag_of_words([before.query], "")[0]).tolist()
         known = corpus.positives(before.query)
         hidden = [i for i, text in enumerate(passages) if text == before.query and i not in known]

@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from nvembed.data.crop import by_crop
-from nvembed.data.example import Example, ExampleFile, check_example, from_row, prompts, to_row
+from nvembed.data.example import Example, check_example, from_row, open_examples, prompts, to_row
 from nvembed.data.label import by_example, by_label, by_score
 from nvembed.data.rows import JsonlFile, text_key
 from nvembed.errors import DataError, InputError
@@ -35,12 +35,12 @@ def test_three_kinds_of_file_read_the_same(tmp_path: Path) -> None:
     expected = [from_row(row, "") for row in rows]
     for name in ("a.jsonl", "a.jsonl.gz", "a.parquet"):
         assert [from_row(row, where) for where, row in read_rows(tmp_path / name)] == expected, name
-    assert list(ExampleFile(plain)) == expected
+    assert list(open_examples(plain)) == expected
 
 
 def test_any_line_of_a_file(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [{"n": n, "pad": "é" * n} for n in range(50)])
-    lines = JsonlFile(path)
+    lines = JsonlFile(path, lambda row, _: row)
     assert len(lines) == 50
     assert [lines[i]["n"] for i in (49, 0, 17, 17)] == [49, 0, 17, 17]
     with pytest.raises(IndexError, match="has 50 lines, no line 51"):
@@ -123,7 +123,7 @@ def test_bad_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("half", [rb"\ud83d", rb"\uDC00", b"\xed\xa0\xbd"], ids=["high", "low", "bytes"])
 def test_half_a_surrogate_pair_is_refused_by_line(tmp_path: Path, half: bytes) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"a": "\\ud83d\\ude00"}\n{"a": ["' + half + b'"]}\n')
-    lines = JsonlFile(tmp_path / "a.jsonl")
+    lines = JsonlFile(tmp_path / "a.jsonl", lambda row, _: row)
     assert lines[0] == {"a": "\N{GRINNING FACE}"}
     with pytest.raises(DataError, match=r"a\.jsonl:2: .*(half a surrogate pair|not UTF-8)"):
         lines[1]

@@ -1,19 +1,21 @@
 """`nvembed evaluate`: models on tasks, with the published protocol."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from nvembed.cli.models import Loading, open_model
-from nvembed.cli.options import Compute, Count, Flag
-from nvembed.cli.screen import long_progress, results, say
+from nvembed.cli.options import Compute, Count, Flag, named_instructions
+from nvembed.cli.screen import long_progress, results, say, warn
 from nvembed.errors import InputError
 from nvembed.evaluate.run import TaskProgress, check_instructions, runnable
-from nvembed.evaluate.run import evaluate as run
+from nvembed.evaluate.run import evaluate as run_local
 from nvembed.evaluate.settings import protocol
 from nvembed.evaluate.subject import Subject
-from nvembed.evaluate.tasks import Task, find_tasks, load_task
-from nvembed.recipe import nearest
+from nvembed.evaluate.tasks import find_tasks, load_task
+
+Run = Callable[[Subject, dict[str, str]], list[str]]  # a model, instructions -> the tasks that were run now
 
 
 def evaluate(
@@ -72,78 +74,65 @@ def evaluate(
     """
     if not models:
         raise InputError("expected a model: a hub id, a folder, bm25 or random")
-    names = [name.strip() for chunk in tasks for name in _split(chunk)]
+    # "MTEB(eng, v1),SciFact" is two names: commas inside brackets separate nothing
+    names = [name.strip() for text in tasks for name in re.split(r",(?![^(]*\))", text) if name.strip()]
     if not names:
         raise InputError("--tasks is empty: expected names of tasks, or all")
-    instructions = _instructions(instruction or [])
     loading = Loading(max_tokens or protocol().max_tokens, compute.device, compute.dtype)
     keep = (cache or out / ".embeddings") if keep_embeddings else None
-    if data is None:
-        if split is not None or drop_unanswerable:
-            raise InputError(
-                "--split and --drop-unanswerable need --data: mteb's tasks define their own data"
-            )
-        _evaluate_mteb(models, names, loading, out, keep, instructions)
-        return
-    loaded = [
-        load_task(folder, split=split or "test", drop_unanswerable=drop_unanswerable)
-        for folder in find_tasks(data, names)
-    ]
-    _all_used(instructions, [task.name for task in loaded])
-    for task in loaded:
-        if task.note:
-            say(task.note, **_WARNING)
+    if data is not None:
+        task_names, run = _local_tasks(data, names, split or "test", drop_unanswerable, out, keep)
+    elif split is not None or drop_unanswerable:
+        raise InputError("--split and --drop-unanswerable need --data: mteb's tasks define their own data")
+    else:
+        task_names, run = _mteb_tasks(names, out, keep)
+    instructions = named_instructions(instruction or [], task_names)
     for spec in models:
         subject = open_model(spec, loading)
-        _say_skipped(subject, loaded)
-        own = _taken(subject, instructions, alone=len(models) == 1)
+        finished = run(subject, _own_instructions(subject, instructions, alone=len(models) == 1))
+        results().print(f"{subject.name}: {len(finished)} tasks evaluated, results in {out}", soft_wrap=True)
+
+
+def _local_tasks(
+    data: Path, names: list[str], split: str, drop_unanswerable: bool, out: Path, keep: Path | None
+) -> tuple[list[str], Run]:
+    """Read tasks from local folders; return their names and the function that evaluates a model on them."""
+    tasks = [
+        load_task(folder, split=split, drop_unanswerable=drop_unanswerable)
+        for folder in find_tasks(data, names)
+    ]
+    for task in tasks:
+        if task.note:
+            warn(task.note)
+
+    def run(subject: Subject, instructions: dict[str, str]) -> list[str]:
+        possible = runnable(subject, tasks)
+        skipped = [task.name for task in tasks if task not in possible]
+        if possible and skipped:
+            kinds = f"{len(skipped)} tasks that are neither retrieval nor reranking"
+            warn(f"{subject.name} has no vectors: skipped {kinds} ({', '.join(skipped)})")
         with _progress(subject.name) as show:
-            finished = run(subject, loaded, out, cache=keep, instructions=own, on_progress=show)
-        _say_finished(subject, finished, out)
+            return run_local(subject, tasks, out, cache=keep, instructions=instructions, on_progress=show)
+
+    return [task.name for task in tasks], run
 
 
-def _evaluate_mteb(
-    models: tuple[str, ...],
-    names: list[str],
-    loading: Loading,
-    out: Path,
-    keep: Path | None,
-    instructions: dict[str, str],
-) -> None:
+def _mteb_tasks(names: list[str], out: Path, keep: Path | None) -> tuple[list[str], Run]:
+    """As ``_local_tasks``, for tasks and benchmarks of mteb."""
     from nvembed.evaluate.mteb import find_mteb_tasks, prompt_note, run_mteb
 
     tasks = find_mteb_tasks(names)
-    _all_used(instructions, [task.metadata.name for task in tasks])
-    for spec in models:
-        subject = open_model(spec, loading)
-        own = _taken(subject, instructions, alone=len(models) == 1)
-        if note := prompt_note(subject, tasks, own):
+
+    def run(subject: Subject, instructions: dict[str, str]) -> list[str]:
+        if note := prompt_note(subject, tasks, instructions):
             say(note)
-        finished = run_mteb(subject, tasks, out, cache=keep, instructions=own)
-        _say_finished(subject, finished, out)
+        return run_mteb(subject, tasks, out, cache=keep, instructions=instructions)
+
+    return [task.metadata.name for task in tasks], run
 
 
-def _split(chunk: str) -> list[str]:
-    """Split at commas outside brackets: ``MTEB(eng, v1),SciFact`` is two names."""
-    parts, depth = [""], 0
-    for letter in chunk:
-        depth += (letter == "(") - (letter == ")")
-        if letter == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return [part for part in parts if part.strip()]
-
-
-def _instructions(entries: list[str]) -> dict[str, str]:
-    pairs = dict(entry.split("=", 1) for entry in entries if "=" in entry)
-    if len(pairs) != len(entries):
-        raise InputError(f"--instruction {entries}: expected TASK=INSTRUCTION, each task once")
-    return pairs
-
-
-def _taken(subject: Subject, instructions: dict[str, str], *, alone: bool) -> dict[str, str]:
-    """Return the instructions that the subject takes: none, with a warning, beside models that take them.
+def _own_instructions(subject: Subject, instructions: dict[str, str], *, alone: bool) -> dict[str, str]:
+    """Return the instructions for a model: none, with a warning, for one that takes none.
 
     Raises:
         InputError: the only model takes none.
@@ -152,17 +141,8 @@ def _taken(subject: Subject, instructions: dict[str, str], *, alone: bool) -> di
         return instructions
     if alone:
         check_instructions(subject, instructions)
-    say(f"{subject.name} takes no instruction: --instruction is not applied to it", **_WARNING)
+    warn(f"{subject.name} takes no instruction: --instruction is not applied to it")
     return {}
-
-
-_WARNING = {"label": "warning: ", "style": "bold yellow"}
-
-
-def _all_used(instructions: dict[str, str], tasks: list[str]) -> None:
-    for name in instructions:
-        if name not in tasks:
-            raise InputError(f"--instruction names {name!r}, which is not evaluated: {nearest(name, tasks)}")
 
 
 @contextmanager
@@ -182,19 +162,3 @@ def _progress(name: str) -> Iterator[Callable[[TaskProgress], None]]:
             update(now.done, now.total)
 
         yield show
-
-
-def _say_skipped(subject: Subject, tasks: list[Task]) -> None:
-    possible = runnable(subject, tasks)
-    skipped = [task.name for task in tasks if task not in possible]
-    if possible and skipped:
-        say(
-            f"{subject.name} has no vectors: skipped {len(skipped)} tasks that neither retrieve nor rerank ("
-            + ", ".join(skipped)
-            + ")",
-            **_WARNING,
-        )
-
-
-def _say_finished(subject: Subject, finished: list[str], out: Path) -> None:
-    results().print(f"{subject.name}: {len(finished)} tasks evaluated, results in {out}", soft_wrap=True)

@@ -1,12 +1,15 @@
 """Options that several commands share, written once. Each dataclass becomes a panel of ``--help``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
+
+from nvembed.errors import InputError
+from nvembed.recipe import nearest
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
@@ -16,6 +19,21 @@ Dash = Annotated[str, Parameter(allow_leading_hyphen=True)]
 # The server that stores an index's passages: always named by the user, never followed from the index's
 # folder.
 IndexServer = Annotated[str, Parameter(env_var="NVEMBED_INDEX_SERVER", show_env_var=False)]
+
+
+def named_instructions(entries: Sequence[str], tasks: Iterable[str]) -> dict[str, str]:
+    """Return the instructions of ``--instruction TASK=INSTRUCTION``, by task.
+
+    Raises:
+        InputError: another form, a task twice, or one that is not among ``tasks``.
+    """
+    pairs = dict(entry.split("=", 1) for entry in entries if "=" in entry)
+    if len(pairs) != len(entries):
+        raise InputError(f"--instruction {list(entries)}: expected TASK=INSTRUCTION, each task once")
+    for name in pairs:
+        if name not in tasks:
+            raise InputError(f"--instruction names {name!r}, which is not evaluated: {nearest(name, tasks)}")
+    return pairs
 
 
 def _panel(title: str, sort_key: int) -> Callable[[type], type]:

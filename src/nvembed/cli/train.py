@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nvembed.cli.options import Count, Flag
+from nvembed.cli.options import Count, Flag, named_instructions
 from nvembed.cli.screen import messages, say
 from nvembed.errors import ConfigError, InputError
 from nvembed.files import locked
@@ -74,7 +74,7 @@ def train(
         Folder of an evaluation task. The mean score of all decides which state is the best. Repeat for
         several.
     instruction
-        NAME=INSTRUCTION of a task in --dev that has no known one. Repeat for several.
+        TASK=INSTRUCTION for a task in --dev that has no known one. Repeat for several.
     dev_passages
         Passages kept of a larger retrieval corpus in --dev: all that are judged, and others at random.
     device
@@ -295,12 +295,7 @@ def _evaluation(
     from nvembed.evaluate.run import prompts_of
     from nvembed.evaluate.subject import Subject
 
-    own = dict(entry.split("=", 1) for entry in instructions if "=" in entry)
-    if len(own) != len(instructions):
-        raise InputError(f"--instruction {instructions}: expected NAME=INSTRUCTION, each task once")
-    for name in own:
-        if name not in tasks:
-            raise InputError(f"--instruction names {name!r}, which is not in --dev: {nearest(name, tasks)}")
+    own = named_instructions(instructions, tasks)
     if not tasks:
         return None
     subject = Subject("training", fingerprint="training", instructions=True)

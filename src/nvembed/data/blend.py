@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nvembed.data.example import Example, ExampleFile
+from nvembed.data.example import Example, open_examples
 from nvembed.errors import DataError, InputError
 
 
@@ -65,7 +65,7 @@ class Blend:
         if missing:
             raise DataError(f"no file for {', '.join(missing)}: make it with nvembed mine")
         self.names = tuple(samples)
-        self._sets = [ExampleFile(files[name]) for name in self.names]
+        self._sets = [open_examples(files[name]) for name in self.names]
         for name, examples in zip(self.names, self._sets, strict=True):
             if not len(examples):
                 raise DataError(f"{files[name]}: expected examples of {name}, got an empty file")

@@ -4,9 +4,7 @@
 """
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from nvembed.data.rows import JsonlFile, text_key
@@ -100,25 +98,9 @@ def check_example(example: Example, where: str) -> None:
         raise DataError(f"{where}: {error}") from error
 
 
-class ExampleFile:
-    """Examples of a JSONL file by number, without holding them in memory."""
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._lines = JsonlFile(path)
-        self.path = Path(path)
-        self.digest = self._lines.digest
-
-    def __len__(self) -> int:
-        return len(self._lines)
-
-    def __getitem__(self, index: int) -> Example:
-        return from_row(self._lines[index], f"{self.path}:{index + 1}")
-
-    def __iter__(self) -> Iterator[Example]:
-        return (self[index] for index in range(len(self)))
-
-    def close(self) -> None:
-        self._lines.close()
+def open_examples(path: str | os.PathLike[str]) -> JsonlFile[Example]:
+    """Open a JSONL file of examples, which are read and checked one at a time."""
+    return JsonlFile(path, from_row)
 
 
 def to_row(example: Example) -> Row:

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nvembed.data.example import Example, ExampleFile, check_example, to_row
+from nvembed.data.example import Example, check_example, open_examples, to_row
 from nvembed.data.leaks import HeldOut, TextRecord, leaks_any, without_leaks
 from nvembed.data.mine import Corpus, mine_set
 from nvembed.data.read import read_held_out, read_passages, read_source
-from nvembed.data.rows import Numbered, TextFile, is_changed, is_intact, sealed_path, text_key, write_rows
+from nvembed.data.rows import JsonlFile, Numbered, is_changed, is_intact, sealed_path, text_key, write_rows
 from nvembed.data.rule import Rule, Teacher, check_rule
 from nvembed.data.sources import BlendRecipe, HeldOutSet, TrainingSource
 from nvembed.data.tables import Places, local_digests
@@ -104,7 +104,7 @@ def _mine(
     say: Callable[[str], None],
 ) -> None:
     seed, teacher_name = identity
-    examples, work = ExampleFile(chosen), _work(file)
+    examples, work = open_examples(chosen), _work(file)
     passages = _passages(source, examples, work / "passages.jsonl", places)
     corpus = Corpus(passages, examples)
     teach = make_teacher(passages, source, work / "vectors")
@@ -200,13 +200,15 @@ def _choose_examples(
     say(f"{name}: {examples.count:,} examples, {leaking:,} left out as leaks, {len(chosen):,} chosen")
 
 
-def _passages(source: TrainingSource, examples: Iterable[Example], path: Path, places: Places) -> TextFile:
+def _passages(
+    source: TrainingSource, examples: Iterable[Example], path: Path, places: Places
+) -> JsonlFile[str]:
     """Return the set's distinct passages, written to ``path`` first unless they are there."""
     if not is_intact(path):
         passages = read_passages(source, examples, places)
         with sealed_path(path) as temporary:
             write_rows(temporary, ({"text": text} for text in _distinct(passages)))
-    return TextFile(path)
+    return JsonlFile(path, lambda row, _: str(row["text"]))
 
 
 def _distinct(texts: Iterable[str]) -> Iterator[str]:

@@ -4,10 +4,10 @@ import hashlib
 import json
 import os
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -33,20 +33,27 @@ def text_key(text: str) -> bytes:
     return hashlib.blake2b(" ".join(text.lower().split()).encode(), digest_size=16).digest()
 
 
-class JsonlFile:
-    """Lines of a plain JSONL file by number, with only 8 bytes a line in memory; ``digest`` is the file's."""
+class JsonlFile(Generic[T_co]):
+    """The lines of a plain JSONL file by number, with only 8 bytes per line in memory.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    Args:
+        parse: makes an item of a row; its second argument names file and line, for messages.
+
+    Attributes:
+        digest: of the file's bytes.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], parse: Callable[[Row, str], T_co]) -> None:
+        self.path, self._parse = Path(path), parse
         digest = hashlib.blake2b(digest_size=8)
 
-        def taken(line: bytes) -> int:
+        def length_of(line: bytes) -> int:
             digest.update(line)
             return len(line)
 
         try:
             with self.path.open("rb") as handle:
-                lengths = np.fromiter(map(taken, handle), dtype=np.int64)
+                lengths = np.fromiter(map(length_of, handle), dtype=np.int64)
         except OSError as error:
             raise DataError(f"{self.path}: expected a JSONL file: {error.strerror or error}") from error
         self.digest = digest.hexdigest()
@@ -57,34 +64,17 @@ class JsonlFile:
     def __len__(self) -> int:
         return len(self._starts) - 1
 
-    def __getitem__(self, index: int) -> Row:
-        """Return row ``index``; a message names the line, counted from 1."""
+    def __getitem__(self, index: int) -> T_co:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.path} has {len(self):,} lines, no line {index + 1:,}")
         # pread keeps no position, so that worker processes may share the handle.
         size = int(self._starts[index + 1] - self._starts[index])
         line = os.pread(self._file, size, int(self._starts[index]))
         where = f"{self.path}:{index + 1}"
-        return json_object(where, line)
+        return self._parse(json_object(where, line), where)
 
-
-class TextFile:
-    """The field ``text`` of a JSONL file's lines, by number."""
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._lines = JsonlFile(path)
-
-    def __len__(self) -> int:
-        return len(self._lines)
-
-    def __getitem__(self, index: int) -> str:
-        return str(self._lines[index]["text"])
-
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[T_co]:
         return (self[index] for index in range(len(self)))
-
-    def close(self) -> None:
-        self._lines.close()
 
 
 @contextmanager
