@@ -12,7 +12,7 @@ from rich.text import Text
 
 from nvembed.cli.models import find_model, load
 from nvembed.cli.options import Compute, Dtype, Flag
-from nvembed.cli.screen import printable, progress, results
+from nvembed.cli.screen import printable, progress, results, table
 from nvembed.files import FolderReport
 
 if TYPE_CHECKING:
@@ -212,10 +212,10 @@ def _ask(report: "Report", device: "torch.device", dtype: Dtype, requested: bool
 
 def _print(report: "Report") -> None:
     console = results()
-    table = _table(str(report.folder), "check", "", "finding")
+    findings = table("check", "", "finding", title=str(report.folder))
     for finding in report.findings:
-        table.add_row(finding.check, Text(finding.status, COLOURS[finding.status]), finding.detail)
-    console.print(table)
+        findings.add_row(finding.check, Text(finding.status, COLOURS[finding.status]), finding.detail)
+    console.print(findings)
     if report.memory:
         console.print(_memory_table(report))
     if report.answer is not None:
@@ -227,27 +227,19 @@ def _memory_table(report: "Report") -> Table:
 
     free = report.memory[0].free_bytes
     known = "unknown" if free is None else bytes_text(free)
-    table = _table(
-        f"memory on {report.device}, free: {known}", "dtype", "pooler", "weights", "needed", "fits"
-    )
+    title = f"memory on {report.device}, free: {known}"
+    sizes = table("dtype", "pooler", "weights", "needed", "fits", title=title)
     for row in report.memory:
-        sizes = bytes_text(row.weights_bytes), bytes_text(row.needed_bytes)
-        table.add_row(row.dtype, "folded" if row.folded else "plain", *sizes, FITS[row.fits])
-    return table
+        needed = bytes_text(row.weights_bytes), bytes_text(row.needed_bytes)
+        sizes.add_row(row.dtype, "folded" if row.folded else "plain", *needed, FITS[row.fits])
+    return sizes
 
 
 def _answer_table(report: "Report") -> Table:
     assert report.answer is not None
     title = "the model card's scores, 100 x cosine"
-    table = _table(title, "query", "passage", "published", "here", "difference")
+    scores = table("query", "passage", "published", "here", "difference", title=title)
     for query, (expected, got) in enumerate(zip(report.answer.expected, report.answer.scores, strict=True)):
         for passage, (a, b) in enumerate(zip(expected, got, strict=True)):
-            table.add_row(str(query + 1), str(passage + 1), f"{a:.4f}", f"{b:.4f}", f"{b - a:+.4f}")
-    return table
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
+            scores.add_row(str(query + 1), str(passage + 1), f"{a:.4f}", f"{b:.4f}", f"{b - a:+.4f}")
+    return scores

@@ -4,12 +4,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Literal
 
-from rich.table import Table
 from rich.text import Text
 
 from nvembed.cli.learners import Seed, open_source
 from nvembed.cli.options import Compute, Count, Prompt, Reading
-from nvembed.cli.screen import printable, results, say, waiting
+from nvembed.cli.screen import printable, results, say, table, waiting
 from nvembed.errors import InputError, OutputError
 from nvembed.files import as_utf8
 
@@ -100,13 +99,10 @@ def cluster(
     start = perf_counter()
     with waiting(f"clustering {source.rows:,} passages"):
         result = cluster_corpus(source, out, as_utf8(corpus.name or str(corpus)), options)
-    table = Table(expand=False)
-    table.add_column("cluster", justify="right")
-    table.add_column("passages", justify="right")
-    table.add_column("name")
+    sizes = table("cluster", "passages", "name", numbers=("cluster", "passages"))
     for item in result.clusters:
-        table.add_row(str(item.number), f"{item.size:,}", Text(printable(item.name)))
+        sizes.add_row(str(item.number), f"{item.size:,}", Text(printable(item.name)))
     if result.noise:
-        table.add_row("", f"{result.noise:,}", "in no cluster")
-    results().print(table)
+        sizes.add_row("", f"{result.noise:,}", "in no cluster")
+    results().print(sizes)
     say(f"{result.how}; {perf_counter() - start:.1f} s -> {out / 'report.md'}")

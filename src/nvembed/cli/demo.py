@@ -18,7 +18,7 @@ from rich.text import Text
 
 from nvembed.cli.models import Tally, counted, load
 from nvembed.cli.options import Compute, Flag
-from nvembed.cli.screen import progress, results, say, snippet, waiting
+from nvembed.cli.screen import progress, results, say, snippet, table, waiting
 from nvembed.errors import InputError, OutputError
 from nvembed.files import data_path
 from nvembed.read.beir import Passage, read_qrels, read_texts
@@ -117,7 +117,7 @@ def demo(
     console.width = min(console.width, MAX_WIDTH)
     shown = model or (SHIPPED if trained else UNTRAINED)
     model_line = f"{shown}: {encoder.dim:,} dimensions, {encoder.dtype} on {encoder.replicas[0].device}"
-    console.print(_head(model_line, data, tally.message(seconds)))
+    console.print(Text(f"{model_line}\n{texts} (XQuAD, CC BY-SA 4.0)\n{tally.message(seconds)}\n"))
     step = max(1, len(data.queries) // max(show, 1))
     for row in range(step // 2, len(data.queries), step)[:show]:
         console.print(_answers(data, row, dense, console.width))
@@ -191,29 +191,16 @@ def small_model(home: Path) -> Path:
     return folder
 
 
-def _head(model: str, data: DemoCorpus, speed: str) -> Panel:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column()
-    table.add_row("model", Text(model))
-    corpus = f"{len(data.passages):,} passages and {len(data.queries):,} questions (XQuAD, CC BY-SA 4.0)"
-    table.add_row("corpus", Text(corpus))
-    table.add_row("embedded", Text(speed))
-    return Panel(table, title="nvembed demo", title_align="left", box=box.ROUNDED)
-
-
-def _answers(data: DemoCorpus, row: int, hits: Hits, width: int) -> Panel:
+def _answers(data: DemoCorpus, row: int, hits: Hits, width: int) -> Table:
     """Show the best passages of one question; mark the one that answers it, or give its rank."""
     query = data.queries[row]
     answers = data.qrels[query.id]
     ranked = [data.passages[i] for i in hits[1][row]]
-    table = Table.grid(padding=(0, 1), expand=True)
-    for justify, ratio in (("right", None), ("right", None), ("left", None), ("left", 1)):
-        table.add_column(justify=justify, ratio=ratio, vertical="top")  # type: ignore[arg-type]
+    answers_table = table("", "", "", "", title=query.text)
     for rank, (value, passage) in enumerate(zip(hits[0][row], ranked[:SHOWN], strict=False), start=1):
         right = passage.id in answers
         text = Text(snippet(passage.text, 2 * (width - 20)), style="" if right else "dim")
-        table.add_row(f"{rank}.", f"{value:.3f}", Text("✓" if right else " ", style="bold green"), text)
+        answers_table.add_row(f"{rank}.", f"{value:.3f}", Text("✓" if right else " ", "bold green"), text)
     places = [rank for rank, passage in enumerate(ranked, start=1) if passage.id in answers]
     if not places:
         where = f"the answer is not among the first {len(ranked)} passages"
@@ -221,16 +208,13 @@ def _answers(data: DemoCorpus, row: int, hits: Hits, width: int) -> Panel:
         where = f"the answer is at rank {places[0]}"
     else:
         where = f"✓ answers the question (rank {places[0]})"
-    return Panel(
-        table, title=Text(query.text, style="bold"), title_align="left", subtitle=where, box=box.ROUNDED
-    )
+    answers_table.caption, answers_table.show_header = where, False
+    return answers_table
 
 
 def _scores(scores: dict[str, dict[str, float]]) -> Table:
-    table = Table(title="scores over all questions, in percent", title_justify="left", box=box.ROUNDED)
-    table.add_column("")
-    for metric in METRICS:
-        table.add_column(metric.replace("ndcg", "nDCG"), justify="right")
+    names = [metric.replace("ndcg", "nDCG") for metric in METRICS]
+    rows = table("", *names, title="scores over all questions, in percent", numbers=names)
     for name, values in scores.items():
-        table.add_row(Text(name), *(f"{values[metric]:.1f}" for metric in METRICS))
-    return table
+        rows.add_row(Text(name), *(f"{values[metric]:.1f}" for metric in METRICS))
+    return rows

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
-from rich.table import Table
+from rich.text import Text
 
 from nvembed.cli.options import Flag
-from nvembed.cli.screen import progress, results, say
+from nvembed.cli.screen import printable, progress, results, say, table
 from nvembed.data.foreign import file_texts, training_files
 from nvembed.data.leaks import HeldOut, Overlap, TextRecord, find_overlaps
 from nvembed.data.read import read_held_out, read_records
@@ -161,16 +161,13 @@ def _print(overlaps: list[Overlap], *, as_json: bool) -> None:
         print(dumps({"leaks": len(leaking), "overlaps": rows}, indent=1, ensure_ascii=False))
         return
     if leaking:
-        table = Table(
-            "training set", "evaluation set", "records", "leaking", "leaked", "equal", "of", "share"
-        )
-        for column in table.columns[2:]:
-            column.justify = "right"
-        for overlap in sorted(leaking, key=lambda each: -each.leaking):
-            counts = (overlap.records, overlap.leaking, overlap.leaked, overlap.leaked_exactly)
-            cells = [f"{count:,}" for count in (*counts, overlap.held_out_records)]
-            table.add_row(overlap.training, overlap.held_out, *cells, f"{overlap.share:.1%}")
-        results().print(table)
+        counts = ("records", "leaking", "leaked", "equal", "of", "share")
+        overview = table("training set", "evaluation set", *counts, numbers=counts)
+        for each in sorted(leaking, key=lambda each: -each.leaking):
+            cells = (each.records, each.leaking, each.leaked, each.leaked_exactly, each.held_out_records)
+            texts = [*(f"{cell:,}" for cell in cells), f"{each.share:.1%}"]
+            overview.add_row(Text(printable(each.training)), Text(printable(each.held_out)), *texts)
+        results().print(overview)
         first = leaking[0].examples[0]
         say(f"for example, {first[0][0][:100]!r} leaks {first[1][0][:100]!r} ({leaking[0].held_out})")
     trained = len({overlap.training for overlap in overlaps})

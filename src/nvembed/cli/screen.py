@@ -4,7 +4,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from time import monotonic
 from typing import Any
@@ -18,6 +18,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 
@@ -75,6 +76,14 @@ def warn(message: str) -> None:
 def printable(text: str) -> str:
     """Return ``text`` without what a terminal would obey: a passage must not move the cursor."""
     return "".join(char if char.isprintable() or char == "\n" else " " for char in text)
+
+
+def table(*columns: str, title: str = "", numbers: Collection[str] = ()) -> Table:
+    """Return a table without rows; the columns named in ``numbers`` are aligned at the right."""
+    result = Table(title=Text(printable(title)) if title else None, title_justify="left")
+    for name in columns:
+        result.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
+    return result
 
 
 def snippet(text: str, max_chars: int) -> str:

@@ -2,27 +2,29 @@
 
 import sys
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from nvembed.cli.options import Count, Flag, named_instructions
 from nvembed.cli.screen import messages, say
 from nvembed.errors import ConfigError, InputError
-from nvembed.files import locked
+from nvembed.files import fault_text, locked
 from nvembed.recipe import nearest, read_recipe
 
 if TYPE_CHECKING:
     from nvembed.data.blend import Blend
     from nvembed.evaluate.tasks import Task
     from nvembed.train.log import StepRecord
-    from nvembed.train.loop import Encode, Teach, TrainingJob, TrainingOutcome
+    from nvembed.train.loop import Encode, Teach, TrainingOutcome
     from nvembed.train.parallel import Ranks
     from nvembed.train.recipe import StageRecipe
+    from nvembed.weights.checkpoint import Checkpoint
 
 
 def train(
@@ -86,29 +88,45 @@ def train(
     set
         Change one value of the recipe, as section.key=value. Repeat for several.
     """
+    import torch
+
+    from nvembed.train.loop import TrainingJob
     from nvembed.train.loop import train as run
     from nvembed.train.parallel import join
     from nvembed.train.recipe import StageRecipe
+    from nvembed.weights.checkpoint import fingerprint, load_model, load_tokenizer, open_checkpoint
+    from nvembed.weights.hub import model_folder
 
     stage = _changed(read_recipe(recipe, StageRecipe), set or [])
-    tasks = _tasks(dev or [], dev_passages)
-    evaluate = _evaluation(tasks, instruction or [])
-    ranks, chosen = join(_device(device))
+    evaluate, dev_identity = _development(dev or [], dev_passages, instruction or [])
+    ranks, torch_device = join(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if sharded and ranks.count == 1:
         raise InputError("--sharded needs several processes: start it with torchrun")
     with locked(out) if ranks.first else nullcontext():
         blend = _blend(stage, recipe, data, check=ranks.first and not (out / "log.jsonl").exists())
         try:
-            job = _job(stage, model, blend, chosen, sharded)
-            identity = {
-                **job.identity,
-                "dev": sorted(tasks),
-                "dev_revisions": {name: tasks[name].revision for name in sorted(tasks)},
-                "dev_passages": dev_passages,
-            }
-            if instruction:
-                identity["dev_instructions"] = sorted(instruction)
-            job = replace(job, folder=out, start=start, evaluate=evaluate, identity=identity)
+            checkpoint = open_checkpoint(model_folder(model))
+            _check_model(stage, checkpoint, model)
+            teach, teacher_identity = _teacher(stage, torch_device)
+            dtype = torch.float32 if sharded else getattr(torch, stage.run.dtype)
+            job = TrainingJob(
+                model=load_model(checkpoint, device=torch_device, dtype=dtype, fold=False),
+                tokenizer=load_tokenizer(checkpoint),
+                recipe=stage,
+                examples=blend.batch,
+                folder=out,
+                identity={
+                    "base": fingerprint(checkpoint),
+                    "sets": list(blend.names),
+                    **blend.identity,
+                    **teacher_identity,
+                    **dev_identity,
+                },
+                evaluate=evaluate,
+                start=start,
+                base=model,
+                teach=teach,
+            )
             passes = stage.optimizer.steps * stage.batch.global_batch / len(blend)
             outcome = run(
                 job,
@@ -138,8 +156,6 @@ def _end(outcome: "TrainingOutcome", out: Path, ranks: "Ranks") -> int:
 
 def _changed(stage: "StageRecipe", changes: list[str]) -> "StageRecipe":
     """Return the recipe with ``section.key=value`` changes; values are TOML, or plain words."""
-    from pydantic import ValidationError
-
     table = stage.model_dump(mode="json")
     for change in changes:
         path, _, text = change.partition("=")
@@ -158,14 +174,7 @@ def _changed(stage: "StageRecipe", changes: list[str]) -> "StageRecipe":
     try:
         return type(stage).model_validate(table, strict=False)
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors()]
-        raise ConfigError("--set: " + "; ".join(faults)) from error
-
-
-def _device(device: str | None) -> str:
-    import torch
-
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+        raise ConfigError("--set: " + "; ".join(map(fault_text, error.errors()))) from error
 
 
 def _blend(stage: "StageRecipe", recipe: Path, data: Path, *, check: bool) -> "Blend":
@@ -186,55 +195,39 @@ def _blend(stage: "StageRecipe", recipe: Path, data: Path, *, check: bool) -> "B
     return blend
 
 
-def _job(stage: "StageRecipe", model: str, blend: "Blend", device: Any, sharded: bool) -> "TrainingJob":
-    import torch
+def _check_model(stage: "StageRecipe", checkpoint: "Checkpoint", model: str) -> None:
+    """Compare the recipe's ``[model]`` with the checkpoint.
 
-    from nvembed.train.loop import TrainingJob
-    from nvembed.weights.checkpoint import fingerprint, load_model, load_tokenizer, open_checkpoint
-    from nvembed.weights.hub import model_folder
-
-    checkpoint = open_checkpoint(model_folder(model))
+    Raises:
+        ConfigError: a value differs.
+    """
     config, section = checkpoint.config, stage.model
-    checkpoint_values = {
+    values = {
         "pooling": config.pooling,
         "bidirectional": not config.decoder.causal,
         "max_tokens": min(section.max_tokens, checkpoint.text.max_length),
     }
     if section.num_layers is not None:
-        checkpoint_values["num_layers"] = config.backbone.num_layers
+        values["num_layers"] = config.backbone.num_layers
     if config.pooling == "latent":
-        checkpoint_values |= {"num_latents": config.pooler.num_latents, "head_dim": config.pooler.head_dim}
+        values |= {"num_latents": config.pooler.num_latents, "head_dim": config.pooler.head_dim}
     if config.pooling in ("latent", "self"):
-        checkpoint_values["num_heads"] = config.pooler.num_heads
-    for key, value in checkpoint_values.items():
+        values["num_heads"] = config.pooler.num_heads
+    for key, value in values.items():
         if getattr(section, key) != value:
             raise ConfigError(
                 f"the recipe's model.{key} is {getattr(section, key)!r}; {model} has {value!r}: make a "
                 "checkpoint with `nvembed init --recipe`, or change the recipe"
             )
-    dtype = torch.float32 if sharded else getattr(torch, stage.run.dtype)
-    identity = {"base": fingerprint(checkpoint), "sets": list(blend.names), **blend.identity}
-    teach = None
-    if stage.teacher is not None:
-        teach, identity["teacher"] = _teacher(stage, device)
-    return TrainingJob(
-        model=load_model(checkpoint, device=device, dtype=dtype, fold=False),
-        tokenizer=load_tokenizer(checkpoint),
-        recipe=stage,
-        examples=blend.batch,
-        folder=Path(),
-        identity=identity,
-        base=model,
-        teach=teach,
-    )
 
 
-def _teacher(stage: "StageRecipe", device: Any) -> tuple["Teach", str]:
-    """Open the recipe's teacher: (prompt, text) pairs to unit vectors, and what names it."""
+def _teacher(stage: "StageRecipe", device: Any) -> tuple["Teach | None", dict[str, str]]:
+    """Return the recipe's teacher, (prompt, text) pairs -> unit vectors, and what identifies it."""
     from nvembed.cli.models import Loading, open_model
     from nvembed.vectors.store import check_vectors
 
-    assert stage.teacher is not None
+    if stage.teacher is None:
+        return None, {}
     instruct = stage.teacher.instruct
     model = open_model(stage.teacher.model, Loading(stage.model.max_tokens, str(device), stage.run.dtype))
     embed = model.encode
@@ -251,22 +244,50 @@ def _teacher(stage: "StageRecipe", device: Any) -> tuple["Teach", str]:
         check_vectors(vectors, [texts[row][1] for row in order])
         return np.asarray(vectors[np.argsort(order)])
 
-    return teach, f"{model.fingerprint}/{model.max_tokens}/{model.precision}"
+    return teach, {"teacher": f"{model.fingerprint}/{model.max_tokens}/{model.precision}"}
 
 
-def _tasks(folders: Sequence[Path], passages: int) -> dict[str, "Task"]:
-    """Read the development tasks, by name.
+def _development(
+    folders: Sequence[Path], passages: int, instructions: Sequence[str]
+) -> tuple[Callable[["Encode"], dict[str, float]] | None, dict[str, Any]]:
+    """Read the development tasks.
+
+    Returns:
+        A function from ``encode`` to the main score of every task (None without tasks), and what a resumed
+        run must have in common.
 
     Raises:
-        InputError: two tasks of one name, whose scores could not be told apart.
+        InputError: two tasks of one name, whose scores could not be told apart, or an unknown instruction.
     """
+    from nvembed.evaluate.protocol import run_task
+    from nvembed.evaluate.run import prompts_of
+    from nvembed.evaluate.subject import Subject
+
     tasks: dict[str, Task] = {}
     for folder in folders:
         task = _task(folder, passages)
         if task.name in tasks:
             raise InputError(f"--dev {folder}: a second task named {task.name!r}; rename one of the folders")
         tasks[task.name] = task
-    return tasks
+    identity = {
+        "dev": sorted(tasks),
+        "dev_revisions": {name: tasks[name].revision for name in sorted(tasks)},
+        "dev_passages": passages,
+        **({"dev_instructions": sorted(instructions)} if instructions else {}),
+    }
+    own = named_instructions(instructions, tasks)
+    if not tasks:
+        return None, identity
+    subject = Subject("training", fingerprint="training", instructions=True)
+    prompts = {name: prompts_of(subject, task, own) for name, task in tasks.items()}
+
+    def evaluate(encode: "Encode") -> dict[str, float]:
+        outcomes = {name: run_task(task, encode, prompts[name]) for name, task in tasks.items()}
+        scores = {name: float(outcome.scores[outcome.main]) for name, outcome in outcomes.items()}
+        say("development: " + ", ".join(f"{name} {score:.4f}" for name, score in scores.items()))
+        return scores
+
+    return evaluate, identity
 
 
 def _task(path: Path, passages: int) -> "Task":
@@ -285,29 +306,6 @@ def _task(path: Path, passages: int) -> "Task":
     texts = [t for name, t in zip(data.passage_ids, data.passages(), strict=True) if name in kept]
     ids = [name for name in data.passage_ids if name in kept]
     return replace(task, data=replace(data, passage_ids=ids, passages=lambda: iter(texts)))
-
-
-def _evaluation(
-    tasks: Mapping[str, "Task"], instructions: Sequence[str]
-) -> Callable[["Encode"], dict[str, float]] | None:
-    """Return a function from ``encode`` to the main score of every task; None without tasks."""
-    from nvembed.evaluate.protocol import run_task
-    from nvembed.evaluate.run import prompts_of
-    from nvembed.evaluate.subject import Subject
-
-    own = named_instructions(instructions, tasks)
-    if not tasks:
-        return None
-    subject = Subject("training", fingerprint="training", instructions=True)
-    prompts = {name: prompts_of(subject, task, own) for name, task in tasks.items()}
-
-    def evaluate(encode: "Encode") -> dict[str, float]:
-        outcomes = {name: run_task(task, encode, prompts[name]) for name, task in tasks.items()}
-        scores = {name: float(outcome.scores[outcome.main]) for name, outcome in outcomes.items()}
-        say("development: " + ", ".join(f"{name} {score:.4f}" for name, score in scores.items()))
-        return scores
-
-    return evaluate
 
 
 def _reporter(stage: "StageRecipe") -> Callable[["StepRecord"], None]:
