@@ -29,11 +29,6 @@ def chat_with(
         endpoint: the base URL, such as ``http://localhost:8000/v1``.
         key: sent as ``Authorization: Bearer``, to this host alone: redirections are refused.
         parameters: further keys of the request, such as ``temperature``.
-
-    Raises:
-        InputError: a URL, key, time or parameter that cannot be used. The function: the endpoint cannot be
-            reached, or refuses.
-        DataError: the function: the reply is not a chat completion.
     """
     parameters = dict(parameters or {})
     if not _is_url(endpoint):
@@ -77,11 +72,7 @@ def chat_with(
 
 
 def parse_parameters(texts: tuple[str, ...]) -> dict[str, Any]:
-    """Read ``KEY=VALUE`` options; a value that is JSON has its JSON type, anything else is text.
-
-    Raises:
-        InputError: not of that form.
-    """
+    """Read ``KEY=VALUE`` options; a value that is JSON has its JSON type, anything else is text."""
     parameters = {}
     for text in texts:
         name, equals, value = text.partition("=")

@@ -254,9 +254,6 @@ def label_pairs(labels: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the names and texts of labels given as ``name`` or ``name=text``.
 
     A name's text is itself, with spaces for underscores.
-
-    Raises:
-        InputError: fewer than two labels, one without a name or text, or the same name twice.
     """
     pairs = [label.partition("=") for label in labels]
     names = [name.strip() for name, _, _ in pairs]

@@ -133,11 +133,7 @@ def demo(
 
 
 def read_labelled(folder: Path) -> DemoCorpus:
-    """Read a folder in BEIR's layout, with its test qrels.
-
-    Raises:
-        DataError: a file is missing or malformed, or the qrels name an unknown query or passage.
-    """
+    """Read a folder in BEIR's layout, with its test qrels."""
     passages = list(read_texts(folder / "corpus.jsonl", unique=True))
     queries = list(read_texts(folder / "queries.jsonl", unique=True))
     ids = {query.id for query in queries}, {passage.id for passage in passages}
@@ -165,11 +161,7 @@ def shipped_model() -> Path | None:
 
 
 def small_model(home: Path) -> Path:
-    """Return the folder of the untrained small model, built on the first call.
-
-    Raises:
-        MissingExtraError: the package with the language model is not installed.
-    """
+    """Return the folder of the untrained small model, built on the first call."""
     folder = home / BUILD
     if folder.is_dir():
         return folder

@@ -88,11 +88,7 @@ def _offsets(tokenizer_json: bytes, settings: "TextSettings") -> Offsets:
 def passage_sizes(
     max_length: int, fixed_tokens: int, chunk_tokens: int | None = None, overlap_tokens: int | None = None
 ) -> tuple[int, int]:
-    """Return the most tokens of a passage and of an overlap. Defaults: 512 or what fits, and an eighth of it.
-
-    Raises:
-        InputError: more than the model reads, or an overlap as long as a passage.
-    """
+    """Return the most tokens of a passage and of an overlap. Default: 512 or what fits; an eighth of it."""
     room = max_length - fixed_tokens
     tokens = max(1, min(DEFAULT_CHUNK, room - SPARE_TOKENS)) if chunk_tokens is None else chunk_tokens
     overlap = tokens // 8 if overlap_tokens is None else overlap_tokens
@@ -151,11 +147,7 @@ def text_layout(reading: FileOptions) -> TextLayout:
 
 
 def check_corpus(corpus: Path, reading: Reading) -> None:
-    """Report at once what is wrong with a corpus at its beginning.
-
-    Raises:
-        DataError, InputError: as ``read.corpus``.
-    """
+    """Report at once what is wrong with a corpus at its beginning."""
     from nvembed.read.corpus import list_files, read_documents
 
     first = list_files(str(corpus), follow_links=reading.follow_links).files[0]

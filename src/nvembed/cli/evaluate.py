@@ -132,11 +132,7 @@ def _mteb_tasks(names: list[str], out: Path, keep: Path | None) -> tuple[list[st
 
 
 def _own_instructions(subject: Subject, instructions: dict[str, str], *, alone: bool) -> dict[str, str]:
-    """Return the instructions for a model: none, with a warning, for one that takes none.
-
-    Raises:
-        InputError: the only model takes none.
-    """
+    """Return the instructions for a model: none, with a warning, for one that takes none."""
     if subject.instructions or not instructions:
         return instructions
     if alone:

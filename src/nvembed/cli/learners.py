@@ -30,12 +30,7 @@ def open_source(
     *,
     whole: bool = True,
 ) -> EmbeddedSource:
-    """Open a corpus with its vectors; ``whole`` as in ``embedded_by``.
-
-    Raises:
-        InputError: texts without a model; a model, a prompt or reading options for an embedded corpus.
-        DataError: the corpus is malformed.
-    """
+    """Open a corpus with its vectors; ``whole`` as in ``embedded_by``."""
     if is_embedded(corpus):
         return open_embedded_source(corpus, model, prompt, reading)
     if model is None:
@@ -47,12 +42,7 @@ def open_source(
 
 
 def open_embedded_source(corpus: Path, model: str | None, *groups: Prompt | Reading) -> EmbeddedSource:
-    """Open a folder that ``nvembed embed`` wrote, without options that change the vectors.
-
-    Raises:
-        InputError: one of these options is set.
-        DataError: the folder is unfinished or damaged.
-    """
+    """Open a folder that ``nvembed embed`` wrote, without options that change the vectors."""
     options = {"model": model} | {key: value for group in groups for key, value in asdict(group).items()}
     names = [f"--{name.replace('_', '-')}" for name, value in options.items() if value not in (None, False)]
     if names:

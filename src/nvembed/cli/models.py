@@ -1,7 +1,7 @@
 """Opens what a user names as a model, for every command."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,9 +37,6 @@ def check_same_model(model: str, fingerprint: str, expected: str, owner: str) ->
 
     Args:
         owner: what has the stored vectors, and the name of its model.
-
-    Raises:
-        InputError: the fingerprints differ.
     """
     if fingerprint != expected:
         raise InputError(
@@ -66,10 +63,6 @@ def open_model(spec: str, loading: Loading) -> Subject:
     Args:
         spec: ``bm25``, ``random``, or a model (see ``find_model``); ``NAME=FOLDER`` gives a folder another
             name. If a folder of the whole string exists, a ``=`` in it is part of its path.
-
-    Raises:
-        InputError, WeightsError, DownloadError: there is no such model.
-        MissingExtraError: sentence-transformers is needed and not installed.
     """
     if spec == "bm25":
         return bm25()
@@ -96,10 +89,6 @@ def find_model(spec: str, *, revision: str | None = None, download: bool = True)
     Args:
         spec: a folder; ``package/inner/path``, a folder of an installed package, which is not imported; or
             a hub id.
-
-    Raises:
-        InputError: a name with the prefix ``sentence-transformers:`` of earlier versions.
-        WeightsError, DownloadError: there is no such model.
     """
     from nvembed.weights.hub import model_folder
 
@@ -149,13 +138,7 @@ def _digests() -> Path:
 def load_sentence_transformer(
     model: str, *, max_tokens: int, device: str | None = None, dtype: str | None = None
 ) -> Any:
-    """Load a folder or hub id with sentence-transformers; ``max_seq_length`` becomes ``max_tokens`` at most.
-
-    Raises:
-        MissingExtraError: sentence-transformers is not installed.
-        DownloadError: no such folder, and the hub did not give the model.
-        WeightsError: the folder does not hold a whole model.
-    """
+    """Load a folder or hub id with sentence-transformers, which reads at most ``max_tokens`` of a text."""
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
@@ -191,14 +174,11 @@ def encode_with(sentence_transformer: Any, texts: Sequence[str], prompt: str) ->
 
 
 def _encoder(folder: Path, loading: Loading) -> Subject:
-    import torch
-
     from nvembed.encoder import Encoder
     from nvembed.weights.checkpoint import content_digest
 
     model = Encoder.from_pretrained(folder, device=loading.device, dtype=loading.dtype)
     assert model.checkpoint is not None
-    weights = list(model.replicas[0].parameters())
     limit, own = min(loading.max_tokens, model.max_length), model.prompts
 
     def encode(texts: Sequence[str], prompt: str) -> Embeddings:
@@ -214,17 +194,12 @@ def _encoder(folder: Path, loading: Loading) -> Subject:
         default_prompt="" if own is None else own.plain,
         precision=model.dtype,
         max_tokens=limit,
-        size_bytes=sum(weight.nbytes for weight in weights),
-        num_parameters=sum(weight.numel() for weight in weights),
         dim=model.dim,
-        device=_device_name(torch, weights[0].device),
-        peak_bytes=_peak(torch, weights[0].device),
+        **_measures(list(model.replicas[0].parameters())),
     )
 
 
 def _sentence_transformer(folder: Path, loading: Loading) -> Subject:
-    import torch
-
     model = load_sentence_transformer(
         str(folder), max_tokens=loading.max_tokens, device=loading.device, dtype=loading.dtype
     )
@@ -251,28 +226,29 @@ def _sentence_transformer(folder: Path, loading: Loading) -> Subject:
         default_prompt=default,
         precision=str(weights[0].dtype).removeprefix("torch."),
         max_tokens=limit,
-        size_bytes=sum(weight.nbytes for weight in weights),
-        num_parameters=sum(weight.numel() for weight in weights),
         dim=dim,
-        device=_device_name(torch, weights[0].device),
-        peak_bytes=_peak(torch, weights[0].device),
+        **_measures(weights),
     )
 
 
-def _device_name(torch: Any, device: Any) -> str:
-    return str(torch.cuda.get_device_name(device)) if device.type == "cuda" else str(device.type)
+def _measures(weights: list[Any]) -> dict[str, Any]:
+    """Return size and device of a model as the fields of a ``Subject``."""
+    import torch
 
+    device = weights[0].device
 
-def _peak(torch: Any, device: Any) -> Callable[[], int] | None:
-    if device.type != "cuda":
-        return None
-
-    def most_since_last() -> int:
+    def peak_since_last() -> int:
         peak = int(torch.cuda.max_memory_allocated(device))
         torch.cuda.reset_peak_memory_stats(device)
         return peak
 
-    return most_since_last
+    cuda = device.type == "cuda"
+    return {
+        "size_bytes": sum(weight.nbytes for weight in weights),
+        "num_parameters": sum(weight.numel() for weight in weights),
+        "device": torch.cuda.get_device_name(device) if cuda else device.type,
+        "peak_bytes": peak_since_last if cuda else None,
+    }
 
 
 def _hash_folder(folder: Path) -> str:
@@ -289,11 +265,7 @@ def _hash_folder(folder: Path) -> str:
 
 
 def own_prompts(spec: str, *, download: bool = True) -> "ModelPrompts | None":
-    """Return the prompts that a model brings itself, from its configs; None for an NV-Embed.
-
-    Raises:
-        ConfigError, WeightsError, DownloadError: the model cannot be opened.
-    """
+    """Return the prompts that a model brings itself, from its configs; None for an NV-Embed."""
     from nvembed.weights.checkpoint import open_checkpoint
 
     return open_checkpoint(find_model(spec, download=download)).prompts
@@ -314,9 +286,6 @@ def prompts(
         prompt: the exact string for both.
         own: the prompts that the model brings itself; without options they are its query and its document
             prompt.
-
-    Raises:
-        InputError: several options, a task without an instruction, or one that the model has no prompt for.
     """
     from nvembed.text.prompt import format_prompt, instruction_for
 
@@ -334,11 +303,7 @@ def prompts(
 
 
 def symmetric_prompt(options: Prompt, own: "ModelPrompts | None") -> str:
-    """Return the prompt of texts that are neither queries nor passages: without options the model's default.
-
-    Raises:
-        InputError: as ``prompts``.
-    """
+    """Return the prompt of texts that are neither queries nor passages. Default: the model's own."""
     if own is not None and not any(value is not None for value in asdict(options).values()):
         return own.plain
     return prompts(**asdict(options), own=own)[0]

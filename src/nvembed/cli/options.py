@@ -13,7 +13,7 @@ from nvembed.recipe import nearest
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
-Flag = Annotated[bool, Parameter(negative=())]
+Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
 # A name, or "-" for standard input or output, which would otherwise be taken for an option.
 Dash = Annotated[str, Parameter(allow_leading_hyphen=True)]
 # The server that stores an index's passages: always named by the user, never followed from the index's
@@ -22,11 +22,7 @@ IndexServer = Annotated[str, Parameter(env_var="NVEMBED_INDEX_SERVER", show_env_
 
 
 def named_instructions(entries: Sequence[str], tasks: Iterable[str]) -> dict[str, str]:
-    """Return the instructions of ``--instruction TASK=INSTRUCTION``, by task.
-
-    Raises:
-        InputError: another form, a task twice, or one that is not among ``tasks``.
-    """
+    """Return the instructions of ``--instruction TASK=INSTRUCTION``, by task."""
     pairs = dict(entry.split("=", 1) for entry in entries if "=" in entry)
     if len(pairs) != len(entries):
         raise InputError(f"--instruction {list(entries)}: expected TASK=INSTRUCTION, each task once")

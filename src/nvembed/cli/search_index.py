@@ -41,11 +41,7 @@ def open_index(path: Path, server: str) -> Index:
 
 
 def load_for(index: Index, model: str | None, compute: Compute) -> "Encoder":
-    """Load the model that embedded an index's passages, or ``model`` if it is the same one.
-
-    Raises:
-        InputError: it cannot be loaded, or is another model.
-    """
+    """Load the model that embedded an index's passages, or ``model`` if it is the same one."""
     record = index.record
     try:
         encoder = load(model or record.model, device=compute.device, dtype=compute.dtype)

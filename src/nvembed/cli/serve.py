@@ -110,12 +110,7 @@ def _run(server: "Server") -> None:
 
 
 def merged(flags: ServerSettings | None, file: Path | None, environment: Mapping[str, str]) -> ServerSettings:
-    """Return the settings: flags before environment before file before defaults.
-
-    Raises:
-        ConfigError: the file cannot be used.
-        InputError: a variable is unknown or cannot be used.
-    """
+    """Return the settings: flags before environment before file before defaults."""
     file = file or (Path(environment[f"{PREFIX}CONFIG"]) if f"{PREFIX}CONFIG" in environment else None)
     layers = [read_recipe(file, ServerSettings)] if file else []
     layers.append(from_environment(environment))
@@ -125,11 +120,7 @@ def merged(flags: ServerSettings | None, file: Path | None, environment: Mapping
 
 
 def from_environment(environment: Mapping[str, str]) -> ServerSettings:
-    """Return the settings of ``NVEMBED_...`` variables.
-
-    Raises:
-        InputError: an unknown variable, or a value that cannot be used.
-    """
+    """Return the settings of ``NVEMBED_...`` variables."""
     variables = {PREFIX + name.upper(): name for name in ServerSettings.model_fields}
     for variable in environment:
         if variable.startswith(PREFIX) and variable not in variables and variable not in OTHERS:
@@ -184,12 +175,7 @@ def loaded(settings: ServerSettings) -> "ServedModel":
 
 
 def _tiktoken(name: str | None) -> Callable[[Sequence[int]], str] | None:
-    """Return the function that decodes ids of a tiktoken encoding; None without a name.
-
-    Raises:
-        MissingExtraError: tiktoken is not installed.
-        InputError: there is no such encoding, or it cannot be fetched.
-    """
+    """Return the function that decodes ids of a tiktoken encoding; None without a name."""
     if name is None:
         return None
     try:

@@ -24,9 +24,6 @@ def served_index(
 
     Returns:
         The index, the name of its model, and a check that a model's fingerprint is that of the index.
-
-    Raises:
-        DataError: there is no index, or no map.
     """
     from nvembed.serve.model import ServedIndex
 
@@ -54,11 +51,7 @@ def served_index(
 
 
 def read_map(path: Path) -> bytes:
-    """Return the map that ``nvembed cluster`` wrote, from its folder or the file.
-
-    Raises:
-        DataError: there is no map.
-    """
+    """Return the map that ``nvembed cluster`` wrote, from its folder or the file."""
     file = path / "map.json" if path.is_dir() else path
     try:
         content = file.read_bytes()

@@ -196,11 +196,7 @@ def _blend(stage: "StageRecipe", recipe: Path, data: Path, *, check: bool) -> "B
 
 
 def _check_model(stage: "StageRecipe", checkpoint: "Checkpoint", model: str) -> None:
-    """Compare the recipe's ``[model]`` with the checkpoint.
-
-    Raises:
-        ConfigError: a value differs.
-    """
+    """Compare the recipe's ``[model]`` with the checkpoint."""
     config, section = checkpoint.config, stage.model
     values = {
         "pooling": config.pooling,
@@ -255,9 +251,6 @@ def _development(
     Returns:
         A function from ``encode`` to the main score of every task (None without tasks), and what a resumed
         run must have in common.
-
-    Raises:
-        InputError: two tasks of one name, whose scores could not be told apart, or an unknown instruction.
     """
     from nvembed.evaluate.protocol import run_task
     from nvembed.evaluate.run import prompts_of

@@ -34,12 +34,7 @@ class Embedder:
         self._stores: dict[str, VectorStore] = {}
 
     def __call__(self, texts: Sequence[str], prompt: str) -> Embeddings:
-        """Return a unit vector and the counts of every text, in order.
-
-        Raises:
-            InputError: the encode function returned another number of rows than texts.
-            NumericsError: it returned a vector that is not finite or not of unit length.
-        """
+        """Return a unit vector and the counts of every text, in order."""
         if self.folder is None:
             return self._embed_all(texts, prompt)
         store = self._store(self.folder, prompt)

@@ -75,11 +75,7 @@ def draw(labels_of_rounds: Iterable[np.ndarray], per_label: int) -> Iterator[np.
 
 
 def _folds(labels: np.ndarray, folds: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the (train, test) positions of shuffled folds.
-
-    Raises:
-        InputError: there are fewer texts than folds, or the training texts of a fold have a single class.
-    """
+    """Return the (train, test) positions of shuffled folds."""
     if len(labels) >= folds:
         split = _sklearn().model_selection.KFold(folds, shuffle=True, random_state=protocol().seed).split
         parts = list(split(np.zeros(len(labels))))

@@ -176,11 +176,7 @@ def finished(folder: Path, task: str, conditions: Json) -> bool:
 
 
 def _checked_record(folder: Path, task: str) -> Json:
-    """Read a task's record and compare the other files with their digests.
-
-    Raises:
-        DataError: a file is missing, damaged, or was changed.
-    """
+    """Read a task's record and compare the other files with their digests."""
     path = folder / "details" / f"{task}.record.json"
     record = _load(path)
     if not isinstance(record.get("sha256"), dict) or not isinstance(record.get("conditions"), dict):
