@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 def batch_of(tokenizer: object, max_tokens: int) -> tuple[StepBatch, list[MicroBatch]]:
-    plan = step_batch(collate(examples(0, 8), negatives=2, in_batch=True), ranks=1, gather=True, device=CPU)
+    plan = step_batch(collate(examples(0, 8), negatives=2, in_batch=True), ranks=1, gather=True)
     tokens = tokenise(plan.texts, tokenizer, 64)  # type: ignore[arg-type]
     return plan, micro_batches(tokens, max_tokens, CPU)
 

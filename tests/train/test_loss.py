@@ -63,7 +63,7 @@ def test_gradient_is_that_of_the_repeated_rows() -> None:
     """A text that is used several times gets the sum of its uses' gradients."""
     same = list(examples(0, 4)) + list(examples(0, 4))
     batch = collate(same, negatives=3, in_batch=True)
-    plan = step_batch(batch, ranks=1, gather=True, device=torch.device("cpu"))
+    plan = step_batch(batch, ranks=1, gather=True)
     assert len(plan.texts) < len(batch.queries) + len(batch.passages)
     for row, text in zip(plan.query_rows, batch.queries, strict=True):
         assert plan.texts[row][1] == text
@@ -137,8 +137,8 @@ def test_a_guide_adds_its_term_of_each_text_once() -> None:
 
 def test_shares_are_whole_queries_and_gather_off_keeps_ranks_apart() -> None:
     batch = collate(examples(1, 5), negatives=2, in_batch=True)
-    plan = step_batch(batch, ranks=2, gather=True, device=torch.device("cpu"))
-    apart = step_batch(batch, ranks=2, gather=False, device=torch.device("cpu"))
+    plan = step_batch(batch, ranks=2, gather=True)
+    apart = step_batch(batch, ranks=2, gather=False)
     assert [share.start for share in plan.shares] == [0, plan.shares[0].stop]
     assert plan.shares[1].stop == len(plan.texts)
     rank_of_query = [int(row in plan.shares[1]) for row in plan.query_rows.tolist()]
@@ -152,7 +152,7 @@ def test_shares_are_whole_queries_and_gather_off_keeps_ranks_apart() -> None:
 
 def test_more_ranks_than_queries_leave_one_without_texts() -> None:
     batch = collate(examples(1, 2), negatives=1, in_batch=True)
-    plan = step_batch(batch, ranks=3, gather=True, device=torch.device("cpu"))
+    plan = step_batch(batch, ranks=3, gather=True)
     assert sorted(len(share) > 0 for share in plan.shares) == [False, True, True]
 
 

@@ -22,7 +22,8 @@ def check_run(folder: Path) -> FolderReport:
     """Compare the files of every state with their digests; follow the links ``last`` and ``best``."""
     if (folder / STATE).exists() or folder.resolve().name.startswith("step-"):
         damages = list(_check_state(folder))
-        return FolderReport(folder, "training state", "" if damages else f"step {_step(folder):,}", damages)
+        content = "" if damages else f"step {read_state(folder).step:,}"
+        return FolderReport(folder, "training state", content, damages)
     states = sorted(folder.glob("step-*"))
     again = "run the same nvembed train command again"
     damages = [damage for state in states for damage in _check_state(state)]
@@ -41,25 +42,16 @@ def check_run(folder: Path) -> FolderReport:
     return FolderReport(folder, "training run", f"{len(states):,} states", damages)
 
 
-def _step(folder: Path) -> int:
-    return read_state(folder).step
-
-
 def _check_state(state: Path) -> Iterator[Damage]:
-    """Yield every file that differs; `read_state` stops at the first."""
+    """Yield every file that differs; ``read_state`` stops at the first."""
     cure = f"rm -r {state}, and run nvembed train again to resume from an earlier state"
     try:
-        read_json(state / STATE, StateFile, cure=cure)
+        damaged = damaged_files(state, read_json(state / STATE, StateFile, cure=cure))
+        yield from (Damage(path, fault, cure) for path, fault in damaged.items())
+        if not damaged:
+            read_state(state)
     except NvembedError as error:
         yield Damage(state / STATE, str(error), cure)
-        return
-    damaged = damaged_files(state)
-    yield from (Damage(path, "missing, or its digest is not the recorded one", cure) for path in damaged)
-    if not damaged:
-        try:
-            read_state(state)
-        except NvembedError as error:
-            yield Damage(state / STATE, str(error), cure)
 
 
 def _check_settings(path: Path, again: str) -> Iterator[Damage]:

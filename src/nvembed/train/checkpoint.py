@@ -138,24 +138,23 @@ def read_state(path: Path) -> StateFile:
     """
     cure = f"remove {path} to resume from an earlier state, or from the beginning"
     state = read_json(path / STATE, StateFile, cure=cure, error=WeightsError)
-    digests = {**_digests(path), "state": _digest_of(state.progress)}
-    for name, digest in state.digests.items():
-        if digests.get(name) != digest:
-            damage = "damaged (its digest is not the recorded one)" if name in digests else "missing"
-            raise WeightsError(f"{path / (STATE if name == 'state' else name)} is {damage}: {cure}")
+    for file, fault in damaged_files(path, state).items():
+        raise WeightsError(f"{file} is {fault}: {cure}")
     if path.name.startswith("step-") and path.resolve().name != f"step-{state.step:08}":
         raise WeightsError(f"{path / STATE} is of step {state.step}: {cure}")
     return state
 
 
-def damaged_files(path: Path) -> list[Path]:
-    """Return the files of a state that are missing or differ from their digests."""
-    state = read_json(path / STATE, StateFile, cure="", error=WeightsError)
-    digests = _digests(path)
-    names = [
-        name for name, digest in state.digests.items() if name != "state" and digests.get(name) != digest
-    ]
-    return [path / name for name in names]
+def damaged_files(path: Path, state: StateFile) -> dict[Path, str]:
+    """Return the files of a state that differ from their digests, each with what is wrong."""
+    digests = {**_digests(path), "state": _digest_of(state.progress)}
+    return {
+        path / (STATE if name == "state" else name): "damaged (its digest is not the recorded one)"
+        if name in digests
+        else "missing"
+        for name, digest in state.digests.items()
+        if digests.get(name) != digest
+    }
 
 
 def start_from(path: Path, model: nn.Module, adapter: AdapterSection) -> None:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from nvembed.data.collate import collate
@@ -30,7 +31,6 @@ from nvembed.data.example import Example
 from nvembed.errors import ConfigError, NumericsError, OutputError
 from nvembed.files import read_json, same_run, write_json
 from nvembed.model.nv_embed import NVEmbed
-from nvembed.recipe import Recipe
 from nvembed.text.tokenize import TextTokenizer, Tokens
 from nvembed.train import checkpoint
 from nvembed.train.adapt import adapt, checkpoint_activations, compile_layers, frozen_layers, trained
@@ -169,7 +169,7 @@ class _TrainingRun:
         if job.start is not None:
             checkpoint.start_from(job.start, model, recipe.adapter)
         if ranks.first:  # only now: what is wrong with the recipe or the start leaves no claim behind
-            _claim(job.folder / "settings.json", _settings(job, ranks))
+            _claim(job.folder / "settings.json", _settings(job, ranks), recipe)
         ranks.wait()
         if recipe.run.compile:
             compile_layers(model)
@@ -199,7 +199,7 @@ class _TrainingRun:
             in_batch=settings.in_batch_negatives,
             alone=settings.alone,
         )
-        plan = step_batch(batch, ranks=self.ranks.count, gather=settings.gather, device=torch.device("cpu"))
+        plan = step_batch(batch, ranks=self.ranks.count, gather=settings.gather)
         share = plan.shares[self.ranks.rank]
         texts = plan.texts[share.start : share.stop]
         tokens = tokenise(texts, self.job.tokenizer, recipe.model.max_tokens)
@@ -212,24 +212,12 @@ class _TrainingRun:
         return _Work(step, plan, tokens, spare_tokens, taught)
 
     def step(self, work: _Work, began: float) -> StepRecord:
-        """Take one step; ``began`` is when the first one of this process began, for the time left."""
-        settings, started = self.job.recipe.optimizer, time.monotonic()
-        loss, norm, tokens = self.update(work)
-        now, done = time.monotonic(), self.progress.step
-        return StepRecord(
-            step=done,
-            loss=loss,
-            grad_norm=norm,
-            learning_rate=learning_rate(work.step, settings.learning_rate, settings),
-            tokens=tokens,
-            tokens_per_s=tokens / (now - started),
-            seconds=now - started,
-            remaining_s=(now - began) / (done - self.first_step) * (settings.steps - done),
-        )
+        """Take one step: vectors, loss, gradients, update.
 
-    def update(self, work: _Work) -> tuple[float, float, int]:
-        """Take one step; return loss, gradient norm before clipping, and tokens of all ranks."""
-        recipe = self.job.recipe
+        Args:
+            began: when this process began its first step, for the time left.
+        """
+        recipe, start = self.job.recipe, time.monotonic()
         pieces, graph_tokens = self._pieces(work)
         loss = 0.0
 
@@ -253,9 +241,20 @@ class _TrainingRun:
             norm = self.optimizer.step(work.step)
         except NumericsError as error:
             raise NumericsError(f"step {work.step + 1}: {error}") from error
-        self.progress = self.progress.model_copy(update={"step": work.step + 1, "evaluated": True})
+        step = work.step + 1
+        self.progress = self.progress.model_copy(update={"step": step, "evaluated": True})
         tokens = self.ranks.total(sum(len(item.input_ids) for item in work.tokens), self.device)
-        return loss, norm, tokens
+        now = time.monotonic()
+        return StepRecord(
+            step=step,
+            loss=loss,
+            grad_norm=norm,
+            learning_rate=learning_rate(work.step, recipe.optimizer.learning_rate, recipe.optimizer),
+            tokens=tokens,
+            tokens_per_s=tokens / (now - start),
+            seconds=now - start,
+            remaining_s=(now - began) / (step - self.first_step) * (recipe.optimizer.steps - step),
+        )
 
     def _pieces(self, work: _Work) -> tuple[list[MicroBatch], int]:
         """Return this rank's micro-batches, and the tokens whose activations are kept."""
@@ -382,39 +381,35 @@ def _memory(model: NVEmbed, recipe: StageRecipe) -> str:
 
 
 def _settings(job: TrainingJob, ranks: Ranks) -> dict[str, Any]:
-    """Return all that a run's trajectory follows from: what may not change when it is resumed."""
-    recipe = job.recipe.model_dump(mode="json", exclude_none=True)
-    recipe["run"] = {key: value for key, value in recipe["run"].items() if not key.endswith("_every")}
+    """Return everything that decides a run's trajectory: it may not change when the run is resumed."""
+    recipe = _identity(job.recipe)
     return {"recipe": recipe, "ranks": ranks.count, "start": str(job.start), **job.identity}
 
 
-def _claim(marker: Path, settings: dict[str, Any]) -> None:
+def _identity(recipe: StageRecipe) -> dict[str, Any]:
+    """Return a recipe without the values that change no number."""
+    table = recipe.model_dump(mode="json", exclude_none=True)
+    table["run"] = {key: value for key, value in table["run"].items() if not key.endswith("_every")}
+    return table
+
+
+def _claim(marker: Path, settings: dict[str, Any], recipe: StageRecipe) -> None:
     """Write the run's settings, or check that the folder's run has the same.
 
-    Keys that a recipe did not have when the run began count as their defaults.
+    Keys that recipes did not have when the run began have their defaults.
     """
     if not marker.exists():
         write_json(marker, settings)
         return
     cure = "remove the file if the recipe, the data and the model are unchanged, and run the command again"
     stored = read_json(marker, dict[str, Any], cure=cure, error=OutputError)
-    sections = stored.get("recipe")
-    for name, section in sections.items() if isinstance(sections, dict) else ():
-        info = StageRecipe.model_fields.get(name)
-        kind = info.annotation if info else None
-        if isinstance(section, dict) and isinstance(kind, type) and issubclass(kind, Recipe):
-            for key, value in _defaults(kind).items():
-                if key in settings["recipe"].get(name, {}):
-                    section.setdefault(key, value)
+    with suppress(KeyError, TypeError, ValidationError):  # a damaged or foreign recipe differs as it is
+        run = {**recipe.run.model_dump(), **stored["recipe"]["run"]}
+        whole = StageRecipe.model_validate({**stored["recipe"], "run": run}, strict=False)
+        stored["recipe"] = _identity(whole)
     if "dev" in stored:  # earlier versions recorded names alone
         stored.setdefault("dev_revisions", settings.get("dev_revisions"))
     same_run(marker, stored, settings)
-
-
-def _defaults(section: type[Recipe]) -> dict[str, Any]:
-    fields = section.model_fields.items()
-    values = {key: field.get_default() for key, field in fields if not field.is_required()}
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
 @torch.no_grad()

@@ -9,74 +9,101 @@ from nvembed.recipe import Recipe
 
 
 class ModelSection(Recipe):
-    """``[model]``: which model is trained; compared with the checkpoint."""
+    """``[model]``: the model that is trained. Training compares it with the checkpoint."""
 
     base: str
+    """The language model: a hub id. For the record and for ``recipes/reproduce.sh``."""
     bidirectional: bool
-    """Attention without the causal mask; false for the paper's ablation."""
+    """Attention without the causal mask (paper: section 3.1); false for the paper's ablation."""
     num_layers: PositiveInt | None = None
     """How many of the backbone's first layers are used. Default: all."""
     pooling: PoolingKind
+    """How token states become one vector: latent (paper: section 3.2), mean, eos or self."""
     num_latents: PositiveInt
+    """Latent pooling: how many latents. Paper: 512."""
     num_heads: PositiveInt
+    """Latent and self pooling: how many attention heads. Paper: 8."""
     head_dim: PositiveInt
+    """Latent pooling: the size of each head. Released: 4,096."""
     max_tokens: int = Field(ge=3)
+    """Most tokens of a text, prompt, BOS and EOS included; longer texts are cut. Paper: 512."""
 
 
 class BatchSection(Recipe):
-    """``[batch]``: one step's texts.
+    """``[batch]``: the texts of one step.
 
     ``micro_batch_tokens`` and ``graph_tokens`` bound memory. Without dropout they change results by rounding
     alone; with dropout ``micro_batch_tokens`` also decides which values are dropped.
     """
 
     global_batch: PositiveInt
+    """Queries per step, over all processes. Paper: 128 (Table 11)."""
     group: PositiveInt = 1
-    """How many examples of one set are neighbours in the order; 1 mixes all sets, as the paper does."""
+    """How many examples of one set follow each other. Default: 1: all sets are mixed (paper: section 2.2)."""
     hard_negatives: NonNegativeInt
+    """Most hard negatives of a query: the first ones of its record. Paper: 7 (Table 11)."""
     in_batch_negatives: bool
+    """Use the passages of other queries as negatives. Paper: true in stage 1, false in stage 2."""
     alone: tuple[str, ...] = ()
-    """Tasks without in-batch negatives even where others have them."""
+    """Tasks without in-batch negatives in any case. Default: none."""
     gather: bool = True
-    """Passages of all ranks are negatives; false: only those of a query's own rank."""
+    """Use the passages of all processes as negatives. Default: true; false: only those of the query's own."""
     micro_batch_tokens: PositiveInt
+    """Most tokens computed at a time. It bounds memory."""
     graph_tokens: NonNegativeInt = 0
-    """Tokens whose activations are kept from the first pass, and which need no second one."""
+    """Tokens whose activations are kept: they are computed once per step, others twice. Default: 0."""
 
 
 class LossSection(Recipe):
+    """``[loss]``: InfoNCE."""
+
     temperature: PositiveFloat
+    """Cosines are divided by it. The paper gives no value."""
 
 
 class TeacherSection(Recipe):
-    """``[teacher]``: a model whose neighbourhoods among a step's texts are learnt too. The paper has none."""
+    """``[teacher]``: a second term of the loss: the model learns a teacher's neighbours of each text.
+
+    The paper has no teacher. Without the section there is none.
+    """
 
     model: str
-    """As mining's teacher: an embedding model: a folder, a hub id, or ``package/folder``."""
+    """The teacher: an embedding model, as a folder, a hub id, or ``package/folder``."""
     instruct: bool
-    """Give the teacher the texts' instructions."""
+    """Give the teacher the instructions of the texts."""
     weight: PositiveFloat
-    """By which its term of the loss is multiplied; InfoNCE's is 1."""
+    """Weight of this term; InfoNCE has weight 1."""
     temperature: PositiveFloat
-    """By which its cosines, and the model's, are divided in that term."""
+    """The cosines of both models are divided by it in this term."""
 
 
 class OptimizerSection(Recipe):
-    """AdamW: the paper's "Adam, weight decay 0.03". The rate rises over ``warmup_steps``, then falls to 0."""
+    """``[optimizer]``: AdamW (the paper: "Adam", with weight decay)."""
 
     steps: PositiveInt
+    """Steps of the stage. Paper: 20,000 and 18,000 (Table 11)."""
     learning_rate: PositiveFloat
+    """Peak learning rate of the backbone or its adapter. Paper: 2e-5 and 1.5e-5 (Table 11)."""
     pooler_learning_rate: PositiveFloat
+    """Peak learning rate of the pooler."""
     warmup_steps: NonNegativeInt
+    """Steps over which the rate rises from 0 to its peak. Paper: 50 (Table 11)."""
     schedule: Literal["linear"]
+    """How the rate falls to 0 after its peak. Paper: linear (appendix C)."""
     weight_decay: NonNegativeFloat
+    """Decay of matrices; norms and biases have none. Paper: 0.03 (Table 11)."""
     betas: tuple[float, float]
+    """Decay rates of the two moments, from 0 and below 1."""
     epsilon: PositiveFloat
+    """Added to the denominator of an update."""
     max_grad_norm: PositiveFloat
+    """Gradients with a larger norm are scaled down to it."""
     master_weights: bool = True
-    """Keep a float32 copy of what is trained in bfloat16: exact small updates for 4 more bytes a weight."""
+    """Keep a float32 copy of weights that are trained in bfloat16, for 4 more bytes per weight: otherwise
+    small updates are lost in rounding. Default: true."""
     offload: bool = False
-    """Keep masters and moments in the host's memory and update there: 12 bytes a weight less on the GPU."""
+    """Keep these copies and the moments in the host's memory, which saves 12 bytes per weight on the GPU.
+    Default: false."""
 
     @model_validator(mode="after")
     def _orderly(self) -> Self:
@@ -90,35 +117,52 @@ class OptimizerSection(Recipe):
 
 
 class AdapterSection(Recipe):
-    """``[adapter]``: what of the backbone is trained. The pooler always is."""
+    """``[adapter]``: which part of the backbone is trained. The pooler is always trained."""
 
     kind: Literal["lora", "full", "none"]
+    """lora: adapters (paper: appendix C). full: every weight. none: the pooler alone."""
     rank: PositiveInt = 16
+    """Rank of the adapters. Default: 16 (paper: Table 11)."""
     alpha: PositiveInt = 32
+    """Scale of the adapters; their product is multiplied by alpha / rank. Default: 32 (paper: Table 11)."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the adapters' inputs that is dropped: 0 to below 1. Default: 0. Paper: 0.1 (Table 11)."""
     targets: tuple[str, ...] = Field(
         default=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), min_length=1
     )
+    """Names of the linear layers that get adapters. Default: all of them; the paper names none."""
     frozen_layers: NonNegativeInt = 0
-    """How many of the first layers are not trained; they run once a step, without gradient."""
+    """How many of the first layers are not trained; they run once per step, without gradient. Default: 0."""
 
 
 class RunSection(Recipe):
+    """``[run]``: how the stage runs."""
+
     dtype: Literal["float32", "bfloat16"]
+    """Number format of the model. Paper: bfloat16 (appendix C)."""
     activation_checkpointing: bool = False
+    """Keep only the inputs of layers for the backward pass and compute the layers again: less memory, more
+    time. Default: false."""
     compile: bool = False
-    """Compile the backbone's layers (torch.compile): a minute at the start, faster steps after it."""
+    """Compile the layers of the backbone (torch.compile): a minute at the start, then faster steps.
+    Default: false."""
     seed: int = Field(ge=0, lt=2**63)
+    """Decides the order of examples, the first values of adapters, and dropout."""
     log_every: PositiveInt = 1
+    """Print a line every so many steps, where there is no terminal. Default: 1."""
     evaluate_every: PositiveInt
+    """Score the development tasks every so many steps, and after the last one."""
     save_every: PositiveInt
+    """Save a state every so many steps, after an improvement, and after the last step."""
 
 
 class StageRecipe(Recipe):
     """One training stage."""
 
     stage: Literal[1, 2]
+    """Which sets of the blend are used: those whose ``stages`` name it."""
     blend: str
+    """The file with the training sets, in the recipe's folder."""
     model: ModelSection
     batch: BatchSection
     loss: LossSection

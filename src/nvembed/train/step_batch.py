@@ -19,7 +19,7 @@ from nvembed.text.tokenize import TextTokenizer, Tokens
 
 @dataclass(frozen=True)
 class StepBatch:
-    """The whole step, the same on every rank; each rank embeds the texts of its own share."""
+    """The whole step, the same on every rank, in host memory; each rank embeds the texts of its own share."""
 
     texts: tuple[tuple[str, str], ...]  # U (prompt, text), a rank's share after another's
     shares: tuple[range, ...]  # of each rank, which of the U texts
@@ -43,7 +43,7 @@ class MicroBatch:
         return len(self.packed.input_ids)
 
 
-def step_batch(batch: ExampleBatch, *, ranks: int, gather: bool, device: torch.device) -> StepBatch:
+def step_batch(batch: ExampleBatch, *, ranks: int, gather: bool) -> StepBatch:
     """Share a collated batch out: whole queries with their passages, as evenly as their number allows.
 
     A text that occurs several times in a share (a label, a common negative) is embedded once: it has one
@@ -78,11 +78,11 @@ def step_batch(batch: ExampleBatch, *, ranks: int, gather: bool, device: torch.d
     return StepBatch(
         texts=tuple(texts),
         shares=tuple(shares),
-        distinct=torch.tensor(list(first.values()), device=device),
-        query_rows=torch.tensor(query_rows, device=device),
-        passage_rows=torch.tensor(passage_rows, device=device),
-        positive=torch.from_numpy(batch.positive).to(device),
-        allowed=torch.from_numpy(allowed).to(device),
+        distinct=torch.tensor(list(first.values())),
+        query_rows=torch.tensor(query_rows),
+        passage_rows=torch.tensor(passage_rows),
+        positive=torch.from_numpy(batch.positive),
+        allowed=torch.from_numpy(allowed),
     )
 
 
