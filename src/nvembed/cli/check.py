@@ -81,55 +81,45 @@ def check(
 
 
 def _reports(folder: Path) -> Iterator[FolderReport]:
-    """Yield a report on each part of a folder; nothing if it is none of ours, or a model."""
-    from nvembed.embed.folder import INDEX, is_embedded
-    from nvembed.search.record import RECORD
-
-    unfinished = any((folder / name).is_file() for name in ("manifest.json", "plan.json", "job.json"))
-    if is_embedded(folder) or (unfinished and (folder / "shards").is_dir()):
-        from nvembed.embed.check import check_embedded
-
-        yield check_embedded(folder)
-        folder_of_index = folder / INDEX
-    else:
-        folder_of_index = folder
-    if (folder_of_index / RECORD).is_file() or any(folder_of_index.glob("nvembed_*.lance")):
-        from nvembed.search.check import check_index
-
-        yield check_index(folder_of_index, server=os.environ.get("NVEMBED_INDEX_SERVER", ""))
-    if (folder / "classifier.json").is_file() or (folder / "classifier.npz").is_file():
-        from nvembed.learn.classify import check_classifier
-
-        yield check_classifier(folder)
+    """Yield a report on each part of a folder; nothing if nvembed did not write it, or for a model."""
     from nvembed.data.check import check_mined, is_mined
-
-    if is_mined(folder):
-        yield check_mined(folder)
+    from nvembed.embed.check import check_embedded
+    from nvembed.embed.folder import INDEX, is_embedded
+    from nvembed.evaluate.record import check_results, is_results
+    from nvembed.learn.classify import check_classifier
+    from nvembed.search.check import check_index
+    from nvembed.search.record import RECORD
     from nvembed.train.check import check_run, is_run
-
-    if is_run(folder):
-        yield check_run(folder)
+    from nvembed.vectors.store import check_store, is_store
     from nvembed.weights.sums import SUMS, check_sums
 
-    if (folder / SUMS).is_file() and not (folder / "config.json").exists():
+    def has(*names: str) -> bool:
+        return any((folder / name).is_file() for name in names)
+
+    embedded = is_embedded(folder)
+    job = has("manifest.json", "plan.json", "job.json") and (folder / "shards").is_dir()
+    index = folder / INDEX if embedded or job else folder
+    if embedded or job:
+        yield check_embedded(folder)
+    if (index / RECORD).is_file() or any(index.glob("nvembed_*.lance")):
+        yield check_index(index, server=os.environ.get("NVEMBED_INDEX_SERVER", ""))
+    if has("classifier.json", "classifier.npz"):
+        yield check_classifier(folder)
+    if is_mined(folder):
+        yield check_mined(folder)
+    if is_run(folder):
+        yield check_run(folder)
+    if has(SUMS) and not (folder / "config.json").exists():
         yield check_sums(folder)
-    yield from _vectors_and_results(folder)
-
-
-def _vectors_and_results(folder: Path) -> Iterator[FolderReport]:
-    from nvembed.embed.folder import is_embedded
-    from nvembed.evaluate.record import check_results, is_results
-    from nvembed.vectors.store import check_store, is_store
-
     if is_results(folder):
         yield check_results(folder)
-    stores = [folder, folder / ".embeddings", *folder.glob("*.work/vectors")]
-    for store in stores:
+    for store in (folder, folder / ".embeddings", *folder.glob("*.work/vectors")):
         if store.is_dir() and is_store(store):
             yield check_store(store)
-    for corpus in [*folder.glob("*/files.jsonl"), *folder.glob(".nvembed/*/files.jsonl")]:
-        if is_embedded(corpus.parent) and not is_embedded(folder):  # kept beside a folder or file
-            yield from _reports(corpus.parent)
+    if not embedded:
+        for path in (*folder.glob("*/files.jsonl"), *folder.glob(".nvembed/*/files.jsonl")):
+            if is_embedded(path.parent):  # kept beside a folder or file
+                yield from _reports(path.parent)
 
 
 def _plain(report: FolderReport) -> dict[str, object]:

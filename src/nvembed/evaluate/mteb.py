@@ -12,7 +12,7 @@ from nvembed.errors import DownloadError, InputError, needs_extra
 from nvembed.evaluate import record
 from nvembed.evaluate.cache import Embedder
 from nvembed.evaluate.outcome import Embed, Items, PromptSource
-from nvembed.evaluate.run import Meter, check_instructions, metered, own_prompts, timing_of
+from nvembed.evaluate.run import Meter, check_instructions, metered, own_prompts, write_result
 from nvembed.evaluate.settings import protocol
 from nvembed.evaluate.subject import Subject
 from nvembed.recipe import nearest
@@ -231,18 +231,8 @@ def _run_one(
         items = _ranking_items(task, Path(predictions), conditions["split"]) if ranks else None
     content = result.task_results[0].to_dict()
     content |= {"evaluation_time": None, "date": None, "evaluation_phases": None}
-    record.write(
-        folder,
-        task.metadata.name,
-        result=record.rounded(content, 6),
-        record={
-            "conditions": conditions,
-            "counted": meter.counted(),
-            "environment": record.environment(subject),
-        },
-        items=items,
-        timing=timing_of(subject, meter),
-    )
+    rounded, counted = record.rounded(content, 6), meter.counted()
+    write_result(folder, subject, meter, conditions, result=rounded, counted=counted, items=items)
 
 
 def _ranking_items(task: Any, predictions: Path, split: str) -> Items | None:

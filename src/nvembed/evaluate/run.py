@@ -11,7 +11,7 @@ import numpy as np
 from nvembed.errors import InputError
 from nvembed.evaluate import record
 from nvembed.evaluate.cache import Embedder
-from nvembed.evaluate.outcome import Embed, Prompts
+from nvembed.evaluate.outcome import Embed, Items, Prompts
 from nvembed.evaluate.protocol import run_task
 from nvembed.evaluate.rank import lexical
 from nvembed.evaluate.subject import EncodeFn, Subject
@@ -236,18 +236,25 @@ def _evaluate_one(
         embedder = Embedder(subject, metered(subject, meter), folder=cache, on_texts=advance)
         outcome = run_task(task, meter.embed_with(embedder), Prompts(**conditions["prompt"]))
     dropped = list(task.data.dropped) if isinstance(task.data, Retrieval) else []
-    record.write(
-        folder,
-        task.name,
-        result=record.mteb_result(task.name, task.revision, task.split, outcome),
-        record={
-            "conditions": conditions,
-            "counted": {**meter.counted(), "queries_dropped": dropped},
-            "environment": record.environment(subject),
-        },
-        items=outcome.items,
-        timing=timing_of(subject, meter),
-    )
+    result = record.mteb_result(task.name, task.revision, task.split, outcome)
+    counted = {**meter.counted(), "queries_dropped": dropped}
+    write_result(folder, subject, meter, conditions, result=result, counted=counted, items=outcome.items)
+
+
+def write_result(
+    folder: Path,
+    subject: Subject,
+    meter: Meter,
+    conditions: record.Json,
+    *,
+    result: record.Json,
+    counted: record.Json,
+    items: Items | None,
+) -> None:
+    """Write the files of a task that was evaluated under ``conditions``."""
+    details = {"conditions": conditions, "counted": counted, "environment": record.environment(subject)}
+    timing = timing_of(subject, meter)
+    record.write(folder, conditions["task"], result=result, record=details, items=items, timing=timing)
 
 
 def _texts_in(task: Task) -> int:
