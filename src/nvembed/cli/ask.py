@@ -57,9 +57,9 @@ def ask(
 ) -> None:
     """Answer a question from an index, with numbered citations.
 
-    The best passages go to a chat model, which must cite them by number. Numbers without a passage are sent
-    back once, and marked if they come again. Without an endpoint the prompt is printed.
-    The endpoint's key is read from NVEMBED_CHAT_KEY, or OPENAI_API_KEY.
+    A chat model gets the best passages and must cite them by number. If it cites a passage that does not
+    exist, it is asked once more. Without an endpoint the prompt is printed. The key of the endpoint is read
+    from NVEMBED_CHAT_KEY or OPENAI_API_KEY.
 
     Examples:
 
@@ -71,21 +71,21 @@ def ask(
     Parameters
     ----------
     index
-        The folder of an index, or the embedded corpus that contains it.
+        Folder of an index, or of the embedded corpus that contains it.
     question
         The question, in quotes.
     top
         Number of passages that the model gets.
     mode
-        How passages are found: by meaning and words (hybrid), by meaning (vector) or by words (text).
+        Search by meaning and words (hybrid), by meaning (vector), or by words (text).
     where
         Filter on metadata, such as "year >= 2020". May be repeated.
     model
-        The model that embedded the passages. Default: the one that the index names.
+        The model that embedded the passages, if it has moved. Default: the one that the index names.
     server
         postgresql://USER@HOST/DATABASE, if the passages are stored there. Default: NVEMBED_INDEX_SERVER.
     json
-        Print one JSON object: question, answer, citations, absent, unanswered; without an endpoint messages.
+        Print one JSON object: question, answer, citations, absent, unanswered; without an endpoint, messages.
     """
     if (chat.endpoint is None) != (chat.chat_model is None):
         raise InputError("expected --endpoint and --chat-model together, or neither to print the prompt")

@@ -12,8 +12,8 @@ Share = Annotated[float, Parameter(validator=Number(gt=0))]
 def average(*states: Path, out: Path, share: tuple[Share, ...] = ()) -> None:
     """Average states of training into one.
 
-    The result is a state like any other, for "nvembed merge" and "nvembed export". The mean of two stages
-    often keeps the strengths of both. The ranks of adapters add up, so the mean of the weights is exact.
+    The mean of two stages often keeps the strengths of both. The result is a state, for "nvembed merge" and
+    "nvembed export". It is exact: the rank of its adapter is the sum of the ranks.
 
     Examples:
 

@@ -1,4 +1,4 @@
-"""``nvembed check``: is a folder that nvembed wrote whole? A model also: does it fit, is its answer right?"""
+"""``nvembed check``: whether a folder is complete and undamaged, and whether a model computes as released."""
 
 import os
 from collections.abc import Iterator
@@ -34,14 +34,14 @@ def check(
     json: Flag = False,
     compute: Compute = Compute(),
 ) -> int:
-    """Check a model, or any folder that nvembed wrote: is every file whole?
+    """Check that a model, or a folder that nvembed wrote, is complete and undamaged.
 
-    A model: files, checksums, tensors, values, tokenizer, memory, licence and known answer. Any other
-    folder: every file is compared with the digest or checksum that it was written with. That is an embedded
-    corpus, an index, a training run or state, training data of "nvembed mine", a classifier, evaluation
-    results, and stored vectors. Nothing is changed.
+    Of a model it checks files, checksums, tensors, values, tokenizer, memory, licence and known answer. In
+    other folders it compares every file with its stored digest: embedded corpora, indexes, training runs and
+    states, training data of "nvembed mine", classifiers, evaluation results, and stored vectors. Nothing is
+    changed.
 
-    The exit code is 1 if anything is damaged; the table names the file and the command that cures it.
+    The exit code is 1 if anything is damaged. The output names the file and the command that repairs it.
 
     Examples:
 
@@ -56,11 +56,11 @@ def check(
     Parameters
     ----------
     target
-        A folder, or the hub id of a model, which is downloaded if it is not here.
+        A folder, or the hub id of a model, which is downloaded if necessary.
     revision
         Branch, tag or commit of a model of the hub.
     hash
-        Model: also compare the SHA-256 of every weight file with the released one.
+        Model: also compare the SHA-256 of every weight file with that of the release.
     known_answer
         Model: encode the model card's example and compare with the published scores. Default: only if the
         weights are recognised as the released ones and fit in memory.

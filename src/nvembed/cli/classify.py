@@ -69,14 +69,14 @@ def fit(
     Parameters
     ----------
     train
-        A .jsonl, .csv, .tsv or .parquet file with texts and labels; or a folder that nvembed embed wrote,
+        A .jsonl, .csv, .tsv or .parquet file with texts and labels; or a folder that "nvembed embed" wrote,
         with the label in its metadata.
     out
         New folder for the classifier and its report.
     model
-        Model folder or hub id. The vectors are kept beside the texts.
+        Model: a folder or a hub id. The vectors are kept beside the texts.
     test
-        Further examples to judge the classifier by.
+        Examples to measure the classifier on, besides cross-validation.
     label_field
         Field or column with the label: a string or a whole number.
     c
@@ -139,15 +139,15 @@ def predict(
     Parameters
     ----------
     classifier
-        Folder that nvembed classify fit wrote.
+        Folder that "nvembed classify fit" wrote.
     texts
-        A file or folder of texts, or a folder that nvembed embed wrote.
+        A file or folder of texts, or a folder that "nvembed embed" wrote.
     out
         A .jsonl, .csv, .tsv or .parquet file. Default: JSON lines on standard output.
     top
         Number of classes whose probability is written.
     model
-        Where the model is now, if it has moved.
+        The classifier's model, if it has moved.
     """
     from nvembed.learn.classify import check_fits, load_classifier
     from nvembed.learn.predictions import check_format, text_fields
@@ -204,13 +204,13 @@ def zero_shot(
     Parameters
     ----------
     texts
-        A file or folder of texts, or a folder that nvembed embed wrote.
+        A file or folder of texts, or a folder that "nvembed embed" wrote.
     labels
-        The classes. "name=text" gives a class another text than its name.
+        The classes. NAME=TEXT gives a class a text other than its name.
     model
-        Model folder or hub id.
+        Model: a folder or a hub id.
     label_field
-        Field with the true label: prints the accuracy to standard error.
+        Field with the true label, to print the accuracy on standard error.
     out
         A .jsonl, .csv, .tsv or .parquet file. Default: JSON lines on standard output.
     top

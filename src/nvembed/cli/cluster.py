@@ -51,11 +51,11 @@ def cluster(
     Parameters
     ----------
     corpus
-        A folder that nvembed embed wrote; or, with --model, a folder of documents or a file of texts.
+        A folder that "nvembed embed" wrote; or, with --model, a folder of documents or a file of texts.
     out
         New folder for the results.
     model
-        Model folder or hub id. The vectors are kept beside the corpus.
+        Model: a folder or a hub id. The vectors are kept beside the corpus.
     k
         Number of clusters of k-means. Default: the best of 2 to 100 by silhouette.
     method
@@ -65,7 +65,7 @@ def cluster(
     representatives
         Passages that the report quotes per cluster, nearest to its centre.
     stop_words
-        Leave English function words out of the names, or keep all words.
+        english: no English function words in names; none: every word may occur.
     sample
         Most passages to fit on; the others join the nearest cluster. Default: 100,000 for kmeans, 20,000 for
         hdbscan, and at most 1 GiB.

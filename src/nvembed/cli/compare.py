@@ -36,9 +36,9 @@ def compare(
     Parameters
     ----------
     results
-        Folders of models that `nvembed evaluate` wrote under its --out.
+        Folders of models under the --out of `nvembed evaluate`.
     published
-        Compare with the published scores of this model too, such as `nv-embed-v2`.
+        Also compare with the published scores of this model, such as `nv-embed-v2`.
     tolerance
         Largest difference from a published score, in points, that counts as equal.
     out

@@ -52,10 +52,10 @@ def embed(
 ) -> None:
     """Embed a corpus into a folder of Parquet files. Run the same command again to resume.
 
-    Long documents are cut into passages at sentence ends. The corpus is read through first, and every
-    fault in it is reported before anything is embedded. Killed anywhere and started again, the command ends
-    with the same bytes and computes no finished shard twice. With another model or setting it refuses to
-    resume; when the corpus has changed, --update embeds only what has changed.
+    Long documents are cut into passages at sentence ends. The command first reads the whole corpus and
+    reports every fault in it, then embeds. If it is interrupted, run it again: it keeps finished shards and
+    writes the same bytes. It refuses to resume with another model or other settings. If the corpus has
+    changed, --update embeds only the changes.
 
     Examples:
 
@@ -74,14 +74,14 @@ def embed(
     Parameters
     ----------
     corpus
-        A folder of text, Markdown, HTML, PDF, JSONL, CSV and Parquet files, or one of them (a single .txt has
-        one text per line); a folder with corpus.jsonl (BEIR); or datasets:owner/name of the hub.
+        A folder of text, Markdown, HTML, PDF, JSONL, CSV and Parquet files, or one such file (a single .txt
+        has one text per line); a folder with corpus.jsonl (BEIR); or datasets:owner/name of the hub.
     out
-        The folder to write: a new one, or one that the same command left.
+        Folder to write: a new one, or that of the same command, interrupted.
     model
-        A checkpoint folder, or a hub id.
+        Model: a folder or a hub id.
     update
-        The corpus has changed: embed new and changed passages, and use the vectors of the others again.
+        After a change of the corpus: embed new and changed passages, and reuse the vectors of the others.
     task
         Task with a known instruction for passages too, such as Banking77Classification.
     prompt
@@ -91,13 +91,13 @@ def embed(
     overlap_tokens
         Most tokens that a passage shares with the one before it. Default: an eighth of a passage.
     whole
-        Leave documents whole. Of a long one the model reads the beginning; these are counted.
+        Do not cut documents. The model reads only the beginning of a long one; their number is reported.
     max_length
         Most tokens read of one passage, prompt included. Default: the model's limit.
     storage
         Number format of the stored vectors; float16 keeps three decimal digits in half the space.
     shard_passages
-        Passages of about 1,000 characters in one shard: the most that is lost when a job is killed.
+        Passages of about 1,000 characters per shard. A killed job loses at most the unfinished shards.
     engine
         local: this process. ray: a Ray cluster, one worker per device; corpus and OUT must be on a disk that
         every node sees (extra "ray").

@@ -37,9 +37,9 @@ def encode(
 ) -> None:
     """Embed the texts of a file.
 
-    The output has one unit vector (float32) per text, in the order of the texts. It is written whole or not
-    at all. Without a prompt the texts are embedded as passages; queries need the instruction of their task.
-    A model with prompts of its own uses its default prompt; --task query and --task document name others.
+    The output has one unit vector (float32) per text, in the order of the texts. An interrupted command
+    leaves no output. Without a prompt NV-Embed embeds passages; for queries, pass their task or instruction.
+    A model with prompts of its own uses its default prompt; --task query and --task document select others.
 
     Examples:
 
@@ -55,7 +55,7 @@ def encode(
     Parameters
     ----------
     model
-        Model folder, or hub id.
+        Model: a folder or a hub id.
     input
         A .txt file (one text per line), .jsonl, .csv, .tsv, .parquet or .arrow; "-" is standard input.
     out
@@ -63,11 +63,11 @@ def encode(
     format
         Format of the output. Default: by its name.
     truncate
-        Cut longer texts, and report how many; --no-truncate refuses them.
+        Cut texts that are too long, and report how many. --no-truncate: refuse them.
     max_length
         Most tokens read of one text, prompt included. Default: the model's limit.
     truncate_dim
-        Keep this many dimensions, of a model trained for it.
+        Keep only the first dimensions, of a model that was trained for it.
     batch_tokens
         Tokens computed at a time. Default: chosen from the free memory.
     """

@@ -33,8 +33,8 @@ def evaluate(
 ) -> None:
     """Score models on evaluation tasks.
 
-    Results are written in mteb's format, under the model and its settings. Finished tasks are not repeated
-    and embeddings are kept on disk: run the same command again to resume.
+    Results are written in mteb's format, in a folder for each model and its settings. Run the same command
+    again to resume: finished tasks are not repeated, and embeddings are kept on disk.
 
     Examples:
 
@@ -49,8 +49,7 @@ def evaluate(
     Parameters
     ----------
     models
-        Hub ids, folders (of this package or of sentence-transformers), `bm25`, or `random`. `NAME=FOLDER`
-        sets the name.
+        Models: folders, hub ids, `bm25`, or `random`. `NAME=FOLDER` sets the name of a folder.
     tasks
         With --data: names of task folders, separated by commas, or `all`. Without: MTEB tasks and benchmarks,
         such as `SciFact` or `MTEB(eng, v1)`.
@@ -60,17 +59,17 @@ def evaluate(
         Folder with one folder per task: BEIR's layout, or JSON lines of pairs or labelled texts. Nothing is
         downloaded.
     split
-        Part of the data to evaluate, with --data. Default: test.
+        With --data: split to evaluate on. Default: test.
     max_tokens
         Most tokens read of one text, up to 32768. Default: 512, as published.
     instruction
-        `TASK=INSTRUCTION`, instead of the recipe's. Repeat it for several tasks.
+        `TASK=INSTRUCTION`, in place of the known one. May be repeated.
     cache
         Folder for embeddings. Default: OUT/.embeddings.
     keep_embeddings
         Keep embeddings on disk.
     drop_unanswerable
-        Leave out queries without a relevant passage, with --data. Without it such a task is an error.
+        With --data: leave out queries without a relevant passage. Default: such a task is an error.
     """
     if not models:
         raise InputError("expected a model: a hub id, a folder, bm25 or random")

@@ -23,14 +23,14 @@ def export(
 ) -> None:
     """Write a model without its backbone, or in the layout of sentence-transformers.
 
-    With a state and --base: adapter, pooler, and where to find the rest. The folder opens like any other
-    model: while it loads, the backbone is found, checked and merged with the adapter; peft is not needed.
-    peft can open the adapter too. README.md is a model card to complete.
+    With a state and --base: adapter and pooler. The folder opens like any other model: loading it finds and
+    checks the backbone and merges the adapter, without peft. peft can open the adapter too. Complete the
+    model card in README.md.
 
     With --layout sentence-transformers: a folder that SentenceTransformer opens, with equal vectors. A model
-    with mean or last-token pooling needs sentence-transformers alone. Latent attention, and a stored prompt
-    that is left out of the mean, need nvembed installed beside it, and trust_remote_code=True. A prompt is
-    stored as the prompt of queries, and as that of documents if the task has one.
+    with mean or last-token pooling needs only sentence-transformers. Latent attention, and a stored prompt
+    that is left out of the mean, also need nvembed and trust_remote_code=True. A prompt is stored as the
+    prompt of queries, and as that of documents if the task has one.
 
     Examples:
 
@@ -43,7 +43,7 @@ def export(
     Parameters
     ----------
     model
-        A folder, or a hub id: the checkpoint that was trained, or the model to write in another layout.
+        The checkpoint that was trained, or the model to write in another layout: a folder or a hub id.
     paths
         [STATE] OUT. STATE: a state of a training run, such as runs/stage2/best, or an adapter in peft's
         format. OUT: folder for the new model; it must not exist.
@@ -53,8 +53,8 @@ def export(
     layout
         Layout of the new folder. Default: that of NV-Embed.
     rank
-        After full fine-tuning: write the change of the whole backbone as an adapter of this rank. The share
-        of the change that does not fit is reported.
+        After full fine-tuning: write the change of the whole backbone as an adapter of this rank, and report
+        the share of the change that does not fit.
     dtype
         Number format of the stored tensors. Default: bfloat16 if that changes no value, else the state's.
     licence

@@ -36,8 +36,8 @@ def index(
     """Index an embedded corpus for search by meaning and by words.
 
     The index is a LanceDB table in the folder "index" of the corpus, or a table in PostgreSQL. Up to 20,000
-    passages every vector is compared; above, an index finds candidates, which are scored exactly. A new index
-    replaces the old one when it is finished and checked.
+    passages a search compares every vector; above that an approximate index finds candidates, which are
+    scored exactly. A new index replaces the old one when it is finished and checked.
 
     Examples:
 
@@ -50,7 +50,7 @@ def index(
     Parameters
     ----------
     corpus
-        The folder that "nvembed embed" has written; with --add or --delete also the index's own folder.
+        A folder that "nvembed embed" wrote; with --add or --delete also the folder of the index.
     add
         Another embedded corpus to add; documents of the same name are replaced. May be repeated.
     delete
@@ -63,17 +63,17 @@ def index(
         postgresql://USER@HOST/DATABASE of a PostgreSQL server with pgvector. Put its password into
         ~/.pgpass or PGPASSWORD.
     kind
-        How vectors are found: exact compares all, rq uses an index (LanceDB's IVF_RQ), auto decides by size.
+        Vector search: exact compares all, rq uses an index (LanceDB's IVF_RQ), auto decides by size.
     language
-        Language whose word endings are removed, such as english or german; none removes none. Default:
-        detected.
+        Language of the stemmer, which removes word endings, such as english or german; none for no stemmer;
+        auto detects the language.
     types
-        Type of a metadata field, where its values should not decide, such as version=string. May be repeated.
+        Type of a metadata field, such as version=string. Default: decided by its values. May be repeated.
     instruction
         Default instruction of queries; see --task.
     task
-        Task whose instruction is the default of queries. Default: the query prompt that the model brings, or
-        else the prompt of the corpus, or NQ's ("Given a question, retrieve passages that answer the
+        Task whose instruction is the default of queries. Default: the model's own query prompt; without one,
+        the prompt of the corpus; without that, NQ's ("Given a question, retrieve passages that answer the
         question").
     """
     from nvembed.embed.embedded import open_embedded

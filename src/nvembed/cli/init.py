@@ -45,7 +45,8 @@ def init(
 ) -> None:
     """Make an untrained NV-Embed checkpoint from a causal language model.
 
-    The new pooler starts as exact mean pooling: the model embeds text at once, and training makes it good.
+    The new pooler computes exactly the mean of the token states, so the model embeds text before any
+    training.
 
     Examples:
 
@@ -64,7 +65,7 @@ def init(
     out
         Folder for the checkpoint; it must not exist.
     recipe
-        TOML file of a training stage. It sets pooling, sizes, layers and attention; options override it.
+        TOML file of a training stage, which sets pooling, sizes, layers and attention. Options override it.
     pooling
         How token states become one vector. Default: latent.
     num_latents
@@ -83,7 +84,7 @@ def init(
     eos
         Token after each text. Default: the tokenizer's own.
     max_length
-        Most tokens of a text. Default: the backbone's context.
+        Most tokens of a text. Default: the context length of the backbone.
     dtype
         Number format of the stored weights. Default: the backbone's (float32 from GGUF).
     seed

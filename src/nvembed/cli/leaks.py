@@ -1,4 +1,4 @@
-"""``nvembed leaks``: does training data hold what is evaluated on?"""
+"""``nvembed leaks``: evaluation texts in training data."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -41,11 +41,12 @@ def leaks(
 ) -> int:
     """Find evaluation texts in training data, equal or nearly equal.
 
-    A training record leaks an evaluation record when it holds all its texts: both sentences of an STS pair,
-    the query of a retrieval task, the text of a classification task. Exit codes: 0 no leak, 3 leaks found.
+    A training record leaks an evaluation record if it contains all texts of that record: both sentences of
+    an STS pair, the query of a retrieval task, or the text of a classification task. Exit codes: 0 no leak,
+    3 leaks found.
 
-    Training files may be in any format of records: every string counts, whatever its key is. A prompt before
-    a text, such as "Instruct: ...\\nQuery: " or "query: ", is left out.
+    Training files may have any keys: every string of a record is compared, without a prompt before it, such
+    as "Instruct: ..." or "query:".
 
     Examples:
 
@@ -58,26 +59,26 @@ def leaks(
     Parameters
     ----------
     training
-        JSONL or Parquet files, folders of such files (as `nvembed mine` makes them), or recipes (folders with
-        blend.toml), whose sources are read.
+        JSONL or Parquet files, folders of such files, such as the --out of `nvembed mine`, or recipes
+        (folders with blend.toml), whose sources are read.
     against
-        What is evaluated on: a task folder, a folder of task folders, or a recipe, whose held-out sets are
-        used. Repeat for several. Default: the held-out sets of the recipes in TRAINING.
+        Evaluation data: a task folder, a folder of task folders, or a recipe, whose held-out sets are used.
+        May be repeated. Default: the held-out sets of the recipes in TRAINING.
     tasks
-        Only these tasks of --against. Repeat for several.
+        Only this task of --against. May be repeated.
     split
         Split of the tasks.
     sets
-        Only these training sets of a recipe. Repeat for several.
+        Only this training set of a recipe. May be repeated.
     field
-        Compare only the texts under this key of the training files. Repeat for several. Default: all texts.
+        Compare only the texts under this key of the training files. May be repeated. Default: all texts.
     threshold
         Similarity from which two texts are nearly equal (Jaccard, 5-character shingles). Texts of fewer than
         60 characters must be equal.
     root
-        Folder below which a recipe's local paths are found.
+        Folder that the local paths of a recipe start from.
     mirror
-        Folder with copies of the hub's data sets, as owner/name; nothing is downloaded then.
+        Folder with copies of the hub's data sets, as owner/name, so that nothing is downloaded.
     json
         Print one JSON object in place of the table.
     """

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from cyclopts import App, CycloptsError
     from rich.text import Text
 
-# Module and function of a command have its name. The line stands in the list of commands, which is shown
-# without importing any of them; it is the first line of the command's own help.
+# A command is the function of its name in the module of its name. The list of commands shows these lines
+# without importing the commands; each is also the first line of the command's own help.
 COMMANDS = {
     "encode": "Embed the texts of a file.",
     "embed": "Embed a corpus into a folder of Parquet files. Run the same command again to resume.",
@@ -32,7 +32,7 @@ COMMANDS = {
     "classify": "Fit a classifier on labelled texts, predict with it, or classify without examples.",
     "serve": "Serve a model: the embedding APIs of OpenAI, NVIDIA NIM, Cohere and TEI.",
     "init": "Make an untrained NV-Embed checkpoint from a causal language model.",
-    "check": "Check a model, or any folder that nvembed wrote: is every file whole?",
+    "check": "Check that a model, or a folder that nvembed wrote, is complete and undamaged.",
     "evaluate": "Score models on evaluation tasks.",
     "compare": "Compare models on every task, with paired tests over queries.",
     "mine": "Make training files: choose examples, leave out leaks, mine hard negatives.",
@@ -46,7 +46,7 @@ COMMANDS = {
 
 
 def app_for(argv: Sequence[str]) -> "App":
-    """Return the app. A command that is named in ``argv`` brings its own help, the others their line."""
+    """Return the app. Only a command that ``argv`` names is imported, for its own help."""
     from cyclopts import App, Parameter
 
     from nvembed.cli.screen import messages, results
@@ -61,12 +61,17 @@ def app_for(argv: Sequence[str]) -> "App":
         error_formatter=_usage_error,
         suppress_keyboard_interrupt=False,
         result_action="return_value",
-        default_parameter=Parameter(negative_iterable=()),  # no --empty-tasks
+        default_parameter=Parameter(negative_iterable=(), show_default=_default_text),  # no --empty-tasks
     )
     for name, summary in COMMANDS.items():
         path = f"nvembed.cli.{name}:{name}"
         app.command(path, name=name, help=None if name in argv else summary)
     return app
+
+
+def _default_text(value: object) -> str | None:
+    """Return how help shows a default; None for one that says nothing."""
+    return None if value is None or value is False or value in ("", ()) else str(value)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -147,7 +152,7 @@ def _option_fault(fault: Mapping[str, Any]) -> str:
 
 
 def _unknown_command(argv: Sequence[str]) -> str | None:
-    """Return what to say about a command that does not exist (cyclopts would import them all to say it)."""
+    """Return a message for a command that does not exist; cyclopts would import every command for it."""
     name = argv[0] if argv else "-"
     if name.startswith("-") or name in COMMANDS:
         return None

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def merge(model: str, adapter: Path, out: Path, /, *, dtype: Dtype | None = None) -> None:
     """Merge a trained adapter into its checkpoint.
 
-    The result is a folder in the layout of the released model.
+    The result is a checkpoint in the layout of the released NV-Embed v2.
 
     Examples:
 
@@ -24,7 +24,7 @@ def merge(model: str, adapter: Path, out: Path, /, *, dtype: Dtype | None = None
     Parameters
     ----------
     model
-        The checkpoint that was trained: a folder, or a hub id.
+        The checkpoint that was trained: a folder or a hub id.
     adapter
         A state of a training run, such as runs/stage2/best, or an adapter in peft's format.
     out

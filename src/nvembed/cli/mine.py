@@ -25,6 +25,7 @@ from nvembed.vectors.store import VectorSettings
 
 def mine(
     recipe: Path,
+    /,
     *,
     out: Path,
     root: Path = Path(),
@@ -41,8 +42,8 @@ def mine(
 ) -> None:
     """Make training files: choose examples, leave out leaks, mine hard negatives.
 
-    Writes OUT/NAME.jsonl for every set, and a report to read (NAME.report.md). Finished sets are kept. Run
-    the same command again to resume.
+    Writes OUT/NAME.jsonl and a report, OUT/NAME.report.md, for every set. Run the same command again to
+    resume: finished sets are kept.
 
     Examples:
 
@@ -59,11 +60,11 @@ def mine(
     out
         Folder for the training files.
     root
-        Folder below which the blend's local paths are found.
+        Folder that the local paths of the blend start from.
     mirror
-        Folder with copies of the hub's data sets, as owner/name; nothing is downloaded then.
+        Folder with copies of the hub's data sets, as owner/name, so that nothing is downloaded.
     sets
-        Only these sets. Repeat for several. Default: all.
+        Only this set. May be repeated. Default: all.
     stage
         Only the sets of this stage.
     teacher
@@ -75,9 +76,9 @@ def mine(
     negatives
         Most hard negatives of a query. Default: the recipe's.
     instruct
-        Give the teacher each task's instruction, as models of nvembed expect. Default: the recipe's.
+        Give the teacher the instruction of each task. Default: the recipe's.
     max_tokens
-        Longest text for the teacher; longer ones are cut.
+        Most tokens that the teacher reads of a text; longer texts are cut.
     """
     blend = read_recipe(recipe / "blend.toml", BlendRecipe)
     mining = _changed(

@@ -13,7 +13,7 @@ from nvembed.recipe import nearest
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
-Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
+Flag = Annotated[bool, Parameter(negative=())]
 # A name, or "-" for standard input or output, which would otherwise be taken for an option.
 Dash = Annotated[str, Parameter(allow_leading_hyphen=True)]
 # The server that stores an index's passages: always named by the user, never followed from the index's

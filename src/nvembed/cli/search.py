@@ -54,11 +54,11 @@ def search(
 ) -> None:
     """Search a folder, a file, an embedded corpus or an index by meaning.
 
-    A folder or a file is embedded as "nvembed embed" does it, and compared with every query: the search is
-    exact. Its vectors are kept in .nvembed beside it; after a change only what has changed is embedded.
+    A folder or a file is embedded as by "nvembed embed", and every passage is compared with every query. The
+    vectors are kept in .nvembed beside it; after a change of the corpus only the changes are embedded.
 
-    An embedded corpus and an index know their model. An index is searched by meaning and by words at once,
-    and can be filtered.
+    An index is searched by meaning and by words at once, and can be filtered. Indexes and embedded corpora
+    name their model.
 
     Examples:
 
@@ -73,29 +73,30 @@ def search(
     Parameters
     ----------
     corpus
-        A folder or a file that nvembed embed reads, the folder that it wrote, or an index.
+        A folder or a file that "nvembed embed" can read, a folder that it wrote, or an index.
     query
         One or more queries, each in quotes.
     model
-        A checkpoint folder, or a hub id. Default: the model of the embedded corpus or the index.
+        Model: a folder or a hub id. Default: that of the embedded corpus or index.
     queries
-        A file with queries (.txt: one per line; .jsonl; ...); "-" reads lines from standard input.
+        A file of queries, such as .txt (one per line) or .jsonl; "-" reads lines from standard input.
     top
-        Passages to show of each query.
+        Number of passages per query.
     instruction
         Sentence that describes the task; it is prepended to queries.
     task
         Task with a known instruction, such as NQ.
     json
-        Print JSON lines: query, rank, score, id, document, start, end, text, metadata (of an index: marks).
+        Print JSON lines: query, rank, score, id, document, start, end, text, marks, metadata.
     mode
-        Of an index: hybrid (both lists joined by reciprocal rank), vector, or text (needs no model).
+        Index only: hybrid (both lists joined by reciprocal rank), vector, or text (needs no model).
+        Default: hybrid.
     where
-        Of an index: a filter on metadata, such as "year >= 2020 and lang = en". May be repeated.
+        Index only: a filter on metadata, such as "year >= 2020 and lang = en". May be repeated.
     mark
-        Of an index: what is marked in a passage: the query's words, the nearest sentence, or none.
+        Index only: mark the query's words in each passage, the nearest sentence, or none. Default: words.
     server
-        Of an index: postgresql://USER@HOST/DATABASE, if the passages are stored there. Default:
+        Index only: postgresql://USER@HOST/DATABASE, if the passages are stored there. Default:
         NVEMBED_INDEX_SERVER.
     """
     options = SearchOptions(mode or "hybrid", where, top, mark or "words", instruction, task)

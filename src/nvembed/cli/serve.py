@@ -47,7 +47,8 @@ def serve(
 
         nvembed serve nvidia/NV-Embed-v2 --device cuda:0,cuda:1
 
-        nvembed serve small --host 0.0.0.0 --api-key-file keys.txt --tls-cert cert.pem --tls-key key.pem
+        nvembed serve small --host 0.0.0.0 --api-key-file keys.txt \\
+            --tls-cert cert.pem --tls-key key.pem
 
         NVEMBED_API_KEY=secret nvembed serve --config server.toml
 
@@ -56,7 +57,7 @@ def serve(
     Parameters
     ----------
     model
-        A checkpoint folder or a hub id.
+        Model: a folder or a hub id.
     config
         A TOML file with options.
     """

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 def train(
     recipe: Path,
+    /,
     *,
     model: str,
     data: Path,
@@ -44,9 +45,9 @@ def train(
 ) -> int:
     """Train one stage from a recipe.
 
-    Writes OUT/log.jsonl (every step) and OUT/step-N folders, of which the last and the best are kept. Each is
-    an adapter in peft's format with its pooler; `nvembed merge` makes a checkpoint of it. Ctrl-C and SIGTERM
-    save first. Run the same command again to resume. On several GPUs, start it with torchrun.
+    Writes OUT/log.jsonl, with every step, and keeps the last and the best state as OUT/step-N: an adapter in
+    peft's format and a pooler, for `nvembed merge` or `nvembed export`. Ctrl-C and SIGTERM save the state
+    first. Run the same command again to resume. On several GPUs, start it with torchrun.
 
     Examples:
 
@@ -63,22 +64,21 @@ def train(
     Parameters
     ----------
     recipe
-        A stage's TOML file, with its blend in the same folder.
+        TOML file of a stage; its blend is in the same folder.
     model
-        Checkpoint to train: a folder, or a hub id. `nvembed init` makes one.
+        Checkpoint to train: a folder or a hub id. `nvembed init` makes one.
     data
         Folder with the training files that `nvembed mine` made.
     out
         Folder of the run.
     start
-        State of an earlier stage, such as runs/stage1/best, whose adapter and pooler are trained further.
+        State of an earlier stage to start from, such as runs/stage1/best: its adapter and pooler.
     dev
-        Folder of an evaluation task. The mean score of all decides which state is the best. Repeat for
-        several.
+        Folder of an evaluation task. The best state has the highest mean score. May be repeated.
     instruction
-        TASK=INSTRUCTION for a task in --dev that has no known one. Repeat for several.
+        TASK=INSTRUCTION for a task in --dev without a known one. May be repeated.
     dev_passages
-        Passages kept of a larger retrieval corpus in --dev: all that are judged, and others at random.
+        Most passages of a retrieval corpus in --dev: the judged ones, and others at random.
     device
         cpu or cuda. Default: cuda where there is one.
     sharded
@@ -86,7 +86,7 @@ def train(
     tensorboard
         Write events for TensorBoard into OUT/tensorboard as well.
     set
-        Change one value of the recipe, as section.key=value. Repeat for several.
+        Change one value of the recipe, as section.key=value. May be repeated.
     """
     import torch
 
