@@ -113,7 +113,7 @@ def _text(reply: bytes, url: str) -> str:
     try:
         text: Any = json.loads(reply)["choices"][0]["message"]["content"]
         if not isinstance(text, str | None):
-            raise TypeError("content that is no text")
+            raise TypeError("the content is not text")
     except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
         beginning = reply[:120].decode(errors="replace")
         raise DataError(f"{url} sent no chat completion but {beginning!r}: check --endpoint") from error

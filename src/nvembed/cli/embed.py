@@ -160,7 +160,7 @@ def _source(corpus: str, out: Path, reading: CorpusOptions) -> "CorpusFiles":
     if (reading.config, reading.split, reading.revision) != (None, "train", None):
         raise InputError(f"--config, --split and --revision are for data sets: {HUB}owner/name")
     if Path(corpus).is_dir() and out.resolve().is_relative_to(Path(corpus).resolve()):
-        raise InputError(f"{out} lies in the corpus {corpus}: choose a folder outside of it")
+        raise InputError(f"{out} is inside the corpus {corpus}: choose a folder outside of it")
     return list_files(corpus, follow_links=reading.follow_links)
 
 

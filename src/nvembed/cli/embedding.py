@@ -147,7 +147,7 @@ def text_layout(reading: FileOptions) -> TextLayout:
 
 
 def check_corpus(corpus: Path, reading: Reading) -> None:
-    """Report at once what is wrong with a corpus at its beginning."""
+    """Report a fault at the beginning of a corpus, before a model is loaded."""
     from nvembed.read.corpus import list_files, read_documents
 
     first = list_files(str(corpus), follow_links=reading.follow_links).files[0]

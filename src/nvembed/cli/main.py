@@ -70,7 +70,7 @@ def app_for(argv: Sequence[str]) -> "App":
 
 
 def _default_text(value: object) -> str | None:
-    """Return how help shows a default; None for one that says nothing."""
+    """Return how help shows a default; None for an empty one."""
     return None if value is None or value is False or value in ("", ()) else str(value)
 
 

@@ -50,7 +50,7 @@ class Compute:
 @_panel("Prompt", 20)
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """What the model is told about the texts. At most one of these."""
+    """The string before each text. At most one of these."""
 
     task: str | None = None
     """Task with a known instruction, such as NQ or Banking77Classification."""

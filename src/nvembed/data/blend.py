@@ -1,8 +1,8 @@
-"""Several sets as one stream of batches: by sample count, in an order that only the seed and the step decide.
+"""Several sets as one stream of batches: by sample count, in an order decided by the seed and the step.
 
-Paper: section 2.2: batches mix all sets ("well-blended"), so that no task pulls a whole step its way. Ours: a
-batch may mix runs of some examples of one set, whose passages are each other's harder in-batch negatives
-(Merrick et al. 2024, 2405.05374, go as far as one set a batch).
+Paper: section 2.2: batches mix all sets ("well-blended"), so that no step belongs to one task. Ours: a batch
+may mix runs of examples of one set, whose passages are harder in-batch negatives of each other (Merrick et
+al. 2024, 2405.05374, use one set per batch).
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,9 +20,9 @@ def draw(
 ) -> np.ndarray:
     """Return one epoch's order (N, 3) int64: set, row and turn of each place, ``sum(samples)`` in all.
 
-    Of a set of ``size`` rows, ``samples`` are drawn: every row ``samples // size`` times, and the rest once
-    more, chosen anew in each epoch. The turn counts how often a row came before. All sets are then shuffled
-    together, or runs of ``group`` rows of a set are.
+    ``samples`` rows of a set of ``size`` are drawn: every row ``samples // size`` times, and some once more,
+    chosen in each epoch. The turn counts how often the row came before. Then all rows are shuffled together,
+    or runs of ``group`` rows of a set.
 
     Raises:
         InputError: an empty set, or a count below 1.
@@ -45,14 +45,14 @@ def draw(
 class Blend:
     """The training stream of one stage.
 
-    ``batch(step, size)`` is a function of its arguments and the seed: to resume, ask for the next step. Only
-    the line starts and one epoch's order are in memory.
+    ``batch(step, size)`` depends only on its arguments and the seed: to resume, request the next step. Memory
+    holds the line starts and the order of one epoch.
 
     Args:
         files: name -> JSONL file of examples.
         samples: name -> how many examples an epoch draws; None for each once.
         seed: decides the order.
-        group: how many examples of one set are neighbours.
+        group: how many examples of one set follow each other.
 
     Raises:
         DataError: a set without a file, or an empty one.
@@ -79,7 +79,7 @@ class Blend:
         return sum(self._samples)
 
     def __getitem__(self, place: int) -> Example:
-        """Return the example at a place of the endless stream; of several positives the next is first."""
+        """Return the example at a place of the endless stream; its first positive changes every turn."""
         epoch, index = divmod(place, len(self))
         if epoch != self._epoch:
             sizes = [len(examples) for examples in self._sets]
@@ -89,7 +89,7 @@ class Blend:
         return _turned(self._sets[number][row], turn)
 
     def batch(self, step: int, size: int) -> list[Example]:
-        """Return the ``size`` examples of one step, counted from 0; an epoch's end falls where it falls."""
+        """Return the ``size`` examples of one step, counted from 0; a step may span two epochs."""
         return [self[place] for place in range(step * size, (step + 1) * size)]
 
     def check(self) -> int:
@@ -102,7 +102,7 @@ class Blend:
 
     @property
     def identity(self) -> dict[str, str]:
-        """What the stream follows from, beside its seed and group: of each set the samples and the file."""
+        """What decides the stream, besides seed and group: the samples and the file's digest of each set."""
         sets = zip(self.names, self._samples, self._sets, strict=True)
         return {f"set {name}": f"{count} samples of {each.digest}" for name, count, each in sets}
 
@@ -112,7 +112,7 @@ class Blend:
 
 
 def _turned(example: Example, turn: int) -> Example:
-    """Return the example with its positives moved on, so that another one is trained on each time."""
+    """Return the example with its positives rotated, so that each turn trains on another one."""
     first = turn % len(example.positives)
     ids = example.positive_ids
     return replace(

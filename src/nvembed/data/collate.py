@@ -1,4 +1,4 @@
-"""A batch of examples as texts, prompts, and the table of which passage may count against which query.
+"""A batch of examples as texts, prompts, and a table of which passages are negatives of which query.
 
 Shapes: Q queries, C passages.
 """
@@ -19,12 +19,11 @@ class ExampleBatch:
     """Texts of one step, and what the loss may compare.
 
     Attributes:
-        queries, query_prompts: Q texts, and the string put before each.
-        passages, passage_prompts: C texts, first each query's positive and negatives, then the next query's.
-        positive: (Q,) int64, the passage that is right.
-        allowed: (Q, C) bool: the passages of the query's softmax, its positive among them. A query always has
-            its own hard negatives; with in-batch negatives also the passages of other queries, but for those
-            that may be right for it.
+        queries, query_prompts: Q texts, and the prompt of each.
+        passages, passage_prompts: C texts: positive and negatives of the first query, then of the next.
+        positive: (Q,) int64, the column of each query's positive.
+        allowed: (Q, C) bool, the passages in each query's softmax: its positive and its hard negatives; with
+            in-batch negatives also the passages of other queries, except those that may answer it.
     """
 
     queries: tuple[str, ...]
@@ -44,12 +43,12 @@ def collate(
     by text, when it equals the query, or when it is a positive of a record with the same query.
 
     Args:
-        negatives: hard negatives per query, the first of each record; fewer where a record has fewer.
-        in_batch: whether passages of other queries count (stage 1), or only the own ones (stage 2).
-        alone: tasks whose queries have no in-batch negatives even so.
+        negatives: most hard negatives per query: the first ones of each record.
+        in_batch: use the passages of other queries as negatives (paper: stage 1).
+        alone: tasks whose queries have no in-batch negatives in any case.
 
     Raises:
-        InputError: no example at all.
+        InputError: no example.
 
     Paper: section 3.3 (in-batch negatives in stage 1, none in stage 2). Differs: the paper masks nothing; a
     passage known to be right is never useful as a negative.
@@ -87,7 +86,7 @@ def collate(
 
 
 def _may_be_right(examples: Sequence[Example], identities: Sequence[tuple[bytes, str]]) -> np.ndarray:
-    """Return (Q, C): the passage answers the query, as far as the batch itself tells."""
+    """Return (Q, C) bool: whether the batch itself shows that the passage answers the query."""
     right: dict[bytes, tuple[set[bytes], set[str]]] = {}
     for example in examples:
         key = text_key(example.query)

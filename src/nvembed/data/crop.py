@@ -1,7 +1,7 @@
-"""Unlabelled text as training pairs: a sentence, and the passage it stood in.
+"""Unlabelled text as training pairs: a sentence, and the passage that contained it.
 
-Ours, for training beside a teacher (``[teacher]``), which grades every text of a step and so learns from any
-text; the paper trains on labelled sets only.
+Ours, for training with a teacher (``[teacher]``), which can learn from any text; the paper trains on labelled
+sets only.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,19 +10,19 @@ from nvembed.data.example import Example
 from nvembed.data.label import seeded
 from nvembed.text.mark import sentences
 
-PASSAGE_WORDS = 100  # ours: about the passages of Wikipedia that retrieval sets are made of
-QUERY_WORDS = 5  # ours: shorter sentences tell nothing of their passage
+PASSAGE_WORDS = 100  # ours: the usual length of Wikipedia passages in retrieval sets
+QUERY_WORDS = 5  # ours: shorter sentences do not identify their passage
 
 
 def by_crop(texts: Iterable[str], *, task: str, seed: int) -> Iterator[Example]:
     """Cut each text into passages; yield one sentence of each as a query, and the rest as its positive.
 
-    A passage is whole sentences, as many as reach ``PASSAGE_WORDS`` words, or the last of a text. The query
-    is drawn from its sentences of ``QUERY_WORDS`` words or more; a passage without one, or of one sentence
-    alone, gives no example. There are no negatives; mining finds some among the passages.
+    A passage consists of sentences, until they have ``PASSAGE_WORDS`` words or the text ends. The query is
+    one of its sentences of at least ``QUERY_WORDS`` words, at random. A passage without such a sentence, or
+    of a single sentence, gives no example. Mining finds negatives among the passages.
 
-    The inverse cloze task (Lee et al. 2019, 1906.00300), with its exception: one passage in ten keeps the
-    sentence, for word overlap is a signal too.
+    The inverse cloze task (Lee et al. 2019, 1906.00300). As there, one passage in ten keeps the sentence,
+    because word overlap is a signal too.
     """
     for text in texts:
         for parts in _passages(text):

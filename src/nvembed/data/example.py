@@ -15,28 +15,27 @@ from nvembed.text.prompt import format_prompt, instruction_for, training_instruc
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One query, its right answers, and texts that look like answers but are not."""
+    """A query, its answers, and texts that look like answers but are not."""
 
     query: str
-    """The text that is searched with."""
+    """The text to search with."""
     positives: tuple[str, ...]
-    """One or more right answers."""
+    """One or more answers."""
     task: str
-    """Decides the instruction, unless ``instruction`` does; also names the record's origin."""
+    """Name of the task: its instruction is used if there is no ``instruction``."""
     hard_negatives: tuple[str, ...] = ()
     """Wrong answers, the hardest first."""
     both_sides: bool = False
-    """Passages carry the instruction too, not only the query."""
+    """Passages have the instruction too."""
     positive_ids: tuple[str, ...] = ()
-    """One id per positive, or none. Passages of one id are the same document or, in sets made by example,
-    members of one class: in a batch they are never negatives of each other. Without ids the text itself is
-    the identity."""
+    """One id per positive, or none. Passages with one id are the same document, or members of one class: in
+    a batch they are never negatives of each other. Without ids the text is the identity."""
     hard_negative_ids: tuple[str, ...] = ()
     """One id per hard negative, or none."""
     instruction: str | None = None
-    """The query's instruction, for tasks of one's own; "" for none."""
+    """Instruction of the query, for your own tasks; "" for none."""
     passage_instruction: str | None = None
-    """The passages' instruction, where it is not the task's."""
+    """Instruction of the passages, if it is not the task's."""
 
 
 _KEYS = [field.name for field in fields(Example)]
@@ -45,9 +44,9 @@ _INSTRUCTIONS = ("instruction", "passage_instruction")
 
 
 def prompts(example: Example) -> tuple[str, str]:
-    """Return the prompt of the query and that of the passages (``""`` where they carry none).
+    """Return the prompt of the query and that of the passages (``""`` for none).
 
-    A task with several templates gives each query one of them, always the same, by a digest of its text.
+    Of a task with several templates, a digest of the query's text chooses one.
 
     Raises:
         InputError: the task has no instruction.
@@ -66,7 +65,7 @@ def prompts(example: Example) -> tuple[str, str]:
 
 
 def check_example(example: Example, where: str) -> None:
-    """Refuse what cannot be trained on; ``where`` is how the message names the record.
+    """Refuse an example that cannot be trained on; ``where`` names the record in the message.
 
     Raises:
         DataError: a blank text, no positive, a hard negative that is a positive, ids that do not fit, or a
@@ -104,7 +103,7 @@ def open_examples(path: str | os.PathLike[str]) -> JsonlFile[Example]:
 
 
 def to_row(example: Example) -> Row:
-    """Return the JSON object of an example, without what is empty."""
+    """Return the JSON object of an example, without empty fields."""
     row: Row = {"query": example.query, "task": example.task}
     row |= {name: list(values) for name in _LISTS if (values := getattr(example, name))}
     row |= {name: value for name in _INSTRUCTIONS if (value := getattr(example, name)) is not None}

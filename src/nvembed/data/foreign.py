@@ -1,7 +1,7 @@
 """The texts of training files of any format, such as sentence-transformers' and FlagEmbedding's.
 
-Every string of a record counts, at any depth and under any key: a leak is a leak whatever its key is called.
-A prompt before a text, as in ``Instruct: ...\nQuery: TEXT`` or ``query: TEXT``, is left out.
+Every string of a record counts, at any depth and under any key. A prompt before a text, as in
+``Instruct: ...\nQuery: TEXT`` or ``query: TEXT``, is left out.
 """
 
 import os

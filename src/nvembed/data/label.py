@@ -21,8 +21,8 @@ def by_label(
 ) -> Iterator[Example]:
     """Turn (text, label) into examples whose passages are label texts: the right one, against others.
 
-    The others stand in random order, at most ``NEGATIVES`` of them: a batch takes the first ones. Label texts
-    carry no instruction (ours: they answer the task, they are no further texts to classify).
+    At most ``NEGATIVES`` others, in random order: a batch takes the first ones. Label texts have no
+    instruction (ours: they are answers of the task, not texts to classify).
 
     Raises:
         DataError: fewer than two label texts, or a label that has none.
@@ -45,10 +45,9 @@ def by_example(
 ) -> Iterator[Example]:
     """Turn (text, label) into examples whose positive is another text of the class, at random.
 
-    The negatives are texts of other classes: first a class at random, then one of its texts, so that a large
-    class is no likelier than a small one (ours: the paper says only "random"). A class of one text gives no
-    query. All texts carry the instruction. Ids name the classes, which keeps two texts of one class from
-    being negatives of each other in a batch.
+    A negative is drawn in two steps, a class and then one of its texts, so that large and small classes are
+    equally likely (ours: the paper says only "random"). A class with one text gives no query. All texts have
+    the instruction. Ids name the classes, so that two texts of a class are never negatives of each other.
 
     Raises:
         DataError: fewer than two classes.
@@ -56,7 +55,7 @@ def by_example(
     classes: dict[str, list[str]] = defaultdict(list)
     label_of: dict[bytes, str] = {}
     for text, label in rows:
-        # Of equal texts the first counts: with two labels it would be its own negative.
+        # Only the first of equal texts: with two labels a text would be its own negative.
         if label_of.setdefault(text_key(text), label) == label:
             classes[label].append(text)
     if len(classes) < 2:
@@ -65,12 +64,12 @@ def by_example(
     for text, label in rows:
         if label_of[text_key(text)] != label:
             continue
-        rng = seeded(seed, f"{task}/{text}")  # by text: independent of order, and of what is left out
+        rng = seeded(seed, f"{task}/{text}")  # by text: independent of the order and of texts left out
         positive = _another(classes[label], text, rng)
         if positive is None:
             continue
         wrong: dict[str, str] = {}  # text -> class
-        for _ in range(4 * negatives):  # small classes draw the same text twice: try again, but not for ever
+        for _ in range(4 * negatives):  # small classes may draw a text twice: try again, a few times
             if len(wrong) < negatives:
                 name = _other(names, label, rng)
                 wrong[_one_of(classes[name], rng)] = name
@@ -99,7 +98,7 @@ def by_score(
 
 
 def seeded(seed: int, text: str) -> np.random.Generator:
-    """Return the generator of one text: the same wherever the text stands, and whatever came before it."""
+    """Return a generator that depends only on the seed and the text, not on its place in a set."""
     return np.random.default_rng([seed, int.from_bytes(text_key(text), "big")])
 
 

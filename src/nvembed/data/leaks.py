@@ -1,4 +1,4 @@
-"""Does training data hold what is evaluated on? Equal and nearly equal texts, and whole records that leak.
+"""Evaluation texts in training data: equal and nearly equal texts, and whole records that leak.
 
 Two texts *match* when they are equal or nearly equal, as ``text/near.py`` defines it. A training record
 *leaks* a held-out record when it has a match for each of that record's texts: both sentences of an STS pair,
@@ -50,12 +50,12 @@ class Overlap:
 
 
 class HeldOut:
-    """The records of one held-out set, indexed so that a training record can be compared with all of them.
+    """The records of one held-out set, indexed to compare a training record with all of them at once.
 
     Args:
         near: the similarity from which two texts match.
-        joined: compare pairs as one text too: two short sentences, which must be equal to match alone, can
-            then be nearly equal together.
+        joined: also compare pairs as one text, so that two short sentences, which must be equal to match by
+            themselves, can be nearly equal together.
     """
 
     def __init__(self, records: Iterable[TextRecord], *, near: float = NEAR, joined: bool = False) -> None:
@@ -76,7 +76,7 @@ class HeldOut:
         self._pair_index = NearIndex((_join(*plain[number]) for number in self._pairs), near=near)
 
     def matches(self, record: TextRecord) -> tuple[set[int], set[int]]:
-        """Return the numbers of the held-out texts that ``record`` matches, and of those it holds exactly."""
+        """Return the numbers of the held-out texts that ``record`` matches, and of those that it contains."""
         equal: set[int] = set()
         near: set[int] = set()
         for text in record:

@@ -1,6 +1,6 @@
-"""Mining a whole set: in chunks that survive a kill, into one file of examples and a report to read.
+"""Mines a whole set, in chunks from which a killed run resumes, into a file of examples and a report.
 
-While it runs, ``OUT.work/mined/`` holds the finished chunks; it is removed at the end.
+Until the end, the finished chunks are in ``OUT.work/mined/``.
 """
 
 import hashlib
@@ -29,8 +29,8 @@ CHUNK = 1024  # queries between two points from which a killed run resumes
 class Corpus:
     """The distinct passages of a set, and which of them answer which query.
 
-    Passages that differ in case and white space at most are one: a copy of a positive counts as a positive.
-    Every query's known positives are those of all its records; a passage that equals the query counts too.
+    Passages that differ only in case and white space are one passage, so a copy of a positive is a positive.
+    The known positives of a query are those of all its records, and a passage that equals the query.
     """
 
     def __init__(self, passages: Numbered[str], examples: Iterable[Example]) -> None:
@@ -62,7 +62,7 @@ class Corpus:
         return self._number.get(text_key(text)) in self._known[text_key(query)]
 
     def forbidden(self, example: Example) -> set[int]:
-        """Return what may not be mined for an example: positives, its query itself, and its own negatives."""
+        """Return what may not be mined for an example: positives, its query, and its own negatives."""
         texts = (example.query, *example.hard_negatives)
         own = (self._number.get(text_key(text)) for text in texts)
         return self._known[text_key(example.query)] | {number for number in own if number is not None}
@@ -81,13 +81,13 @@ def mine_set(
 ) -> dict[str, Any]:
     """Mine hard negatives for ``examples`` and write them, in the same order, to ``out``.
 
-    An example keeps the negatives it has, which somebody judged, except positives of another record of its
-    query, and gets mined ones up to ``rule.negatives``. A run that was stopped resumes after its last whole
-    chunk. ``OUT.report.json`` and ``OUT.report.md`` are written beside ``out``.
+    An example keeps its own negatives, except positives of another record of its query, and gets mined ones
+    up to ``rule.negatives``. A stopped run resumes after its last complete chunk. ``OUT.report.json`` and
+    ``OUT.report.md`` are written beside ``out``.
 
     Args:
-        teacher_name: names the teacher and its weights; it is part of what makes two runs the same.
-        seed: decides what is random, query by query: chunks and restarts change nothing.
+        teacher_name: identifies the teacher and its weights; a run resumes only with the same name.
+        seed: decides random choices by query, so that chunks and restarts change nothing.
 
     Returns:
         The report: counts, score histograms, and examples to read.
@@ -113,7 +113,7 @@ def mine_set(
         say(f"{out.name}: {stop:,} of {len(examples):,} queries")
     report = {**state, **_finish(paths, rule, out)}
     shutil.rmtree(work)
-    with suppress(OSError):  # whoever called may keep files of their own in it
+    with suppress(OSError):  # the caller may have files in it
         work.parent.rmdir()
     return report
 
@@ -122,9 +122,9 @@ def mine_set(
 class _Mined:
     examples: list[Example]
     positive: np.ndarray  # (Q,) lowest score of a known positive
-    best: np.ndarray  # (Q,) best score of a passage that is no positive; -inf without one
+    best: np.ndarray  # (Q,) best score of a passage that is not a positive; -inf without one
     negative: np.ndarray  # scores of all mined negatives, one after the other
-    excluded: int  # candidates that the rule took for false negatives
+    excluded: int  # candidates that the rule left out as false negatives
     filled: int  # random passages
     shown: list[dict[str, Any]]
 
@@ -180,7 +180,7 @@ def _save(path: Path, mined: _Mined) -> None:
 
 
 def _finish(paths: Sequence[Path], rule: Rule, out: Path) -> dict[str, Any]:
-    """Join the chunks into ``out``, the reports first: where ``out`` is, everything is."""
+    """Join the chunks into ``out``. The reports are written first: if ``out`` exists, all is complete."""
     parts = [np.load(path) for path in paths]
     counts = [json.loads(part["counts"].tobytes()) for part in parts]
     lengths: list[int] = []

@@ -1,11 +1,11 @@
-"""From a blend to training files: read, leave out leaks, choose, mine; set by set, resumable.
+"""From a blend to training files: read, leave out leaks, choose, mine. One set after another, resumable.
 
 NAME.jsonl           the finished set
 NAME.digest          digest of that file, compared by the next run
-NAME.settings.json   what the set was made with
-NAME.report.md       what mining did, to read; NAME.report.json the same as data
-NAME.chosen.jsonl    while the set is made: the examples without negatives
-NAME.work/           while the set is made: passages, their vectors, mined chunks
+NAME.settings.json   the settings of the set
+NAME.report.md       report of mining; NAME.report.json has the same data
+NAME.chosen.jsonl    until the set is finished: the examples without negatives
+NAME.work/           until the set is finished: passages, their vectors, mined chunks
 """
 
 import heapq
@@ -28,12 +28,12 @@ from nvembed.recipe import Recipe
 
 
 class MiningRecipe(Recipe):
-    """``mining.toml``: which model ranks the passages, and which of its candidates become negatives."""
+    """``mining.toml``: the model that ranks passages, and the rule that makes negatives of its candidates."""
 
     teacher: str
     """``bm25``, or an embedding model: a folder, a hub id, or ``package/folder``."""
     instruct: bool
-    """Give the teacher each task's instruction, which NV-Embed and E5-mistral expect."""
+    """Give the teacher the instruction of each task, as NV-Embed and E5-mistral expect."""
     rule: Rule
     """``[rule]``: which candidates become hard negatives."""
 
@@ -55,8 +55,8 @@ def prepare(
 ) -> dict[str, Path]:
     """Make ``OUT/NAME.jsonl`` for every source of ``blend`` named in ``sources``, and return these files.
 
-    A finished set is left as it is, one that was begun is resumed. Both only if the recipe, the teacher, the
-    local data and the held-out sets are the same: otherwise that is an error, and nothing is overwritten.
+    Finished sets are kept, and unfinished ones resumed, if recipe, teacher, local data and held-out sets are
+    the same. Otherwise that is an error, and nothing is overwritten.
 
     Raises:
         InputError: the rule cannot do what it states.
@@ -118,7 +118,7 @@ def _work(file: Path) -> Path:
 
 
 def _tidy(file: Path) -> None:
-    """Remove what making a set left behind: this run, or an earlier one that was killed."""
+    """Remove the working files of a set, also those of an earlier run that was killed."""
     shutil.rmtree(_work(file), ignore_errors=True)
     for name in (f"{file.stem}.chosen.jsonl", f"{file.stem}.chosen.digest"):
         file.with_name(name).unlink(missing_ok=True)
@@ -127,7 +127,7 @@ def _tidy(file: Path) -> None:
 def _settings(
     blend: BlendRecipe, source: TrainingSource, mining: MiningRecipe, teacher_name: str, places: Places
 ) -> dict[str, Any]:
-    """Return all that decides what a set's file holds; of local data the digests of their files."""
+    """Return everything that decides the content of a set's file; for local data, digests of the files."""
     data: dict[str, TrainingSource | HeldOutSet] = {"source": source, **blend.held_out}
     return {
         "files": {
@@ -142,10 +142,10 @@ def _settings(
 
 
 def choose(examples: Iterable[Example], count: int | None, *, seed: int) -> list[Example]:
-    """Return ``count`` distinct examples of a stream, drawn at random, holding no more than these; None: all.
+    """Return ``count`` distinct examples of a stream, drawn at random; None: all. No others are in memory.
 
-    The draw goes by a digest of seed, query and positives: it does not depend on the stream's order, and a
-    larger count contains a smaller one. A repeated record counts once.
+    The draw depends on a digest of seed, query and positives, not on the order of the stream, and a larger
+    count contains a smaller one. A repeated record counts once.
     """
     examples_by_key: dict[int, Example] = {}
     heap: list[int] = []  # of negated keys: its head is the largest key so far
@@ -189,7 +189,7 @@ def _choose_examples(
     clean = _Counter(without_leaks(examples, held_out))
     chosen = choose(clean, source.samples, seed=seed)
     if not examples.count:
-        raise DataError(f"{name}: the source has no example: every row lacks a text, or is not kept")
+        raise DataError(f"{name}: the source has no example: no row has a text and passes `keep`")
     if not chosen:
         raise DataError(f"{name}: {examples.count:,} examples read, all of them in a held-out set")
     for number, example in enumerate(chosen, start=1):

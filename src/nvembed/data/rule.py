@@ -1,7 +1,7 @@
 """Hard negatives: passages that a teacher ranks high for a query, and that do not answer it.
 
-Mining has three steps: *score* (the teacher's best passages, and its score of the known positives), *filter*
-(what is too close to a positive is probably an unlabelled positive) and *sample*.
+Mining has three steps: *score* (the teacher's best passages, and its scores of the known positives), *filter*
+(a passage too close to a positive is probably an unlabelled positive) and *sample*.
 
     naive        every candidate
     shifted      all but the first N
@@ -64,8 +64,8 @@ Teacher = Callable[[Sequence[str], Sequence[Sequence[int]]], Candidates]
 def limit(method: Method, threshold: float, positive_Q: np.ndarray) -> np.ndarray:
     """Return the score (Q,) below which a candidate is kept.
 
-    Differs: ``alpha * p`` lies above p where p is negative; ``p - (1 - alpha) * |p|`` is the same for the
-    rest, and stays below p everywhere.
+    Differs: ``alpha * p`` is above p if p is negative. ``p - (1 - alpha) * |p|`` is equal to it for
+    positive p, and always below p.
     """
     if method == "absolute":
         return np.full(len(positive_Q), threshold, dtype=np.float32)
@@ -124,7 +124,7 @@ def fill(
 
 
 def check_rule(rule: Rule) -> None:
-    """Refuse a rule that cannot do what it states.
+    """Refuse a rule whose values do not fit each other.
 
     Raises:
         InputError: the message names the value and its range.

@@ -1,4 +1,4 @@
-"""``blend.toml``: where training records come from, and which texts must not be among them.
+"""``blend.toml``: the sources of training records, and the evaluation texts to keep out of them.
 
 A source says which rows to read and what form they have; ``read.read_source`` turns them into examples.
 
@@ -49,20 +49,20 @@ class CorpusPlace(Recipe):
 
 
 class TrainingSource(Recipe):
-    """``[sets.NAME]``: one training set, where it is, what its rows look like, and how much of it is used."""
+    """``[sets.NAME]``: one training set: its place, the form of its rows, and how much of it is used."""
 
     form: Form
-    """What a row holds; see the list of forms."""
+    """What a row contains; see the list of forms."""
     task: str = ""
     """Name of the task, which decides the instruction. Default: the set's name."""
     instruction: str | None = None
-    """The queries' instruction, for a task of one's own; "" for none. Default: the task's."""
+    """Instruction of the queries, for your own task; "" for none. Default: the task's."""
     passage_instruction: str | None = None
-    """The passages' instruction. Default: the instruction for forms ``scores`` and ``example``, else none."""
+    """Instruction of the passages. Default: that of the queries for forms ``scores`` and ``example``."""
     licence: str = ""
     """Licence of the data, for the record."""
     samples: int | None = Field(default=None, gt=0)
-    """How many examples a pass draws: a random choice, or some more than once. Default: each once."""
+    """Examples drawn per pass, at random; if there are fewer, some more than once. Default: each once."""
     stages: tuple[int, ...] = Field(default=(1, 2), min_length=1)
     """The stages that train on the set. Default: both."""
     hub: str = ""
@@ -76,9 +76,9 @@ class TrainingSource(Recipe):
     split: str = "train"
     """The split; of a local folder the qrels file."""
     rows: int | None = None
-    """How many rows the split has; another number is an error. Default: not checked."""
+    """Number of rows of the split; another number is an error. Default: not checked."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """Role -> column, where the column has another name than the role."""
+    """Role -> column, for columns whose name differs from the role."""
     corpus: CorpusPlace = CorpusPlace(config="corpus", split="corpus")
     """Where the passages are, for forms ``qrels`` and ``ids``."""
     keep: dict[str, str] = Field(default_factory=dict)
@@ -90,7 +90,7 @@ class TrainingSource(Recipe):
     min_grade: int = 1
     """Form ``qrels``: the grade from which a passage is a positive."""
     mine: bool = True
-    """Mine hard negatives from the passages of the set; otherwise the set brings or makes its own."""
+    """Mine hard negatives from the passages of the set; false: the set has or makes its own."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -110,7 +110,7 @@ class TrainingSource(Recipe):
         return self
 
     def check_instructions(self) -> None:
-        """Refuse a task without an instruction, and an instruction that makes no prompt.
+        """Refuse a task without an instruction, and an instruction that cannot be in a prompt.
 
         Raises:
             ValueError: the message begins with what was expected.
@@ -126,8 +126,8 @@ class TrainingSource(Recipe):
     def prompts(self) -> tuple[str, str]:
         """Return the prompts that a teacher gets for queries and for passages.
 
-        Of a task with several templates it is the first. Passages of scored pairs, which are equals of the
-        queries, carry the instruction, as in training.
+        A task with several templates has its first one. Passages of scored pairs have the instruction of the
+        queries, as in training.
         """
         query, passage = self.instruction, self.passage_instruction
         if passage is None:
@@ -159,16 +159,16 @@ class HeldOutSet(Recipe):
 
 
 def _is_file_name(name: str) -> bool:
-    """Whether files of a set can be called by its name, on every system, beside those of other sets."""
+    """Whether the files of a set can have its name, on every system, beside those of other sets."""
     odd = not name.strip() or name.startswith(".") or name.endswith(".chosen") or len(name.encode()) > 200
     return not odd and name.isprintable() and not set(name) & set('/\\:*?"<>|')
 
 
 class BlendRecipe(Recipe):
-    """``blend.toml``: every training set of a model, by name, and what must not be among them."""
+    """``blend.toml``: the training sets of a model, and the evaluation sets to keep out of them."""
 
     seed: int = Field(ge=0)
-    """Decides what is drawn at random."""
+    """Seed of every random choice."""
     held_out: dict[str, HeldOutSet] = Field(default_factory=dict)
     """Name -> evaluation set."""
     sets: dict[str, TrainingSource] = Field(min_length=1)

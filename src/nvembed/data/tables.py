@@ -16,18 +16,18 @@ Table = Callable[[str, str], Rows]
 
 @dataclass(frozen=True)
 class Places:
-    """Where sources are looked for."""
+    """Where the data of sources are."""
 
     root: Path
-    """The folder below which local paths lie."""
+    """The folder that local paths start from."""
     mirror: Path | None = None
-    """A folder with copies of the hub's data sets, as ``owner/name``: then nothing is downloaded."""
+    """A folder with copies of the hub's data sets, as ``owner/name``, so that nothing is downloaded."""
 
 
 def open_table(hub: str, path: str, revision: str, places: Places) -> Table:
     """Return the tables of a local ``path``, or of the hub's data set ``hub``.
 
-    The errors come when a table is read.
+    Errors are raised when a table is read.
 
     Raises:
         DataError: no such file, or one that is malformed.

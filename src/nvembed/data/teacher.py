@@ -23,10 +23,10 @@ BLOCK = 8192  # passages whose vectors are held at once: 128 MiB at 4,096 dimens
 class VectorBlocks:
     """The vectors of a corpus, a block of ``block`` rows at a time, through the store of vectors on disk.
 
-    A run that was stopped and resumed embeds only the blocks that are missing.
+    A resumed run embeds only the missing blocks.
 
     Args:
-        root: the store's folder; made if need be.
+        root: the store's folder.
         passages: the texts, read a block at a time.
         settings: the encoder's fingerprint, its settings and the passages' prompt.
 
@@ -74,7 +74,7 @@ def dense_teacher(encode: Encode, prompt: str, blocks: VectorBlocks, *, depth: i
 
 
 def bm25_teacher(bm25: Bm25, *, depth: int) -> Teacher:
-    """Return a teacher that scores by BM25. Its scores have no upper bound: ``absolute`` means little here.
+    """Return a teacher that scores by BM25. Its scores have no upper bound, so ``absolute`` is of little use.
 
     Passages without a word of the query have score 0 and are not candidates. Their places repeat the first
     known positive, which no rule keeps.

@@ -1,6 +1,6 @@
-"""What of a model is trained: LoRA through peft, all of it, or the pooler alone.
+"""Chooses the trained part of a model: LoRA (by peft), all of it, or the pooler alone.
 
-The trained tensors have names on disk that other tools know: ``adapter_names``.
+On disk the trained tensors have the names that other tools expect: see ``stored_name``.
 """
 
 from collections.abc import Sequence
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 
 def adapt(model: NVEmbed, settings: AdapterSection, *, seed: int) -> None:
-    """Freeze what is not trained, and put adapters where ``settings`` say; the pooler is always trained.
+    """Freeze what is not trained, and add adapters by ``settings``. The pooler is always trained.
 
-    ``seed`` decides the adapters' first values: A uniform, B zero, so that nothing changes at first.
+    ``seed`` decides the first values of the adapters: A uniform, B zero, so that the model is unchanged.
 
     Raises:
         MissingExtraError: LoRA without peft.
@@ -54,7 +54,7 @@ def adapt(model: NVEmbed, settings: AdapterSection, *, seed: int) -> None:
 
 
 def frozen_layers(model: NVEmbed, settings: AdapterSection) -> int:
-    """Return how many layers run without gradient, once a step: all of them where only the pooler trains."""
+    """Return how many layers run without gradient, once per step: all if only the pooler is trained."""
     return len(model.embedding_model.layers) if settings.kind == "none" else settings.frozen_layers
 
 
@@ -80,7 +80,7 @@ def _add_lora(decoder: Backbone, settings: AdapterSection, seed: int) -> None:
     for target in settings.targets:
         if target not in linears:
             raise ConfigError(
-                f"adapter target {target!r} is no layer of the backbone: {nearest(target, linears)}"
+                f"adapter target {target!r} is not a layer of the backbone: {nearest(target, linears)}"
             )
     config = lora_config(settings, len(decoder.layers))
     from peft import inject_adapter_in_model
@@ -92,16 +92,16 @@ def _add_lora(decoder: Backbone, settings: AdapterSection, seed: int) -> None:
 
 
 def checkpoint_activations(model: NVEmbed) -> None:
-    """Keep only each layer's input for the backward pass, and compute the layer again there."""
+    """Keep only the input of each layer, and compute the layer again in the backward pass."""
     for layer in model.embedding_model.layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
 def compile_layers(model: NVEmbed) -> None:
-    """Compile each layer but its attention, for batches of any size; changes results by rounding alone.
+    """Compile each layer except its attention, for batches of any size; results change only by rounding.
 
-    What is fused are the steps between matrix products, which cost more than these on a CPU in bfloat16
-    (docs/log.md). Attention depends on the texts' lengths and would be compiled anew for every batch.
+    This fuses the operations between matrix products, which cost more than the products on a CPU in bfloat16
+    (docs/log.md). Attention depends on the lengths of the texts and would be compiled for every batch.
     """
     eager = torch.compiler.disable(attention)  # type: ignore[no-untyped-call]
     for layer in model.embedding_model.layers:

@@ -1,4 +1,4 @@
-"""Whether a training run, or one of its states, is whole."""
+"""Checks that a training run, or one of its states, is complete and undamaged."""
 
 import json
 from collections.abc import Iterator
@@ -31,10 +31,10 @@ def check_run(folder: Path) -> FolderReport:
     for name in ("last", "best"):
         link = folder / name
         if link.is_symlink() and not link.exists():
-            cure = f"{again}: it makes the link anew" if states else f"rm {link}; {again}"
+            cure = f"{again}: it makes the link again" if states else f"rm {link}; {again}"
             damages.append(Damage(link, f"points to {link.readlink()}, which is missing", cure))
         elif name == "last" and states and not link.exists():
-            damages.append(Damage(link, "missing", f"{again}: it makes the link anew"))
+            damages.append(Damage(link, "missing", f"{again}: it makes the link again"))
     log = folder / LOG
     if states and not log.exists():
         damages.append(Damage(log, "missing; the run can be resumed without it", again))

@@ -1,4 +1,4 @@
-"""Training states on disk: written whole or not at all, the last and the best kept.
+"""Training states on disk: written whole or not at all. The last and the best are kept.
 
 ``FOLDER/step-00000100/`` is an adapter that other tools read (``weights.adapter``) plus what resuming needs:
 
@@ -40,13 +40,13 @@ STATE = "state.json"
 
 
 class TrainingProgress(Schema):
-    """How far a run is: ``step`` steps are done; the best score on the development set so far."""
+    """Progress of a run: the number of finished steps, and the best score on the development tasks."""
 
     step: int = 0
     best_step: int | None = None
     best_score: float | None = None
     evaluated: bool = True
-    """False where the run was stopped before the evaluation that is due after this step."""
+    """False if the run was stopped before the evaluation that is due after this step."""
 
 
 class StateFile(Schema):
@@ -158,10 +158,10 @@ def damaged_files(path: Path, state: StateFile) -> dict[Path, str]:
 
 
 def start_from(path: Path, model: nn.Module, adapter: AdapterSection) -> None:
-    """Take over the trained tensors of an earlier stage's state; the optimizer starts anew.
+    """Load the trained tensors of an earlier stage's state; the optimizer is new.
 
     Raises:
-        ConfigError: none there, or of another adapter: other tensors, or an alpha that would scale it anew.
+        ConfigError: there are none, or they are of another adapter: other tensors, or another alpha.
         WeightsError: a damaged file.
     """
     if (path / STATE).exists():
@@ -172,7 +172,7 @@ def start_from(path: Path, model: nn.Module, adapter: AdapterSection) -> None:
         if alpha != adapter.alpha:
             raise ConfigError(
                 f"the recipe's adapter.alpha is {adapter.alpha}, that of {path} is {alpha}, which would "
-                "rescale what was trained: use the same alpha"
+                "change the scale of the adapter: use the same alpha"
             )
 
 
@@ -198,14 +198,14 @@ def latest(folder: Path) -> Path | None:
 
 
 def record(folder: Path, progress: TrainingProgress) -> None:
-    """Write new progress into the state of its step, which is saved already."""
+    """Write progress into the state of its step, which exists."""
     path = folder / f"step-{progress.step:08}"
     write_json(path / STATE, _state_file(progress, _digests(path)))
     point(folder, progress)
 
 
 def point(folder: Path, progress: TrainingProgress) -> None:
-    """Make the links ``last`` and ``best``, each in one move."""
+    """Set the links ``last`` and ``best``, each atomically."""
     for name, step in (("last", progress.step), ("best", progress.best_step)):
         target = folder / f"step-{step:08}" if step is not None else None
         if target is not None and target.is_dir():
@@ -216,7 +216,7 @@ def point(folder: Path, progress: TrainingProgress) -> None:
 
 
 def tidy(folder: Path, progress: TrainingProgress) -> None:
-    """Remove states that are neither the last nor the best, and what an interrupted write left."""
+    """Remove states other than the last and the best, and the remains of interrupted writes."""
     kept = {folder / f"step-{step:08}" for step in (progress.step, progress.best_step) if step is not None}
     left = [path for path in folder.glob("step-*") if path not in kept]
     for pattern in (".step-*", ".settings.json.*", ".log.jsonl.*"):
@@ -269,7 +269,7 @@ def _write(
             _write_tensors(work / file, {name: values[name] for name in names})
     if files[ADAPTER_TENSORS]:
         config = lora_config(adapter, num_layers, base)
-        config.target_modules = sorted(adapter.targets)  # peft makes a set of it, in no order
+        config.target_modules = sorted(adapter.targets)  # peft makes a set, without an order
         config.save_pretrained(str(work))
 
 

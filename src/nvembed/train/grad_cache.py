@@ -1,9 +1,9 @@
 """Gradient cache: the exact gradient of a large batch, with the activations of one micro-batch in memory.
 
 Two passes (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup"). The
-first embeds every text without keeping activations; the loss of all vectors gives the gradient of each.
-The second embeds each micro-batch again and carries its vectors' gradients back into the weights. As the loss
-sees the texts only through their vectors, the sum is the gradient of plain backpropagation.
+first embeds every text without keeping activations; the loss of all vectors gives the gradient of each. The
+second embeds each micro-batch again and propagates these gradients into the weights. The loss depends on the
+texts only through their vectors, so the sum is the gradient of plain backpropagation.
 
 Shapes: U distinct texts of a share, D hidden size.
 """
@@ -47,14 +47,14 @@ def backward(
     """Add the gradient of a whole batch to the parameters.
 
     Args:
-        embed: gives a micro-batch's vectors; it may draw from torch's random state (dropout): both passes
-            find it seeded the same, from ``seed`` and the micro-batch's number.
-        work: the micro-batches, at least one; their ``rows`` together are 0 to U - 1. One without rows is run
-            for its company alone: ranks that shard a model must call it equally often, and keep equally many
-            graphs (``kept_graphs``).
-        gradient_of: all vectors, (U, D) -> the gradient of the loss with respect to them, (U, D).
-        graph_tokens: the first micro-batches of at most so many tokens together keep their activations from
-            the first pass and skip the second: faster, for memory. All of them: plain backpropagation.
+        embed: returns the vectors of a micro-batch. It may use torch's random state (dropout): both passes
+            seed it equally, by ``seed`` and the number of the micro-batch.
+        work: the micro-batches, at least one; their ``rows`` together are 0 to U - 1. One without rows exists
+            because ranks that shard a model must run it equally often, and keep equally many graphs
+            (``kept_graphs``).
+        gradient_of: all vectors (U, D) -> the gradient of the loss with respect to them (U, D).
+        graph_tokens: the first micro-batches, of at most so many tokens together, keep their activations and
+            skip the second pass: faster, for more memory. With all of them it is plain backpropagation.
         done: called after each micro-batch has added its gradients.
     """
     kept: dict[int, Tensor] = {}
@@ -86,9 +86,9 @@ def kept_graphs(work: Sequence[MicroBatch], graph_tokens: int) -> int:
 
 @contextmanager
 def seeded(seed: int, number: int, batch: MicroBatch) -> Iterator[None]:
-    """Seed torch's random state for one micro-batch, and put it back as it was afterwards.
+    """Seed torch's random state for one micro-batch, and restore it afterwards.
 
-    Seeds instead of saved states: a resumed run needs nothing but the step's number to draw the same.
+    With seeds instead of stored states, a resumed run needs only the number of the step.
     """
     device = batch.packed.input_ids.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

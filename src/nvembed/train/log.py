@@ -1,4 +1,4 @@
-"""A run's records: ``log.jsonl`` always, TensorBoard's events if asked for, and a line to show."""
+"""The log of a run: ``log.jsonl``, TensorBoard's events if requested, and a line for the terminal."""
 
 import json
 from collections.abc import Mapping
@@ -34,9 +34,9 @@ class StepRecord:
 
 
 class TrainingLog:
-    """``log.jsonl``, and TensorBoard's events beside it if asked for.
+    """``log.jsonl``, and TensorBoard's events beside it if requested.
 
-    Opened at step ``after``, it first drops what an earlier, killed run logged beyond it.
+    Opening it at step ``after`` drops what an earlier, killed run logged beyond that step.
 
     Raises:
         DataError: a line of ``log.jsonl`` that is not a record, other than a last one cut in two.
@@ -81,7 +81,7 @@ class TrainingLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with suppress(OSError):  # every record was flushed; one that could not be was reported
+        with suppress(OSError):  # every record is flushed when it is written
             self._file.close()
         if self._board is not None:
             self._board.close()

@@ -49,18 +49,18 @@ Teach = Callable[[Sequence[tuple[str, str]]], np.ndarray]
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What is trained, on what, how, and where it is kept.
+    """A stage of training: model, data, recipe, and the folder of the run.
 
     Attributes:
         model: plain (unfolded), on its device, in the recipe's dtype.
-        examples: (step, size) -> that step's examples, as ``data.blend.Blend.batch``.
-        folder: gets the log and the states; a run that is there already is resumed.
-        identity: what else decides the result (base, data): a run is resumed only if it is the same.
-        evaluate: given ``encode``, returns scores on a development set; their mean chooses the best state.
-        start: a state whose trained tensors are taken over; the optimizer starts anew (paper: Table 11).
-        base: what the adapter's config names as its backbone.
-        teach: (prompt, text) pairs to the teacher's unit vectors (n, E) float32; needed if the recipe has a
-            ``[teacher]``. Called from a thread that reads ahead.
+        examples: (step, size) -> the examples of that step, as ``data.blend.Blend.batch``.
+        folder: for the log and the states. If it contains a run, that run is resumed.
+        identity: everything else that decides the result (base, data); a run resumes only with the same.
+        evaluate: ``encode`` -> scores on development tasks, whose mean chooses the best state.
+        start: a state whose trained tensors the run starts from, with a new optimizer (paper: Table 11).
+        base: the backbone's name in the config of the adapter.
+        teach: (prompt, text) pairs -> the teacher's unit vectors (n, E) float32, for a recipe with a
+            ``[teacher]``. It is called from a thread that reads ahead.
     """
 
     model: NVEmbed
@@ -106,7 +106,7 @@ def train(
         announce: called with the derived plan before the first step, on the first rank.
 
     Raises:
-        OutputError: ``job.folder`` is of another run, or a state could not be written.
+        OutputError: ``job.folder`` has another run, or a state could not be written.
         NumericsError: the loss, the gradient or a score is not finite; the last saved state is untouched.
         ConfigError: offload and sharded; or see ``adapt`` and ``checkpoint.load``, also MissingExtraError.
     """
@@ -119,7 +119,7 @@ def train(
         TrainingLog(log_folder, after=first, tensorboard=tensorboard and ranks.first) as log,
         ThreadPoolExecutor(1, "tokenise") as ahead,
     ):
-        if not run.progress.evaluated and job.evaluate is not None:  # stopped just before it
+        if not run.progress.evaluated and job.evaluate is not None:  # stopped before its evaluation
             run.evaluate(log)
             run.record()
         began = time.monotonic()
@@ -153,12 +153,12 @@ class _Work:
     step: int  # from 0
     plan: StepBatch
     tokens: list[Tokens]
-    spare: list[Tokens]  # one text, for ranks that must run as often as others
-    taught: Tensor | None  # (own texts, E): the teacher's vectors
+    spare: list[Tokens]  # one text, for ranks that must run the model as often as others
+    teacher: Tensor | None  # (own texts, E): the teacher's vectors of this rank's texts
 
 
 class _TrainingRun:
-    """The model that is trained, its optimizer, and how far they are."""
+    """The model in training, its optimizer, and its progress."""
 
     def __init__(self, job: TrainingJob, ranks: Ranks, sharded: bool) -> None:
         recipe, model = job.recipe, job.model
@@ -168,7 +168,7 @@ class _TrainingRun:
         adapt(model, recipe.adapter, seed=recipe.run.seed)
         if job.start is not None:
             checkpoint.start_from(job.start, model, recipe.adapter)
-        if ranks.first:  # only now: what is wrong with the recipe or the start leaves no claim behind
+        if ranks.first:  # only now: a faulty recipe or start leaves no settings behind
             _claim(job.folder / "settings.json", _settings(job, ranks), recipe)
         ranks.wait()
         if recipe.run.compile:
@@ -191,7 +191,10 @@ class _TrainingRun:
         self.embed = partial(embed, model, frozen_layers=frozen)
 
     def read(self, step: int) -> _Work:
-        """Read, lay out and tokenise a step's examples, and ask the teacher. Does not touch the model."""
+        """Read a step's examples, lay them out, tokenise them, and embed them with the teacher.
+
+        It runs in a thread beside the model, which it does not use.
+        """
         recipe, settings = self.job.recipe, self.job.recipe.batch
         batch = collate(
             self.job.examples(step, settings.global_batch),
@@ -204,12 +207,12 @@ class _TrainingRun:
         texts = plan.texts[share.start : share.stop]
         tokens = tokenise(texts, self.job.tokenizer, recipe.model.max_tokens)
         spare = [("", "a")]
-        taught = None
-        if recipe.teacher is not None:  # a rank without texts still has to know E
+        teacher_UE = None
+        if recipe.teacher is not None:  # also on a rank without texts, which must know E
             assert self.job.teach is not None, "a recipe with a teacher needs TrainingJob.teach"
-            taught = torch.from_numpy(self.job.teach(texts or spare))[: len(texts)]
+            teacher_UE = torch.from_numpy(self.job.teach(texts or spare))[: len(texts)]
         spare_tokens = tokenise(spare, self.job.tokenizer, recipe.model.max_tokens)
-        return _Work(step, plan, tokens, spare_tokens, taught)
+        return _Work(step, plan, tokens, spare_tokens, teacher_UE)
 
     def step(self, work: _Work, began: float) -> StepRecord:
         """Take one step: vectors, loss, gradients, update.
@@ -261,13 +264,13 @@ class _TrainingRun:
         batch, ranks = self.job.recipe.batch, self.ranks
         pieces = micro_batches(work.tokens, batch.micro_batch_tokens, self.device)
         if ranks.count > 1 or not pieces:
-            # Sharded layers are fetched from all ranks: all of them must run the same number of times.
+            # Sharded layers are gathered from all ranks, so all ranks must run them equally often.
             count = ranks.most(max(1, len(pieces)), self.device) if self.sharded else max(1, len(pieces))
             (spare,) = micro_batches(work.spare, 1, self.device)
             pieces += [replace(spare, rows=spare.rows[:0]) for _ in range(count - len(pieces))]
         if not self.sharded:
             return pieces, batch.graph_tokens
-        # And in the same order: each keeps as many graphs as all can.
+        # And in the same order: every rank keeps as many graphs as all ranks can.
         kept = -ranks.most(-kept_graphs(pieces, batch.graph_tokens), self.device)
         return pieces, sum(piece.num_tokens for piece in pieces[:kept])
 
@@ -277,10 +280,10 @@ class _TrainingRun:
         share, sizes = plan.shares[self.ranks.rank], [len(part) for part in plan.shares]
         guide = None
         if recipe.teacher is not None:
-            assert work.taught is not None
-            taught_UE = self.ranks.gather(work.taught.to(self.device), sizes)
+            assert work.teacher is not None
+            vectors_UE = self.ranks.gather(work.teacher.to(self.device), sizes)
             distinct = plan.distinct.to(self.device)
-            guide = Guide(taught_UE, distinct, recipe.teacher.weight, recipe.teacher.temperature)
+            guide = Guide(vectors_UE, distinct, recipe.teacher.weight, recipe.teacher.temperature)
         loss, gradient = loss_and_gradient(
             self.ranks.gather(own_UD, sizes),
             query_rows=plan.query_rows.to(self.device),
@@ -333,13 +336,13 @@ class _TrainingRun:
         )
 
     def record(self) -> None:
-        """Write an evaluation that was made up for into the state it belongs to."""
+        """Write the result of an evaluation into a state that was saved before it."""
         if self.ranks.first:
             checkpoint.record(self.job.folder, self.progress)
         self.ranks.wait()
 
     def plan(self, work: _Work) -> str:
-        """Return what the run is about to do, derived from the recipe, the model and the first step."""
+        """Describe the run, by the recipe, the model and the first step."""
         recipe, model = self.job.recipe, self.job.model
         texts = len(work.plan.texts)
         tokens = sum(len(item.input_ids) for item in work.tokens)
@@ -357,7 +360,7 @@ class _TrainingRun:
 
 
 def _memory(model: NVEmbed, recipe: StageRecipe) -> str:
-    """Estimate what a step needs: exact for weights and optimizer, rough for activations."""
+    """Estimate the memory of a step: exactly for weights and optimizer, roughly for activations."""
     weights = sum(value.numel() * value.element_size() for value in model.parameters())
     # A gradient and two moments in float32, and a master where the weight is in half precision.
     own = sum(
@@ -414,7 +417,7 @@ def _claim(marker: Path, settings: dict[str, Any], recipe: StageRecipe) -> None:
 
 @torch.no_grad()
 def encode(job: TrainingJob, texts: Sequence[str], prompt: str, *, max_tokens: int) -> np.ndarray:
-    """Return the unit vectors (n, D) float32 of texts, with the model as it is, without dropout."""
+    """Return the unit vectors (n, D) float32 of texts by the current model, without dropout."""
     model = job.model
     vectors = np.empty((len(texts), model.config.backbone.hidden_size), dtype=np.float32)
     tokens = tokenise([(prompt, text) for text in texts], job.tokenizer, job.recipe.model.max_tokens)
@@ -427,9 +430,10 @@ def encode(job: TrainingJob, texts: Sequence[str], prompt: str, *, max_tokens: i
 
 @contextmanager
 def _short_turns() -> Iterator[None]:
-    """Let threads take turns every 0.1 ms: each operator releases the interpreter, and would wait 5 ms.
+    """Switch threads every 0.1 ms instead of 5 ms.
 
-    Otherwise the reader of the next step's texts delays the launch of a GPU's kernels (docs/log.md).
+    Every operator releases the interpreter's lock and waits for it again, so the thread that reads the next
+    step would delay the launch of a GPU's kernels (docs/log.md).
     """
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-4)

@@ -1,10 +1,10 @@
-"""InfoNCE over cosines, with hard and in-batch negatives; and, where a teacher is given, its neighbourhoods.
+"""InfoNCE over cosines, with hard and in-batch negatives; and the neighbours of a teacher, if there is one.
 
 Shapes: Q queries, C passages, U distinct texts, D hidden size, E the teacher's dimensions.
 
     loss of query i = -log( exp(s_ip / t) / sum over allowed c of exp(s_ic / t) ),  s = cosine, p its positive
 
-Paper: says only "contrastive loss" (section 3.3); formula and temperature are ours, as is usual.
+Paper: only "contrastive loss" (section 3.3); formula and temperature are ours, the usual ones.
 """
 
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ def info_nce(
     Args:
         queries_QD, passages_CD: unit rows.
         positive_Q: int64, the column of each query's positive.
-        allowed_QC: bool, the columns of each query's softmax, its positive among them.
-        temperature: by which cosines are divided, above 0.
+        allowed_QC: bool, the columns in each query's softmax, including its positive.
+        temperature: divides the cosines; above 0.
     """
     dtype = torch.promote_types(queries_QD.dtype, torch.float32)
     scores_QC = queries_QD.to(dtype) @ passages_CD.to(dtype).T / temperature
@@ -34,10 +34,10 @@ def info_nce(
 
 @dataclass(frozen=True)
 class Guide:
-    """A teacher's view of a step's texts, and how much it counts beside InfoNCE."""
+    """A teacher's vectors of a step's texts, and the weight of its term beside InfoNCE."""
 
     vectors: Tensor  # (U, E) unit rows
-    distinct: Tensor  # int64: the rows that are compared, each text once
+    distinct: Tensor  # int64: the rows to compare, each text once
     weight: float
     temperature: float
 

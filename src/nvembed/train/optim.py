@@ -11,9 +11,9 @@ from nvembed.weights.adapter import BACKBONE_PREFIX
 
 
 def learning_rate(step: int, peak: float, settings: OptimizerSection) -> float:
-    """Return the rate of one step, counted from 0: up over the warm-up, then down in a line to 0.
+    """Return the learning rate of a step, counted from 0: it rises in the warm-up, then falls linearly to 0.
 
-    The first step has ``peak / warmup_steps``, the last one a single step's share of the way down.
+    The first step has ``peak / warmup_steps``; the last one is one step away from 0.
     Paper: Table 11 (50 steps of warm-up), appendix C (linear decay).
     """
     if step < settings.warmup_steps:
@@ -24,10 +24,10 @@ def learning_rate(step: int, peak: float, settings: OptimizerSection) -> float:
 class Optimizer:
     """AdamW over a model's trained parameters.
 
-    Parameters in half precision get a float32 copy (the master) that is updated and rounded back: their own
-    steps would be lost in rounding. Gradients of all micro-batches are summed in the master's dtype, beside
-    the parameter. Masters and moments may lie in the host's memory (``offload``), gradients then go there
-    once a step. Matrices decay, vectors (norms, biases) do not.
+    Parameters in half precision have a float32 copy (the master), which is updated and rounded back; without
+    it small steps would be lost in rounding. Gradients of all micro-batches are summed in the master's dtype.
+    With ``offload``, masters and moments are in the host's memory, and gradients are copied there once per
+    step. Matrices decay; vectors (norms, biases) do not.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], settings: OptimizerSection) -> None:
@@ -61,7 +61,7 @@ class Optimizer:
             parameter.grad = None
 
     def gradients(self) -> list[Tensor]:
-        """Return the summed gradient of every parameter; zeros where none came."""
+        """Return the summed gradient of every parameter; zeros for one without a gradient."""
         gradients: list[Tensor] = []
         for name, parameter, master in zip(self.names, self.parameters, self.masters, strict=True):
             if parameter is not master:
@@ -75,7 +75,7 @@ class Optimizer:
         return gradients
 
     def step(self, number: int) -> float:
-        """Update the parameters and forget the gradients; return the norm they had before clipping.
+        """Update the parameters and clear the gradients; return their norm before clipping.
 
         Raises:
             NumericsError: the norm is not finite; nothing was updated.
@@ -102,7 +102,7 @@ class Optimizer:
         return size
 
     def state(self) -> dict[str, Tensor]:
-        """Return what resuming needs: masters and moments (``master.NAME``, ``exp_avg.NAME``, ...)."""
+        """Return the tensors for resuming: masters and moments (``master.NAME``, ``exp_avg.NAME``, ...)."""
         tensors: dict[str, Tensor] = {}
         for name, parameter, master in zip(self.names, self.parameters, self.masters, strict=True):
             if parameter is not master:
@@ -112,7 +112,7 @@ class Optimizer:
         return tensors
 
     def empty_state(self) -> dict[str, Tensor]:
-        """Return tensors of the names and shapes of ``state``, to be read into."""
+        """Return tensors with the names and shapes of ``state``, to be filled."""
         tensors: dict[str, Tensor] = {}
         for name, parameter, master in zip(self.names, self.parameters, self.masters, strict=True):
             if parameter is not master:
@@ -123,7 +123,7 @@ class Optimizer:
         return tensors
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what ``state`` returned, of the same parameters."""
+        """Load what ``state`` returned for the same parameters."""
         for name, parameter, master in zip(self.names, self.parameters, self.masters, strict=True):
             if parameter is not master:
                 with torch.no_grad():

@@ -1,8 +1,8 @@
-"""Several processes as one: who is who, and the few things they exchange.
+"""Several processes as one: their ranks, and what they exchange.
 
-Every rank knows the whole batch and embeds its share. Vectors are gathered; every rank computes the same loss
-of all of them and carries the gradient of its own vectors back; parameter gradients are summed. The result is
-that of one process on the whole batch, whatever the shares: they may be uneven, or empty.
+Every rank knows the whole batch and embeds its share. The vectors are gathered, every rank computes the same
+loss of all of them and propagates the gradient of its own vectors, and parameter gradients are summed. The
+result is that of one process on the whole batch. Shares may be uneven or empty.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ BUCKET = 32 * 1024 * 1024  # elements summed in one message
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all. One process alone needs no process group."""
+    """The rank of this process, and the number of processes. A single process needs no process group."""
 
     rank: int = 0
     count: int = 1
@@ -29,9 +29,9 @@ class Ranks:
         return self.rank == 0
 
     def gather(self, own_UD: Tensor, sizes: Sequence[int]) -> Tensor:
-        """Return the rows of all ranks, one rank after another; ``sizes`` says how many each of them has.
+        """Return the rows of all ranks, one rank after another; ``sizes`` are their numbers of rows.
 
-        Shorter shares are filled up for the exchange, so that uneven ones cannot dead-lock.
+        Shorter shares are padded for the exchange, because all ranks must send equally much.
         """
         if self.count == 1:
             return own_UD
@@ -89,9 +89,9 @@ class Ranks:
 
 
 def join(device: str) -> tuple[Ranks, torch.device]:
-    """Join the process group that ``torchrun`` prepared; alone if the process was not started by it.
+    """Join the process group of ``torchrun``; a process that it did not start is alone.
 
-    ``device`` ``cuda`` becomes the rank's own card. CUDA ranks speak NCCL, others gloo.
+    ``cuda`` becomes the rank's own device. CUDA ranks use NCCL, others gloo.
     """
     if not dist.is_torchelastic_launched():
         return Ranks(), torch.device(device)
@@ -120,4 +120,4 @@ def shard(model: NVEmbed, device: torch.device, dtype: torch.dtype) -> None:
         fully_shard(part, mesh=mesh, mp_policy=policy)
         assert isinstance(part, FSDPModule)
         part.set_gradient_divide_factor(1.0)  # the loss is already the mean over the whole batch
-        part.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+        part.set_force_sum_reduction_for_comms(True)  # the only one that gloo has

@@ -112,7 +112,7 @@ class OptimizerSection(Recipe):
         if self.warmup_steps >= self.steps:
             raise ValueError("fewer warmup_steps than steps")
         if self.offload and not self.master_weights:
-            raise ValueError("master_weights where offload is on: they are what lies in the host's memory")
+            raise ValueError("master_weights = true with offload, which keeps them in the host's memory")
         return self
 
 

@@ -21,9 +21,9 @@ from nvembed.text.tokenize import TextTokenizer, Tokens
 class StepBatch:
     """The whole step, the same on every rank, in host memory; each rank embeds the texts of its own share."""
 
-    texts: tuple[tuple[str, str], ...]  # U (prompt, text), a rank's share after another's
-    shares: tuple[range, ...]  # of each rank, which of the U texts
-    distinct: Tensor  # int64: of the U texts, those that are in no share before their own
+    texts: tuple[tuple[str, str], ...]  # U (prompt, text) pairs, one rank's share after another
+    shares: tuple[range, ...]  # the rows of each rank's texts
+    distinct: Tensor  # int64: the rows of the U texts without repetitions
     query_rows: Tensor  # (Q,) int64 into the U texts
     passage_rows: Tensor  # (C,) int64
     positive: Tensor  # (Q,) int64 into the C passages
@@ -32,7 +32,7 @@ class StepBatch:
 
 @dataclass
 class MicroBatch:
-    """Some texts of a share, packed. ``states`` is what frozen layers made of them, once it is known."""
+    """Some texts of a share, packed. ``states`` are the outputs of the frozen layers, once computed."""
 
     packed: PackedBatch
     rows: Tensor  # int64, which of the share's texts
@@ -44,11 +44,11 @@ class MicroBatch:
 
 
 def step_batch(batch: ExampleBatch, *, ranks: int, gather: bool) -> StepBatch:
-    """Share a collated batch out: whole queries with their passages, as evenly as their number allows.
+    """Divide a collated batch among the ranks: whole queries with their passages, as evenly as possible.
 
-    A text that occurs several times in a share (a label, a common negative) is embedded once: it has one
-    vector, whose gradient is the sum over its uses. Every rank computes the whole plan from the same
-    examples, so that only vectors are exchanged. A rank may be left without any text.
+    A text that occurs several times in a share (a label, a common negative) is embedded once; its gradient is
+    the sum over its uses. Every rank computes the whole plan from the same examples, so that only vectors are
+    exchanged. A rank may have no text.
     """
     owner_C = np.searchsorted(batch.positive, np.arange(len(batch.passages)), side="right") - 1
     bounds = [len(batch.queries) * rank // ranks for rank in range(ranks + 1)]
