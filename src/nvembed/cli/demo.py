@@ -1,4 +1,4 @@
-"""``nvembed demo``: a small model searches real labelled text and is scored."""
+"""``nvembed demo``: a small model searches real labelled text, with scores."""
 
 import os
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""Corpora and models together: what decides a model's vectors, and a corpus embedded beside itself."""
+"""Corpora and models together: the settings of a model's vectors, and corpora embedded beside themselves."""
 
 import hashlib
 import json
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 Offsets = Callable[[Sequence[str]], list[np.ndarray]]
 Encode = Callable[[Sequence[str]], Iterable["Embeddings"]]
 
-# Tokens computed at a time. Free memory would decide better, but not the same way twice: batches decide the
-# last bits of a vector. 16,384 tokens of a 7B model take 2 GiB of activations.
+# Tokens computed at a time. They do not depend on the free memory, because batches decide the last bits of a
+# vector. 16,384 tokens of a 7B model take 2 GiB of activations.
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16_384}
 
 RECORD_KINDS = (*LINE_KINDS, *TABLE_KINDS)
@@ -42,7 +42,7 @@ SPARE_TOKENS = 2
 
 @dataclass(frozen=True)
 class Facts:
-    """What decides a model's vectors, and what its tokenizer says."""
+    """What decides a model's vectors."""
 
     fingerprint: str
     dim: int
@@ -50,7 +50,7 @@ class Facts:
     dtype: str
     batch_tokens: int
     fixed_tokens: int  # prompt, BOS and EOS
-    build_offsets: Callable[[], Offsets]  # what it is made of can be sent to another process
+    build_offsets: Callable[[], Offsets]  # can be sent to another process
 
 
 def describe(
@@ -79,7 +79,7 @@ def describe(
 
 
 def _offsets(tokenizer_json: bytes, settings: "TextSettings") -> Offsets:
-    """Return the function that says where tokens are: a process that reads needs neither torch nor model."""
+    """Return the function that locates tokens; it needs neither torch nor the model."""
     from nvembed.text.tokenize import TextTokenizer
 
     return TextTokenizer(tokenizer_json, settings).offsets
@@ -106,7 +106,7 @@ def passage_sizes(
 
 @dataclass(frozen=True)
 class ModelRecipe:
-    """How to load a model and embed with it; it can be sent to another process, which loads it there."""
+    """How to load a model and embed with it; it can be sent to another process."""
 
     name: str
     device: str | None
@@ -142,7 +142,7 @@ def counting(encode: Encode, tally: Tally) -> Encode:
 
 
 def text_layout(reading: FileOptions) -> TextLayout:
-    """Return how text files are written, by the options ``--delimiter`` and ``--encoding``."""
+    """Return the layout of text files by ``--delimiter`` and ``--encoding``."""
     return TextLayout(reading.delimiter, reading.encoding)
 
 
@@ -245,7 +245,7 @@ def _remove_old_caches(home: Path) -> None:
 
 
 def warn_of(manifest: Mapping[str, Any]) -> None:
-    """Report what of a corpus was cut, is empty, or was not read."""
+    """Warn about passages that were cut or are empty, and files and records that were not read."""
     counts, settings = manifest["counts"], manifest["settings"]
     notes = manifest["notes"]
     warnings = notes[:SHOWN_NOTES]

@@ -1,4 +1,4 @@
-"""Texts with vectors for ``cluster`` and ``classify``: an embedded folder, or embedded now and kept."""
+"""Texts with vectors for ``cluster`` and ``classify``: an embedded corpus, or texts to embed and keep."""
 
 from dataclasses import asdict
 from pathlib import Path

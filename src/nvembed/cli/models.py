@@ -1,4 +1,4 @@
-"""Opens what a user names as a model, for every command."""
+"""Opens the model that a user names, for every command."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -47,7 +47,7 @@ def check_same_model(model: str, fingerprint: str, expected: str, owner: str) ->
 
 @dataclass(frozen=True)
 class Loading:
-    """How to load a model: the most tokens read of a text, and device and dtype as torch names them."""
+    """How to load a model: the most tokens read of a text, and torch's names of device and dtype."""
 
     max_tokens: int
     device: str | None = None
@@ -119,7 +119,7 @@ def needs_library(folder: Path) -> str | None:
 
 
 def model_content(spec: str) -> str:
-    """Return a model's name and a digest of every byte that decides its vectors; load no weights."""
+    """Return a model's name and a digest of every byte that decides its vectors, without loading it."""
     if spec in ("bm25", "random"):
         return spec
     from nvembed.weights.checkpoint import content_digest, open_checkpoint
@@ -131,7 +131,7 @@ def model_content(spec: str) -> str:
 
 
 def _digests() -> Path:
-    """Return where digests of large files are kept from run to run."""
+    """Return the folder with digests of large files."""
     return platformdirs.user_cache_path("nvembed") / "digests"
 
 
@@ -217,7 +217,7 @@ def _sentence_transformer(folder: Path, loading: Loading) -> Subject:
 
     own = model.prompts or {}
     default = own.get(model.default_prompt_name) or ""
-    model.default_prompt_name = None  # the evaluation chooses: an empty prompt is none, not the default one
+    model.default_prompt_name = None  # the evaluation chooses: an empty prompt means none
     return Subject(
         name=str(folder),
         fingerprint=_hash_folder(folder),
@@ -252,7 +252,7 @@ def _measures(weights: list[Any]) -> dict[str, Any]:
 
 
 def _hash_folder(folder: Path) -> str:
-    """Hash what decides the vectors: weights, configuration, tokenizer."""
+    """Hash the files that decide the vectors: weights, configuration, tokenizer."""
     digest = hashlib.sha256()
     for path in sorted(
         p for p in folder.rglob("*") if p.suffix in (".safetensors", ".bin", ".json", ".txt", ".model")

@@ -1,4 +1,4 @@
-"""What a person sees: results on standard output, everything else on standard error."""
+"""Output for people: results on standard output, everything else on standard error."""
 
 import io
 import json
@@ -25,9 +25,9 @@ from rich.text import Text
 def open_streams() -> None:
     """Make the standard streams usable: closed ones too, and for every character.
 
-    The number of a closed stream would be given to the next file that is opened, and Python has no object for
-    it. Reading a closed input and writing to a closed output become errors; messages have nowhere to go.
-    Characters that the terminal's encoding lacks are written as escapes.
+    The next file to be opened would get the number of a closed stream, for which Python has no object.
+    Reading a closed input and writing to a closed output become errors; messages are dropped. Characters that
+    the terminal's encoding lacks are written as escapes.
     """
     modes = {"stdin": ("r", os.O_WRONLY), "stdout": ("w", os.O_RDONLY), "stderr": ("w", os.O_WRONLY)}
     for number, (name, (mode, flags)) in enumerate(modes.items()):
@@ -74,7 +74,7 @@ def warn(message: str) -> None:
 
 
 def printable(text: str) -> str:
-    """Return ``text`` without what a terminal would obey: a passage must not move the cursor."""
+    """Return ``text`` without control characters: a passage must not move the cursor."""
     return "".join(char if char.isprintable() or char == "\n" else " " for char in text)
 
 
@@ -87,7 +87,7 @@ def table(*columns: str, title: str = "", numbers: Collection[str] = ()) -> Tabl
 
 
 def snippet(text: str, max_chars: int) -> str:
-    """Return the beginning of ``text`` on one line, cut at a word with an ellipsis where it is longer."""
+    """Return the beginning of ``text`` on one line, cut at a word with an ellipsis if it is longer."""
     line = " ".join(printable(text).split())
     if len(line) <= max_chars:
         return line
@@ -108,9 +108,9 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextmanager
 def long_progress(label: str, *, every_s: float = 30.0) -> Iterator[Callable[[int, int], None]]:
-    """Yield ``update(done, total)`` of something that may take hours; the first call says where it begins.
+    """Yield ``update(done, total)`` for work that may take hours; its first call sets the beginning.
 
-    On a terminal it is a bar with an estimate. Elsewhere it is a line every ``every_s`` seconds.
+    It draws a bar with an estimate on a terminal, and prints a line every ``every_s`` seconds elsewhere.
     """
     if sys.stderr.isatty():
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
@@ -147,7 +147,7 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def waiting(label: str) -> Iterator[None]:
-    """Show that something takes a while; nothing without a terminal."""
+    """Show that work is going on; nothing without a terminal."""
     if not sys.stderr.isatty():
         yield
         return

@@ -1,4 +1,4 @@
-"""Embeds texts for an evaluation, each text once: through the store of vectors on disk."""
+"""Embeds the texts of an evaluation, each once, and keeps the vectors on disk."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,14 +14,14 @@ from nvembed.vectors.store import BLOCK_TEXTS, VectorSettings, VectorStore, text
 class Embedder:
     """Embeds for one subject, ``BLOCK_TEXTS`` at a time.
 
-    The texts that are not stored yet are always cut at the same places, so a run that was stopped and resumed
-    computes the same batches.
+    The texts that are not stored are always divided at the same places, so a resumed run computes the same
+    batches.
 
     Args:
         subject: its fingerprint, precision and length decide which stored vectors are used.
         encode: embeds the texts that are not stored.
-        folder: the store's folder; None embeds everything anew.
-        on_texts: called with the number of texts that were done since the last call.
+        folder: the store's folder; None stores nothing.
+        on_texts: called with the number of texts done since the last call.
     """
 
     def __init__(

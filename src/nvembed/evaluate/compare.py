@@ -1,8 +1,8 @@
 """Paired tests of two models, with intervals, and a comparison with published scores.
 
-Intervals are percentiles of a paired bootstrap over the items (queries, pairs, texts). ``p`` is that of a
-paired permutation test, in which the two models swap their values of an item; both by scipy. The clusters of
-a clustering cannot be swapped: its null distribution is the bootstrap's, moved to 0.
+Intervals are percentiles of a paired bootstrap over the items (queries, pairs, texts). ``p`` comes from a
+paired permutation test, which swaps the two models' values of an item. Both are scipy's. Clusters cannot be
+swapped, so the null distribution of a clustering is that of the bootstrap, moved to 0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,8 +18,8 @@ from nvembed.evaluate.record import Result
 from nvembed.evaluate.settings import category_of, published_scores
 from nvembed.evaluate.tasks import CATEGORY
 
-DRAWS = 1000  # bootstrap samples per task, and permutations where the statistic is not a mean
-FLIPS = 9999  # permutations where it is: there they are sign flips of the differences
+DRAWS = 1000  # bootstrap samples per task, and permutations of a statistic that is not a mean
+FLIPS = 9999  # permutations of a mean, which are sign flips of the differences
 AT_ONCE = 4_000_000  # values that scipy draws at a time
 
 
@@ -30,8 +30,8 @@ Bounds = tuple[float | None, float | None, float | None]  # low, high, p
 class Difference:
     """``b - a`` of one task, or of a category's mean; scores 0 to 100.
 
-    ``low`` and ``high`` bound the difference with 95% confidence; ``p`` is two-sided. They are None where the
-    results hold nothing to resample, or a single item.
+    ``low`` and ``high`` bound the difference with 95% confidence; ``p`` is two-sided. They are None if the
+    results have no items to resample, or a single one.
     """
 
     name: str
@@ -67,9 +67,9 @@ class Check:
 def compare(
     a: Mapping[str, Result], b: Mapping[str, Result], *, draws: int = DRAWS, seed: int = 0
 ) -> list[Difference]:
-    """Compare two models on the tasks that both have: a row per task, then per category, then for all.
+    """Compare two models on their common tasks: a row per task, per category, and for all.
 
-    A mean over tasks treats them as independent: its samples and permutations are means of the tasks' own.
+    A mean over tasks treats them as independent: its samples are means of the samples of the tasks.
 
     Raises:
         DataError: no task in common, or a task was evaluated on different data.
@@ -99,7 +99,7 @@ def compare(
 class PairedTest:
     """The difference of one task in points, its bootstrap samples, and its null distribution.
 
-    A single item has no interval, and both signs of its difference are equally likely.
+    A single item has no interval; both signs of its difference are equally likely.
     """
 
     observed: float
@@ -111,7 +111,7 @@ class PairedTest:
 
 
 def _test_task(a: Result, b: Result, draws: int, rng: np.random.Generator) -> PairedTest | None:
-    """Test the rows of two results; None if they hold nothing to resample."""
+    """Test two results; None if they have no items to resample."""
     if a.items is None or b.items is None or a.items.ids != b.items.ids or not a.items.ids:
         return None
     return paired_test(a.items, b.items, draws=draws, rng=rng)
@@ -183,11 +183,11 @@ def _p_value(null: np.ndarray, observed: float) -> float:
 
 
 def against_published(results: Mapping[str, Result], model: str, *, tolerance: float) -> list[Check]:
-    """Put scores beside the published ones of ``model``, for the tasks that have one.
+    """Compare scores with the published ones of ``model``, for the tasks that have one.
 
     Raises:
         InputError: no published scores of that model are known.
-        DataError: none of the tasks has one.
+        DataError: no task has a published score.
     """
     known = {task: value for tasks in published_scores(model).values() for task, value in tasks.items()}
     checks = []

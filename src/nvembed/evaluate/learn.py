@@ -17,8 +17,8 @@ from nvembed.evaluate.tasks import Labelled, Sets
 def classification(data: Labelled, embed: Embed, prompt: str, *, samples_per_label: int) -> TaskOutcome:
     """Train logistic regression on a few texts of each class, several times, and classify all test texts.
 
-    Main score: accuracy, averaged over the experiments. Without training texts: five-fold cross-validation,
-    with as few training texts in each fold.
+    Main score: accuracy, averaged over the experiments. Without training texts it is cross-validated in five
+    folds, with the same number of training texts per class.
     """
     rules = protocol().classification
     folds = [] if data.train_texts else _folds(data.labels, rules.folds)
@@ -57,8 +57,8 @@ def classification(data: Labelled, embed: Embed, prompt: str, *, samples_per_lab
 def draw(labels_of_rounds: Iterable[np.ndarray], per_label: int) -> Iterator[np.ndarray]:
     """Yield, for each round, the positions of up to ``per_label`` texts of every class.
 
-    As in mteb: one list of positions, from the first round, is shuffled again before every round, each time
-    by a new generator with the same seed; the first texts of each class are taken.
+    As in mteb: the list of positions of the first round is shuffled again before every round, each time by a
+    new generator with the same seed, and the first texts of each class are used.
     """
     order: list[int] = []
     for labels in labels_of_rounds:

@@ -21,7 +21,7 @@ from nvembed.vectors.metric import paired_cosine, score_run
 
 
 def find_mteb_tasks(names: Sequence[str]) -> list[Any]:
-    """Return mteb's tasks of the given names, or of a benchmark such as ``MTEB(eng, v1)`` or ``BEIR``.
+    """Return mteb's tasks by name, or those of a benchmark such as ``MTEB(eng, v1)`` or ``BEIR``.
 
     Raises:
         InputError: a name is neither a task nor a benchmark.
@@ -91,7 +91,7 @@ def run_mteb(
     cache: Path | None = None,
     instructions: dict[str, str] | None = None,
 ) -> list[str]:
-    """Let mteb evaluate ``subject`` on its own tasks; write results as ``run.evaluate`` does.
+    """Evaluate ``subject`` with mteb's code on mteb's tasks; write results as ``run.evaluate`` does.
 
     Returns: the names of the tasks that were run now; finished tasks are not repeated.
 
@@ -122,9 +122,9 @@ def prompt_for(
 ) -> tuple[str, PromptSource]:
     """Return the prompt of one side of an mteb task (None: a symmetric task), and where it comes from.
 
-    For a model with instructions: ``instructions``, then the recipe. A task that neither knows gets what
-    mteb's own loader of NV-Embed v2 prepends: the prompt in the metadata of the task, else mteb's prompt for
-    the type of task. As in mteb, documents get it too, unless the metadata have a prompt for each side.
+    For a model with instructions it comes from ``instructions``, then from the recipe. For a task that is in
+    neither, it is the prompt of mteb's own loader of NV-Embed v2: that in the metadata of the task, else that
+    of the type of task. As in mteb, documents have it too, if the metadata have no prompt for each side.
     """
     if not subject.instructions:
         prompts = own_prompts(subject, [metadata.name], metadata.type, side)
@@ -191,7 +191,7 @@ def _conditions(subject: Subject, metadata: Any, instructions: Mapping[str, str]
     }
 
 
-# Types of mteb's tasks that embed queries and documents apart.
+# Types of mteb's tasks with separate prompts for queries and documents.
 SIDED = ("Retrieval", "Reranking", "InstructionRetrieval", "InstructionReranking")
 
 
@@ -236,7 +236,7 @@ def _run_one(
 
 
 def _ranking_items(task: Any, predictions: Path, split: str) -> Items | None:
-    """Score mteb's ranking query by query, for the comparison; None if mteb has unloaded the data."""
+    """Score mteb's rankings of each query, for comparisons; None if mteb has unloaded the data."""
     files = list(predictions.glob("*.json"))
     if len(files) != 1 or not task.data_loaded:
         return None

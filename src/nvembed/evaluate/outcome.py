@@ -8,8 +8,8 @@ import numpy as np
 
 Embed = Callable[[Sequence[str], str], np.ndarray]  # texts, the prompt to prepend to each -> unit rows
 
-# Where a prompt comes from: --instruction, the recipe, the metadata of mteb's task, mteb's default for the
-# type of task, the model's own prompts, or nowhere.
+# The origin of a prompt: --instruction, the recipe, the metadata of mteb's task, mteb's default for the type
+# of task, the model's own prompts, or none.
 PromptSource = Literal["option", "recipe", "mteb task", "mteb task type", "model", "none"]
 
 

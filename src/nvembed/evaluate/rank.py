@@ -19,7 +19,7 @@ Run = dict[str, dict[str, float]]
 
 
 def retrieval(task: Task, data: Retrieval, embed: Embed, prompts: Prompts) -> TaskOutcome:
-    """Search the whole corpus exactly, one block of passages at a time: memory does not grow with the corpus.
+    """Search the whole corpus exactly, in blocks of passages, so that memory does not grow with the corpus.
 
     Main score: nDCG@10.
     """

@@ -1,15 +1,15 @@
-"""The files of an evaluation: ``OUT/model/fingerprint/``, the tree in which mteb keeps its results.
+"""The files of an evaluation: ``OUT/model/fingerprint/``, as mteb arranges its results.
 
-The folder of the fingerprint also names each setting that is not the default, so that results never overwrite
-each other: ``3f2a-bfloat16-8192tokens-dev-instruction1a2b3c4d``.
+The name of the fingerprint's folder contains every setting that is not the default, so that results never
+overwrite each other: ``3f2a-bfloat16-8192tokens-dev-instruction1a2b3c4d``.
 
-    TASK.json                  scores in mteb's result format; written last, so it means "finished"
+    TASK.json                  scores in mteb's result format; it is written last, when the task is finished
     model_meta.json            the model, in mteb's format
     details/TASK.record.json   conditions (data, prompt, precision), versions, hardware, counts, digests
     details/TASK.items.json    the rows of the main score, which `nvembed compare` resamples
     details/TASK.timing.json   seconds, tokens per second, memory, date
 
-All but the timing is the same, byte for byte, when an evaluation is repeated or resumed on one machine.
+All files except the timing have the same bytes when an evaluation is repeated or resumed on one machine.
 """
 
 import hashlib
@@ -90,7 +90,7 @@ def _revision(subject: Subject, split: str, instructions: Mapping[str, str] | No
 
 
 def mteb_result(task: str, revision: str, split: str, outcome: TaskOutcome) -> Json:
-    """Return scores as mteb's ``TaskResult``, without seconds and date, which are in the timing file."""
+    """Return scores as mteb's ``TaskResult``, without times, which are in the timing file."""
     scores = {**outcome.scores, "main_score": outcome.scores[outcome.main]}
     for name, value in scores.items():
         if not np.isfinite(
@@ -165,7 +165,7 @@ _META_FIELDS = (
 
 
 def finished(folder: Path, task: str, conditions: Json) -> bool:
-    """Whether an undamaged result is there that was computed under the same conditions."""
+    """Whether an undamaged result exists that was computed under the same conditions."""
     for place in (folder, folder / "details"):
         remove_leftovers(place)
     try:
@@ -246,7 +246,7 @@ def read_results(folder: Path) -> dict[str, Result]:
 
 
 def is_results(folder: Path) -> bool:
-    """Whether a folder holds results: of a model, or the ``--out`` of ``nvembed evaluate``."""
+    """Whether a folder has results: of a model, or as the ``--out`` of ``nvembed evaluate``."""
     names = ("model_meta.json", "details/*.record.json")
     return any(any(folder.glob(f"{parents}{name}")) for parents in ("", "*/", "*/*/") for name in names)
 

@@ -17,7 +17,7 @@ Results = Mapping[str, Mapping[str, Result]]  # model -> task -> result
 
 @dataclass(frozen=True)
 class Cost:
-    """Speed and memory of a model over its tasks; None where nothing was measured (BM25, or a full cache)."""
+    """Speed and memory of a model over its tasks; None if nothing was measured (BM25, or a full cache)."""
 
     device: str
     tokens_per_second: float | None
@@ -42,9 +42,9 @@ def cost(results: Mapping[str, Result]) -> Cost:
 
 
 def category_means(results: Results) -> dict[str, dict[str, float]]:
-    """Category (and ``all``) -> model -> mean main score over the tasks that every model with vectors has.
+    """Return category (and ``all``) -> model -> mean main score.
 
-    A model that lacks one of a category's tasks has no mean there.
+    A model without one of a category's tasks has no mean there.
     """
     tasks = {task: category(result) for per_task in results.values() for task, result in per_task.items()}
     means: dict[str, dict[str, float]] = {}

@@ -52,7 +52,7 @@ def evaluate(
 
     Raises:
         InputError: no instruction is known for a task, the subject takes none, or it can run none of the
-            tasks; raised before anything is embedded.
+            tasks. It is raised before anything is embedded.
     """
     instructions = instructions or {}
     check_instructions(subject, instructions)
@@ -117,15 +117,16 @@ def prompts_of(subject: Subject, task: Task, instructions: dict[str, str]) -> Pr
 
 
 SIDES: tuple[Side, Side] = ("query", "corpus")
-# Names of prompts for the sides of retrieval, as sentence-transformers' encode_query and encode_document.
+# Names of prompts for the sides of retrieval, as in sentence-transformers' encode_query and encode_document.
 _SIDE_NAMES = {"query": ("query",), "corpus": ("document", "passage", "corpus")}
 
 
 def own_prompts(subject: Subject, names: Sequence[str], category: str, side: Side | None) -> Prompts:
     """Return a model's own prompt for a task, as ``query``, as mteb chooses it for sentence-transformers.
 
-    By the name of the task, then its category (each also as ``NAME-query`` or ``NAME-document``), then the
-    side. ``side`` of None is a symmetric task, whose last resort is the model's default prompt.
+    It is found by the name of the task, then by its category (each also as ``NAME-query`` or
+    ``NAME-document``), then by the side. ``side`` is None for a symmetric task, whose last choice is the
+    model's default prompt.
     """
     candidates = []
     for name in (*names, category):
@@ -136,7 +137,7 @@ def own_prompts(subject: Subject, names: Sequence[str], category: str, side: Sid
 
 
 def _conditions(subject: Subject, task: Task, instructions: dict[str, str]) -> record.Json:
-    """Everything that decides the scores."""
+    """Return everything that decides the scores."""
     prompts = prompts_of(subject, task, instructions)
     return {
         "model": subject.name,

@@ -1,4 +1,4 @@
-"""Statistics of a whole task, by scipy and scikit-learn: what a degenerate input gives is decided here.
+"""Statistics of a whole task, by scipy and scikit-learn, with defined values for degenerate input.
 
 Shapes: N items.
 """
@@ -11,17 +11,17 @@ from nvembed.errors import needs_extra
 
 
 def pearson(x_N: np.ndarray, y_N: np.ndarray) -> float:
-    """Pearson's r; 0 where one side is constant and r is undefined."""
+    """Pearson's r; 0 if one side is constant, where r is undefined."""
     return float(scipy_stats().pearsonr(x_N, y_N).statistic) if _vary(x_N, y_N) else 0.0
 
 
 def spearman(x_N: np.ndarray, y_N: np.ndarray) -> float:
-    """Spearman's rho, ties at their mean rank; 0 where one side is constant."""
+    """Spearman's rho, ties at their mean rank; 0 if one side is constant."""
     return float(scipy_stats().spearmanr(x_N, y_N).statistic) if _vary(x_N, y_N) else 0.0
 
 
 def spearman_p_value(x_N: np.ndarray, y_N: np.ndarray) -> float:
-    """Two-sided p-value of Spearman's rho; 1 where rho is undefined."""
+    """Two-sided p-value of Spearman's rho; 1 if rho is undefined."""
     if len(x_N) < 3 or not _vary(x_N, y_N):
         return 1.0
     return float(scipy_stats().spearmanr(x_N, y_N).pvalue)
@@ -34,14 +34,14 @@ def average_precision(gold_N: np.ndarray, score_N: np.ndarray) -> float:
 
 
 def best_accuracy(gold_N: np.ndarray, score_N: np.ndarray) -> float:
-    """The best accuracy of any threshold that takes at least one item and leaves at least one out."""
+    """The best accuracy of any threshold with at least one item on each side."""
     hits, items_above = _curve(gold_N, score_N)
     negatives_left = np.count_nonzero(gold_N != 1) - (items_above - hits)
     return float((hits + negatives_left).max()) / len(gold_N) if len(hits) else 0.0
 
 
 def best_f1(gold_N: np.ndarray, score_N: np.ndarray) -> tuple[float, float, float]:
-    """(F1, precision, recall) at the threshold with the best F1, under the same condition."""
+    """(F1, precision, recall) at the threshold with the best F1, with at least one item on each side."""
     hits, items_above = _curve(gold_N, score_N)
     if not hits.any():
         return 0.0, 0.0, 0.0
@@ -52,7 +52,7 @@ def best_f1(gold_N: np.ndarray, score_N: np.ndarray) -> tuple[float, float, floa
 
 
 def _curve(gold_N: np.ndarray, score_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return, for each threshold between two scores, falling, how many positives and items lie above it."""
+    """Return the numbers of positives and of items above each threshold between two scores, from the top."""
     positive_N = gold_N == 1
     thresholds = np.unique(score_N)[:0:-1]  # all but the lowest
     above = np.searchsorted(np.sort(score_N), thresholds)

@@ -27,17 +27,17 @@ class _Clustering(Recipe):
 
 
 class TaskSettings(Recipe):
-    """What one MTEB task does differently from the protocol."""
+    """The differences of one MTEB task from the protocol."""
 
     samples_per_label: int | None = Field(default=None, ge=1)
     skip_identical_ids: bool = False  # each query is also a passage, under its own id
 
 
 class KnownData(Recipe):
-    """Data that were compared with those of an MTEB task once; ``digest`` is ``tasks.content_digest``."""
+    """Data that were once compared with those of an MTEB task; ``digest`` is ``tasks.content_digest``."""
 
     digest: str
-    size: int  # passages, pairs or texts: data of another size are not digested
+    size: int  # passages, pairs or texts; data of another size need no digest
     mteb: str
     test_set: Literal["identical", "near", "other"]
 

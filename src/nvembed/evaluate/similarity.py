@@ -1,4 +1,4 @@
-"""STS, pair classification and summarisation: the agreement of similarity with people.
+"""STS, pair classification and summarisation: the agreement of similarity with human judgement.
 
 Shapes: N pairs, D hidden size.
 """
@@ -48,7 +48,7 @@ def pair_classification(data: Pairs, embed: Embed, prompt: str) -> TaskOutcome:
 
 
 def _similarities(a_ND: np.ndarray, b_ND: np.ndarray) -> dict[str, np.ndarray]:
-    """Cosine and two distances, negated: larger is closer. On unit rows the dot product is the cosine."""
+    """Return the cosine, which is the dot product of unit rows, and two negated distances: larger is closer."""
     difference_ND = (a_ND - b_ND).astype(np.float64)
     return {
         "cosine": paired_cosine(a_ND, b_ND),

@@ -22,19 +22,20 @@ class Subject:
     """One model or baseline under evaluation.
 
     Args:
-        fingerprint: changes whenever the vectors could: part of the cache key and of the results' path.
-        content: digest of every byte that decides the vectors, if the fingerprint samples them: part of the
-            key of stored vectors; "" if the fingerprint covers everything.
+        fingerprint: changes whenever the vectors may change; part of the cache key and of the results' path.
+        content: digest of every byte that decides the vectors, if the fingerprint only samples them; part of
+            the key of stored vectors. "" if the fingerprint covers everything.
         encode: texts and the prompt to prepend to each -> vectors and counts.
         lexical: passages, queries, k -> hits; for a baseline that ranks without vectors.
         instructions: whether the model takes the instruction of the task as a prompt.
         prompts: a model's own prompts by name, as in sentence-transformers; for a model without instructions.
-        default_prompt: the one of ``prompts`` that sentence-transformers uses where no other fits.
+        default_prompt: the one of ``prompts`` that sentence-transformers uses if no other fits.
         precision: of the computation, as in ``"float32"``; part of the cache key.
         size_bytes: of the weights in memory.
         dim: length of a vector; 0 if there are none.
         num_parameters: of the model; 0 if unknown.
-        peak_bytes: most device memory used since the last call; None on a CPU (the process is measured).
+        peak_bytes: returns the most device memory since the last call; None on a CPU, where the process is
+            measured.
     """
 
     name: str
@@ -70,7 +71,7 @@ def bm25() -> Subject:
 
 
 def random_encoder(*, dim: int = 384, seed: int = 0) -> Subject:
-    """The baseline of chance: every text has a random direction, equal texts the same one."""
+    """The baseline of chance: a random vector for every distinct text."""
 
     def encode(texts: Sequence[str], prompt: str) -> np.ndarray:
         rows = [

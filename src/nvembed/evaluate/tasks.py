@@ -1,6 +1,6 @@
-"""Evaluation tasks in local folders: found, read, and checked before anything is embedded.
+"""Evaluation tasks in local folders, read and checked before anything is embedded.
 
-A task is a folder. What lies in it says what it is:
+A task is a folder. Its files decide its kind:
 
     corpus.jsonl queries.jsonl qrels/test.tsv    retrieval (BEIR layout); reranking, where each query is
                                                  scored on the passages that its qrels list
@@ -11,7 +11,7 @@ A task is a folder. What lies in it says what it is:
     test.jsonl of {"text", "human_summaries",    summarisation
       "machine_summaries", "relevance"}
 
-``.jsonl`` may be compressed, or be ``.parquet``. Where a layout fits two kinds, the name of the parent folder
+The files may also be compressed JSONL, or Parquet. If a layout fits two kinds, the name of the parent folder
 decides (``pair_rerank`` or ``reranking``; ``clustering``). A file ``task.toml`` in the folder overrides that
 and may name the MTEB task whose settings apply (see ``TaskFile``).
 """
@@ -53,7 +53,7 @@ class Retrieval:
     """A corpus that is read block by block, the judged queries, and their grades."""
 
     passage_ids: Sequence[str]
-    passages: Callable[[], Iterator[str]]  # the texts, in the order of passage_ids, read anew at each call
+    passages: Callable[[], Iterator[str]]  # reads the texts in the order of passage_ids
     queries: dict[str, str]
     qrels: dict[str, dict[str, int]]
     dropped: tuple[
@@ -72,7 +72,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Texts with a class each; ``train`` is empty where the test texts are cross-validated."""
+    """Texts with a class each; ``train`` is empty if the test texts are cross-validated."""
 
     texts: Sequence[str]
     labels: np.ndarray  # (texts,) int64
@@ -242,9 +242,9 @@ def _identified(task: Task, declared: TaskFile) -> Task:
 
 
 def content_digest(data: Data) -> str:
-    """Digest what is evaluated, whatever the order of the rows and the format of the files.
+    """Digest the evaluation data, independently of the order of the rows and the format of the files.
 
-    The sum of the SHA-256 of every row: memory does not grow with the corpus.
+    It is the sum of the SHA-256 of every row, so memory does not grow with the corpus.
     """
     total = 0
     for row in _rows(data):
@@ -304,7 +304,7 @@ def _first_row(folder: Path, split: str = "test") -> Row | None:
 
 
 def _passages(path: Path) -> Iterator[str]:
-    """Yield every passage of a corpus as MTEB embeds it: title and text joined, and stripped."""
+    """Yield every passage of a corpus as MTEB embeds it: title and text, joined and stripped."""
     for where, row in read_rows(path):
         yield beir.passage_text(row, where).strip()
 
@@ -413,7 +413,7 @@ _LABEL_KIND: dict[type, str] = {int: "whole numbers", str: "strings"}
 
 
 def _like(labels: Sequence[str | int], label: str | int, where: str) -> str | int:
-    """Return ``label``; refuse a string among numbers and the reverse: 1 and "1" would be two classes."""
+    """Return ``label``; refuse strings beside numbers: 1 and "1" would be two classes."""
     if labels and type(label) is not type(labels[0]):
         raise DataError(
             f"{where}: the label is {json.dumps(label)}, the labels before it are "
@@ -461,7 +461,7 @@ def _load_summaries(path: Path) -> Summaries:
 
 
 def _hash(files: Sequence[Path]) -> str:
-    """Digest what the files hold: gzip or not, the same data have the same digest."""
+    """Digest the content of files, which is the same if they are compressed."""
     digest = hashlib.sha256()
     for path in files:
         with open_binary(path) as handle:

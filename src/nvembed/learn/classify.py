@@ -149,9 +149,9 @@ def check_classes(labels: Sequence[str]) -> None:
 def inverse_temperature(scores_nK: np.ndarray, truth: np.ndarray) -> float:
     """Return the factor of the scores with the lowest log loss, between e^-10 and e^10.
 
-    Where every decision is right the log loss has no minimum: a class then counts as ``(n + 1) / (n + 2)``
-    true, and the others share the rest. Otherwise every probability would be 1. (This is the difference from
-    scikit-learn's temperature scaling.)
+    If every decision is right, the log loss has no minimum, and every probability would be 1. The true class
+    then has the target ``(n + 1) / (n + 2)``, and the others share the rest. (scikit-learn's temperature
+    scaling does not do this.)
 
     Paper: Platt 1999, "Probabilistic Outputs for Support Vector Machines", section 2.2 (out-of-sample model).
     """
@@ -203,7 +203,7 @@ def _fitted(vectors_nD: np.ndarray, truth: np.ndarray, c: float) -> tuple[np.nda
 
 
 def _halves(weights: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Give each of two classes half of the difference, which is all that scikit-learn keeps of them."""
+    """Return weights for each of two classes; scikit-learn keeps only their difference."""
     if len(weights) > 1:
         return weights, bias
     return np.concatenate([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
@@ -211,7 +211,7 @@ def _halves(weights: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 @dataclass(frozen=True)
 class StoredClassifier:
-    """A classifier, the name of its model, and what made the vectors that it was fitted on."""
+    """A classifier, the name of its model, and the settings of the vectors that it was fitted on."""
 
     classifier: Classifier
     model: str

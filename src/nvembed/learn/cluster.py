@@ -1,4 +1,4 @@
-"""Clusters of vectors: k-means, with k given or chosen, and HDBSCAN.  n sampled rows, D numbers, K clusters.
+"""Clusters of vectors, by k-means and HDBSCAN.  n sampled rows, D numbers, K clusters.
 
 Both are scikit-learn's and are fitted on a sample in memory. Any further vector joins the cluster of the
 nearest centre (k-means) or of the nearest sampled vector (HDBSCAN). Rows are unit vectors, so Euclidean

@@ -1,7 +1,7 @@
 """The folder that ``nvembed cluster`` writes.
 
 ====================  =====================================================================
-report.md             what was done, the clusters, their terms and representative passages
+report.md             settings, clusters, their terms and representative passages
 clusters.json         the same as data
 assignments.jsonl     ``{"id", "cluster", "similarity"}`` per passage, in the corpus's order (or .parquet)
 map.png               the corpus in the plane
@@ -77,7 +77,7 @@ class ClusterOptions:
 def cluster_corpus(source: EmbeddedSource, out: Path, name: str, options: ClusterOptions) -> ClusteredCorpus:
     """Cluster a corpus, name the clusters, draw the map, and write everything to the new folder ``out``.
 
-    Memory holds a sample of the vectors (``SAMPLE_BYTES`` at most) and one block of the others.
+    Memory holds a sample of the vectors (at most ``SAMPLE_BYTES``) and one block of the others.
 
     Args:
         source: the corpus with its vectors.
@@ -319,5 +319,5 @@ def snippet(text: str, chars: int = SNIPPET_CHARS) -> str:
 
 
 def markdown(text: str) -> str:
-    """Return ``text`` so that Markdown shows it as it is."""
+    """Escape the characters of ``text`` that Markdown would interpret."""
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", text)

@@ -34,7 +34,7 @@ class Judgement:
 
 
 def judge(truth: np.ndarray, guess: np.ndarray, count: int, *, seed: int = 0) -> Judgement:
-    """Judge decisions by the truth.
+    """Score decisions against the truth.
 
     The interval of the accuracy is Wilson's. Those of F1 are percentiles of ``RESAMPLES`` bootstrap resamples
     of the examples, in which a class without example and decision has no F1. The macro average is over the

@@ -32,7 +32,7 @@ def read_labels(path: str | Path, field: str, layout: TextLayout = UTF8) -> list
 
 
 def source_labels(source: EmbeddedSource, field: str, name: str) -> list[str]:
-    """Return the labels that stand in the metadata of an embedded corpus.
+    """Return the labels in the metadata of an embedded corpus.
 
     Raises:
         DataError: as ``read_labels``.

@@ -16,7 +16,7 @@ BLOCK = 1024  # passages in memory at a time
 
 @dataclass(frozen=True)
 class PassageBlock:
-    """Passages that follow one another, their vectors, and the JSON object kept beside each (or ``{}``)."""
+    """Successive passages, their vectors, and the JSON metadata of each."""
 
     passages: Sequence[Passage]
     vectors: np.ndarray  # float32 (n, D), unit rows
@@ -71,7 +71,7 @@ def from_embedded(folder: str | Path) -> EmbeddedSource:
 
 
 def sample(source: EmbeddedSource, limit: int, *, seed: int) -> Sample:
-    """Draw ``limit`` rows at random, or take all where there are no more; one pass over the corpus.
+    """Draw ``limit`` rows at random, or all if there are fewer, in one pass over the corpus.
 
     Raises:
         DataError: the corpus has another number of passages than vectors.
