@@ -71,9 +71,8 @@ def check(
     if folder.is_dir() and (reports := list(_reports(folder))):
         damaged = any(report.damages for report in reports)
         if json:
-            print(
-                dumps({"folder": str(folder), "ok": not damaged, "parts": [*map(_plain, reports)]}, indent=2)
-            )
+            content = {"folder": folder, "ok": not damaged, "parts": [asdict(report) for report in reports]}
+            print(dumps(content, indent=2, default=str))
         else:
             _print_reports(reports)
         return int(damaged)
@@ -120,11 +119,6 @@ def _reports(folder: Path) -> Iterator[FolderReport]:
         for path in (*folder.glob("*/files.jsonl"), *folder.glob(".nvembed/*/files.jsonl")):
             if is_embedded(path.parent):  # kept beside a folder or file
                 yield from _reports(path.parent)
-
-
-def _plain(report: FolderReport) -> dict[str, object]:
-    damages = [{**asdict(damage), "path": str(damage.path)} for damage in report.damages]
-    return {**asdict(report), "path": str(report.path), "damages": damages}
 
 
 def _print_reports(reports: list[FolderReport]) -> None:

@@ -48,7 +48,20 @@ class CorpusPlace(Recipe):
     revision: str = ""
 
 
-class TrainingSource(Recipe):
+class DataPlace(Recipe):
+    """Where rows are: a data set of the hub, or a local file or folder."""
+
+    hub: str = ""
+    """A data set of the hub, ``owner/name``; either this or ``path``."""
+    path: str = ""
+    """A .jsonl, .jsonl.gz or .parquet file below --root; for form ``qrels`` a folder in BEIR's layout."""
+    config: str = ""
+    """The hub's name of a part of the data set."""
+    revision: str = ""
+    """A commit of the hub's data set, or ``main``."""
+
+
+class TrainingSource(DataPlace):
     """``[sets.NAME]``: one training set: its place, the form of its rows, and how much of it is used."""
 
     form: Form
@@ -65,14 +78,6 @@ class TrainingSource(Recipe):
     """Examples drawn per pass, at random; if there are fewer, some more than once. Default: each once."""
     stages: tuple[int, ...] = Field(default=(1, 2), min_length=1)
     """The stages that train on the set. Default: both."""
-    hub: str = ""
-    """A data set of the hub, ``owner/name``; either this or ``path``."""
-    path: str = ""
-    """A .jsonl, .jsonl.gz or .parquet file below --root; for form ``qrels`` a folder."""
-    config: str = ""
-    """The hub's name of a part of the data set."""
-    revision: str = ""
-    """A commit of the hub's data set, or ``main``."""
     split: str = "train"
     """The split; of a local folder the qrels file."""
     rows: int | None = None
@@ -139,21 +144,13 @@ class TrainingSource(Recipe):
         return format_prompt(query), format_prompt(passage)
 
 
-class HeldOutSet(Recipe):
+class HeldOutSet(DataPlace):
     """``[held_out.NAME]``: an evaluation set. Training records that contain a record of it are left out."""
 
     form: Literal["rows", "qrels"] = "rows"
     """Rows of a table; or the queries that the qrels of ``split`` judge."""
     columns: tuple[str, ...] = Field(default=("text",), min_length=1)
     """The texts that make up a record; of a column of lists, each text is a record."""
-    hub: str = ""
-    """A data set of the hub, ``owner/name``; either this or ``path``."""
-    path: str = ""
-    """A file below --root; for form ``qrels`` a folder in BEIR layout."""
-    config: str = ""
-    """The hub's name of a part of the data set."""
-    revision: str = ""
-    """A commit of the hub's data set, or ``main``."""
     split: str = "test"
     """The split; of a local folder the qrels file."""
 

@@ -48,7 +48,7 @@ def pair_classification(data: Pairs, embed: Embed, prompt: str) -> TaskOutcome:
 
 
 def _similarities(a_ND: np.ndarray, b_ND: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the cosine, which is the dot product of unit rows, and two negated distances: larger is closer."""
+    """Return the cosine (of unit rows, the dot product) and two negated distances: larger is closer."""
     difference_ND = (a_ND - b_ND).astype(np.float64)
     return {
         "cosine": paired_cosine(a_ND, b_ND),
