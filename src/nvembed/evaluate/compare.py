@@ -5,7 +5,7 @@ paired permutation test, which swaps the two models' values of an item. Both are
 swapped, so the null distribution of a clustering is that of the bootstrap, moved to 0.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -245,28 +245,31 @@ def _same_data(a: Result, b: Result) -> None:
 
 def compare_markdown(rows: Sequence[Difference], a: str, b: str) -> str:
     """Return the comparison as a Markdown table."""
-    lines = [
-        f"| task | category | {a} | {b} | difference | 95% interval | p |",
-        "|---|---|---:|---:|---:|---:|---:|",
-    ]
+    cells = []
     for row in rows:
         interval = "" if row.low is None else f"{row.low:+.2f} to {row.high:+.2f}"
         p = "" if row.p is None else f"{row.p:.4f}"
-        cells = f"{row.a:.2f} | {row.b:.2f} | {row.difference:+.2f} | {interval} | {p}"
-        lines.append(f"| {row.name} | {row.category} | {cells} |")
-    return "\n".join(lines) + "\n"
+        scores = f"{row.a:.2f}", f"{row.b:.2f}", f"{row.difference:+.2f}"
+        cells.append((row.name, row.category, *scores, interval, p))
+    return markdown_table(("task", "category"), (a, b, "difference", "95% interval", "p"), cells)
 
 
 def published_markdown(checks: Sequence[Check], model: str, tolerance: float) -> str:
     """Return the scores beside the published ones, as a Markdown table."""
-    lines = [
-        f"| task | MTEB task | test set | score | published ({model}) | difference | within {tolerance:g} |",
-        "|---|---|---|---:|---:|---:|---|",
-    ]
-    for check in checks:
-        cells = f"{check.score:.2f} | {check.published:.2f} | {check.difference:+.2f}"
-        lines.append(
-            f"| {check.task} | {check.mteb_task} | {check.test_set} | {cells} | "
-            f"{'yes' if check.within else 'no'} |"
+    cells = [
+        (
+            *(check.task, check.mteb_task, check.test_set),
+            *(f"{check.score:.2f}", f"{check.published:.2f}", f"{check.difference:+.2f}"),
+            "yes" if check.within else "no",
         )
+        for check in checks
+    ]
+    numbers = ("score", f"published ({model})", "difference", f"within {tolerance:g}")
+    return markdown_table(("task", "MTEB task", "test set"), numbers, cells)
+
+
+def markdown_table(texts: Sequence[str], numbers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table with columns of texts, then columns of numbers, which are aligned right."""
+    head = [" | ".join((*texts, *numbers)), "|".join(("---",) * len(texts) + ("---:",) * len(numbers))]
+    lines = [f"| {head[0]} |", f"|{head[1]}|", *(f"| {' | '.join(row)} |" for row in rows)]
     return "\n".join(lines) + "\n"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from nvembed.errors import needs_extra
-from nvembed.evaluate.compare import Difference, category
+from nvembed.evaluate.compare import Difference, category, markdown_table
 from nvembed.evaluate.record import Result
 from nvembed.files import atomic_path
 
@@ -62,26 +62,23 @@ def report_markdown(results: Results) -> str:
     """Scores of every task and category, then speed and memory, as Markdown tables."""
     models = list(results)
     tasks = {task: category(result) for per_task in results.values() for task, result in per_task.items()}
-    head = "| task | category | " + " | ".join(models) + " |"
-    lines = [head, "|---|---|" + "---:|" * len(models)]
+    rows: list[list[str]] = []
     for task, of in sorted(tasks.items(), key=lambda item: (item[1], item[0])):
-        cells = [f"{results[m][task].main_score:.2f}" if task in results[m] else "" for m in models]
-        lines.append(f"| {task} | {of} | " + " | ".join(cells) + " |")
-    for name, row in category_means(results).items():
-        cells = [f"**{row[m]:.2f}**" if m in row else "" for m in models]
-        lines.append(f"| **mean** | {name} | " + " | ".join(cells) + " |")
-    lines += ["", "| model | device | tokens per second | weights, MiB | peak memory, MiB |"]
-    lines.append("|---|---|---:|---:|---:|")
+        scores = [f"{results[m][task].main_score:.2f}" if task in results[m] else "" for m in models]
+        rows.append([task, of, *scores])
+    for name, means in category_means(results).items():
+        rows.append(["**mean**", name, *(f"**{means[m]:.2f}**" if m in means else "" for m in models)])
+    costs = []
     for model in models:
         price = cost(results[model])
-        cells = [
-            price.device,
-            _grouped(price.tokens_per_second),
-            _mib(price.weights_bytes),
-            _mib(price.peak_bytes),
-        ]
-        lines.append(f"| {model} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        numbers = _grouped(price.tokens_per_second), _mib(price.weights_bytes), _mib(price.peak_bytes)
+        costs.append((model, price.device, *numbers))
+    columns = ("tokens per second", "weights, MiB", "peak memory, MiB")
+    return (
+        markdown_table(("task", "category"), models, rows)
+        + "\n"
+        + markdown_table(("model", "device"), columns, costs)
+    )
 
 
 def chart_quality(results: Results, path: Path) -> None:

@@ -5,7 +5,7 @@ loss of all of them and propagates the gradient of its own vectors, and paramete
 result is that of one process on the whole batch. Shares may be uneven or empty.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,27 +57,23 @@ class Ranks:
 
     def most(self, value: int, device: torch.device) -> int:
         """Return the largest of the ranks' values."""
-        if self.count == 1:
-            return value
-        largest = torch.tensor(value, device=device)
-        dist.all_reduce(largest, dist.ReduceOp.MAX)
-        return int(largest)
+        return int(self._exchange(value, device, lambda tensor: dist.all_reduce(tensor, dist.ReduceOp.MAX)))
 
     def total(self, value: int, device: torch.device) -> int:
         """Return the sum of the ranks' values."""
-        if self.count == 1:
-            return value
-        total = torch.tensor(value, device=device)
-        dist.all_reduce(total)
-        return int(total)
+        return int(self._exchange(value, device, dist.all_reduce))
 
     def agreed(self, value: float, device: torch.device) -> float:
         """Return the first rank's value."""
+        return self._exchange(value, device, lambda tensor: dist.broadcast(tensor, 0))
+
+    def _exchange(self, value: float, device: torch.device, exchange: Callable[[Tensor], object]) -> float:
+        """Return a number after an exchange in place; float64 holds every integer up to 2^53."""
         if self.count == 1:
             return value
-        agreed = torch.tensor(value, device=device, dtype=torch.float64)
-        dist.broadcast(agreed, 0)
-        return float(agreed)
+        tensor = torch.tensor(value, device=device, dtype=torch.float64)
+        exchange(tensor)
+        return float(tensor)
 
     def wait(self) -> None:
         if self.count > 1:
