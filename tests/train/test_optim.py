@@ -93,7 +93,7 @@ def test_masters_keep_what_bfloat16_cannot() -> None:
 
 
 def test_offload_needs_masters_and_whole_weights(tmp_path: Path) -> None:
-    with pytest.raises(ValidationError, match="master_weights where offload is on"):
+    with pytest.raises(ValidationError, match="master_weights = true with offload"):
         recipe(optimizer={"offload": True, "master_weights": False})
     made = job(tmp_path, recipe(optimizer={"offload": True}))
     with pytest.raises(ConfigError, match=r"optimizer\.offload .* not with --sharded"):
