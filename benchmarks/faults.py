@@ -120,11 +120,11 @@ class Bound:
 
     count: int
     seconds: float
-    begun: float = field(default_factory=time.monotonic)
+    start: float = field(default_factory=time.monotonic)
     done: int = 0
 
     def left(self) -> bool:
-        return self.done < self.count and time.monotonic() - self.begun < self.seconds
+        return self.done < self.count and time.monotonic() - self.start < self.seconds
 
 
 def rng(*names: object) -> random.Random:
@@ -532,7 +532,7 @@ def main() -> None:
     finally:
         ledger.write()
         shutil.rmtree(stage.work, ignore_errors=True)
-    print(f"{options.campaign}: {bound.done:,} in {time.monotonic() - bound.begun:.0f} s", file=sys.stderr)
+    print(f"{options.campaign}: {bound.done:,} in {time.monotonic() - bound.start:.0f} s", file=sys.stderr)
 
 
 if __name__ == "__main__":

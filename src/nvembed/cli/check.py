@@ -214,8 +214,8 @@ def _memory_table(report: "Report") -> Table:
     title = f"memory on {report.device}, free: {known}"
     sizes = table("dtype", "pooler", "weights", "needed", "fits", title=title)
     for row in report.memory:
-        needed = bytes_text(row.weights_bytes), bytes_text(row.needed_bytes)
-        sizes.add_row(row.dtype, "folded" if row.folded else "plain", *needed, FITS[row.fits])
+        cells = bytes_text(row.weights_bytes), bytes_text(row.needed_bytes)
+        sizes.add_row(row.dtype, "folded" if row.folded else "plain", *cells, FITS[row.fits])
     return sizes
 
 

@@ -72,7 +72,7 @@ def compare(
 
 
 def _named(per_folder: Sequence[dict[str, Result]], folders: Sequence[Path]) -> dict[str, dict[str, Result]]:
-    """Name results by their model, and by its fingerprint and settings where several have one name."""
+    """Name results by model, and by fingerprint and settings if several have the same name."""
     conditions = [next(iter(results.values())).record.get("conditions", {}) for results in per_folder]
     names = [str(each.get("model") or folder.name) for each, folder in zip(conditions, folders, strict=True)]
     by_name: dict[str, dict[str, Result]] = {}

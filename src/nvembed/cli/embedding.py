@@ -165,7 +165,7 @@ def embed_beside(
     reading: Reading,
     whole: bool = False,
 ) -> "EmbeddedCorpus":
-    """Embed a folder or file as ``nvembed embed`` does, into a folder beside it; or update that folder.
+    """Embed a folder or file as ``nvembed embed`` does, into a cache beside it, or update the cache.
 
     Args:
         model: the model's name, for the manifest.

@@ -105,7 +105,7 @@ def mine(
 
 
 def _changed(mining: MiningRecipe, rule: dict[str, Any], others: dict[str, Any]) -> MiningRecipe:
-    """Return the recipe with the options that are not None in place of its own values."""
+    """Return the recipe, changed by the options that are not None."""
     rule = {key: value for key, value in rule.items() if value is not None}
     others = {key: value for key, value in others.items() if value is not None}
     return mining.model_copy(update={"rule": mining.rule.model_copy(update=rule), **others})

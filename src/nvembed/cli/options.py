@@ -42,7 +42,7 @@ class Compute:
     """Where and how a model computes."""
 
     device: str | None = None
-    """Device: cpu, cuda, cuda:1, or several separated by commas. Default: cuda where there is one."""
+    """Device: cpu, cuda, cuda:1, or several separated by commas. Default: cuda if available."""
     dtype: Dtype | None = None
     """Number format. Default: bfloat16 on CUDA, float32 on CPU."""
 
@@ -75,7 +75,7 @@ class FileOptions:
 @_panel("Reading", 10)
 @dataclass(frozen=True, kw_only=True)
 class Reading(FileOptions):
-    """How a corpus is read and embedded beside itself."""
+    """How a corpus is read, embedded and cached."""
 
     follow_links: Flag = False
     """Read files of the folder that are symbolic links."""
@@ -97,7 +97,7 @@ class InputOptions(FileOptions):
 @_panel("Corpus", 10)
 @dataclass(frozen=True, kw_only=True)
 class CorpusOptions(FileOptions):
-    """How a corpus is read into a folder of its own."""
+    """How a corpus is read for `nvembed embed`."""
 
     follow_links: Flag = False
     """Read files of the folder that are symbolic links."""

@@ -80,7 +80,7 @@ def train(
     dev_passages
         Most passages of a retrieval corpus in --dev: the judged ones, and others at random.
     device
-        cpu or cuda. Default: cuda where there is one.
+        cpu or cuda. Default: cuda if available.
     sharded
         Spread the weights over the GPUs (FSDP2) instead of holding all of them on each.
     tensorboard
@@ -284,7 +284,7 @@ def _development(
 
 
 def _task(path: Path, passages: int) -> "Task":
-    """Read a development task; of a large corpus, keep what is judged and others at random."""
+    """Read a development task; of a large corpus, keep judged passages and some others at random."""
     from nvembed.evaluate.tasks import Retrieval, load_task
 
     task = load_task(path)

@@ -16,7 +16,7 @@ from nvembed.errors import InputError
 
 @dataclass(frozen=True)
 class ExampleBatch:
-    """Texts of one step, and what the loss may compare.
+    """Texts of one step, and which of them the loss compares.
 
     Attributes:
         queries, query_prompts: Q texts, and the prompt of each.

@@ -173,7 +173,7 @@ def _choose_examples(
     places: Places,
     say: Callable[[str], None],
 ) -> None:
-    """Write the chosen examples, not yet mined, to ``path``, unless they are there."""
+    """Write the chosen examples, not yet mined, to ``path``, if it is not complete."""
     if is_intact(path):
         return
     name = path.name.removesuffix(".chosen.jsonl")
@@ -203,7 +203,7 @@ def _choose_examples(
 def _passages(
     source: TrainingSource, examples: Iterable[Example], path: Path, places: Places
 ) -> JsonlFile[str]:
-    """Return the set's distinct passages, written to ``path`` first unless they are there."""
+    """Return the set's distinct passages, in the file ``path``, which is written if necessary."""
     if not is_intact(path):
         passages = read_passages(source, examples, places)
         with sealed_path(path) as temporary:

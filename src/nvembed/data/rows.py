@@ -79,7 +79,7 @@ class JsonlFile(Generic[T_co]):
 
 @contextmanager
 def sealed_path(path: Path) -> Iterator[Path]:
-    """Yield as ``atomic_path`` does; the file's digest is written beside it, before the file has its name."""
+    """Yield a path as ``atomic_path`` does, and write the file's digest before the file gets its name."""
     with atomic_path(path) as temporary:
         yield temporary
         with atomic_path(_seal(path)) as seal:

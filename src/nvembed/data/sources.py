@@ -39,7 +39,7 @@ COLUMNS = {"id": "_id", "query_id": "query-id", "passage_id": "corpus-id", "grad
 
 
 class CorpusPlace(Recipe):
-    """The table of passages of form ``ids``, where it is not in the source itself."""
+    """The table of passages of forms ``qrels`` and ``ids``."""
 
     hub: str = ""
     """A data set of the hub, ``owner/name``. Default: the source's own."""

@@ -120,7 +120,7 @@ def run_mteb(
 def prompt_for(
     subject: Subject, metadata: Any, side: Side | None, instructions: Mapping[str, str]
 ) -> tuple[str, PromptSource]:
-    """Return the prompt of one side of an mteb task (None: a symmetric task), and where it comes from.
+    """Return the prompt of one side of an mteb task (None: a symmetric task), and its origin.
 
     For a model with instructions it comes from ``instructions``, then from the recipe. For a task that is in
     neither, it is the prompt of mteb's own loader of NV-Embed v2: that in the metadata of the task, else that

@@ -82,7 +82,7 @@ def name_terms(
 
 
 def name_of(terms: Sequence[Term], number: int, *, words: int = 3) -> str:
-    """Return the name of a cluster: its heaviest terms, or its number where it has none."""
+    """Return the name of a cluster: its heaviest terms, or its number if it has none."""
     return ", ".join(term.text for term in terms[:words]) or f"cluster {number}"
 
 

@@ -59,7 +59,7 @@ def frozen_layers(model: NVEmbed, settings: AdapterSection) -> int:
 
 
 def lora_config(settings: AdapterSection, num_layers: int, base: str | None = None) -> "LoraConfig":
-    """Return peft's config of an adapter; ``base`` is where the backbone can be found."""
+    """Return peft's config of an adapter; ``base`` names the backbone."""
     with needs_extra("train", "training with LoRA"):
         from peft import LoraConfig
     return LoraConfig(

@@ -146,7 +146,7 @@ def read_state(path: Path) -> StateFile:
 
 
 def damaged_files(path: Path, state: StateFile) -> dict[Path, str]:
-    """Return the files of a state that differ from their digests, each with what is wrong."""
+    """Return the files of a state that differ from their digests, each with its fault."""
     digests = {**_digests(path), "state": _digest_of(state.progress)}
     return {
         path / (STATE if name == "state" else name): "damaged (its digest is not the recorded one)"

@@ -18,7 +18,7 @@ from nvembed.errors import NumericsError
 def info_nce(
     queries_QD: Tensor, passages_CD: Tensor, *, positive_Q: Tensor, allowed_QC: Tensor, temperature: float
 ) -> Tensor:
-    """Return each query's loss, (Q,) float32 (float64 where the input is).
+    """Return each query's loss, (Q,) float32, or float64 for float64 input.
 
     Args:
         queries_QD, passages_CD: unit rows.

@@ -149,7 +149,7 @@ class RunSection(Recipe):
     seed: int = Field(ge=0, lt=2**63)
     """Decides the order of examples, the first values of adapters, and dropout."""
     log_every: PositiveInt = 1
-    """Print a line every so many steps, where there is no terminal. Default: 1."""
+    """Without a terminal, print a line every so many steps. Default: 1."""
     evaluate_every: PositiveInt
     """Score the development tasks every so many steps, and after the last one."""
     save_every: PositiveInt
