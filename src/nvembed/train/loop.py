@@ -1,7 +1,7 @@
 """The training loop: one for both stages, one process or many. Read it from top to bottom.
 
-    adapt the model -> claim the folder -> resume        _TrainingRun.__init__
-    read a step's examples, ahead of it                  _TrainingRun.read
+    adapt the model, claim the folder, resume            _TrainingRun.__init__
+    read the examples of a step, in a thread ahead       _TrainingRun.read
     vectors, loss, gradients, update                     _TrainingRun.step
     evaluate, save                                       _TrainingRun.evaluate, _TrainingRun.save
 
@@ -103,7 +103,7 @@ def train(
     Args:
         sharded: spread the weights over the ranks (FSDP2).
         report: called after every step, on the first rank.
-        announce: called with the derived plan before the first step, on the first rank.
+        announce: called with a description of the run before the first step, on the first rank.
 
     Raises:
         OutputError: ``job.folder`` has another run, or a state could not be written.
@@ -127,7 +127,7 @@ def train(
         while pending is not None:
             work = pending.result()
             if ranks.first and run.progress.step == first:
-                announce(run.plan(work))
+                announce(run.description(work))
             pending = ahead.submit(run.read, work.step + 1) if work.step + 1 < steps else None
             record = run.step(work, began)
             log.step(record)
@@ -148,10 +148,10 @@ def train(
 
 @dataclass(frozen=True)
 class _Work:
-    """A step's batch as this rank sees it: the plan, and the tokens of its own texts."""
+    """A step as this rank sees it: the whole batch, and the tokens of the rank's own texts."""
 
     step: int  # from 0
-    plan: StepBatch
+    batch: StepBatch
     tokens: list[Tokens]
     spare: list[Tokens]  # one text, for ranks that must run the model as often as others
     teacher: Tensor | None  # (own texts, E): the teacher's vectors of this rank's texts
@@ -196,15 +196,15 @@ class _TrainingRun:
         It runs in a thread beside the model, which it does not use.
         """
         recipe, settings = self.job.recipe, self.job.recipe.batch
-        batch = collate(
+        examples = collate(
             self.job.examples(step, settings.global_batch),
             negatives=settings.hard_negatives,
             in_batch=settings.in_batch_negatives,
             alone=settings.alone,
         )
-        plan = step_batch(batch, ranks=self.ranks.count, gather=settings.gather)
-        share = plan.shares[self.ranks.rank]
-        texts = plan.texts[share.start : share.stop]
+        batch = step_batch(examples, ranks=self.ranks.count, gather=settings.gather)
+        share = batch.shares[self.ranks.rank]
+        texts = batch.texts[share.start : share.stop]
         tokens = tokenise(texts, self.job.tokenizer, recipe.model.max_tokens)
         spare = [("", "a")]
         teacher_UE = None
@@ -212,7 +212,7 @@ class _TrainingRun:
             assert self.job.teach is not None, "a recipe with a teacher needs TrainingJob.teach"
             teacher_UE = torch.from_numpy(self.job.teach(texts or spare))[: len(texts)]
         spare_tokens = tokenise(spare, self.job.tokenizer, recipe.model.max_tokens)
-        return _Work(step, plan, tokens, spare_tokens, teacher_UE)
+        return _Work(step, batch, tokens, spare_tokens, teacher_UE)
 
     def step(self, work: _Work, began: float) -> StepRecord:
         """Take one step: vectors, loss, gradients, update.
@@ -276,20 +276,20 @@ class _TrainingRun:
 
     def _loss(self, work: _Work, own_UD: Tensor) -> tuple[float, Tensor]:
         """Return the loss of all ranks' vectors, and its gradient with respect to this rank's."""
-        recipe, plan = self.job.recipe, work.plan
-        share, sizes = plan.shares[self.ranks.rank], [len(part) for part in plan.shares]
+        recipe, batch = self.job.recipe, work.batch
+        share, sizes = batch.shares[self.ranks.rank], [len(part) for part in batch.shares]
         guide = None
         if recipe.teacher is not None:
             assert work.teacher is not None
             vectors_UE = self.ranks.gather(work.teacher.to(self.device), sizes)
-            distinct = plan.distinct.to(self.device)
+            distinct = batch.distinct.to(self.device)
             guide = Guide(vectors_UE, distinct, recipe.teacher.weight, recipe.teacher.temperature)
         loss, gradient = loss_and_gradient(
             self.ranks.gather(own_UD, sizes),
-            query_rows=plan.query_rows.to(self.device),
-            passage_rows=plan.passage_rows.to(self.device),
-            positive_Q=plan.positive.to(self.device),
-            allowed_QC=plan.allowed.to(self.device),
+            query_rows=batch.query_rows.to(self.device),
+            passage_rows=batch.passage_rows.to(self.device),
+            positive_Q=batch.positive.to(self.device),
+            allowed_QC=batch.allowed.to(self.device),
             temperature=recipe.loss.temperature,
             guide=guide,
         )
@@ -341,10 +341,10 @@ class _TrainingRun:
             checkpoint.record(self.job.folder, self.progress)
         self.ranks.wait()
 
-    def plan(self, work: _Work) -> str:
+    def description(self, work: _Work) -> str:
         """Describe the run, by the recipe, the model and the first step."""
         recipe, model = self.job.recipe, self.job.model
-        texts = len(work.plan.texts)
+        texts = len(work.batch.texts)
         tokens = sum(len(item.input_ids) for item in work.tokens)
         own = sum(value.numel() for value in trained(model).values())
         everything = sum(value.numel() for value in model.parameters())
