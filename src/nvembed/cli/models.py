@@ -45,6 +45,12 @@ def check_same_model(model: str, fingerprint: str, expected: str, owner: str) ->
         )
 
 
+def embed_texts(encoder: "Encoder", texts: Sequence[str], prompt: str, max_length: int) -> np.ndarray:
+    """Return the vectors of a few texts, (n, d) float32."""
+    parts = encoder.stream(list(texts), prompt=prompt, max_length=max_length)
+    return np.concatenate([part.vectors for part in parts])
+
+
 @dataclass(frozen=True)
 class Loading:
     """How to load a model: the most tokens read of a text, and torch's names of device and dtype."""

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nvembed.cli.embedding import check_corpus, embed_beside
-from nvembed.cli.models import check_same_model, load, prompts
+from nvembed.cli.models import check_same_model, embed_texts, load, prompts
 from nvembed.cli.options import Compute, Count, Dash, Flag, IndexServer, Reading
 from nvembed.cli.screen import print_json_line, printable, results
 from nvembed.cli.search_index import (
@@ -184,7 +184,7 @@ def _search_folder(
         expected = corpus.manifest["settings"]["fingerprint"]
         check_same_model(name, encoder.fingerprint, expected, f"{path} (model {corpus.manifest['model']})")
     limit = corpus.manifest["settings"]["max_length"]
-    vectors = encoder.encode(queries, prompt=query_prompt, max_length=limit)
+    vectors = embed_texts(encoder, queries, query_prompt, limit)
     blocks = (block.astype(np.float32, copy=False) for block in corpus.vectors())
     scores, rows = top_k(vectors, blocks, options.top)
     passages = _passages(corpus, {int(row) for row in rows.ravel()})

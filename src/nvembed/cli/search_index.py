@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nvembed.cli.models import check_same_model, load, prompts
+from nvembed.cli.models import check_same_model, embed_texts, load, prompts
 from nvembed.cli.options import Compute
 from nvembed.cli.screen import say, warn
 from nvembed.errors import InputError, NvembedError
@@ -67,7 +67,7 @@ def find(
 
     def embed(texts: Sequence[str], prompt: str) -> np.ndarray:
         assert encoder is not None
-        return encoder.encode(texts, prompt=prompt, max_length=index.record.max_length)
+        return embed_texts(encoder, texts, prompt, index.record.max_length)
 
     vectors = None if encoder is None else embed(queries, prompt)
     for i, query in enumerate(queries):
