@@ -120,7 +120,7 @@ BUDGETS: dict[str, tuple[set[str], int]] = {
     # 140 for nvembed check on folders of every kind, and prompts that models bring
     # 50 for nvembed export --layout
     # 60 for signals at odd moments
-    "cli": ({"cli"}, 4_860),
+    "cli": ({"cli"}, 4_690),
 }
 
 
