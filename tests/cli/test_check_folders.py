@@ -18,7 +18,7 @@ from nvembed.cli.check import check
 from nvembed.cli.mine import mine
 from nvembed.embed.embedded import open_embedded
 from nvembed.embed.job import local_engine, open_job
-from nvembed.embed.plan import CorpusReading
+from nvembed.embed.records import CorpusReading
 from nvembed.encoder import Encoder
 from nvembed.evaluate.run import evaluate
 from nvembed.evaluate.subject import Subject, plain

@@ -89,7 +89,7 @@ def test_instructions_of_ones_own() -> None:
             "a.jsonl:2: a hard negative has the id of a positive",
         ),
         ({"both_sides": "yes"}, "a.jsonl:2: both_sides: expected true or false, got str 'yes'"),
-        ({"query": "half \ud83d"}, r"a.jsonl:2: the field 'query' holds half a surrogate pair (\ud83d)"),
+        ({"query": "half \ud83d"}, r"a.jsonl:2: the field 'query' has half a surrogate pair (\ud83d)"),
         ({"instruction": 3}, "a.jsonl:2: instruction: expected a string, got int '3'"),
         ({"negatives": []}, "a.jsonl:2: unknown field 'negatives'; known: query, positives"),
     ],

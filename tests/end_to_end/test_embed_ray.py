@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from corpora import content, encode, make_corpus, settings, word_offsets
 
 from nvembed.embed.job import local_engine, open_job
-from nvembed.embed.plan import CorpusReading
 from nvembed.embed.ray_engine import RayCluster
+from nvembed.embed.records import CorpusReading
 from nvembed.errors import InputError
 from nvembed.read.corpus import list_files
 
@@ -28,7 +28,7 @@ import os, signal, sys
 from pathlib import Path
 from corpora import encode, settings, word_offsets
 from nvembed.embed.job import open_job
-from nvembed.embed.plan import CorpusReading
+from nvembed.embed.records import CorpusReading
 from nvembed.embed.ray_engine import ray_cluster, ray_engine
 from nvembed.read.corpus import list_files
 from nvembed.errors import NumericsError

@@ -227,7 +227,7 @@ P = '{"_id": "d0", "text": "a"}\n'
         (QRELS, "q1\td1\tnan", r"test.tsv:92: .*'nan'; expected a whole number"),
         (QRELS, "q1\td1\t0.5", r"test.tsv:92: .*'0.5'; expected a whole number"),
         (QRELS, "q1\td\xe9\t1", r"test.tsv:92: not UTF-8 \(byte 0xe9 at position 5\)"),
-        (QUERIES, '{"_id": "q99", "text": "\\ud800"}', r"'text' holds half a surrogate pair"),
+        (QUERIES, '{"_id": "q99", "text": "\\ud800"}', r"'text' .* half a surrogate pair"),
     ],
 )
 def test_bad_retrieval(tmp_path: Path, name: str, added: str, message: str) -> None:
@@ -286,7 +286,7 @@ def test_unanswerable_queries(tmp_path: Path) -> None:
             r".*'score' .*; expected a finite number",
         ),
         ({"text1": "a", "text2": "b", "score": True}, r".*'score' is a truth value"),
-        ({"text1": "a", "text2": "b", "score": 10**400}, r".*'score' holds the integer"),
+        ({"text1": "a", "text2": "b", "score": 10**400}, r".*'score' .* the integer"),
         ({"text1": "a", "text2": None, "score": 1}, r".*'text2' is a null; expected a string"),
     ],
 )

@@ -85,7 +85,6 @@ class Fake:
 
 def fake_model(*devices: Fake, batch_tokens: int = 64) -> ServedModel:
     return ServedModel(
-        name="fake",
         dim=DIM,
         max_length=512,
         dtype="float32",

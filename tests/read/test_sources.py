@@ -65,7 +65,7 @@ def test_single_files_and_beir(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"x\.png: .*'\.png'.*\.txt.*\.pdf.*\.docx.*\.jsonl"):
         list_files(str(tmp_path / "x.png"))
     (tmp_path / "none").mkdir()
-    with pytest.raises(DataError, match=r"none: nothing to read in it; expected corpus\.jsonl, or files"):
+    with pytest.raises(DataError, match=r"none: no file that can be read; expected corpus\.jsonl, or files"):
         list_files(str(tmp_path / "none"))
 
 
@@ -96,7 +96,7 @@ def test_half_a_surrogate_pair_in_metadata(tmp_path: Path) -> None:
     assert isinstance(whole, Document)
     assert whole.metadata == r'{"whole": "\ud83d\ude00", "spelt": ["\\ud83d"], "n": null}'
     assert isinstance(cut, DataError)
-    assert "a.jsonl:2: the field 'cut' holds half a surrogate pair" in str(cut)
+    assert "a.jsonl:2: the field 'cut' has half a surrogate pair" in str(cut)
 
 
 def test_a_malformed_record_leaves_the_others(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_line_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     path.write_text('{"text": "a"}\n{"text": "' + "x" * 5000 + '"}\n{"text": "b"}\n')
     found = [item.document for item in read_documents(SourceFile(path, "a.jsonl", "jsonl"))]
     assert [d.text for d in found[::2] if isinstance(d, Document)] == ["a", "b"]
-    assert "a.jsonl:2: a line of 5,013 bytes; expected at most 1,000" in str(found[1])
+    assert "a.jsonl:2: a line of 5,013 bytes" in str(found[1])
 
 
 def test_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,6 +177,29 @@ def test_a_change_that_fails_leaves_the_index_as_it_was(
         assert index.store.count() == (4, 5)
 
 
+@pytest.mark.parametrize("limit", [1_500, 5_000, 12_000])
+def test_a_file_that_cannot_be_written_leaves_the_index_as_it_was(limit: int, tmp_path: Path) -> None:
+    """The system refuses files of more than ``limit`` bytes: new rows, words, or the merged index files."""
+    resource = pytest.importorskip("resource", reason="limits of files need a POSIX system")
+    words = " ".join(f"word{i}" for i in range(60))
+    documents: dict[str, Any] = {f"new{i}.md": ([f"Number {i} of {words}"], {"stars": i}) for i in range(30)}
+    more = open_embedded(write_embedded(tmp_path / "more", documents, per_shard=10))
+    with build(open_embedded(write_embedded(tmp_path / "out")), tmp_path / "index") as index:
+        former, before = index.record, resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        try:
+            with pytest.raises(OutputError):
+                add(index, more)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert index.record == former
+        assert index.store.count() == (4, 6)
+        assert [hit.document for hit in search(index, "radiologists", mode="text")] == ["radio.md"]
+        assert check_index(index.folder).damages == []
+        add(index, more)
+        assert index.store.count() == (34, 36)
+
+
 def test_a_table_that_cannot_be_read_is_cured_by_the_option_that_the_message_names(tmp_path: Path) -> None:
     source = open_embedded(write_embedded(tmp_path / "out"))
     more = open_embedded(write_embedded(tmp_path / "more", {"new.md": (["A new document."], {})}))

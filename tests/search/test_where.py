@@ -97,7 +97,7 @@ def test_several() -> None:
         ("year = " + "9" * 5_000, "'year' is a number"),
         ("draft > true", "true or false; expected = or !="),
         ("draft = 1", "true or false; got '1'"),
-        ("lang > 3", "'lang' is text.*quote the value"),
+        ("lang > 3", "'lang' is text.*Quote the value"),
         ("tags > x", "'tags' is a list; expected = or !="),
         ("sizes = 1.5", "list of whole numbers"),
         ("day = soon", "'day' is a date; expected YYYY"),

@@ -115,10 +115,16 @@ def embed(
     if whole and (chunk_tokens is not None or overlap_tokens is not None):
         raise InputError("--whole leaves documents whole: remove it, or --chunk-tokens and --overlap-tokens")
     from nvembed.embed.job import EmbedSettings, open_job
-    from nvembed.embed.plan import CorpusReading
+    from nvembed.embed.records import CorpusReading
 
     source = _source(corpus, out, reading)
-    how = CorpusReading(reading.field, reading.on_error, shard_passages, reading.delimiter, reading.encoding)
+    how = CorpusReading(
+        field=reading.field,
+        on_error=reading.on_error,
+        shard_passages=shard_passages,
+        delimiter=reading.delimiter,
+        encoding=reading.encoding,
+    )
     _, passage_prompt = prompts(task=task, prompt=prompt, own=own_prompts(model))
     with ExitStack() as stack:
         cluster = _join(stack, ray_address) if engine == "ray" else None

@@ -174,7 +174,7 @@ def embed_beside(
     """
     from nvembed.embed.embedded import open_embedded
     from nvembed.embed.job import EmbedSettings, local_engine, open_job
-    from nvembed.embed.plan import CorpusReading
+    from nvembed.embed.records import CorpusReading, plain
     from nvembed.read.corpus import list_files
 
     limit = reading.max_length or encoder.max_length
@@ -200,7 +200,7 @@ def embed_beside(
         encoding=reading.encoding,
     )
     files = list_files(str(corpus), follow_links=reading.follow_links)
-    key = hashlib.sha256(json.dumps([asdict(settings), asdict(how)]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([asdict(settings), plain(how)]).encode()).hexdigest()[:16]
     home = cache_folder(corpus, reading.cache)
     tally = Tally()
     encode = counting(

@@ -161,7 +161,6 @@ def loaded(settings: ServerSettings) -> "ServedModel":
     ]
     tokenizer = encoder.tokenizer
     return ServedModel(
-        name=settings.model,
         dim=encoder.dim,
         max_length=encoder.max_length,
         dtype=encoder.dtype,

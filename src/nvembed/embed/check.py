@@ -1,4 +1,4 @@
-"""Whether an embedded corpus is whole: every file compared with its digest or checksum."""
+"""The check of an embedded corpus: every file is compared with its digest or checksum."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from nvembed.files import Damage, FolderReport, file_digest
 
 
 def check_embedded(folder: Path) -> FolderReport:
-    """Check a folder that ``nvembed embed`` wrote, finished or not; every byte of its shards is read."""
+    """Check a folder of ``nvembed embed``, finished or not; every byte of its shards is read."""
     kind, again = "embedded corpus", f"remove {folder} and run nvembed embed CORPUS {folder} --model MODEL"
     try:
         manifest = read_manifest(folder)
@@ -56,7 +56,7 @@ def _finished(folder: Path, manifest: Manifest) -> Iterator[Damage]:
 
 
 def _unfinished(folder: Path, again: str) -> tuple[str, list[Damage]]:
-    """Return what an unfinished job has done, and what of it is damaged."""
+    """Describe the progress of an unfinished job, and return its damages."""
     damages: list[Damage] = []
     shards = total = 0
     for name in ("plan.json", "files.jsonl", "plan.jsonl"):

@@ -1,4 +1,4 @@
-"""An embedded corpus, read: docs/reference/embedded-corpus.md.  n rows of a block, D numbers each."""
+"""Reading an embedded corpus (docs/reference/embedded-corpus.md).  n rows of a block, D numbers each."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,17 +9,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nvembed.embed.records import Storage, plain, read_manifest
+from nvembed.embed.records import plain, read_manifest
 from nvembed.embed.shard import ROW_GROUP, schema
 from nvembed.errors import DataError
-from nvembed.files import file_digest
 
-CURE = "Run the command that embedded the corpus again: it computes damaged shards anew"
+CURE = "Run the nvembed embed command of this corpus again: it computes damaged shards again"
 
 
 @dataclass(frozen=True)
 class EmbeddedCorpus:
-    """A finished folder; ``manifest`` is the content of ``manifest.json``. Made by ``open_embedded``."""
+    """A finished folder, opened by ``open_embedded``; ``manifest`` is the content of ``manifest.json``."""
 
     folder: Path
     manifest: dict[str, Any]
@@ -34,19 +33,13 @@ class EmbeddedCorpus:
         """Length of a vector."""
         return int(self.manifest["dim"])
 
-    @property
-    def storage(self) -> Storage:
-        """Number format of the stored vectors."""
-        storage: Storage = self.manifest["settings"]["storage"]
-        return storage
-
     def batches(
         self, columns: Sequence[str] | None = None, *, rows: int = ROW_GROUP
     ) -> Iterator[pa.RecordBatch]:
         """Yield record batches of at most ``rows`` rows, in the corpus's order; page checksums are verified.
 
         Args:
-            columns: the columns that are read; None is all.
+            columns: the columns to read; None reads all.
 
         Raises:
             DataError: a shard cannot be read, or is damaged.
@@ -64,17 +57,6 @@ class EmbeddedCorpus:
         for batch in self.batches(["vector"], rows=rows):
             yield vectors_of(batch)
 
-    def verify(self) -> None:
-        """Read every shard and compare it with its checksum in the manifest.
-
-        Raises:
-            DataError: one differs.
-        """
-        for shard in self.manifest["shards"]:
-            path = self.folder / "shards" / shard["name"]
-            if file_digest(path) != shard["sha256"]:
-                raise DataError(f"{path} is damaged: its SHA-256 differs from the manifest. {CURE}")
-
 
 def vectors_of(batch: pa.RecordBatch) -> np.ndarray:
     """Return the column ``vector`` of a record batch as (n, D), float16 or float32 as it is stored."""
@@ -84,19 +66,17 @@ def vectors_of(batch: pa.RecordBatch) -> np.ndarray:
 
 
 def open_embedded(folder: str | Path) -> EmbeddedCorpus:
-    """Open what ``nvembed embed`` wrote.
-
-    Every shard is present, has its size and the columns of the format; ``verify`` compares checksums.
+    """Open a folder that ``nvembed embed`` wrote; ``check.check_embedded`` compares checksums too.
 
     Raises:
         DataError: the job has not finished, the manifest is damaged or of another version, or a shard is
-            missing or has another size.
+            missing, or has another size or other columns.
     """
     folder = Path(folder)
     record = read_manifest(folder)
     if record is None:
         started = any((folder / name).exists() for name in ("job.json", "plan.json"))
-        state = "holds an unfinished job. Run its command again" if started else "holds no embedded corpus"
+        state = "is an unfinished job. Run its command again" if started else "is not an embedded corpus"
         raise DataError(f"{folder} {state}: nvembed embed CORPUS {folder} --model MODEL")
     for shard in record.shards:
         path = folder / "shards" / shard.name

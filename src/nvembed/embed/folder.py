@@ -1,11 +1,11 @@
-"""The folder that ``nvembed embed`` writes, as other rooms know it."""
+"""How to recognise a folder that ``nvembed embed`` wrote."""
 
 from pathlib import Path
 
-INDEX = "index"  # of the index that may lie in it
+INDEX = "index"  # the folder of its index
 
 
 def is_embedded(path: str | Path) -> bool:
-    """Whether ``path`` is what ``nvembed embed`` writes, finished or not."""
+    """Whether ``nvembed embed`` wrote this folder, finished or not."""
     begun = (Path(path) / name for name in ("shards", "plan.json"))
     return (Path(path) / "files.jsonl").is_file() and any(entry.exists() for entry in begun)

@@ -1,12 +1,10 @@
-"""A job that embeds a corpus: killed anywhere and started again, it ends with the same bytes.
+"""A job that embeds a corpus. A job that was killed and started again writes the same bytes.
 
-A shard appears whole or not at all, and a finished shard is not computed again. The plan (``plan.py``) is
-made first, by reading the corpus through; then an engine computes the missing shards; the manifest is written
-last.
+First the whole corpus is read for the plan (``plan.py``); then an engine computes the missing shards; the
+manifest is written last. A shard is written whole or not at all, and is computed once.
 
-When the corpus of a folder has changed, an update makes a second job within it (``.next``), which uses the
-vectors of the passages that have not changed, and then takes the place of the first. Until then the folder is
-as it was.
+If the corpus of a finished folder has changed, an update is a second job in the folder ``.next``, which
+reuses the vectors of unchanged passages. When it is finished, it replaces the first.
 """
 
 import hashlib
@@ -22,7 +20,6 @@ from typing import Any
 
 from nvembed.embed.folder import INDEX
 from nvembed.embed.plan import (
-    CorpusReading,
     Shard,
     Stamped,
     corpus_changes,
@@ -34,11 +31,11 @@ from nvembed.embed.plan import (
 from nvembed.embed.records import (
     CURE,
     FORMAT,
+    CorpusReading,
     JobRecord,
     Manifest,
     ManifestCounts,
     PlanRecord,
-    ReadSettings,
     RunSettings,
     ShardEntry,
     Storage,
@@ -82,7 +79,7 @@ class EmbedSettings:
 
 @dataclass(frozen=True)
 class Work:
-    """What computing a shard needs. It can be sent to another process."""
+    """The data for computing a shard. It can be sent to another process."""
 
     out: Path
     stamped: list[Stamped]
@@ -101,7 +98,7 @@ class Work:
     def write(
         self, number: int, passages: Passages, encode: Encode, advance: Advance = lambda *_: None
     ) -> ShardEntry:
-        """Embed a shard and write it, unless it is there; return its entry in the manifest."""
+        """Embed a shard and write it, unless it is finished; return its entry in the manifest."""
         target = shard_path(self.out, number)
         if not is_shard(target, self.key, number):
             write_shard(
@@ -120,13 +117,13 @@ class Work:
         return entry
 
 
-# work, missing shards, what to call as they advance -> the entries of finished shards, in any order. Closing
-# the generator ends the work.
+# (work, missing shards, progress callback) -> the entries of finished shards, in any order. Closing the
+# generator ends the work.
 Engine = Callable[[Work, list[Shard], Advance], Generator[ShardEntry, None, None]]
 
 
 def local_engine(offsets: Offsets, encode: Encode) -> Engine:
-    """Compute the shards in this process, one after another; the next one is read meanwhile."""
+    """Compute the shards one after another in this process; a thread reads the next one."""
 
     def engine(work: Work, shards: list[Shard], advance: Advance) -> Generator[ShardEntry, None, None]:
         with ThreadPoolExecutor(1, "read") as ahead:
@@ -142,9 +139,9 @@ def local_engine(offsets: Offsets, encode: Encode) -> Engine:
 
 @dataclass(frozen=True)
 class CorpusJob:
-    """A job on one folder, whose lock it holds. Made by ``open_job``.
+    """A job on a folder, whose lock it holds; ``open_job`` makes it.
 
-    ``plan`` is None of a finished job. ``earlier``: the folder that this job, an update, will replace.
+    ``plan``: None if the job is finished. ``earlier``: the folder that an update will replace.
     """
 
     out: Path
@@ -162,7 +159,7 @@ class CorpusJob:
         return sum(1 for _ in (self.out / "shards").glob("*.parquet"))
 
     def earlier_shards(self, prompt: str) -> EarlierShards | None:
-        """Return the passages whose vectors an update uses again, of documents with this prompt."""
+        """Return the passages whose vectors an update reuses, of documents with this prompt."""
         if self.earlier is None:
             return None
         return EarlierShards(sorted((self.earlier / "shards").glob("*.parquet")), prompt)
@@ -173,15 +170,15 @@ class CorpusJob:
         """Compute the missing shards and write the manifest; return its content.
 
         Args:
-            progress: called with (characters done, characters in all) at the start and as shards advance.
-            names: ``corpus`` and ``model`` as the user named them; kept in the manifest, and decide nothing.
+            progress: called with (characters done, characters in total) at the start and as shards advance.
+            names: ``corpus`` and ``model`` as the user named them, for the manifest.
 
         Raises:
-            OutputError: the folder is of a run with other settings, or cannot be written.
-            DataError: the corpus changes meanwhile.
-            NumericsError: a vector that is not finite.
+            OutputError: the folder belongs to a run with other settings, or cannot be written.
+            DataError: the corpus has changed meanwhile.
+            NumericsError: a vector is not finite.
         """
-        record = JobRecord(format=FORMAT, **asdict(settings), **asdict(self.reading))
+        record = JobRecord(format=FORMAT, **asdict(settings), **plain(self.reading))
         for folder in filter(None, (self.earlier, self.out)):
             _check_settings(folder, record)
         if self.plan is None:
@@ -222,7 +219,7 @@ class CorpusJob:
         return plain(manifest)
 
     def _compute(self, work: Work, engine: Engine, progress: Progress) -> list[ShardEntry]:
-        """Have the missing shards computed; return the entries of all, in order."""
+        """Compute the missing shards; return the entries of all shards in order."""
         assert self.plan is not None
         entries: dict[str, ShardEntry] = {}
         missing: dict[str, Shard] = {}
@@ -255,17 +252,17 @@ class CorpusJob:
 def open_job(
     out: Path, source: CorpusFiles, reading: CorpusReading, progress: Progress, *, update: bool = False
 ) -> Iterator[CorpusJob]:
-    """Lock a folder, and plan a job in it or check that the job in it fits the corpus.
+    """Lock a folder, and plan a job in it or check that its job is of this corpus.
 
     Args:
-        out: a new folder, or one that the same job left unfinished or finished.
-        progress: called with (bytes of the corpus read, bytes in all). The corpus is read for checksums, then
-            for the plan.
-        update: embed again what has changed, where the folder is of an earlier state of the corpus.
+        out: a new folder, or the folder of the same job, unfinished or finished.
+        progress: called with (bytes of the corpus read, bytes in total). The corpus is read for checksums,
+            then for the plan.
+        update: if the corpus has changed since the job, embed what has changed.
 
     Raises:
-        OutputError: another job runs on the folder, or ran on another corpus or read it otherwise; or the
-            folder holds something else, or cannot be written.
+        OutputError: another job is running on the folder, or has another corpus or other settings of reading;
+            or the folder contains other files, or cannot be written.
         DataError: every fault of the corpus.
     """
     with locked(out):
@@ -276,9 +273,9 @@ def open_job(
         first = not any((out / name).exists() for name in ("manifest.json", *_UNFINISHED))
         if (out / "manifest.json").exists():
             _remove_plan(out)
-        known = _reading_of(out)
-        if known is not None:
-            same_run(out / "job.json", plain(known), plain(ReadSettings(**asdict(reading))))
+        earlier_reading = _reading_of(out)
+        if earlier_reading is not None:
+            same_run(out / "job.json", plain(earlier_reading), plain(reading))
         planned = (out / "plan.json").exists() or (out / "manifest.json").exists()
         passes = 1 if planned else 2
         stamped = stamp(source, lambda done, total: progress(done, passes * total))
@@ -292,8 +289,8 @@ def open_job(
         changes = "" if first or not (out / "files.jsonl").exists() else corpus_changes(out, stamped)
         if changes and not update:
             raise OutputError(
-                f"{out} was made of another state of the corpus: {changes}. Add --update to embed what has "
-                "changed, restore the corpus, or write to another folder"
+                f"the corpus has changed since {out} was embedded: {changes}. Pass --update to embed what "
+                "has changed, restore the corpus, or write to another folder"
             )
         if changes:
             following = out / NEXT
@@ -313,20 +310,20 @@ def open_job(
 
 
 def _check_settings(folder: Path, record: JobRecord) -> None:
-    """Refuse other settings than those of the job in a folder."""
-    there = read_job(folder)
-    if there is not None:
+    """Raise OutputError if the job in a folder has other settings."""
+    job = read_job(folder)
+    if job is not None:
         marker = folder / ("manifest.json" if (folder / "manifest.json").exists() else "job.json")
-        same_run(marker, {**plain(there), "format": FORMAT}, plain(record))
+        same_run(marker, {**plain(job), "format": FORMAT}, plain(record))
 
 
 def job_key(record: JobRecord, files: bytes) -> str:
-    """Return the digest of a job's settings and corpus; each of its shards holds it."""
+    """Return the digest of a job's settings and corpus, which each of its shards contains."""
     return hashlib.sha256(json.dumps(plain(record), sort_keys=True).encode() + files).hexdigest()[:32]
 
 
 def read_job(folder: Path) -> JobRecord | None:
-    """Return the settings of the job in a folder, finished or not; None before it has any."""
+    """Return the settings of the job in a folder, or None if it has none yet."""
     manifest = read_manifest(folder)
     if manifest is not None:
         return JobRecord(format=manifest.format, dim=manifest.dim, **plain(manifest.settings))
@@ -334,10 +331,10 @@ def read_job(folder: Path) -> JobRecord | None:
     return read_json(path, JobRecord, cure=CURE, error=OutputError) if path.exists() else None
 
 
-def _reading_of(folder: Path) -> ReadSettings | None:
+def _reading_of(folder: Path) -> CorpusReading | None:
     job = read_job(folder)
     if job is not None:
-        return ReadSettings(**{name: getattr(job, name) for name in ReadSettings.model_fields})
+        return CorpusReading(**{name: getattr(job, name) for name in CorpusReading.model_fields})
     return read_plan_record(folder).reading if (folder / "plan.json").exists() else None
 
 
@@ -346,19 +343,19 @@ def read_plan_record(folder: Path) -> PlanRecord:
 
 
 def _restore_files(out: Path, stamped: Sequence[Stamped]) -> None:
-    """Write ``files.jsonl`` of a finished job again, where it is gone and the corpus is what it was."""
+    """Write a missing ``files.jsonl`` of a finished job again, if the corpus has not changed."""
     manifest, path = read_manifest(out), out / "files.jsonl"
     if manifest is None or path.exists():
         return
     lines = "".join(item.line for item in stamped)
     if hashlib.sha256(lines.encode()).hexdigest() != manifest.files_sha256:
-        raise DataError(f"{path} is gone, and the corpus is not what it was. {CURE}")
+        raise DataError(f"{path} is missing, and the corpus has changed. {CURE}")
     with atomic_path(path) as temporary:
         temporary.write_text(lines, encoding="utf-8")
 
 
 def _reopen(out: Path) -> None:
-    """Make a finished job with missing or damaged shards an unfinished one, with the settings it had."""
+    """Turn a finished job with missing or damaged shards into an unfinished one with the same settings."""
     manifest = read_manifest(out)
     if manifest is None:
         return
@@ -376,7 +373,7 @@ def _reopen(out: Path) -> None:
 
 
 def _replace_earlier(out: Path) -> None:
-    """Put a finished update in the place of the job before it. Called again after a kill, it goes on."""
+    """Replace a job by its finished update; after a kill, the next call completes this."""
     following = out / NEXT
     if not (following / "manifest.json").exists():
         return
@@ -404,17 +401,17 @@ _LEFTOVER = re.compile(r"\.((job|plan|manifest)\.json|(plan|files)\.jsonl|\d{5,}
 
 
 def _check_content(out: Path) -> None:
-    """Refuse a folder that holds something else than a job leaves."""
+    """Refuse a folder that contains files of something else."""
     for path in out.iterdir():
         if path.name not in _CONTENT and not _LEFTOVER.fullmatch(path.name):
             raise OutputError(
-                f"{out} holds {path.name}, which no such job writes; expected a new folder, or one that the "
-                "same command left"
+                f"{out} contains {path.name}, which nvembed embed does not write; expected a new folder, or "
+                "one of the same command"
             )
 
 
 def _remove_leftovers(out: Path) -> None:
-    """Remove what a killed process was writing."""
+    """Remove the temporary files of killed processes."""
     for path in [*out.glob(".*"), *(out / "shards").glob(".*")]:
         if _LEFTOVER.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)

@@ -1,11 +1,11 @@
 """The plan of a job: the checksums of the corpus's files, and which documents make up which shard.
 
-It is made by reading the corpus through before anything is embedded, so that every fault of the corpus is
-reported at the start.
+The whole corpus is read for it before anything is embedded, so that every fault of the corpus is reported at
+the start.
 
 ``files.jsonl``  path, bytes and sha256 of each file, in reading order
 ``plan.jsonl``   a shard per line: ``{"characters": n, "spans": [[file, offset, line, row, documents], ...]}``
-``plan.json``    written last: how the corpus was read, counts, what was skipped and ignored, notes
+``plan.json``    written last: how the corpus was read, counts, skipped and ignored files, notes
 """
 
 import hashlib
@@ -13,18 +13,16 @@ import json
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from nvembed.embed.records import (
+    CorpusReading,
     FileEntry,
-    OnError,
     PlanCounts,
     PlanLine,
     PlanRecord,
-    ReadSettings,
     SkippedEntry,
     plain,
     read_entries,
@@ -33,30 +31,13 @@ from nvembed.errors import DataError, OutputError
 from nvembed.files import as_utf8, atomic_path, file_digest, write_json
 from nvembed.read.beir import id_twice
 from nvembed.read.corpus import CorpusFiles, Document, ReadDocument, SourceFile, read_documents
-from nvembed.read.lines import TextLayout, csv_delimiter
+from nvembed.read.lines import csv_delimiter
 from nvembed.read.streams import Place
 
 MAX_SKIPPED = 10_000
 # A document counts as one passage per so many characters, or part of them, when shards are filled.
 PASSAGE_CHARACTERS = 1000
-
-
 SHOWN_FAULTS = 20
-
-
-@dataclass(frozen=True)
-class CorpusReading:
-    """How a corpus is read and divided into shards."""
-
-    field: str | None = None
-    on_error: OnError = "stop"
-    shard_passages: int = 512
-    delimiter: str | None = None
-    encoding: str | None = None
-
-    @property
-    def layout(self) -> TextLayout:
-        return TextLayout(self.delimiter, self.encoding)
 
 
 class Span(NamedTuple):
@@ -76,7 +57,7 @@ class Shard(NamedTuple):
 
 
 class Stamped(NamedTuple):
-    """A file of the corpus as it was when its checksum was taken."""
+    """A file of the corpus, with its state when its checksum was computed."""
 
     file: SourceFile
     bytes: int
@@ -93,7 +74,7 @@ class Stamped(NamedTuple):
 
 
 def stamp(source: CorpusFiles, progress: Callable[[int, int], None]) -> list[Stamped]:
-    """Read every file once for its checksum. ``progress`` is called with (bytes done, bytes in all).
+    """Return the files with their checksums. ``progress`` is called with (bytes read, bytes in total).
 
     Raises:
         DataError: a file cannot be read.
@@ -123,15 +104,15 @@ def make_plan(
     reading: CorpusReading,
     progress: Callable[[int, int], None],
 ) -> PlanRecord:
-    """Read the corpus through and write the three files of the plan; return what ``plan.json`` holds.
+    """Read the whole corpus and write the three files of the plan; return the content of ``plan.json``.
 
-    Memory holds the names of files and one document; ids are kept in a temporary database on disk.
+    Memory holds the names of files and one document; ids are in a temporary database on disk.
 
     Args:
-        progress: called with (bytes done, bytes in all).
+        progress: called with (bytes read, bytes in total).
 
     Raises:
-        DataError: every fault of the corpus, unless ``on_error`` is ``skip``; or no document in it.
+        DataError: every fault of the corpus, unless ``on_error`` is ``skip``; or it has no document.
         OutputError: the plan cannot be written.
     """
     planner = _Planner(reading)
@@ -151,7 +132,7 @@ def make_plan(
     with atomic_path(out / "files.jsonl") as temporary:
         temporary.write_text("".join(item.line for item in stamped), encoding="utf-8")
     plan = PlanRecord(
-        reading=ReadSettings(**asdict(reading)),
+        reading=reading,
         counts=PlanCounts(files=len(stamped), **planner.counts),
         ignored=source.ignored,
         skipped=planner.skipped,
@@ -163,14 +144,14 @@ def make_plan(
 
 
 class _Planner:
-    """Fills shards with documents, refuses repeated ids, keeps account of what is skipped."""
+    """Assigns documents to shards, refuses repeated ids, and counts what is skipped."""
 
     def __init__(self, reading: CorpusReading) -> None:
         self.reading = reading
         self.skipped: list[SkippedEntry] = []
         self.notes: list[str] = []
         self.counts = {"documents": 0, "characters": 0, "shards": 0}
-        self._ids = sqlite3.connect("")  # on disk as it grows, and gone when it is closed
+        self._ids = sqlite3.connect("")  # a temporary database, removed when it is closed
         self._ids.execute("CREATE TABLE ids (digest BLOB PRIMARY KEY, place TEXT) WITHOUT ROWID")
         self._spans: list[Span] = []
         self._passages = self._characters = 0
@@ -206,8 +187,8 @@ class _Planner:
         if file.kind == "csv" and self.reading.delimiter is None:
             delimiter = csv_delimiter(file.path, file.kind, self.reading.layout)
             if delimiter != ",":
-                shown = "a tab" if delimiter == "\t" else repr(delimiter)
-                self.notes.append(f"{file.name}: columns are separated by {shown}, as in its header")
+                name = "a tab" if delimiter == "\t" else repr(delimiter)
+                self.notes.append(f"{file.name}: columns are separated by {name}, as in its header")
 
     def _fault(self, read: ReadDocument) -> DataError | None:
         if isinstance(read.document, DataError):
@@ -230,20 +211,18 @@ class _Planner:
             ) from error
 
     def check(self) -> None:
-        """Raise what must be reported once the corpus was read through."""
+        """Raise the faults of the whole corpus, unless they are to be skipped."""
         faults = [entry.reason for entry in self.skipped]
         if faults and self.reading.on_error == "stop":
             more = f"\nand {len(faults) - SHOWN_FAULTS:,} more" if len(faults) > SHOWN_FAULTS else ""
             raise DataError(
                 "\n".join(faults[:SHOWN_FAULTS])
                 + more
-                + f"\nFiles or records that cannot be read: {len(faults):,}. Nothing was embedded. Correct "
-                "them, or leave them out: nvembed embed --on-error skip"
+                + f"\n{len(faults):,} files or records cannot be read; nothing was embedded. Correct them, "
+                "or skip them: nvembed embed --on-error skip"
             )
         if not self.counts["documents"]:
-            raise DataError(
-                f"no document could be read: {len(faults):,} were skipped; the first: {faults[0]}"
-            )
+            raise DataError(f"no document can be read: {len(faults):,} were skipped; the first: {faults[0]}")
 
     def _add(self, index: int, place: Place, characters: int, target: TextIO) -> None:
         passages = max(1, -(-characters // PASSAGE_CHARACTERS))
@@ -268,7 +247,7 @@ class _Planner:
 
 
 def corpus_changes(out: Path, stamped: list[Stamped]) -> str:
-    """Return what differs between a corpus and the one that ``files.jsonl`` describes; "" if nothing."""
+    """Describe the differences between a corpus and the one in ``files.jsonl``; "" if there are none."""
     there = {entry.path: entry for entry in read_entries(out / "files.jsonl", FileEntry)}
     here = {item.file.name: item.entry for item in stamped}
     changes = [f"{name} has changed" for name in here if name in there and here[name] != there[name]]
@@ -290,7 +269,7 @@ def read_shard(shard: Shard, stamped: list[Stamped], reading: CorpusReading) -> 
     """Yield the documents of a shard.
 
     Raises:
-        DataError: a file is not what it was when the plan was made.
+        DataError: a file has changed since the plan was made.
     """
     for span in shard.spans:
         item = stamped[span.file]
@@ -306,5 +285,5 @@ def read_shard(shard: Shard, stamped: list[Stamped], reading: CorpusReading) -> 
             raise DataError(f"cannot read {item.file.path}: {error.strerror or error}") from error
         if count != span.documents or (state.st_size, state.st_mtime_ns) != (item.bytes, item.modified_ns):
             raise DataError(
-                f"{item.file.path} has changed while the corpus was embedded: restore it, or start again"
+                f"{item.file.path} was changed while the corpus was embedded: restore it, or start again"
             )

@@ -1,6 +1,6 @@
-"""The same shards on a Ray cluster, with Ray Data: tasks read and cut, an actor per device embeds.
+"""Shards computed on a Ray cluster, with Ray Data: tasks read and cut, an actor for each device embeds.
 
-Ray starts a killed task or actor again; a shard that was written before is not computed again.
+Ray starts a killed task or actor again; a shard that is written already is not computed again.
 """
 
 import json
@@ -34,30 +34,30 @@ THREAD_TIMEOUT_S = 300
 
 @dataclass(frozen=True)
 class RayCluster:
-    """What a Ray cluster has."""
+    """The resources of a Ray cluster."""
 
     cpus: int
     gpus: int
 
-    def workers(self, asked: int | None) -> int:
-        """Return how many models to load: one per GPU, or on CPUs as many as leave one CPU to read.
+    def workers(self, count: int | None) -> int:
+        """Return the number of models to load: one for each GPU, or for each CPU except one, which reads.
 
         Raises:
-            InputError: more than that were asked for, so that nothing would be left to read with.
+            InputError: ``count`` is larger than that, or below 1.
         """
         most = self.gpus or max(1, self.cpus - 1)
-        if asked is not None and not 1 <= asked <= most:
+        if count is not None and not 1 <= count <= most:
             kind = f"{self.gpus} GPUs, a worker for each" if self.gpus else f"{self.cpus} CPUs, one to read"
-            raise InputError(f"--workers is {asked}; expected 1 to {most}: the cluster has {kind}")
-        return asked or most
+            raise InputError(f"--workers is {count}; expected 1 to {most}: the cluster has {kind}")
+        return count or most
 
 
 @contextmanager
 def ray_cluster(address: str | None = None, *, cpus: int | None = None) -> Iterator[RayCluster]:
-    """Join a Ray cluster, or start one on this machine, and leave it at the end.
+    """Join a Ray cluster, or start one on this machine; leave or end it at the end.
 
     Args:
-        address: as ``ray.init`` takes it; None starts one, of ``cpus`` CPUs.
+        address: as for ``ray.init``; None starts a cluster of ``cpus`` CPUs.
 
     Raises:
         InputError: there is no cluster at ``address``, or none could be started.
@@ -68,7 +68,7 @@ def ray_cluster(address: str | None = None, *, cpus: int | None = None) -> Itera
     local: dict[str, Any] = {"address": "local", "num_cpus": cpus, "include_dashboard": False}
     try:
         ray.init(logging_level="error", **({"address": address} if address else local))
-    except Exception as error:  # what cannot be started in time is a bare Exception
+    except Exception as error:  # Ray raises a bare Exception after its time limit
         what = f"no Ray cluster can be joined at {address}" if address else "Ray could not be started here"
         raise InputError(f"{what}: {error}") from error
     try:
@@ -84,10 +84,10 @@ def ray_engine(
     build_offsets: Callable[[], Offsets],
     build_encode: Callable[[], Encode],
 ) -> Engine:
-    """Compute shards on the cluster that was joined, with ``workers`` models.
+    """Compute shards on the cluster, with ``workers`` models.
 
     Args:
-        build_offsets, build_encode: called where the work is done; they must be importable there.
+        build_offsets, build_encode: called in the cluster's processes; they must be importable there.
     """
 
     def engine(work: Work, shards: list[Shard], _advance: Advance) -> Generator[ShardEntry, None, None]:
@@ -99,7 +99,7 @@ def ray_engine(
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.print_on_execution_start = False
-        bare = replace(work, out=work.out.resolve(), stamped=[])  # a shard brings its own files
+        bare = replace(work, out=work.out.resolve(), stamped=[])  # each row has the files of its shard
         rows = [_to_row(shard, work.stamped) for shard in shards]
         done = (
             from_items(rows, override_num_blocks=min(len(rows), MAX_BLOCKS))
@@ -139,12 +139,12 @@ def _iterating(rows: Generator[Any, None, None]) -> Iterator[Generator[Any, None
 
 
 def _as_text(error: NvembedError) -> str:
-    """Return an error as text: Ray passes on an exception's trace, not the exception."""
+    """Return an error as text: Ray sends the trace of an exception, not the exception."""
     return json.dumps([type(error).__name__, str(error)])
 
 
 def _read(row: dict[str, Any], work: Work, build_offsets: Callable[[], Offsets]) -> dict[str, Any]:
-    """Read and cut one shard: its passages travel as an Arrow stream."""
+    """Read and cut one shard; return its passages as an Arrow stream."""
     shard, stamped = _from_row(row)
     result = {"shard": shard.number, "documents": 0, "passages": b"", "error": ""}
     try:
@@ -183,7 +183,7 @@ class _Embed:
 
 
 def _to_row(shard: Shard, stamped: list[Stamped]) -> dict[str, Any]:
-    """Return a shard, with those files alone that it needs, as plain values."""
+    """Return a shard and its files as plain values."""
     numbers = list(dict.fromkeys(span.file for span in shard.spans))
     files = [
         [str(item.file.path.resolve()), *item.file[1:], *item[1:]] for item in (stamped[n] for n in numbers)

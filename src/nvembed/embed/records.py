@@ -1,4 +1,4 @@
-"""The JSON files of an embedded corpus as schemas: docs/reference/corpus-format.md describes them."""
+"""The JSON files of an embedded corpus as schemas: docs/reference/embedded-corpus.md describes them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +8,7 @@ from pydantic import Field
 
 from nvembed.errors import DataError
 from nvembed.files import Schema, parse_json, read_json
+from nvembed.read.lines import TextLayout
 from nvembed.read.streams import open_binary, text_lines
 
 FORMAT: Literal[2] = 2
@@ -21,8 +22,8 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ShardName = Annotated[str, Field(pattern=r"^\d{5,12}\.parquet$")]
 
 
-class ReadSettings(Schema):
-    """How a corpus is read and divided into shards; format 1 had no layout of text files."""
+class CorpusReading(Schema):
+    """How a corpus is read and divided into shards; format 1 had no delimiter and no encoding."""
 
     field: str | None = None
     on_error: OnError = "stop"
@@ -30,8 +31,12 @@ class ReadSettings(Schema):
     delimiter: str | None = None
     encoding: str | None = None
 
+    @property
+    def layout(self) -> TextLayout:
+        return TextLayout(self.delimiter, self.encoding)
 
-class RunSettings(ReadSettings):
+
+class RunSettings(CorpusReading):
     """What decides the bytes of a shard, besides the corpus and the kind of device."""
 
     fingerprint: str
@@ -52,7 +57,7 @@ class JobRecord(RunSettings):
 
 
 class SkippedEntry(Schema):
-    """A file or record that was left out."""
+    """A file or record that was skipped."""
 
     path: str
     reason: str
@@ -70,7 +75,7 @@ class PlanCounts(Schema):
 class PlanRecord(Schema):
     """``plan.json``."""
 
-    reading: ReadSettings
+    reading: CorpusReading
     counts: PlanCounts
     ignored: dict[str, Count]
     skipped: list[SkippedEntry]
@@ -79,7 +84,7 @@ class PlanRecord(Schema):
 
 
 class ShardEntry(Schema):
-    """What a manifest says of a shard."""
+    """A shard in the manifest."""
 
     name: ShardName
     documents: Count
@@ -158,12 +163,12 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def plain(record: Schema) -> dict[str, Any]:
-    """Return a record as the values of its JSON."""
+    """Return a record as plain values, as its JSON has them."""
     return record.model_dump(mode="json")
 
 
 def read_entries(path: Path, schema: type[Any]) -> Iterator[Any]:
-    """Yield the lines of one of our JSON-lines files, checked."""
+    """Yield the checked lines of a JSON-lines file that ``nvembed embed`` wrote."""
     if not path.is_file():
         raise DataError(f"{path}: expected a regular file, found none. {CURE}")
     with open_binary(path) as stream:

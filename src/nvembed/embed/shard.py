@@ -27,19 +27,19 @@ DTYPES: dict[str, np.dtype[Any]] = {"float16": np.dtype("<f2"), "float32": np.dt
 
 
 class Embedded(Protocol):
-    """Vectors of some texts, and what became of each."""
+    """Vectors of some texts, their token counts, and which texts were cut."""
 
     @property
     def vectors(self) -> np.ndarray: ...  # float32 (n, D)
 
     @property
-    def num_tokens(self) -> np.ndarray: ...  # (n,), what was read: after any cut
+    def num_tokens(self) -> np.ndarray: ...  # (n,), tokens read, after any cut
 
     @property
     def truncated(self) -> np.ndarray: ...  # (n,) bool
 
 
-# texts -> their vectors a part at a time, in order; the same texts always in the same parts
+# texts -> their vectors in parts, in order; the same texts always give the same parts
 Encode = Callable[[Sequence[str]], Iterable[Embedded]]
 
 
@@ -136,16 +136,16 @@ def write_shard(
 ) -> None:
     """Embed the passages of a shard and write it, whole or not at all.
 
-    The vectors of one part of what ``encode`` gives are in memory at a time.
+    Memory holds the vectors of one part of ``encode`` at a time.
 
     Args:
-        made_by: ``job`` and ``shard``, kept in the file's metadata with the counts.
-        prompt: of documents; where it has a place for titles, ``encode`` is passed texts with theirs.
-        advance: called with the share of the shard that is done, 0 to 1, after each part.
+        made_by: ``job`` and ``shard``, for the file's metadata.
+        prompt: of documents; if it has a place for titles, ``encode`` receives texts with theirs.
+        advance: called after each part with the finished share of the shard, 0 to 1.
 
     Raises:
-        DataError: ``encode`` gives another number of vectors, or of another length.
-        NumericsError: a vector that is not finite in ``storage``.
+        DataError: ``encode`` returns another number of vectors, or vectors of another length.
+        NumericsError: a vector is not finite in ``storage``.
         OutputError: the shard cannot be written.
     """
     columns = schema(dim, storage)
@@ -196,7 +196,7 @@ def _writer(path: Path, target: Path, columns: pa.Schema) -> Iterator[pq.Parquet
 
 @contextmanager
 def _as_output_error(target: Path) -> Iterator[None]:
-    """Make what goes wrong while writing an OutputError, whatever the library calls it."""
+    """Turn Arrow's errors while writing into OutputError, too."""
     try:
         with as_output_error(target):
             yield

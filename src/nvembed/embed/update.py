@@ -1,4 +1,4 @@
-"""Vectors of an earlier run, used again for passages whose text has not changed."""
+"""Vectors of an earlier run, reused for passages whose text has not changed."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ FAULTS = (OSError, pa.ArrowException)
 
 @dataclass(frozen=True)
 class ReusedVectors:
-    """What an earlier run computed of some texts; see ``shard.Embedded``."""
+    """Vectors of texts, some of them of an earlier run; see ``shard.Embedded``."""
 
     vectors: np.ndarray
     num_tokens: np.ndarray
@@ -31,7 +31,7 @@ class ReusedVectors:
 
 
 class EarlierShards:
-    """The passages of finished shards by their text. Which shard has a text is kept in a database on disk."""
+    """The passages of finished shards by their text; a temporary database on disk has their places."""
 
     def __init__(self, shards: Sequence[Path], prompt: str = "") -> None:
         self._shards = shards
@@ -52,10 +52,10 @@ class EarlierShards:
                         self._places.executemany("INSERT OR IGNORE INTO places VALUES (?, ?, ?)", places)
                         row += batch.num_rows
             except FAULTS:
-                continue  # nothing is taken of a damaged shard
+                continue  # a damaged shard is not used
 
     def reusing(self, encode: Encode, count: Callable[[int], None] = lambda _: None) -> Encode:
-        """Return ``encode`` for new texts alone. ``count`` is called with how many were used again."""
+        """Return ``encode`` that computes only new texts. ``count`` is called with the number of others."""
 
         def encode_new(texts: Sequence[str]) -> Iterator[Embedded]:
             rows = [self._row(text) for text in texts]
@@ -64,13 +64,13 @@ class EarlierShards:
                 yield from encode(texts)
                 return
             parts = list(encode([texts[i] for i in new])) if new else []
-            kept = [i for i, row in enumerate(rows) if row is not None]
-            order = np.argsort(np.array(kept + new), kind="stable")
+            old = [i for i, row in enumerate(rows) if row is not None]
+            order = np.argsort(np.array(old + new), kind="stable")
             batches = [row for row in rows if row is not None]
             vectors = [vectors_of(batch).astype(np.float32) for batch in batches]
             tokens = [batch.column("tokens").to_numpy() for batch in batches]
             truncated = [batch.column("truncated").to_numpy(zero_copy_only=False) for batch in batches]
-            count(len(kept))
+            count(len(old))
             yield ReusedVectors(
                 np.concatenate([*vectors, *(part.vectors for part in parts)])[order],
                 np.concatenate([*tokens, *(part.num_tokens for part in parts)])[order],
@@ -80,7 +80,7 @@ class EarlierShards:
         return encode_new
 
     def _row(self, text: str) -> pa.RecordBatch | None:
-        """Return the row of a text as a batch of one, or None."""
+        """Return the row of a text as a batch of one row, or None."""
         place = self._places.execute(
             "SELECT shard, row FROM places WHERE text = ?", (_digest(text),)
         ).fetchone()

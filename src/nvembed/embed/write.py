@@ -32,18 +32,18 @@ def write_vectors(
     format: str | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> int:
-    """Write blocks of (passages, float32 (n, D) vectors) as they come; return how many rows there were.
+    """Write blocks of (passages, float32 (n, D) vectors); return the number of rows.
 
     Args:
-        target: the file; an existing one is replaced, once everything is written.
+        target: the file; an existing one is replaced when everything is written.
         blocks: at least one; memory holds one at a time.
         format: one of ``FORMATS``; None: by the file's name.
-        metadata: what made the vectors; kept in Parquet's schema, left out elsewhere.
+        metadata: how the vectors were made; only Parquet files contain it.
 
     Raises:
-        OutputError: a full disk, no permission: ``target`` is as it was.
+        OutputError: the file cannot be written; an existing one is unchanged.
         InputError: the format is unknown.
-        DataError: no block, or a block of another shape.
+        DataError: there is no block, or a block has another shape.
     """
     target = Path(target)
     kind = format or output_format(target)
@@ -58,7 +58,7 @@ def write_vectors(
 def write_jsonl(stream: BinaryIO, passages: Sequence[Passage], vectors_ND: np.ndarray) -> None:
     """Write one block as JSON lines to an open binary stream."""
     for passage, digits in zip(passages, np.asarray(vectors_ND, np.float32).astype(str), strict=True):
-        # numpy's shortest digits that read back as the same float32; json would print a float64's
+        # numpy writes the shortest digits that give the same float32; json would write those of a float64
         head = json.dumps({"id": passage.id, "text": passage.text}, ensure_ascii=False)
         stream.write(f'{head[:-1]}, "vector": [{", ".join(digits)}]}}\n'.encode())
 
@@ -67,14 +67,13 @@ def output_format(target: Path) -> str:
     """Return the format of a file by its name.
 
     Raises:
-        InputError: the name has none of the known endings.
+        InputError: the ending of the name is unknown.
     """
     kind = target.suffix.lower().lstrip(".")
     if kind not in FORMATS:
-        known = ", ".join(f".{name}" for name in FORMATS)
-        raise InputError(
-            f"{target}: unknown file type {target.suffix!r}. Supported: {known}; or choose one with --format"
-        )
+        endings = ", ".join(f".{name}" for name in FORMATS)
+        cure = f"Supported: {endings}; or choose one with --format"
+        raise InputError(f"{target}: unknown file type {target.suffix!r}. {cure}")
     return kind
 
 
@@ -103,7 +102,7 @@ def _write_blocks(
 
 @contextmanager
 def as_output_error(target: Path) -> Iterator[None]:
-    """Make what goes wrong while writing an OutputError, whatever the library calls it."""
+    """Turn the errors of libraries while writing into OutputError."""
     try:
         yield
     except OSError as error:  # numpy's and pyarrow's often come without an errno
@@ -116,7 +115,7 @@ def _npy_writer(path: Path, dim: int, _metadata: Mapping[str, str]) -> Iterator[
     rows = 0
 
     def header() -> None:
-        # numpy pads the header so that it may be written again when the first axis has grown
+        # numpy pads the header, so that it can be written again when the first axis has grown
         shape = {"descr": "<f4", "fortran_order": False, "shape": (rows, dim)}
         np.lib.format.write_array_header_1_0(handle, shape)
 

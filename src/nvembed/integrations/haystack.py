@@ -1,10 +1,10 @@
 """Haystack embedders: queries with an instruction, documents without.
 
-``Pipeline.load(..., allowed_modules=["nvembed.integrations.haystack"])`` reads them from YAML.
+``Pipeline.load(..., allowed_modules=["nvembed.integrations.haystack"])`` loads them from YAML.
 """
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 from nvembed.errors import InputError, needs_extra
 from nvembed.integrations.remote import Encodes, RemoteEncoder, query_task
@@ -16,8 +16,40 @@ with needs_extra("haystack", "nvembed.integrations.haystack"):
 LOCAL = "http://127.0.0.1:8000"
 
 
+class _Embedder:
+    """A connection to a server, or an encoder in its place."""
+
+    def __init__(self, url: str, api_key: Secret | None, encoder: Encodes | None) -> None:
+        self.url, self.api_key, self.encoder = url, api_key, encoder
+        self._open = encoder
+
+    def _dict(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments, for YAML.
+
+        Raises:
+            InputError: it uses an encoder in this process.
+        """
+        if self.encoder is not None:
+            raise InputError("an encoder in this process cannot be written to YAML: pass url in its place")
+        return default_to_dict(self, url=self.url, api_key=self.api_key, **options)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        return default_from_dict(cls, data)
+
+    def warm_up(self) -> None:
+        """Connect, once."""
+        self._connected()
+
+    def _connected(self) -> Encodes:
+        if self._open is None:
+            key = self.api_key.resolve_value() if self.api_key else None
+            self._open = RemoteEncoder(self.url, api_key=key)
+        return self._open
+
+
 @component
-class NVEmbedTextEmbedder:
+class NVEmbedTextEmbedder(_Embedder):
     """Embeds a query: ``{"embedding": [...]}``."""
 
     def __init__(
@@ -42,40 +74,22 @@ class NVEmbedTextEmbedder:
             InputError: instruction and task were both passed.
         """
         query_task(instruction, task)
-        self.url, self.api_key, self.instruction, self.task = url, api_key, instruction, task
-        self.encoder = encoder
-        self._ready = encoder
+        _Embedder.__init__(self, url, api_key, encoder)  # the decorator breaks super()
+        self.instruction, self.task = instruction, task
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what ``from_dict`` needs.
-
-        Raises:
-            InputError: it uses an encoder in this process.
-        """
-        _refuse(self.encoder)
-        return default_to_dict(
-            self, url=self.url, api_key=self.api_key, instruction=self.instruction, task=self.task
-        )
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "NVEmbedTextEmbedder":
-        return default_from_dict(cls, data)
-
-    def warm_up(self) -> None:
-        """Connect, once."""
-        self._ready = self._ready or _connect(self.url, self.api_key)
+        return self._dict({"instruction": self.instruction, "task": self.task})
 
     @component.output_types(embedding=list[float])
     def run(self, text: str) -> dict[str, Any]:
         """Embed one query; raises what the encoder raises."""
-        self.warm_up()
-        assert self._ready is not None
         instruction, task = query_task(self.instruction, self.task)
-        return {"embedding": self._ready.encode_query([text], instruction=instruction, task=task)[0].tolist()}
+        vectors = self._connected().encode_query([text], instruction=instruction, task=task)
+        return {"embedding": vectors[0].tolist()}
 
 
 @component
-class NVEmbedDocumentEmbedder:
+class NVEmbedDocumentEmbedder(_Embedder):
     """Embeds documents: ``{"documents": [...]}``, copies with their embeddings."""
 
     def __init__(
@@ -88,7 +102,7 @@ class NVEmbedDocumentEmbedder:
         embedding_separator: str = "\n",
         encoder: Encodes | None = None,
     ) -> None:
-        """Set the server and what is read of a document.
+        """Set the server and the parts of a document to embed.
 
         Args:
             url: the server's address.
@@ -98,45 +112,22 @@ class NVEmbedDocumentEmbedder:
             embedding_separator: the text between these.
             encoder: an encoder to use in place of a server; such a pipeline cannot be written to YAML.
         """
-        self.url, self.api_key, self.task = url, api_key, task
+        _Embedder.__init__(self, url, api_key, encoder)  # the decorator breaks super()
+        self.task = task
         self.meta_fields_to_embed = meta_fields_to_embed or []
         self.embedding_separator = embedding_separator
-        self.encoder = encoder
-        self._ready = encoder
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what ``from_dict`` needs.
-
-        Raises:
-            InputError: it uses an encoder in this process.
-        """
-        _refuse(self.encoder)
-        return default_to_dict(
-            self,
-            url=self.url,
-            api_key=self.api_key,
-            task=self.task,
-            meta_fields_to_embed=self.meta_fields_to_embed,
-            embedding_separator=self.embedding_separator,
-        )
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "NVEmbedDocumentEmbedder":
-        return default_from_dict(cls, data)
-
-    def warm_up(self) -> None:
-        """Connect, once."""
-        self._ready = self._ready or _connect(self.url, self.api_key)
+        names = ("task", "meta_fields_to_embed", "embedding_separator")
+        return self._dict({name: getattr(self, name) for name in names})
 
     @component.output_types(documents=list[Document])
     def run(self, documents: list[Document]) -> dict[str, Any]:
         """Embed documents; raises what the encoder raises."""
         if not documents:
             return {"documents": []}
-        self.warm_up()
-        assert self._ready is not None
         texts = [self._text(document) for document in documents]
-        vectors = self._ready.encode_document(texts, task=self.task)
+        vectors = self._connected().encode_document(texts, task=self.task)
         pairs = zip(documents, vectors.tolist(), strict=True)
         return {"documents": [replace(document, embedding=vector) for document, vector in pairs]}
 
@@ -144,12 +135,3 @@ class NVEmbedDocumentEmbedder:
         values = [document.meta.get(name) for name in self.meta_fields_to_embed]
         parts = [str(value) for value in values if value is not None]
         return self.embedding_separator.join([*parts, document.content or ""])
-
-
-def _connect(url: str, api_key: Secret | None) -> RemoteEncoder:
-    return RemoteEncoder(url, api_key=api_key.resolve_value() if api_key else None)
-
-
-def _refuse(encoder: Encodes | None) -> None:
-    if encoder is not None:
-        raise InputError("an encoder in this process cannot be written to YAML: pass url in its place")

@@ -33,7 +33,7 @@ class NVEmbedEmbedding(BaseEmbedding):
         task: str | None = None,
         embed_batch_size: int = REQUEST_TEXTS,
     ) -> None:
-        """Set the encoder and the prompt of queries. A ``RemoteEncoder`` asks its server for the fingerprint.
+        """Set the encoder and the prompt of queries; a ``RemoteEncoder`` requests its server's fingerprint.
 
         Args:
             encoder: the model.
@@ -56,13 +56,13 @@ class NVEmbedEmbedding(BaseEmbedding):
     def class_name(cls) -> str:
         return "NVEmbedEmbedding"
 
-    @computed_field  # type: ignore[prop-decorator]  # in to_dict, of which LlamaIndex makes its caches' keys
+    @computed_field  # type: ignore[prop-decorator]  # part of to_dict, and so of the keys of caches
     @property
     def vectors_of(self) -> str:
-        """The model, the length it reads and its dimensions, as they are now."""
+        """The current model, length limit and dimensions."""
         return cache_key(self._encoder, self._unnamed)
 
-    # LlamaIndex's own two leave out an encoder that cannot be pickled; here that is an error.
+    # LlamaIndex's own methods omit an encoder that cannot be pickled; here that is an error.
     def __getstate__(self) -> dict[Any, Any]:
         return BaseModel.__getstate__(self)
 

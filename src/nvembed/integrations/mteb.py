@@ -1,4 +1,4 @@
-"""An ``Encoder`` as a model of mteb, for ``mteb.evaluate`` in a script of one's own."""
+"""An ``Encoder`` as a model of mteb, for ``mteb.evaluate``."""
 
 from collections.abc import Mapping, Sequence
 
@@ -24,13 +24,13 @@ def mteb_model(
 
     >>> mteb.evaluate(mteb_model(Encoder.from_pretrained("nvidia/NV-Embed-v2")), mteb.get_task("SciFact"))
 
-    Prompts are those of ``nvembed evaluate``: an NV-Embed gets the instruction of the task from its recipe,
-    or mteb's prompt for the task or its type; a model with prompts of its own gets the one mteb would choose.
+    Prompts are those of ``nvembed evaluate``: for NV-Embed the instruction of the task in its recipe, or
+    mteb's prompt for the task or its type; for a model with prompts of its own the one mteb would choose.
 
     Args:
         encoder: the model.
         name: ``owner/model``, as mteb's results name it.
-        max_tokens: most tokens read of one text; 512 in the published scores. None is the model's limit.
+        max_tokens: limit for a text; 512 in the published scores. None: the model's limit.
         instructions: task -> instruction, in place of the recipe's.
     """
     limit = encoder.max_length if max_tokens is None else min(max_tokens, encoder.max_length)
@@ -50,5 +50,7 @@ def mteb_model(
         parts = list(encoder.stream(texts, prompt=prompt, max_length=limit))
         return join(parts).vectors if parts else np.empty((0, encoder.dim), np.float32)
 
-    chosen = instructions or {}
-    return MtebEncoder(subject, embed, lambda metadata, side: prompt_for(subject, metadata, side, chosen)[0])
+    own_instructions = instructions or {}
+    return MtebEncoder(
+        subject, embed, lambda metadata, side: prompt_for(subject, metadata, side, own_instructions)[0]
+    )

@@ -1,6 +1,6 @@
 """A client for ``nvembed serve`` with the methods of ``Encoder``.
 
-The integrations accept either of them, so that several components of a program can share one model.
+The integrations accept both, so that several components of a program can share a model.
 """
 
 import base64
@@ -20,15 +20,14 @@ REQUEST_CHARACTERS = 1_000_000
 BUSY = (429, 503)  # what the server answers with Retry-After
 TOO_LARGE = 413
 
-# of the integrations, without an instruction or a task: the model card's for questions
-DEFAULT_TASK = "NQ"
+DEFAULT_TASK = "NQ"  # the model card's instruction for questions
 
 
 class Encodes(Protocol):
-    """What the integrations need: an ``nvembed.Encoder`` or a ``RemoteEncoder``.
+    """An ``nvembed.Encoder`` or a ``RemoteEncoder``: texts to float32 unit rows (n, d).
 
-    Texts to float32 unit rows (n, d). ``instruction`` describes a query's task; ``task`` names a known one.
-    ``fingerprint`` names what the model computes: with ``max_length`` it belongs in the key of every cache.
+    ``instruction`` describes the task of queries; ``task`` is the name of a known one. ``fingerprint`` and
+    ``max_length`` belong in the key of every cache of vectors.
     """
 
     @property
@@ -50,8 +49,8 @@ class RemoteEncoder:
     >>> model = RemoteEncoder("http://127.0.0.1:8000", api_key="secret")
     >>> model.encode_query(["who wrote it?"], instruction="Given a question, retrieve passages")
 
-    Several threads can share it. Copies and unpickled ones open their own connections. Call ``close``, or use
-    it in a ``with`` statement.
+    Several threads can share it. Copies, also in other processes, open their own connections. Call ``close``,
+    or use it in a ``with`` statement.
     """
 
     def __init__(
@@ -70,9 +69,9 @@ class RemoteEncoder:
         Args:
             url: the server's address, such as ``http://127.0.0.1:8000``.
             model: the model's name on the server; ``""`` accepts the model it serves.
-            truncate: cut longer texts at their end and warn how many; ``False`` raises instead.
+            truncate: cut the end of longer texts and warn with their number; ``False`` raises InputError.
             truncate_dim: number of leading dimensions to keep; vectors are normalised again.
-            timeout_s: limit for one request, including the wait for a busy server.
+            timeout_s: limit for a request, including the wait for a busy server.
             verify: check the server's certificate, or an SSL context that checks it.
 
         Raises:
@@ -82,28 +81,26 @@ class RemoteEncoder:
         if not self.url.startswith(("http://", "https://")):
             raise InputError(f"url is {url!r}: expected the server's address, such as http://127.0.0.1:8000")
         if api_key and not (api_key.isascii() and api_key.isprintable()):
-            raise InputError(
-                "api_key is not printable ASCII: remove line breaks and other control characters"
-            )
+            raise InputError("api_key is not printable ASCII: remove line breaks and control characters")
         self.api_key = api_key
         self.model = model
         self.truncate = truncate
         self.truncate_dim = truncate_dim
         self.timeout_s = timeout_s
         self.verify = verify
-        self._facts: dict[str, Any] = {}  # what /info answered
+        self._facts: dict[str, Any] = {}  # the answer of /info
         self._open()
 
     def _open(self) -> None:
         api_key = self.api_key
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        # Proxies and .netrc of the environment are ignored: texts and key go to this server alone.
+        # Proxies and .netrc of the environment are ignored: texts and key are sent only to this server.
         self._http = httpx.Client(
             headers=headers, timeout=self.timeout_s, verify=self.verify, trust_env=False
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the connections out: a copy, in another process perhaps, opens its own."""
+        """Return the state without connections: a copy opens its own."""
         return {name: value for name, value in self.__dict__.items() if name != "_http"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -112,7 +109,7 @@ class RemoteEncoder:
 
     @property
     def fingerprint(self) -> str:
-        """The name of what the server's model computes, asked for once.
+        """The fingerprint of the server's model, requested once.
 
         Raises:
             InputError, DownloadError: as ``encode_query``.
@@ -155,10 +152,9 @@ class RemoteEncoder:
             InputError: the server refused the texts, the options or the key; the message has its reason.
             DownloadError: the server cannot be reached, stays busy, or fails.
         """
-        chosen = {"instruction": instruction or ""} if task is None else {"task": task}
-        if instruction is not None and task is not None:
-            raise InputError(f"expected instruction or task, got both (task {task!r}): pass one of them")
-        return self._encode(texts, {"input_type": "query", **chosen})
+        _check_one(instruction, task)
+        prompt = {"instruction": instruction or ""} if task is None else {"task": task}
+        return self._encode(texts, {"input_type": "query", **prompt})
 
     def encode_document(self, texts: Iterable[str], *, task: str | None = None) -> np.ndarray:
         """Encode passages, as ``Encoder.encode_document`` does; raises what ``encode_query`` does."""
@@ -184,7 +180,7 @@ class RemoteEncoder:
         return vectors
 
     def _answers(self, texts: Sequence[str], options: dict[str, str]) -> Iterator[dict[str, Any]]:
-        """Yield the server's answer; a request above its limits is sent in halves."""
+        """Yield the server's answers; a request above its limits is split into halves."""
         response = self._post(texts, options)
         if response.status_code == 200:
             yield _json(response, "data", "details")
@@ -196,11 +192,11 @@ class RemoteEncoder:
             raise self._refusal(response)
 
     def _check_model(self, answer: dict[str, Any]) -> None:
-        """Refuse vectors of another model than the one whose fingerprint was read."""
+        """Raise InputError if the server's model has changed since its fingerprint was read."""
         fingerprint = answer["details"].get("fingerprint")
         if self._facts and fingerprint != self._facts["model_sha"]:
             raise InputError(
-                f"{self.url} serves another model now (fingerprint {fingerprint}; "
+                f"{self.url} now serves another model (fingerprint {fingerprint}; "
                 f"expected {self._facts['model_sha']}): create a new RemoteEncoder"
             )
 
@@ -217,15 +213,14 @@ class RemoteEncoder:
         return self._send("POST", "/v1/embeddings", body)
 
     def _send(self, method: str, path: str, body: object = None) -> httpx.Response:
-        """Send one request; while the server is busy and time is left, send it again."""
+        """Send a request, and again while the server is busy, until the timeout."""
         end = time.monotonic() + self.timeout_s
         while True:
             try:
                 response = self._http.request(method, f"{self.url}{path}", json=body)
             except httpx.HTTPError as error:
-                raise DownloadError(
-                    f"{self.url} cannot be reached: {error or type(error).__name__}"
-                ) from error
+                reason = error or type(error).__name__
+                raise DownloadError(f"{self.url} cannot be reached: {reason}") from error
             except UnicodeEncodeError as error:
                 where = f"U+{ord(error.object[error.start]):04X}"
                 raise InputError(
@@ -233,14 +228,14 @@ class RemoteEncoder:
                     "read its source as UTF-8 with errors='replace'"
                 ) from error
             after = response.headers.get("retry-after", "")
-            wait_s = float(after) if after.isdecimal() else 1.0  # a proxy may name a date
+            wait_s = float(after) if after.isdecimal() else 1.0  # a proxy may send a date
             if response.status_code not in BUSY or time.monotonic() + wait_s > end:
                 return response
             time.sleep(wait_s)
 
 
 def _parts(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Yield lists of texts that are small enough for one request."""
+    """Yield lists of texts for one request each."""
     part: list[str] = []
     characters = 0
     for row, text in enumerate(texts):
@@ -275,9 +270,9 @@ def _message(response: httpx.Response) -> str:
 
 
 def cache_key(encoder: Encodes, unnamed: str) -> str:
-    """Name the vectors of an encoder: its model, the length it reads, and the dimensions it keeps.
+    """Return a name of an encoder's vectors: fingerprint, length limit and dimensions.
 
-    ``unnamed`` stands in for the fingerprint of a model that was made in memory and has none.
+    ``unnamed`` replaces the fingerprint of a model that was made in memory and has none.
     """
     try:
         fingerprint = encoder.fingerprint
@@ -297,6 +292,10 @@ def query_task(instruction: str | None, task: str | None) -> tuple[str | None, s
     Raises:
         InputError: both were passed.
     """
+    _check_one(instruction, task)
+    return instruction, DEFAULT_TASK if instruction is None and task is None else task
+
+
+def _check_one(instruction: str | None, task: str | None) -> None:
     if instruction is not None and task is not None:
         raise InputError(f"expected instruction or task, got both (task {task!r}): pass one of them")
-    return instruction, DEFAULT_TASK if instruction is None and task is None else task

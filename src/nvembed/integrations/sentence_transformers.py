@@ -1,6 +1,6 @@
 """An ``Encoder`` as a model of sentence-transformers, latent attention included.
 
-The library then does what it does for any other model: ``encode``, ``similarity``, evaluators, mteb.
+The model then has the library's methods: ``encode``, ``similarity``, evaluators, mteb.
 """
 
 import os

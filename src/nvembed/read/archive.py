@@ -30,10 +30,10 @@ class Archive:
 
     Args:
         raw: the file.
-        max_bytes: of all the parts that are read, expanded.
+        max_bytes: of all parts that are read, when expanded.
 
     Raises:
-        ValueError: not a whole zip file, or an encrypted one.
+        ValueError: the file is not a zip file, is incomplete or encrypted.
     """
 
     def __init__(self, raw: bytes, *, max_bytes: int) -> None:
@@ -45,7 +45,7 @@ class Archive:
         try:
             self._zip = zipfile.ZipFile(io.BytesIO(raw))
         except (zipfile.BadZipFile, OSError, ValueError) as error:
-            raise ValueError(f"damaged or cut off ({error}); fetch or save it again") from error
+            raise ValueError(f"damaged or cut off ({error}); download or save it again") from error
         self._parts = {entry.filename: entry for entry in self._zip.infolist()}
         self._max_bytes = self._left = max_bytes
         if len(self._zip.infolist()) > MAX_ENTRIES:
@@ -107,7 +107,7 @@ class Archive:
         }
 
     def properties(self) -> dict[str, Any]:
-        """Return title, author, dates and the like of an Office document."""
+        """Return the properties of an Office document, such as title, author and dates."""
         return properties_of(self.xml("docProps/core.xml")) if "docProps/core.xml" in self else {}
 
 
@@ -130,6 +130,8 @@ def parse_xml(raw: bytes, name: str) -> Any:
     try:
         return ElementTree.fromstring(raw)
     except DefusedXmlException as error:
-        raise ValueError(f"its part {name} declares entities, which no document needs: refused") from error
+        raise ValueError(
+            f"refused: its part {name} declares entities, which documents do not need"
+        ) from error
     except (ElementTree.ParseError, LookupError) as error:
         raise ValueError(f"damaged: its part {name} is not XML ({error}); save it again") from error

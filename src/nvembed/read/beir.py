@@ -1,9 +1,8 @@
-"""Records with a text, as BEIR lays them out: passages, queries, judgements (qrels).
+"""Texts in BEIR's layout: passages, queries, judgements (qrels).
 
-A folder in BEIR's layout has ``corpus.jsonl`` and ``queries.jsonl`` of ``{"_id", "title", "text"}``, and
-``qrels/SPLIT.tsv`` of query-id, corpus-id, score. Files of other formats and fields are read by the same
-rules: the text is in ``text``, with a ``title`` before it, or in a named field; the id is in ``_id`` or
-``id``, or else is the row's number from 0.
+A folder in this layout has ``corpus.jsonl`` and ``queries.jsonl`` of ``{"_id", "title", "text"}``, and
+``qrels/SPLIT.tsv`` of query-id, corpus-id, score. The same rules apply to files of other formats: the text is
+``title`` and ``text``, or a named field; the id is ``_id`` or ``id``, or else the row's number from 0.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -24,7 +23,7 @@ CORPUS_NAMES = ("corpus.jsonl", *(f"corpus.jsonl.{suffix}" for suffix in COMPRES
 class Passage:
     """A text to embed. ``id`` names it in results.
 
-    ``title``, and where the text behind it begins in ``text``: 0 where the title is not part of it.
+    ``title``, and where the text after it begins in ``text``: 0 if the title is not part of ``text``.
     """
 
     id: str
@@ -41,18 +40,18 @@ def read_texts(
     unique: bool = False,
     layout: TextLayout = UTF8,
 ) -> Iterator[Passage]:
-    """Yield the texts of one file in order; the file is never whole in memory.
+    """Yield the texts of a file in order, without reading the whole file into memory.
 
     Args:
         path: the file.
-        format: one of ``lines.FORMATS``; None takes it from the file's name.
-        field: the field or column with the text. None: ``text``, with a ``title`` before it.
-        unique: refuse an id that occurs twice.
+        format: one of ``lines.FORMATS``; None: by the file's name.
+        field: the field or column with the text. None: ``title`` and ``text``.
+        unique: refuse repeated ids.
         layout: delimiter and encoding of a text file.
 
     Raises:
-        DataError: the file cannot be read, is empty, or has a malformed line; names file and line.
-        InputError: unknown format.
+        DataError: the file cannot be read, is empty, or has a malformed line, which the message names.
+        InputError: the format is unknown.
     """
     path = Path(path)
     kind = format or format_of(path)
@@ -73,11 +72,11 @@ def read_stream(
 
     Raises:
         DataError: as ``read_texts``.
-        InputError: unknown format, or a table, which needs a file.
+        InputError: the format is unknown, or is that of a table, which must be a file.
     """
     _check_format(format)
     if format not in LINE_KINDS:
-        raise InputError(f"{format.capitalize()} cannot be read from {name}: give the path of the file")
+        raise InputError(f"{format.capitalize()} cannot be read from {name}: pass the path of a file")
     records = stream_records(in_utf8(stream, name, layout.encoding), name, format, layout=layout)
     return _passages(records, name, field, False)
 
@@ -105,15 +104,15 @@ def _passages(records: Iterable[FileRecord], name: str, field: str | None, uniqu
 
 
 def id_twice(where: str, id_: str, first: str) -> DataError:
-    """Return the error about an id at ``where`` that ``first`` has too."""
+    """Return the error about an id at ``where`` that ``first`` has as well."""
     return DataError(f"{where}: the id {id_!r} occurs twice, first at {first}; expected unique ids")
 
 
 def to_passage(row: Mapping[str, Any], number: int, field: str | None, where: str) -> Passage:
-    """Return the text of a record, with its id or else its ``number``.
+    """Return the text of a record with its id, or with its ``number`` if it has none.
 
     Raises:
-        DataError: no such field, or one that is not a text.
+        DataError: the field of the text is missing or is not a text.
     """
     text = passage_text(row, where) if field is None else _text(row, field, where)
     id_ = fields.identifier(row, ID_FIELDS, where)
@@ -129,7 +128,7 @@ def title_of(row: Mapping[str, Any]) -> str:
 
 
 def passage_text(row: Mapping[str, Any], where: str) -> str:
-    """Return title and text in one string, joined as BEIR and MTEB do; without a title, the text as it is."""
+    """Return title and text, joined as in BEIR and MTEB; without a title, the unchanged text."""
     text = _text(row, "text", where)
     if row.get("title") is None:
         return text
@@ -147,20 +146,20 @@ def _text(row: Mapping[str, Any], field: str, where: str) -> str:
 
 
 def file_of(folder: Path, name: str) -> Path | None:
-    """Return ``name.jsonl`` (compressed or not) or ``name.parquet`` of a folder, whichever is there."""
+    """Return ``name.jsonl`` (compressed or not) or ``name.parquet`` of a folder, if it exists."""
     endings = (".jsonl", *(f".jsonl.{suffix}" for suffix in COMPRESSIONS), ".parquet")
     return next((path for ending in endings if (path := folder / f"{name}{ending}").is_file()), None)
 
 
 def read_identified(path: Path, what: str, *, keep_text: bool = True) -> dict[str, str]:
-    """Return the text of each id of a corpus or a file of queries, in order.
+    """Return id -> text of a corpus or a file of queries, in order.
 
     Args:
-        what: ``passage`` or ``query``, for messages.
-        keep_text: False keeps "" in place of each text.
+        what: ``passage`` or ``query``.
+        keep_text: False returns "" in place of each text.
 
     Raises:
-        DataError: a missing, blank or repeated id, or a text that is not a string.
+        DataError: an id is missing, blank or repeated, or a text is not a string.
     """
     texts: dict[str, str] = {}
     places: dict[str, str] = {}
@@ -170,7 +169,7 @@ def read_identified(path: Path, what: str, *, keep_text: bool = True) -> dict[st
             raise row
         id_ = fields.identifier(row, ID_FIELDS, where)
         if id_ is None:
-            raise DataError(f"{where}: no field '_id'; expected one that names the {what}")
+            raise DataError(f"{where}: no field '_id'; expected the id of the {what}")
         if id_ in texts:
             raise id_twice(where, id_, places[id_])
         text = passage_text(row, where) if what == "passage" else _text(row, "text", where)
@@ -191,7 +190,7 @@ class QrelsLine(NamedTuple):
 
 
 _HEADER = ("query-id", "corpus-id", "score")
-# the three columns by their names in files
+# names of the three columns in files
 _COLUMNS = {"query-id": 0, "query_id": 0, "qid": 0, "query": 0}
 _COLUMNS |= {"corpus-id": 1, "corpus_id": 1, "passage-id": 1, "passage_id": 1, "pid": 1, "docid": 1}
 _COLUMNS |= {"score": 2, "grade": 2, "relevance": 2, "label": 2}
@@ -200,12 +199,11 @@ _COLUMNS |= {"score": 2, "grade": 2, "relevance": 2, "label": 2}
 def read_judgements(path: Path) -> Iterator[QrelsLine]:
     """Yield the judgements of a qrels file: query-id, corpus-id, score, separated by tabs.
 
-    A header line may name the columns, in any order; a byte order mark is skipped. Ids are taken as they are.
-    A score is a whole number; ``1.0`` is 1.
+    A header line may name the columns, in any order. Scores are whole numbers; ``1.0`` is 1.
 
     Raises:
-        DataError: no such file, a malformed line, a blank id, a score that is not a whole number, or a pair
-            that is judged twice.
+        DataError: the file is missing, or a line is malformed, has a blank id or a score that is not a whole
+            number, or repeats a pair.
     """
     if not path.is_file():
         raise DataError(f"{path}: not found; expected lines of query-id, corpus-id, score, separated by tabs")

@@ -1,7 +1,8 @@
-"""The encoding of an HTML file, found and decoded as a browser does (WHATWG Encoding and HTML standards).
+"""Detection and decoding of the encoding of an HTML file, as in browsers (WHATWG Encoding and HTML
+standards).
 
-Labels come from ``webencodings``. Python's codecs differ from the standard in a few characters of some
-encodings (C1 controls, NEC and IBM extensions, the euro sign); ``decode`` makes up for them.
+Labels come from ``webencodings``. Python's codecs differ from the standard in some characters (C1 controls,
+NEC and IBM extensions, the euro sign), which ``decode`` corrects.
 """
 
 import codecs
@@ -20,7 +21,7 @@ _ATTRIBUTE = re.compile(
 _CHARSET = re.compile(r"charset\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s;\"']+))", re.IGNORECASE)
 
 _CODECS = {"gbk": "gb18030", "iso-2022-jp": "iso2022_jp_ext"}
-# What browsers decode otherwise than Python's codec of the same name.
+# Characters that browsers decode differently from Python's codec of the same name.
 _DIFFERENCES = {
     "big5": str.maketrans(
         "\u2022\uff64\u203e\u223c\u2641\u2609\u00a5\u00a2\u00a3",
@@ -45,7 +46,7 @@ def bom(raw: bytes) -> str | None:
 
 
 def from_label(label: str) -> str | None:
-    """Return the encoding that a label in a page names: UTF-16 means UTF-8 there; None if unknown."""
+    """Return the encoding of a label in a page, where UTF-16 means UTF-8; None if it is unknown."""
     encoding = webencodings.lookup(label)
     if encoding is None:
         return None
@@ -60,9 +61,9 @@ def from_content(content: str) -> str | None:
 
 
 def prescan(raw: bytes) -> str | None:
-    """Return the encoding that the first 1,024 bytes declare in a ``meta`` element, else in an XML prologue.
+    """Return the encoding that the first 1,024 bytes declare in a ``meta`` element, or in an XML prologue.
 
-    Comments, other elements and the attributes of other elements are passed over.
+    Comments and other elements with their attributes are skipped.
     """
     head = raw[:PRESCAN_BYTES]
     at = 0
@@ -96,7 +97,7 @@ def xml_encoding(raw: bytes) -> str | None:
 
 
 def _attributes(head: bytes, at: int) -> tuple[dict[str, str], int]:
-    """Return the attributes of the tag whose name ends at ``at``, first values only, and where it ends."""
+    """Return the attributes of the tag whose name ends at ``at``, and the end of the tag."""
     attributes: dict[str, str] = {}
     while match := _ATTRIBUTE.match(head, at):
         value = next((group for group in match.groups()[1:] if group is not None), b"")
@@ -115,7 +116,7 @@ def _declared(attributes: dict[str, str]) -> str | None:
 
 
 def decode(raw: bytes, name: str) -> str:
-    """Decode bytes as a browser does; what the encoding does not define becomes U+FFFD.
+    """Decode bytes as a browser does; bytes that the encoding does not define become U+FFFD.
 
     Args:
         name: an encoding of the WHATWG standard, as ``from_label`` and ``bom`` return it.
@@ -137,7 +138,7 @@ def decode(raw: bytes, name: str) -> str:
 
 
 def _c1(error: UnicodeError) -> tuple[str, int]:
-    """Bytes 0x80 to 0x9F that a Windows code page does not define are the controls of the same number."""
+    """Decode bytes 0x80 to 0x9F that a Windows code page does not define as controls of the same number."""
     assert isinstance(error, UnicodeDecodeError)
     byte = error.object[error.start]
     return chr(byte) if 0x80 <= byte <= 0x9F else "\ufffd", error.start + 1
@@ -149,7 +150,7 @@ def _euro(error: UnicodeError) -> tuple[str, int]:
 
 
 def _jis(error: UnicodeError) -> tuple[str, int]:
-    """Characters of NEC and IBM that Shift_JIS has at the same row and cell."""
+    """Decode characters of NEC and IBM as Shift_JIS does at the same row and cell."""
     assert isinstance(error, UnicodeDecodeError)
     pair = error.object[error.start : error.start + 2]
     row, cell = (byte & 0x7F for byte in pair) if len(pair) == 2 else (0, 0)

@@ -1,4 +1,5 @@
-"""Documents read in a child process, because a damaged or hostile file can abort or exhaust a native library.
+"""Reading documents in a child process, because a damaged or hostile file may crash or exhaust a native
+library.
 
 ``ask`` starts one child per process at its first call and keeps it for the next documents. The child
 limits its own memory; a document that takes too long or ends the child is an error of that document.
@@ -20,11 +21,11 @@ from typing import IO, Any
 from nvembed.errors import DataError
 
 MEMORY_BYTES = 3 << 30
-# Without a sign of progress (a page of a PDF, a whole HTML file) the document is given up after this time.
+# Time limit without progress (a page of a PDF, a whole HTML file), and for a document.
 PROGRESS_S = 60.0
 DOCUMENT_S = 600.0
 
-# The child imports what this process would import, and nothing from the folder it is started in.
+# The child imports modules from the same places as this process, and not from the current folder.
 _MAIN = "import sys; sys.path[:] = {}; from nvembed.read.child import main; main()"
 
 
@@ -45,7 +46,7 @@ class DocumentReader:
         """Return the child's answer.
 
         Raises:
-            DataError: the child ended, or took too long, and has to be replaced.
+            DataError: the child ended or took too long; it must be replaced.
         """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -83,10 +84,10 @@ class DocumentReader:
     def _reason(self) -> str:
         code = self.process.wait()
         if self.late:
-            return "took too long to read; expected a document that can be read in a minute"
+            return "reading it takes too long; expected a document that can be read in a minute"
         return (
-            f"reading it ended the reader's process (exit code {code}): the file is damaged, or its content "
-            f"needs more than {MEMORY_BYTES >> 30} GiB of memory"
+            f"the process that reads it ended (exit code {code}): the file is damaged, or its content needs "
+            f"more than {MEMORY_BYTES >> 30} GiB of memory"
         )
 
     def close(self) -> None:
@@ -122,7 +123,7 @@ def ask(path: Path, kind: str, max_bytes: int) -> dict[str, Any]:
             atexit.register(_reader.close)
         try:
             answer = _reader.ask({"path": os.fspath(path), "kind": kind, "max_bytes": max_bytes})
-        except BaseException:  # a half-read answer must not be taken for the next document's
+        except BaseException:  # the rest of this answer must not become the next document's
             atexit.unregister(_reader.close)
             _reader.close()
             _reader = None
@@ -134,9 +135,9 @@ def ask(path: Path, kind: str, max_bytes: int) -> dict[str, Any]:
 
 def main() -> None:
     """Answer requests until standard input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles it
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # what libraries print must not be part of an answer
     _limit_memory()
 
     def send(frame: bytes) -> None:
@@ -152,7 +153,7 @@ def main() -> None:
             answer = {"error": str(error)}
         except MemoryError:
             return
-        except Exception as error:  # a fault of ours or of a library is an error of this document too
+        except Exception as error:  # a bug, here or in a library, is an error of this document
             answer = {"error": f"cannot be read ({type(error).__name__}: {error})"}
         send(json.dumps(answer).encode())
 

@@ -1,4 +1,4 @@
-"""Long documents cut into passages by tokens: at sentence ends, overlapping, nothing lost.
+"""Cutting long documents into overlapping passages of whole sentences, without losing text.
 
 Shapes: T tokens of a text.
 """
@@ -15,33 +15,32 @@ from nvembed.errors import InputError
 Offsets = Callable[[Sequence[str]], list[np.ndarray]]
 Cut = tuple[int, int]  # characters: text[start:end]
 
-# Where a sentence or a paragraph begins: after an end mark (and what closes quotes and brackets) and white
-# space; after a CJK end mark; after an empty line; before a Markdown heading.
+# Where a sentence or a paragraph begins: after an end mark, closing quotes and brackets, and white space;
+# after a CJK end mark; after an empty line; before a Markdown heading.
 _CLOSING = ")\\]\"'\u201d\u2019»"
 _SENTENCE = re.compile(rf"[.!?…][{_CLOSING}]*\s+|[\u3002\uff01\uff1f]\s*|\n\s*\n\s*|\n(?=#{{1,6}}\s)")
-# Characters given to the tokenizer at once: a token's offsets take far more memory than its text.
+# Characters that are tokenised at once: the offsets of a token need far more memory than its text.
 WINDOW_CHARACTERS = 200_000
 
 
 def cut_texts(
     texts: Sequence[str], offsets: Offsets, *, max_tokens: int, overlap: int
 ) -> Iterator[list[Cut]]:
-    """Yield for each text where its passages begin and end.
+    """Yield the beginnings and ends of the passages of each text.
 
-    A passage is as many whole sentences as fit in ``max_tokens``, unless that would leave it less than half
-    full: then it is cut between words, and a word longer than a passage between tokens. The next passage
-    begins with the last sentences (or words) of the one before that fit in ``overlap`` tokens. Passages have
-    no white space around them, and only white space stands between them. A text without a word is one
-    passage: (0, 0).
+    A passage has as many whole sentences as fit in ``max_tokens``. If they fill less than half of it, it ends
+    between words; a word longer than a passage is cut between tokens. The next passage begins with the last
+    sentences (or words) of the one before that fit in ``overlap`` tokens. Passages do not begin or end with
+    white space, and there is only white space between them. A text without a word is one passage: (0, 0).
 
     Args:
-        offsets: where the tokens of texts are, as the model's tokenizer cuts them.
-        max_tokens: of a passage, at least 1; counted in the text as a whole, so that a passage by itself may
-            differ by a token or two.
+        offsets: returns the places of tokens, as the model's tokenizer cuts texts.
+        max_tokens: of a passage, at least 1; counted in the whole text, so that a passage alone may have a
+            token or two more or less.
         overlap: in tokens, less than ``max_tokens``.
 
     Raises:
-        InputError: sizes out of range.
+        InputError: a size is out of range.
     """
     if max_tokens < 1 or not 0 <= overlap < max_tokens:
         raise InputError(
@@ -53,17 +52,15 @@ def cut_texts(
         cuts: list[Cut] = []
         for cut in _cut(text, spans, offsets, max_tokens, overlap):
             start, end = _stripped(text, cut)
-            if start < end and (not cuts or end > cuts[-1][1]):  # else there was nothing new but white space
-                if cuts and cuts[-1][0] == start:  # white space took the room before: this passage has it all
+            if start < end and (not cuts or end > cuts[-1][1]):  # otherwise it only adds white space
+                if cuts and cuts[-1][0] == start:  # this passage contains the one before
                     cuts.pop()
                 cuts.append((start, end))
         yield cuts or [(0, 0)]
 
 
 def _cut(text: str, spans: np.ndarray, offsets: Offsets, max_tokens: int, overlap: int) -> Iterator[Cut]:
-    base = start = end = (
-        0  # characters: where the window, the next passage begin, and where the last one ended
-    )
+    base = start = end = 0  # characters: begin of the window and of the next passage, end of the last one
     size = WINDOW_CHARACTERS
     while True:
         begins, ends = spans[:, 0] + base, spans[:, 1] + base
@@ -76,9 +73,11 @@ def _cut(text: str, spans: np.ndarray, offsets: Offsets, max_tokens: int, overla
             earliest, new = end, bisect_left(begins, end)
             if overlap and new < len(begins):
                 fits = bisect_right(begins, begins[new]) - max_tokens  # leave room for a new character
-                kept = max(first + 1, new - overlap, fits)
-                whole_character = begins[kept] != begins[kept - 1]  # else some of its tokens are not kept
-                earliest = int((begins if whole_character else ends)[kept])
+                again = max(first + 1, new - overlap, fits)
+                whole_character = (
+                    begins[again] != begins[again - 1]
+                )  # otherwise some of its tokens are cut off
+                earliest = int((begins if whole_character else ends)[again])
             start = _next(text, breaks if whole else None, max(earliest, passage + 1), end)
         if base + size >= len(text):
             if end < len(text):
@@ -90,7 +89,7 @@ def _cut(text: str, spans: np.ndarray, offsets: Offsets, max_tokens: int, overla
 
 
 def _end(text: str, breaks: list[int], room: Cut, after: int) -> tuple[int, bool]:
-    """Return where a passage ends within ``room``, behind ``after``, and whether a sentence ends there."""
+    """Return the end of a passage within ``room``, after ``after``, and whether a sentence ends there."""
     start, limit = room
     place = bisect_right(breaks, limit)
     sentence = breaks[place - 1] if place else 0
@@ -104,7 +103,7 @@ def _end(text: str, breaks: list[int], room: Cut, after: int) -> tuple[int, bool
 
 
 def _next(text: str, breaks: list[int] | None, earliest: int, end: int) -> int:
-    """Return where a sentence (without ``breaks``: a word) first begins from ``earliest`` on, or ``end``."""
+    """Return where the next sentence (without ``breaks``: word) begins, from ``earliest`` to ``end``."""
     if breaks is not None:
         place = bisect_left(breaks, earliest)
         return min(breaks[place], end) if place < len(breaks) else end

@@ -1,4 +1,4 @@
-"""The files of a corpus, and the documents in each of them.
+"""The files of a corpus and their documents.
 
 A corpus is a file of records (``lines.py``), one document (``documents.py``), a folder in BEIR's layout, a
 folder of such files, or a data set of the hub, written ``datasets:owner/name``: the same for every command.
@@ -45,7 +45,7 @@ class SourceFile(NamedTuple):
 
 @dataclass(frozen=True)
 class CorpusFiles:
-    """The files of a corpus in the order in which they are read."""
+    """The files of a corpus, in reading order."""
 
     files: list[SourceFile]
     ignored: dict[str, int] = field(default_factory=dict)  # files of no known kind, by suffix
@@ -71,7 +71,7 @@ class Document:
 
 
 class ReadDocument(NamedTuple):
-    """A document with its place, or what is wrong with it."""
+    """A document with its place, or its error."""
 
     place: Place
     where: str
@@ -84,8 +84,8 @@ def list_files(corpus: str, *, follow_links: bool = False) -> CorpusFiles:
     Args:
         corpus: a file; a folder in BEIR's layout (then its file of passages); or a folder of files, searched
             through its subfolders except hidden ones.
-        follow_links: read files in a folder that are symbolic links. Otherwise they are counted as ignored,
-            and a file of passages in BEIR's layout is refused.
+        follow_links: read symbolic links to files. Otherwise they are counted as ignored, and a link to the
+            file of passages in BEIR's layout is an error.
 
     Raises:
         DataError: no such path, or nothing in it that can be read.
@@ -100,7 +100,7 @@ def list_files(corpus: str, *, follow_links: bool = False) -> CorpusFiles:
             if (path / name).is_file():
                 if (path / name).is_symlink() and not follow_links:
                     raise DataError(
-                        f"{path / name} is a symbolic link: read what it points to with --follow-links"
+                        f"{path / name} is a symbolic link: pass --follow-links to read its target"
                     )
                 return CorpusFiles([SourceFile(path / name, name, format_of(path / name))])
         return _folder(path, follow_links)
@@ -135,7 +135,7 @@ def _folder(folder: Path, follow_links: bool) -> CorpusFiles:
             ignored[path.suffix.lower()] += 1
     if not files:
         raise DataError(
-            f"{folder}: nothing to read in it; expected {CORPUS_NAMES[0]}, or files that end in "
+            f"{folder}: no file that can be read; expected {CORPUS_NAMES[0]}, or files that end in "
             f"{_known_suffixes()}"
         )
     return CorpusFiles(files, dict(sorted(ignored.items())))
@@ -151,9 +151,9 @@ def hub(
         split: one whole split.
 
     Raises:
-        DownloadError: it cannot be fetched or prepared.
-        InputError: a part of a split.
-        MissingExtraError: without the extra ``train``.
+        DownloadError: the data set cannot be downloaded or prepared.
+        InputError: ``split`` is only a part of a split.
+        MissingExtraError: the extra ``train`` is not installed.
     """
     if "[" in split or "+" in split:
         raise InputError(f"split is {split!r}; expected one whole split, such as train")
@@ -186,7 +186,7 @@ def read_documents(
         layout: of files of records.
 
     Raises:
-        DataError: nothing more can be read of the file.
+        DataError: the rest of the file cannot be read.
     """
     if file.kind not in RECORD_KINDS:
         text, metadata, sections, warnings = extract(file.path, file.kind)

@@ -1,4 +1,4 @@
-"""JSON documents (.json) as lines that can be read: a line for each value, and for each record of a list."""
+"""JSON documents (.json) as readable lines: one for each value, and one for each record of a list."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -7,14 +7,14 @@ from typing import Any
 from nvembed.read.extracted import DocumentText
 from nvembed.read.lines import MAX_DEPTH
 
-# A list of short values stands on one line.
+# A list of short values is one line.
 LINE_CHARACTERS = 200
 
 
 def read_json_text(raw: bytes, max_bytes: int, progress: Callable[[], None]) -> DocumentText:
     """Return the values of a JSON document: ``author.name: Ada``; a flat object of a list is one line.
 
-    What is not JSON (comments, several values) stays as it is written, with a warning.
+    A file that is not JSON (comments, several values) is read as plain text, with a warning.
 
     Raises:
         ValueError: not UTF-8, or more text than ``max_bytes``.

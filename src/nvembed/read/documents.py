@@ -54,8 +54,7 @@ UNREAD = {
     ".msg": "save it as .eml",
     ".mbox": "save its messages as .eml",
 }
-# About 16 million tokens. A larger file is not one document to search in, and its tokens would not fit in
-# memory.
+# About 16 million tokens; those of a larger file would not fit in memory.
 DOCUMENT_BYTES = 64 << 20
 
 _ENCODINGS = (
@@ -81,7 +80,7 @@ def extract(path: Path, kind: str) -> DocumentText:
     document = _plain(path, kind) if kind in ("text", "markdown", "code") else _native(path, kind)
     if not document.text or document.text.isspace():
         hint = " (scanned pages need text recognition first)" if kind == "pdf" else ""
-        raise DataError(f"{path}: no text{hint}; expected at least one word: remove the file, or fill it")
+        raise DataError(f"{path}: no text{hint}; expected at least one word: remove the file or add text")
     return document
 
 
@@ -123,7 +122,7 @@ def _decoded(path: Path, raw: bytes) -> str:
 
 
 def _native(path: Path, kind: str) -> DocumentText:
-    with open_binary(path):  # says what is wrong with the path
+    with open_binary(path):  # raises DataError if the path cannot be read
         pass
     if path.stat().st_size > DOCUMENT_BYTES:
         raise _too_large(path)

@@ -4,10 +4,10 @@ from typing import Any, NamedTuple
 
 
 class Section(NamedTuple):
-    """A part of a document that has a number or a name: a page, a slide, a sheet.
+    """A part of a document with a number or a name: a page, a slide, a sheet.
 
-    ``fields`` become metadata of the passages that begin in it, such as ``{"page": 3}``. ``apart``: no
-    passage continues from the part before into this one.
+    ``fields``: metadata of the passages that begin in it, such as ``{"page": 3}``. ``apart``: passages of the
+    section before do not continue into this one.
     """
 
     start: int  # the character at which it begins
@@ -27,7 +27,7 @@ class DocumentText(NamedTuple):
 def joined(
     parts: list[tuple[dict[str, Any], str]], metadata: dict[str, Any], warnings: list[str]
 ) -> DocumentText:
-    """Return a document of parts that stand apart, each with its fields; parts without text are left out."""
+    """Return a document of separate sections, without those that have no text."""
     sections: list[Section] = []
     texts: list[str] = []
     start = 0

@@ -1,7 +1,7 @@
-"""Fields of a record, checked: what a reader takes of a row that ``lines`` has parsed.
+"""Checked access to the fields of a record that ``lines`` has parsed.
 
-Every function takes ``where``, how a message names the record, and raises ``DataError`` with what was
-expected and what was found.
+Every function takes ``where``, the record's name in messages, and raises ``DataError`` if the value does not
+have the expected type.
 """
 
 import json
@@ -25,7 +25,7 @@ def text(row: Fields, key: str, where: str) -> str:
 
 
 def texts(row: Fields, key: str, where: str) -> list[str]:
-    """Return a list of one string or more."""
+    """Return a list of at least one string."""
     value = row.get(key)
     if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
         raise _wrong(row, key, where, "a list of strings")
@@ -55,7 +55,7 @@ def label(row: Fields, key: str, where: str) -> str | int:
 
 
 def identifier(row: Fields, keys: Sequence[str], where: str) -> str | None:
-    """Return the first of ``keys`` that is there as a string; None without any. Integers become strings."""
+    """Return the value of the first of ``keys`` that exists, as a string; None if none of them does."""
     for key in keys:
         value = row.get(key)
         if value is None:
@@ -65,9 +65,7 @@ def identifier(row: Fields, keys: Sequence[str], where: str) -> str | None:
         if not isinstance(value, str):
             raise _wrong(row, key, where, "a string or an integer")
         if not value.strip():
-            raise DataError(
-                f"{where}: the id (field {key!r}) is blank; expected a name that no other record has"
-            )
+            raise DataError(f"{where}: the id (field {key!r}) is blank; expected a unique name")
         check_values({key: value}, where)
         return value
     return None

@@ -15,7 +15,7 @@ def read_format(raw: bytes, kind: str, max_bytes: int, progress: Progress) -> Do
         raw: the file.
         kind: one of ``documents.DOCUMENT_KINDS`` that is not plain text.
         max_bytes: of the file and of what it expands to.
-        progress: to be called now and then: silence means that the reader hangs.
+        progress: to be called regularly; otherwise the reader counts as hung.
 
     Raises:
         ValueError: the document cannot be read; the message says why and what to do.

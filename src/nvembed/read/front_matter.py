@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-# Longer front matter, or deeper nesting, is not metadata that a search can filter by.
+# Limits of front matter, which is metadata for filters.
 FRONT_MATTER_CHARACTERS = 16 << 10
 FRONT_MATTER_DEPTH = 16
 
@@ -19,7 +19,7 @@ _CLOSE = {
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
-    """YAML without aliases, which can stand for exponentially more than is written."""
+    """YAML without aliases, which may expand exponentially."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -42,12 +42,12 @@ def split_front_matter(text: str) -> tuple[str, dict[str, Any], tuple[str, ...]]
         metadata = _plain(fields or {}, 0) if isinstance(fields, dict | None) else None
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError) as error:
         reason = " ".join(str(error).split())
-        return text, {}, (f"front matter cannot be read and stays in the text ({reason[:200]})",)
+        return text, {}, (f"the front matter cannot be read and remains in the text ({reason[:200]})",)
     return (text, {}, ()) if metadata is None else (text[end.end() :], metadata, ())
 
 
 def _plain(value: Any, depth: int) -> Any:
-    """Return a value in JSON's types; dates and the like as text."""
+    """Return a value in JSON's types; other values, such as dates, as text."""
     if depth > FRONT_MATTER_DEPTH:
         raise ValueError(f"more than {FRONT_MATTER_DEPTH} levels")
     if isinstance(value, dict):

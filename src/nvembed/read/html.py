@@ -1,7 +1,7 @@
-"""The text of an HTML page as a reader of it in a browser sees it.
+"""The text of an HTML page as a browser shows it.
 
-The parser is lexbor (``selectolax``), which follows the HTML standard and has no limit of depth or size.
-Its tree is walked without recursion into a flat list of texts and breaks; a second pass joins them.
+The parser is lexbor (``selectolax``), which follows the HTML standard without limits of depth or size. Its
+tree is converted without recursion into a flat list of texts and breaks; a second pass joins them.
 Headings become Markdown headings, list items begin with ``* `` or ``1. ``, the cells of a table row are
 joined by `` | ``.
 """
@@ -15,11 +15,11 @@ from selectolax.lexbor import LexborHTMLParser
 from nvembed.read import charset
 from nvembed.read.rows import data_table
 
-# Breaks between texts: SPACE, LINE and PARAGRAPH from weak to strong; BR, two of which make a paragraph; CELL
-# between the cells of a row; DROP at the end of a heading or list item, whose text may be missing.
+# Breaks between texts: SPACE, LINE and PARAGRAPH, from weak to strong; BR, two of which are a paragraph; CELL
+# between the cells of a row; DROP at the end of a heading or list item, which may be empty.
 SPACE, LINE, PARAGRAPH, BR, CELL, DROP = range(6)
 _BREAKING = (LINE, PARAGRAPH, BR)
-# A row with line breaks and more text than this is not data but the layout of a page.
+# A row with line breaks and more text than this is part of the page's layout, not data.
 ROW_CHARACTERS = 1000
 Part = str | tuple[str] | int
 
@@ -44,7 +44,7 @@ _BREAKS = dict.fromkeys(_PARAGRAPHS, PARAGRAPH) | dict.fromkeys(_LINES, LINE) | 
 _ROWS = frozenset(("tr", "x-tr"))
 _CELLS = frozenset(("td", "th", "x-td", "x-th"))
 _VERBATIM = frozenset(("pre", "textarea", "listing"))
-# In a table cell these make the row a part of the page's layout, not data on one line.
+# A row with one of these elements in a cell is part of the page's layout, not data.
 _LAYOUT = _tags("table ul ol dl pre h1 h2 h3 h4 h5 h6 form article section blockquote")
 _LISTS = frozenset(("ol", "ul", "menu", "dir"))
 _HEADINGS = {f"h{level}": "#" * level + " " for level in range(1, 7)}
@@ -74,17 +74,17 @@ def read_html(
 ) -> tuple[str, str, list[str]]:
     """Return the text, the title and the warnings of an HTML page.
 
-    The encoding is that of the byte order mark, of a ``meta`` element or of the XML prologue; without one
-    it is UTF-8 if the bytes are valid, else windows-1252.
+    The encoding is that of the byte order mark, of a ``meta`` element or of the XML prologue; without these
+    it is UTF-8 if the bytes are valid UTF-8, otherwise windows-1252.
 
     Args:
         raw: the page's bytes.
-        xhtml: it is XML: the XML prologue is looked at first, and ``<div/>`` is an empty element.
+        xhtml: the page is XML: the XML prologue comes first, and ``<div/>`` is an empty element.
         named_rows: see ``html_text``.
         progress: called now and then.
 
     Raises:
-        ValueError: an encoding that browsers refuse to decode.
+        ValueError: browsers do not decode its encoding.
     """
     warnings: list[str] = []
     declared = charset.bom(raw) or (xhtml and charset.xml_encoding(raw)) or charset.prescan(raw)
@@ -145,7 +145,7 @@ def _as_html(match: re.Match[str]) -> str:
 
 
 def _late_declaration(tree: Any) -> str | None:
-    """Return what the first ``meta`` behind the prescanned bytes declares."""
+    """Return the encoding that the first ``meta`` element after the prescanned bytes declares."""
     for node in tree.css("meta"):
         attributes = node.attributes
         if name := charset.from_label(attributes.get("charset") or ""):
@@ -158,7 +158,7 @@ def _late_declaration(tree: Any) -> str | None:
 
 
 class _Walker:
-    """Turns a tree into a flat list of texts (strings), prefixes (in tuples) and breaks (numbers)."""
+    """Converts a tree into a flat list of texts (strings), prefixes (in tuples) and breaks (numbers)."""
 
     def __init__(self, tree: Any, named_rows: bool) -> None:
         self.named_rows = named_rows
@@ -170,7 +170,7 @@ class _Walker:
         self.headings = 0  # open ones
         self.verbatim = 0  # depth of elements that keep their white space
         self.lists: list[int | None] = []  # the next number of each open list, None where it has bullets
-        # Open rows and headings: where they start, where their cells start, and whether they are layout.
+        # Open rows and headings: their start, the starts of their cells, and whether they are layout.
         self.spans: list[list[Any]] = []
 
     def walk(self, root: Any, progress: Callable[[], None]) -> list[Part]:
@@ -241,7 +241,7 @@ class _Walker:
             self._inline(node, tag)
 
     def _inline(self, node: Any, tag: str) -> None:
-        """Elements that put something into the line."""
+        """Add the text of an element within a line."""
         out = self.out
         if tag == "br":
             out.append("\n" if self.verbatim else BR)
@@ -291,7 +291,7 @@ class _Walker:
         return LINE if tag in _LISTS and self.lists else _BREAKS.get(tag)
 
     def _end_row(self) -> None:
-        """Put the cells of a row on one line, unless it lays out parts of a page."""
+        """Join the cells of a row in one line, unless the row is part of the page's layout."""
         start, cells, layout = self.spans.pop()
         if not layout and len(cells) > 1:
             parts = self.out[start:]
@@ -320,7 +320,7 @@ class _Walker:
 
 
 def _events(root: Any, skips: Any) -> Iterator[tuple[Any, bool]]:
-    """Yield (node, True) where an element opens, (node, False) where it closes; text once; no comments."""
+    """Yield (node, True) at the start of an element, (node, False) at its end; texts once; no comments."""
     node = root
     while True:
         child = None
@@ -344,7 +344,7 @@ def _events(root: Any, skips: Any) -> Iterator[tuple[Any, bool]]:
 
 
 def _is_item(node: Any) -> bool:
-    """Whether an element follows another directly, in a parent that has no text of its own."""
+    """Whether an element directly follows another one, in a parent without text of its own."""
     before = node.prev
     if before is None or before.tag not in _ITEMS or node.parent.tag not in _ITEM_PARENTS:
         return False
@@ -355,7 +355,7 @@ def _is_item(node: Any) -> bool:
 
 
 def _power(node: Any, before: Part) -> str:
-    """Return ``^`` where a superscript would run together with what it follows: 10^6, but 1st and [1]."""
+    """Return ``^`` if a superscript would join the text before it: 10^6, but 1st and [1]."""
     first = node.first_child
     for _ in range(5):
         first = first.first_child if first is not None and first.tag != "-text" else first
@@ -366,7 +366,7 @@ def _power(node: Any, before: Part) -> str:
 
 
 def _joined(parts: list[Part]) -> str:
-    """Join the texts; of the breaks between two of them the strongest counts."""
+    """Join the texts with the strongest of the breaks between them."""
     pieces: list[str] = []
     prefix = ""
     gap, cells, breaks = -1, 0, 0

@@ -9,9 +9,9 @@
 .arrow .feather       one record per row
 ====================  =====================================================================
 
-All but the tables may be compressed: ``.gz``, ``.bz2``, ``.xz``, ``.zst``. Every record carries its place, so
-that reading can begin anywhere and an error names file and line. Memory holds one record of a text file, and
-a few of a table, whatever a file expands to.
+All but the tables may be compressed: ``.gz``, ``.bz2``, ``.xz``, ``.zst``. Every record has its place, so
+that reading can begin anywhere and errors name file and line. Memory holds one record of a text file, or a
+few of a table, however large the file is when expanded.
 """
 
 import codecs
@@ -43,18 +43,18 @@ FORMATS = (*LINE_KINDS, *TABLE_KINDS)
 OTHER_NAMES = {"ndjson": "jsonl", "feather": "arrow"}
 DELIMITERS = ",;\t|"
 
-ROW_CHARACTERS = 16 << 20  # of a CSV row that spans lines: csv holds it in four bytes per character
-MAX_DEPTH = 100  # of JSON: deeper values can be read here but not returned by a server
-SAMPLE_BYTES = 1 << 20  # of a .tsv, looked at for quotes
+ROW_CHARACTERS = 16 << 20  # limit of a CSV row of several lines; csv needs four bytes for each
+MAX_DEPTH = 100  # of JSON: a server could not return deeper values
+SAMPLE_BYTES = 1 << 20  # of a .tsv file, to find out whether it has quotes
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class TextLayout:
-    """How a text file is written, where its name does not say."""
+    """The format of a text file, as far as its name does not determine it."""
 
-    delimiter: str | None = None  # of .csv and .tsv, with CSV's quotes; None: by the header
+    delimiter: str | None = None  # of .csv and .tsv with CSV's quotes; None: from the header
     encoding: str | None = None  # None: UTF-8
 
 
@@ -65,7 +65,7 @@ def format_of(path: Path) -> str:
     """Return the format of a file by its name: one of ``FORMATS``.
 
     Raises:
-        InputError: the name has none of the known endings.
+        InputError: the ending of the name is unknown.
     """
     kind = known_format(path)
     if kind is None:
@@ -75,7 +75,7 @@ def format_of(path: Path) -> str:
 
 
 def known_format(path: Path) -> str | None:
-    """Return the format of a file by its name, or None where it has none of ``FORMATS``."""
+    """Return the format of a file by its name, or None if it is unknown."""
     suffixes = [suffix.lower().lstrip(".") for suffix in path.suffixes]
     compressed = bool(suffixes) and suffixes[-1] in COMPRESSIONS
     if compressed:
@@ -93,16 +93,16 @@ def file_records(
     others: Sequence[str] | None = None,
     layout: TextLayout = UTF8,
 ) -> Iterator[FileRecord]:
-    """Yield the records of a file from ``start`` on, which is the place of one of its records.
+    """Yield the records of a file from ``start`` on, the place of a record.
 
     Args:
         kind: one of ``FORMATS``.
         field: a column that a table must have.
-        others: the columns of a table that are read too, where it has them. None: with ``field``, all
-            that hold plain values; without, all.
+        others: optional columns of a table to read too. None: with ``field``, all columns of plain values;
+            without it, all columns.
 
     Raises:
-        DataError: nothing more can be read of the file. A malformed record alone is yielded as its error.
+        DataError: the rest of the file cannot be read. A malformed record is yielded as its error.
     """
     if kind in TABLE_KINDS:
         from nvembed.read.tables import table_records
@@ -129,15 +129,15 @@ def stream_records(
 def read_rows(
     path: str | os.PathLike[str], *, columns: Sequence[str] | None = None, layout: TextLayout = UTF8
 ) -> Iterator[tuple[str, Row]]:
-    """Yield ``("file:line", fields)`` of each record of a file with fields; stop at the first fault.
+    """Yield ``("file:line", fields)`` of each record of a file.
 
     Args:
-        columns: the columns of a table that are read; None is all.
+        columns: the columns of a table to read; None reads all.
         layout: of a text file.
 
     Raises:
         DataError: the file cannot be read, has no record, or a record is malformed.
-        InputError: the name has no known ending.
+        InputError: the ending of the name is unknown.
     """
     path = Path(path)
     kind = format_of(path)
@@ -174,7 +174,7 @@ def _jsonl(lines: Iterator[Line], name: str, row: int) -> Iterator[FileRecord]:
             row += 1
 
 
-# What a line must hold for one of its values to be refused: 19 digits, half a surrogate pair, a NUL.
+# A line without any of these has no value that is refused: 19 digits, half a surrogate pair, a NUL.
 _SUSPECT = re.compile(r"\d{19}|\\u(?:[dD][89a-fA-F]|0000)|[\ud800-\udfff]")
 
 
@@ -182,11 +182,11 @@ def json_object(where: str, line: str | bytes) -> Row:
     """Parse one JSON object and check every value of it.
 
     Args:
-        where: names the line in an error.
+        where: the place of the line, for errors.
 
     Raises:
-        DataError: not a JSON object; nested deeper than ``MAX_DEPTH``; an integer beyond 64 bits; a string
-            with a NUL or half a surrogate pair.
+        DataError: it is not a JSON object, is nested deeper than ``MAX_DEPTH``, or has an integer above 64
+            bits, a NUL, or half a surrogate pair.
     """
     try:
         text = line if isinstance(line, str) else line.decode("utf-8")
@@ -207,7 +207,7 @@ def json_object(where: str, line: str | bytes) -> Row:
 
 
 def check_values(row: Mapping[str, Any], where: str) -> None:
-    """Refuse values that cannot be stored and returned: see ``json_object``."""
+    """Raise DataError if a value cannot be stored and returned; see ``json_object``."""
     level: list[tuple[str, Any]] = [(f"the field {name!r}", value) for name, value in row.items()]
     for key in row:
         _check_string(f"the field name {key!r}", key, where)
@@ -223,10 +223,8 @@ def check_values(row: Mapping[str, Any], where: str) -> None:
             elif isinstance(value, list):
                 below += ((name, item) for item in value)
             elif isinstance(value, int) and not -(2**63) <= value < 2**64:
-                raise DataError(
-                    f"{where}: {name} holds the integer {shown(value)}; expected at most 64 bits: "
-                    "write it as a string"
-                )
+                cure = "expected at most 64 bits: write it as a string"
+                raise DataError(f"{where}: {name} is the integer {shown(value)}; {cure}")
         level = below
         if not level:
             return
@@ -235,14 +233,14 @@ def check_values(row: Mapping[str, Any], where: str) -> None:
 
 def _check_string(name: str, value: str, where: str) -> None:
     if "\0" in value:
-        raise DataError(f"{where}: {name} holds a NUL character (\\u0000): remove it")
+        raise DataError(f"{where}: {name} has a NUL character (\\u0000): remove it")
     if not value.isascii():
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
             half = f"\\u{ord(value[error.start]):04x}"
             raise DataError(
-                f"{where}: {name} holds half a surrogate pair ({half}), which is not a character: remove it"
+                f"{where}: {name} has half a surrogate pair ({half}), which is not a character: remove it"
             ) from error
 
 
@@ -254,14 +252,14 @@ def _csv(stream: BinaryIO, name: str, kind: str, start: Place, layout: TextLayou
     rows = _csv_rows(located_lines(stream, name), name, delimiter, quoted)
     _, header = next(rows, (None, []))
     if twice := [column for column, count in Counter(header).items() if count > 1]:
-        raise DataError(f"{name}:1: {twice[0]!r} names two columns; expected a name of its own for each")
+        raise DataError(f"{name}:1: two columns are called {twice[0]!r}; expected unique names")
     if start.offset:
         stream.seek(start.offset)
         lines = located_lines(stream, name, offset=start.offset, number=start.line)
         rows = _csv_rows(lines, name, delimiter, quoted)
     number = start.row
     for line, values in rows:
-        if values:  # a blank line is no row
+        if values:  # a blank line is not a row
             where = f"{name}:{line.number}"
             fields: dict[str, Any] | DataError = dict(zip(header, values, strict=False))
             if len(values) != len(header):
@@ -273,14 +271,14 @@ def _csv(stream: BinaryIO, name: str, kind: str, start: Place, layout: TextLayou
             number += 1
 
 
-_QUOTES = "A text that holds a delimiter or a quote is written in double quotes"
-_NO_QUOTES = "Quotes are plain characters in this file: --delimiter tab reads it with CSV's quotes"
+_QUOTES = "Put texts that contain a delimiter or a quote in double quotes"
+_NO_QUOTES = "Quotes are plain characters in this file; to read it with CSV's quotes, pass --delimiter tab"
 
 
 def _csv_rows(
     lines: Iterator[Line], name: str, delimiter: str, quoted: bool
 ) -> Iterator[tuple[Line, list[str]]]:
-    """Yield each row with the line on which it begins. Where a row ends is lost with a malformed one."""
+    """Yield each row with its first line. After a malformed row, the beginning of the next is unknown."""
     if not quoted:
         for line in lines:
             if isinstance(line.text, DataError):
@@ -288,7 +286,7 @@ def _csv_rows(
             text = line.text.rstrip("\r\n")
             yield line, text.split(delimiter) if text else []
         return
-    # csv's own limit of 131,072 characters per field is the process's; a text may be longer.
+    # csv's default limit of 131,072 characters in a field is global; texts may be longer.
     csv.field_size_limit(max(csv.field_size_limit(), 2**31 - 1))
     begins: list[Line] = []
     size = 0
@@ -304,8 +302,8 @@ def _csv_rows(
             size += len(line.text)
             if size > ROW_CHARACTERS and len(line.text) < size:
                 raise DataError(
-                    f"{name}:{begins[0].number}: a row without an end in {ROW_CHARACTERS:,} characters: "
-                    "is a quote left open?"
+                    f"{name}:{begins[0].number}: a row of more than {ROW_CHARACTERS:,} characters: is a "
+                    "closing quote missing?"
                 )
             yield line.text
 
@@ -338,7 +336,7 @@ def _dialect(stream: BinaryIO, name: str, kind: str, layout: TextLayout) -> tupl
 
 
 def _peek(stream: BinaryIO, size: int) -> bytes:
-    """Return what comes next on a stream, and leave it there."""
+    """Return the next bytes of a stream without consuming them."""
     if not stream.seekable():
         head: bytes = stream.peek(size)[:size] if hasattr(stream, "peek") else b""
         return head
@@ -349,7 +347,7 @@ def _peek(stream: BinaryIO, size: int) -> bytes:
 
 
 def _header_delimiter(stream: BinaryIO) -> str:
-    """Return the delimiter that stands most often in the header, outside of quotes; a comma without any."""
+    """Return the most frequent delimiter of the header, outside of quotes; a comma if there is none."""
     header = _peek(stream, SAMPLE_BYTES).partition(b"\n")[0].decode("utf-8", "replace")
     counts = Counter(re.sub(r'"[^"]*"', "", header))
     return max(DELIMITERS, key=lambda mark: counts[mark])
@@ -359,10 +357,10 @@ _CSV_CELL = re.compile(r'"(?:[^"]|"")*"')
 
 
 def _is_quoted_tsv(stream: BinaryIO, name: str) -> bool:
-    """Whether a .tsv file quotes as CSV does.
+    """Whether a .tsv file has CSV's quotes.
 
-    It does where its header has quotes; or where read without quotes its rows have another number of fields
-    than its header, or fields with doubled quotes in quotes, and read with quotes it has no fault.
+    It has if its header begins with one; or if it can be read with quotes, and without them its rows do not
+    fit the header or have quoted fields with doubled quotes.
     """
     sample = _peek(stream, SAMPLE_BYTES)
     header = sample.partition(b"\n")[0].removeprefix(codecs.BOM_UTF8)
@@ -390,13 +388,13 @@ def _is_quoted_tsv(stream: BinaryIO, name: str) -> bool:
 
 
 def kind_of(value: object) -> str:
-    """Return what JSON calls the kind of a value."""
+    """Return JSON's name for the kind of a value."""
     kinds = {dict: "object", list: "list", str: "string", bool: "truth value", type(None): "null"}
     return kinds.get(type(value), "number")
 
 
 def shown(value: object) -> str:
-    """Return the beginning of a value, fit for a message."""
+    """Return the beginning of a value, for a message."""
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 400:
         return f"of {value.bit_length():,} bits"
     if isinstance(value, str | bytes):

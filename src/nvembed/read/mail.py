@@ -16,7 +16,7 @@ MAX_PARTS = 10_000
 
 
 def read_eml(raw: bytes, max_bytes: int, progress: Callable[[], None]) -> DocumentText:
-    """Return the text of a message: its plain form, else its HTML. Attachments are named in a warning.
+    """Return the text of a message: the plain text, or else the HTML. A warning names attachments.
 
     Raises:
         ValueError: not a message.
@@ -50,7 +50,7 @@ def read_eml(raw: bytes, max_bytes: int, progress: Callable[[], None]) -> Docume
 
 
 def _parts(message: EmailMessage) -> list[Any]:
-    """Return the parts that a reader shows, in order: of alternatives the plain one, else the last."""
+    """Return the parts that a mail program shows, in order: of alternatives the plain text, or the last."""
     parts: list[Any] = []
     stack: list[Any] = [message]
     while stack and len(parts) < MAX_PARTS:
@@ -77,7 +77,7 @@ def _plain(part: Any, warnings: list[str]) -> str:
 
 
 def _html(part: Any) -> bytes:
-    """Return a part of HTML with its declared encoding put where ``read_html`` looks first."""
+    """Return an HTML part; its declared encoding becomes UTF-8 with a byte order mark."""
     raw = part.get_payload(decode=True) or b""
     name = charset.from_label(part.get_content_charset() or "")
     if name is None or name == "replacement" or charset.bom(raw):

@@ -1,8 +1,8 @@
-"""Office documents: Word (.docx) through ``mammoth``, PowerPoint (.pptx) and OpenDocument text (.odt) here.
+"""Office documents: Word (.docx, with ``mammoth``), PowerPoint (.pptx) and OpenDocument text (.odt).
 
-Each becomes HTML, which ``html.py`` turns into text: so headings, lists and tables read the same in all of
-them. Headers, footers, slide numbers, comments and deleted (tracked) text are left out; notes of slides,
-footnotes and endnotes are kept.
+Each is converted to HTML, and ``html.py`` makes the text, so that headings, lists and tables look the same.
+Headers, footers, slide numbers, comments and deleted (tracked) text are omitted; notes of slides, footnotes
+and endnotes are kept.
 """
 
 import io
@@ -118,7 +118,7 @@ def _slide_html(slide: Any, relations: dict[str, str], archive: Archive) -> Iter
 
 
 def _shapes(tree: Any) -> Iterator[Any]:
-    """Yield the shapes of a slide in order, those in groups too."""
+    """Yield the shapes of a slide in order, also those in groups."""
     stack = [] if tree is None else [iter(tree)]
     while stack:
         shape = next(stack[-1], None)
@@ -141,7 +141,7 @@ def _body(body: Any, *, bullets: bool = False) -> Iterator[str]:
     """Yield the paragraphs of a text body.
 
     Args:
-        bullets: they are list items, unless there is one alone, or one says that it has no bullet.
+        bullets: paragraphs are list items, except a single one and those without a bullet.
     """
     paragraphs = [p for p in body.iter(f"{_A}p") if _paragraph(p).strip()]
     depth = 0
@@ -150,9 +150,9 @@ def _body(body: Any, *, bullets: bool = False) -> Iterator[str]:
         level = int(properties.get("lvl", "0")) if properties is not None else 0
         plain = properties is not None and properties.find(f"{_A}buNone") is not None
         listed = not plain and (level > 0 or (bullets and len(paragraphs) > 1))
-        wanted = min(level, 9) + 1 if listed else 0
-        yield "<ul>" * (wanted - depth) + "</ul>" * (depth - wanted)
-        depth = wanted
+        level_depth = min(level, 9) + 1 if listed else 0
+        yield "<ul>" * (level_depth - depth) + "</ul>" * (depth - level_depth)
+        depth = level_depth
         text = _paragraph(paragraph)
         yield f"<li>{text}</li>" if listed else f"<p>{text}</p>"
     yield "</ul>" * depth
@@ -214,7 +214,7 @@ _AS_HTML = {
     f"{_CELLS}table-row": "tr",
     f"{_CELLS}table-cell": "td",
 }
-MAX_DEPTH = 200  # elements in one another
+MAX_DEPTH = 200  # of nested elements
 MAX_REPEATS = 200_000  # of cells; those in repeated cells count each time
 
 
@@ -231,7 +231,7 @@ def read_odt(raw: bytes, max_bytes: int, progress: Progress) -> DocumentText:
     root = archive.xml("content.xml")
     body = root.find(f"{_OFFICE}body/{_OFFICE}text")
     if body is None:
-        raise ValueError("not an OpenDocument text; expected the part content.xml to hold one")
+        raise ValueError("not an OpenDocument text; expected a text in the part content.xml")
     progress()
     writer = _OdtWriter(_numbered_lists(root), _title_styles(root))
     writer.write(body, 0)
@@ -284,12 +284,12 @@ class _OdtWriter:
         self._repeats = 0
 
     def write(self, element: Any, depth: int) -> None:
-        """Write what an element contains, and what follows each of its parts."""
+        """Write the content of an element."""
         if depth > MAX_DEPTH:
             raise ValueError(f"elements are nested more than {MAX_DEPTH} deep")
         self.pieces.append(escape(element.text or ""))
         for part in element:
-            if isinstance(part.tag, str):  # no comment
+            if isinstance(part.tag, str):  # not a comment
                 self._element(part, depth)
             self.pieces.append(escape(part.tail or ""))
 

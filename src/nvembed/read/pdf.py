@@ -1,10 +1,10 @@
-"""The text of a PDF: PDFium's characters, laid out again in lines, table rows and columns.
+"""The text of a PDF: PDFium's characters, arranged in lines, table rows and columns.
 
-PDFium gives the characters of a page in the order of its content, with spaces and line ends of its own.
-Two things are wrong in that for a text to search in: cells of a table row come as lines or run together, and
-text that stands sideways comes in reversed order. So the page is turned until its text is upright, and the
-characters are put into runs by their boxes: runs beside one another are cells of one line (``a | b``), unless
-they form columns of prose. Coordinates are points, after turning the text upright: x to the right, y upwards.
+PDFium returns the characters of a page in the order of its content, with spaces and line ends of its own. For
+search this has two faults: cells of a table row are separate lines or run together, and rotated text is in
+reverse order. Therefore the page is rotated until its text is upright, and characters are grouped into runs
+by their boxes: adjacent runs are the cells of a line (``a | b``), unless they form columns of prose.
+Coordinates are points of the upright text: x to the right, y upwards.
 """
 
 import ctypes
@@ -21,9 +21,9 @@ import pypdfium2 as pdfium
 import pypdfium2.raw as raw_api
 from spellchecker import SpellChecker
 
-# In parts of the height of a line: a wider gap begins a run, a still wider one separates cells.
+# As a share of the line height: a wider gap begins a new run, or separates cells.
 RUN_GAP, CELL_GAP = 0.8, 1.3
-# Columns of prose: as many lines at least, with as many characters and words in each on average.
+# Columns of prose have at least this many lines, with this many characters and words on average.
 COLUMN_LINES, COLUMN_CHARACTERS, COLUMN_WORDS = 4, 22, 3.5
 
 _CJK = 0x2E80
@@ -51,12 +51,12 @@ Box = tuple[float, float, float, float]  # left, bottom, right, top
 
 @dataclass(slots=True)
 class Run:
-    """Characters beside one another."""
+    """A run of adjacent characters."""
 
     text: str
     first: Box
     last: Box
-    turned: int = 0  # quarters of a circle, counter-clockwise, that the text is turned by
+    turned: int = 0  # rotation of the text in quarter turns, counter-clockwise
 
     @property
     def height(self) -> float:
@@ -65,7 +65,7 @@ class Run:
 
 @dataclass
 class PdfText:
-    """The text of each page, and what is wrong with pages."""
+    """The text of each page, and warnings about pages."""
 
     pages: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -76,31 +76,31 @@ def read_pdf(raw: bytes, *, max_characters: int, progress: Callable[[], None]) -
 
     Args:
         raw: the file.
-        max_characters: where to stop.
+        max_characters: limit of the whole text.
         progress: called after each page.
 
     Raises:
-        ValueError: the file is damaged, cut off or encrypted, or has more text than ``max_characters``.
+        ValueError: the file is damaged, incomplete or encrypted, or has more text than ``max_characters``.
     """
     _check_end(raw)
     try:
         document = pdfium.PdfDocument(raw)
     except pdfium.PdfiumError as error:
         if "assword" in str(error):
-            raise ValueError("encrypted; save a copy without the password") from error
-        raise ValueError(f"damaged or not a PDF ({error}); export or fetch it again") from error
+            raise ValueError("encrypted; save a copy without a password") from error
+        raise ValueError(f"damaged or not a PDF ({error}); export or download it again") from error
     with document:
         document.init_forms()
         return _read_pages(document, max_characters, progress)
 
 
 def _check_end(raw: bytes) -> None:
-    """A PDF ends in ``%%EOF``; what comes after it may be anything but further objects."""
+    """Raise ValueError if the end is missing: a PDF ends with ``%%EOF``, and no objects come after it."""
     end = raw.rfind(b"%%EOF")
     length = re.search(rb"/Linearized.{0,200}?/L\s+(\d{1,12})\b", raw[:2048], re.DOTALL)
     cut = end < 0 or raw.find(b" obj", end) >= 0 or (length is not None and int(length[1]) > len(raw))
     if cut and b"%PDF-" in raw[:1024]:
-        raise ValueError("cut off, the end of the file is missing; fetch it again")
+        raise ValueError("cut off, the end of the file is missing; download it again")
 
 
 def _read_pages(document: Any, max_characters: int, progress: Callable[[], None]) -> PdfText:
@@ -122,7 +122,7 @@ def _read_pages(document: Any, max_characters: int, progress: Callable[[], None]
             raise ValueError(f"more than {max_characters:,} characters of text; split it")
         progress()
     if not pages:
-        raise ValueError("no pages; export or fetch it again")
+        raise ValueError("no pages; export or download it again")
     dehyphenate(pages)
     result.pages = [_whole_characters("\n".join(lines)) for lines in pages]
     empty = [n for n, text in enumerate(result.pages, 1) if not text.strip() and n not in unreadable]
@@ -138,7 +138,7 @@ def _read_pages(document: Any, max_characters: int, progress: Callable[[], None]
 
 
 def _whole_characters(text: str) -> str:
-    """Put halves of surrogate pairs together; a half alone becomes U+FFFD."""
+    """Join halves of surrogate pairs; a single half becomes U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
@@ -147,7 +147,7 @@ def _numbers(pages: list[int]) -> str:
 
 
 def _page_lines(document: Any, number: int) -> tuple[list[str], int]:
-    """Return the lines of a page, and how many of its characters are unknown."""
+    """Return the lines of a page, and the number of its unknown characters."""
     page = document[number]
     page.set_rotation(0)
     page.close()
@@ -158,7 +158,7 @@ def _page_lines(document: Any, number: int) -> tuple[list[str], int]:
     lines: list[str] = []
     notes = _annotations(document, number)
     for turned in [quarter for quarter, _ in counts.most_common()] or [0]:
-        if turned:  # PDFium orders a page's text well only where it is upright
+        if turned:  # PDFium orders only upright text well
             page = document[number]
             page.set_rotation(turned * 90)
             page.close()
@@ -251,7 +251,7 @@ def _is_apart(turned: int, last: Box, box: Box, code: int) -> bool:
 
 
 def _rows(runs: list[Run]) -> list[list[Run]]:
-    """Put runs that follow each other beside one another into rows."""
+    """Group successive runs that are beside each other into rows."""
     rows: list[list[Run]] = []
     for run in runs:
         if rows and _beside(rows[-1][-1], run):
@@ -268,7 +268,7 @@ def _beside(left: Run, right: Run) -> bool:
 
 
 def _place(rows: list[list[Run]], note: Run) -> None:
-    """Insert the value of a form's field at its place: in the row beside it, else above what is below it."""
+    """Insert the value of a form field into the row at its height, or as a row above the ones below it."""
     for row in rows:
         for at in range(len(row), 0, -1):
             if _beside(row[at - 1], note) and (at == len(row) or row[at].first[0] >= note.first[0]):
@@ -300,10 +300,7 @@ def _line(row: list[Run]) -> str:
 
 
 def _columns(rows: list[list[Run]], start: int) -> tuple[list[list[Run]], int]:
-    """Return the columns of rows that are prose written line by line across the page, and the row after them.
-
-    There are none where the rows are a table, or ordinary lines.
-    """
+    """Return the columns of prose that begin at a row, and the row after them; no columns for other rows."""
     if len(rows[start]) < 2:
         return [], start + 1
     lefts = [run.first[0] for run in rows[start]]
@@ -375,7 +372,7 @@ def _note_text(form: Any, note: Any) -> str:
 
 
 def _string(call: Callable[[Any, int], int]) -> str:
-    """Return a string that PDFium writes as UTF-16 into a buffer, with white space made simple."""
+    """Return a string that PDFium writes as UTF-16 into a buffer, with normalised white space."""
     size = call(None, 0)
     if size <= 2:
         return ""
@@ -385,10 +382,10 @@ def _string(call: Callable[[Any, int], int]) -> str:
 
 
 def dehyphenate(pages: list[list[str]]) -> None:
-    """Join words that are hyphenated at the end of a line, over the ends of pages too.
+    """Join words that are hyphenated at the end of a line or page.
 
-    A hyphen that belongs to the word stays: where both parts are words and their join is none ("well-known"),
-    before capitals and at digits.
+    A hyphen that belongs to the word remains: if both parts are words and together they are not
+    ("well-known"), before capitals, and at digits.
     """
     words: Counter[str] | None = None
     before: tuple[list[str], int] | None = None
@@ -399,7 +396,7 @@ def dehyphenate(pages: list[list[str]]) -> None:
                 words = words or _vocabulary(pages)
                 earlier, last = before
                 earlier[last], lines[at] = _rejoin(earlier[last], line, words)
-                if not lines[at]:  # the line was a part of the word, which may go on
+                if not lines[at]:  # the line was only a part of the word, which may continue
                     place, number = before
             text = place[number]
             if len(text) > 1 and text[-1] in _HYPHENS and text[-2].isalnum() and " | " not in text:
@@ -420,7 +417,7 @@ def _rejoin(line: str, following: str, words: Counter[str]) -> tuple[str, str]:
         return line, following
     rest, _, remainder = following.partition(" ")
     head, tail = _WORD.match(line[-2::-1]), _WORD.match(rest)
-    if line[-1] == "\u00ad" or (rest[-1] in _HYPHENS and not remainder):  # soft, or broken twice
+    if line[-1] == "\u00ad" or (rest[-1] in _HYPHENS and not remainder):  # a soft hyphen, or two breaks
         keep = False
     elif head is None or tail is None or tail[0][0].isupper():
         keep = True
@@ -439,5 +436,5 @@ def _keeps_hyphen(head: str, tail: str, words: Counter[str]) -> bool:
 
 @cache
 def _english() -> Any:
-    """Return the English words as an object that supports ``in``; they take a third of a second to load."""
+    """Return the English words as an object that supports ``in``; loading takes a third of a second."""
     return SpellChecker(language="en").word_frequency

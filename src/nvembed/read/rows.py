@@ -1,14 +1,14 @@
-"""Rows of a table as lines that can be read by themselves: ``Price: 491.29 | Stock: 2``."""
+"""Rows of a table as self-contained lines: ``Price: 491.29 | Stock: 2``."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-# A longer cell is no name of a column.
+# A longer cell is not the name of a column.
 NAME_CHARACTERS = 60
-# Without a mark of the header in the file, so many rows decide whether the first one is it.
+# If the file does not mark the header, this many rows decide whether the first one is the header.
 SAMPLE_ROWS = 50
-# A table of HTML with longer cells, or more of them, is laid out as other text is.
+# An HTML table with longer or more cells is read as other text.
 CELL_CHARACTERS, MAX_CELLS, MAX_SPAN = 1000, 1_000_000, 1000
 
 _VALUE = re.compile(r"[-+]?[\d.,:/\s%€$£¥-]*\d[\d.,:/\s%€$£¥-]*(?:T[\d:]+)?|true|false", re.IGNORECASE)
@@ -17,12 +17,13 @@ _VALUE = re.compile(r"[-+]?[\d.,:/\s%€$£¥-]*\d[\d.,:/\s%€$£¥-]*(?:T[\d:]
 def row_lines(rows: Sequence[Sequence[str]], *, marked: bool = False) -> Iterator[str]:
     """Yield a line for each row of a table: its cells with the names of their columns.
 
-    Without a header the cells are joined by `` | ``. Empty cells are left out where the cells have names; the
-    header has a line of its own only where a column is empty.
+    Without a header the cells are joined by `` | ``. Empty cells are omitted if the cells have names; the
+    header has a line only if a column is empty.
 
     Args:
-        marked: the file says that the first row is the header. Otherwise it is if its cells are distinct,
-            none of them looks like a value, and there are three columns or more, or a column of values.
+        marked: the file marks the first row as the header. Otherwise it is one if its cells are distinct,
+        none
+            of them looks like a value, and there are three columns or more, or a column of values.
     """
     if not rows:
         return
@@ -48,7 +49,7 @@ def named_line(names: Sequence[str], row: Sequence[str]) -> str:
 
 
 def plain_line(row: Sequence[str]) -> str:
-    """Return the cells of a row, joined; empty cells at its end are left out."""
+    """Return the joined cells of a row, without empty cells at its end."""
     return " | ".join(cell.strip() for cell in row).rstrip(" |")
 
 
@@ -71,7 +72,7 @@ def _are_values(column: Sequence[str]) -> bool:
 
 
 def data_table(table: Any, text_of: Callable[[Any], str]) -> str | None:
-    """Return the lines of a table of HTML; None where it is layout: one column, inner tables, long cells.
+    """Return the lines of an HTML table; None if it is layout: one column, inner tables, long cells.
 
     Args:
         table: the element.
@@ -81,7 +82,7 @@ def data_table(table: Any, text_of: Callable[[Any], str]) -> str | None:
         return None
     rows: list[list[str]] = []
     header: list[list[str]] = []
-    below: dict[int, tuple[int, str]] = {}  # columns that a cell above takes: of how many rows, its text
+    below: dict[int, tuple[int, str]] = {}  # columns of cells above that span rows: remaining rows, text
     cells = 0
     for row in table.css("tr"):
         line: list[str] = []

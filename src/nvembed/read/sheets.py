@@ -1,4 +1,4 @@
-"""Workbooks (.xlsx, .xlsm, .xlsb, .xls, .ods) through ``calamine``: a line a row, a section a sheet."""
+"""Workbooks (.xlsx, .xlsm, .xlsb, .xls, .ods) with ``calamine``: a line for each row, sheets as sections."""
 
 import datetime
 import io
@@ -16,9 +16,9 @@ _ZIP = b"PK"
 
 
 def read_workbook(raw: bytes, max_bytes: int, progress: Callable[[], None]) -> DocumentText:
-    """Return the rows of a workbook's sheets, with the names of their columns where a header row has them.
+    """Return the rows of a workbook's sheets, with the names of their columns if there is a header row.
 
-    A formula is its last computed value. Hidden sheets, comments and charts are left out.
+    A formula is read as its last computed value. Hidden sheets, comments and charts are omitted.
 
     Raises:
         ValueError: damaged, encrypted or too large.

@@ -1,4 +1,4 @@
-"""Files as streams of bytes and lines: decompressed, in UTF-8, bounded; and what names a record in them."""
+"""Files as streams of bytes and lines: decompressed, in UTF-8, within limits; and the places of records."""
 
 import bz2
 import codecs
@@ -14,14 +14,14 @@ from typing import Any, BinaryIO, NamedTuple, cast
 from nvembed.errors import DataError, InputError, NvembedError
 
 COMPRESSIONS = ("gz", "bz2", "xz", "zst")
-LINE_BYTES = 64 << 20  # a longer line is not one record
-# A file that expands to more than FREE_BYTES, and by more than this factor, is a bomb.
+LINE_BYTES = 64 << 20  # limit of a line
+# A file that expands to more than FREE_BYTES and by more than this factor is refused as a bomb.
 MAX_EXPANSION = 1000
 FREE_BYTES = 1 << 30
 
 
 class Place(NamedTuple):
-    """Where a record begins."""
+    """The place where a record begins."""
 
     offset: int = 0  # bytes of the file before it, decompressed and in UTF-8; of a table always 0
     line: int = 1  # of a table always 1
@@ -32,15 +32,15 @@ START = Place()
 
 
 class FileRecord(NamedTuple):
-    """The fields of a record, or what is wrong with it."""
+    """The fields of a record, or its error."""
 
     place: Place
-    where: str  # how a message names it: ``corpus.jsonl:17``
+    where: str  # its name in messages: ``corpus.jsonl:17``
     fields: Mapping[str, Any] | DataError
 
 
 class Line(NamedTuple):
-    """A line of a text file, or what is wrong with it."""
+    """A line of a text file, or its error."""
 
     number: int  # from 1
     offset: int  # bytes of the stream before it
@@ -49,14 +49,14 @@ class Line(NamedTuple):
 
 @contextmanager
 def open_binary(path: Path, *, encoding: str | None = None) -> Iterator[BinaryIO]:
-    """Open a file for reading: decompressed by its name's ending, and in UTF-8.
+    """Open a file for reading, decompressed (by its name's ending) and in UTF-8.
 
     Args:
-        encoding: what its text is in; None is UTF-8 already.
+        encoding: of its text; None: UTF-8.
 
     Raises:
-        DataError: the file cannot be opened or read, is not whole, or expands out of proportion.
-        InputError: an unknown encoding.
+        DataError: the file cannot be read, is incomplete, or expands out of proportion.
+        InputError: the encoding is unknown.
     """
     _check_encoding(encoding)
     try:
@@ -73,10 +73,10 @@ def open_binary(path: Path, *, encoding: str | None = None) -> Iterator[BinaryIO
 
 
 def in_utf8(stream: BinaryIO, name: str, encoding: str | None) -> BinaryIO:
-    """Return a stream in UTF-8 of one in ``encoding``; None is UTF-8 already.
+    """Return the UTF-8 stream of a stream in ``encoding``; None: UTF-8.
 
     Raises:
-        InputError: an unknown encoding.
+        InputError: the encoding is unknown.
     """
     if encoding is None or _check_encoding(encoding) == "utf-8":
         return stream
@@ -88,7 +88,7 @@ def _check_encoding(encoding: str | None) -> str:
     try:
         if encoding is None:
             return "utf-8"
-        "".encode(encoding)  # refuses codecs that are no encodings of text, such as hex
+        "".encode(encoding)  # refuses codecs that are not encodings of text, such as hex
         return codecs.lookup(encoding).name
     except (LookupError, ValueError) as error:
         raise InputError(f"--encoding {encoding}: unknown; expected one such as cp1252") from error
@@ -114,7 +114,7 @@ def _decompressed(path: Path) -> Iterator[BinaryIO]:
 
 
 class _Rewound(io.RawIOBase):
-    """A stream that is read forward; ``seek`` begins anew and passes over what comes before."""
+    """A stream that is read forward; ``seek`` backward reads it from the beginning again."""
 
     def __init__(self) -> None:
         self._position = 0
@@ -152,7 +152,7 @@ class _Rewound(io.RawIOBase):
 
 
 class _Bounded(_Rewound):
-    """A decompressed stream that refuses to expand out of proportion."""
+    """A decompressed stream with a limit of its size."""
 
     def __init__(self, stream: Any, path: Path, limit: int) -> None:
         super().__init__()
@@ -220,16 +220,16 @@ class _Utf8(_Rewound):
 def too_large(path: Path, limit: int) -> DataError:
     """Return the error about a file that expands out of proportion to its size."""
     return DataError(
-        f"{path}: {path.stat().st_size:,} bytes that expand to more than {limit:,}: "
-        "refused, because no real data does so"
+        f"{path}: refused, because {path.stat().st_size:,} bytes expand to more than {limit:,}, which real "
+        "data does not"
     )
 
 
 def text_lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
-    """Yield (line number from 1, line with its line end) of UTF-8 text without its byte order mark.
+    """Yield (line number from 1, line with its line end) of UTF-8 text, without the byte order mark.
 
     Raises:
-        DataError: bytes that are not UTF-8, a NUL, or a line of more than ``LINE_BYTES``.
+        DataError: a line is not UTF-8, has a NUL, or has more than ``LINE_BYTES``.
     """
     for line in located_lines(stream, name):
         if isinstance(line.text, DataError):
@@ -238,21 +238,21 @@ def text_lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
 
 
 def located_lines(stream: BinaryIO, name: str, *, offset: int = 0, number: int = 1) -> Iterator[Line]:
-    """Yield the lines as ``text_lines`` does; a malformed one is yielded as its error, and the rest follows.
+    """Yield lines as ``text_lines`` does, but a malformed line as its error, followed by the other lines.
 
     Args:
-        offset, number: where the stream stands, if not at its beginning.
+        offset, number: of the next line, if the stream is not at its beginning.
 
     Raises:
         DataError: the whole file is in UTF-16.
     """
     while raw := stream.readline(LINE_BYTES + 1):
         size = len(raw)
-        if size > LINE_BYTES:  # the rest of such a line is passed over in pieces
+        if size > LINE_BYTES:  # skip the rest of the line in pieces
             piece = raw
             while not piece.endswith(b"\n") and (piece := stream.readline(LINE_BYTES)):
                 size += len(piece)
-            limit = f"a line of {size:,} bytes; expected at most {LINE_BYTES:,}: is this one record per line?"
+            limit = f"a line of {size:,} bytes; expected one record in a line, of at most {LINE_BYTES:,}"
             yield Line(number, offset, DataError(f"{name}:{number}: {limit}"))
         else:
             yield Line(number, offset, _decoded(raw, name, number))
@@ -264,7 +264,7 @@ def _decoded(raw: bytes, name: str, number: int) -> str | DataError:
     if number == 1:
         if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             raise DataError(
-                f"{name}: UTF-16 text; expected UTF-8. Read it with --encoding utf-16, or convert it: "
+                f"{name}: UTF-16 text; expected UTF-8. Pass --encoding utf-16, or convert it: "
                 "iconv -f utf-16 -t utf-8"
             )
         raw = raw.removeprefix(codecs.BOM_UTF8)
@@ -273,7 +273,7 @@ def _decoded(raw: bytes, name: str, number: int) -> str | DataError:
     except UnicodeDecodeError as error:
         return DataError(
             f"{name}:{number}: not UTF-8 (byte 0x{raw[error.start]:02x} at position {error.start + 1}). "
-            "Read it with --encoding (cp1252 for most Western files of Windows), or convert it: "
+            "Pass --encoding (cp1252 for most Western files of Windows), or convert it: "
             "iconv -f cp1252 -t utf-8"
         )
     if "\0" in line:
@@ -282,10 +282,10 @@ def _decoded(raw: bytes, name: str, number: int) -> str | DataError:
 
 
 def no_field(where: str, field: str, names: Iterable[str]) -> DataError:
-    """Return the error about a record or table without the field that holds the text."""
+    """Return the error about a record or table without the field of the text."""
     columns = sorted(repr(name) for name in names)
     listed = ", ".join(columns[:20]) + (", ..." if len(columns) > 20 else "")
     return DataError(
         f"{where}: no field {field!r}. Its fields: {listed or 'none'}. "
-        "Choose the one with the text: --field NAME"
+        "Name the one with the text: --field NAME"
     )

@@ -1,7 +1,7 @@
 """Records of Parquet and Arrow files; ``lines.file_records`` calls this.
 
-A dictionary is never expanded and a batch never holds more than a few values, so that memory follows the size
-of the file and not what its encoding stands for.
+Dictionaries are not expanded and batches are small, so that the memory depends on the size of the file and
+not on the size of its values when expanded.
 """
 
 from collections.abc import Iterator, Sequence
@@ -68,7 +68,7 @@ def table_records(
 
 
 def _expanded_bytes(array: pa.Array) -> int:
-    """Return how much memory the values of an array take, each counted wherever it occurs."""
+    """Return the size of the values of an array; a value of a dictionary counts each time it occurs."""
     kind = array.type
     if pa.types.is_dictionary(kind):
         if not _has_length(kind.value_type):
@@ -93,12 +93,12 @@ def _as_data_error(path: Path, kind: str) -> Iterator[None]:
         yield
     except DataError:
         raise
-    except MemoryError as error:  # a damaged length, mostly
+    except MemoryError as error:  # usually a damaged length
         raise DataError(f"{path}: damaged, or too large for the memory ({error})") from error
     except (pa.ArrowException, ValueError, LookupError, OverflowError, TypeError) as error:
         raise DataError(f"{path}: not a whole {kind.capitalize()} file ({error})") from error
     except OSError as error:
-        if error.errno is not None or isinstance(error, DataError):
+        if error.errno is not None:
             raise
         raise DataError(f"{path}: not a whole {kind.capitalize()} file ({error})") from error
 
@@ -107,7 +107,7 @@ Selection = tuple[str | None, Sequence[str] | None]
 
 
 def _parquet_batches(stream: BinaryIO, path: Path, first_row: int, selection: Selection) -> Batches:
-    """Yield the batches from the row group on that holds ``first_row``."""
+    """Yield the batches from the row group with ``first_row`` on."""
     with pq.ParquetFile(stream) as file:
         groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
     chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
@@ -154,7 +154,7 @@ def _columns(columns: pa.Schema, path: Path, selection: Selection) -> list[str]:
     field, others = selection
     names = columns.names
     if twice := [name for name in names if names.count(name) > 1]:
-        raise DataError(f"{path}: {twice[0]!r} names two columns; expected a name of its own for each")
+        raise DataError(f"{path}: two columns are called {twice[0]!r}; expected unique names")
     if field is not None and field not in names:
         raise no_field(str(path), field, names)
     if others is not None:
@@ -165,9 +165,8 @@ def _columns(columns: pa.Schema, path: Path, selection: Selection) -> list[str]:
 
 
 def _is_plain(kind: pa.DataType) -> bool:
-    """Whether values of an Arrow type are worth keeping beside a text: no images, no vectors."""
-    from pyarrow import types
-
+    """Whether values of an Arrow type are metadata of a text: not images or vectors."""
+    types = pa.types
     if types.is_list(kind) or types.is_large_list(kind):
         return not types.is_floating(kind.value_type) and _is_plain(kind.value_type)
     text = types.is_string(kind) or types.is_large_string(kind)

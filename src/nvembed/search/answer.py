@@ -1,8 +1,8 @@
-"""Answers from passages, by a chat model, with citations that are checked.
+"""Answers of a chat model from passages, with checked citations.
 
-Passages are data. They go to the model as one JSON line each: whatever a passage says, it cannot end its line
-and begin another, and the rules before them say that nothing in them is an instruction. A passage therefore
-cannot pose as a rule. A model may still be talked into something, so an answer is never more than text.
+Passages are data. Each is sent to the model as a line of JSON, which no passage can end, and the rules before
+them say that nothing in them is an instruction. A model may still follow one, so an answer is used only as
+text.
 """
 
 import json
@@ -24,9 +24,9 @@ RULES = (
     "passages do not answer the question."
 )
 ABSENT = "[no such passage]"
-YEARS = range(1000, 3000)  # "[2020]" is no citation unless there are as many passages
+YEARS = range(1000, 3000)  # "[2020]" is a citation only if there are that many passages
 
-# Brackets with short content, which is looked at by itself: the time is linear.
+# Brackets with short content, which other patterns then match: the time is linear.
 _BRACKETS = re.compile(
     r"\[([^\[\]]{1,200})\]|\u3010([^\u3010\u3011]{1,200})\u3011|\uff3b([^\uff3b\uff3d]{1,200})\uff3d"
 )
@@ -46,9 +46,9 @@ _PARTS = re.compile(
 _PAGE = re.compile(r",? ?\b(?:pp?\.?|pages?) ?\d{1,9}(?: ?[-\u2010-\u2015] ?\d{1,9})?", re.IGNORECASE)
 _THINKING = re.compile(r"<(/?)(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
 _TICKS = re.compile(r"`+")
-# Before a bracket that is an index of an array (x[1], rows_a[1]) or a list (x = [1]) and no citation.
+# What comes before the index of an array (x[1], rows_a[1]) or a list (x = [1]), which is not a citation.
 _CODE_BEFORE = re.compile(r"(?:(?<![\w'\u2019])[a-z]|[a-z]\w*_\w*|= *)\Z")
-# That the passages do not answer: a negation near a word for answering, in several languages.
+# "The passages do not answer": a negation near a word for answering, in several languages.
 _UNANSWERED = re.compile(
     r"(?:\b(?:not|no|cannot|unable|none|insufficient)\b|n['\u2019]t\b).{0,60}?\b(?:answer|mention|contain|find|"
     r"found|know|information|determine|say|state|specif|provide|address|cover|discuss|indicate|enough)"
@@ -61,18 +61,17 @@ _UNANSWERED = re.compile(
     r"|(?:\u56de\u7b54|\u7b54\u3048|\u60c5\u5831|\u8a18\u8f09|\u8a00\u53ca).{0,20}?(?:\u307e\u305b\u3093|\u306a\u3044)",
     re.IGNORECASE | re.DOTALL,
 )
-UNANSWERED_CHARS = 400  # an answer without a citation that is longer says more than that there is none
+UNANSWERED_CHARS = 400  # a longer text without a citation says more than that there is no answer
 
 
 @dataclass(frozen=True)
 class GroundedAnswer:
-    """What the model answered.
+    """The model's answer.
 
-    ``text``: without the model's thinking; a citation of an absent passage is replaced by ``ABSENT``.
-    ``cited``: numbers of passages, from 1, in the order they are first cited. ``absent``: cited numbers
-    without a passage, also in the second try. ``unanswered``: it cites nothing and says that the passages do
-    not answer.
-    ``retried``: it was asked a second time.
+    ``text``: without the model's thinking; ``ABSENT`` replaces citations of absent passages. ``cited``:
+    numbers of passages, from 1, in the order of their first citation. ``absent``: cited numbers without a
+    passage. ``unanswered``: it has no citation and says that the passages do not answer. ``retried``: it is
+    the second answer.
     """
 
     text: str
@@ -86,7 +85,7 @@ def grounded_prompt(question: str, hits: Sequence[Hit]) -> list[Message]:
     """Return the messages that ask for an answer from these passages, numbered from 1.
 
     Raises:
-        InputError: an empty question.
+        InputError: the question is empty.
     """
     if not question.strip():
         raise InputError("the question is empty; expected a text")
@@ -99,14 +98,14 @@ def grounded_prompt(question: str, hits: Sequence[Hit]) -> list[Message]:
 
 
 def answer(question: str, hits: Sequence[Hit], chat: Chat) -> GroundedAnswer:
-    """Ask ``chat``, and once more if its answer cites passages that do not exist, or no passage.
+    """Ask ``chat``; ask again if the answer cites passages that do not exist, or no passage.
 
     Raises:
-        InputError: an empty question, or no passage to answer from.
-        DataError: the model's reply is empty but for its thinking.
+        InputError: the question is empty, or there is no passage.
+        DataError: the model's reply is empty without its thinking.
     """
     if not hits:
-        raise InputError("no passage was found to answer from: ask differently, or filter less")
+        raise InputError("no passage matches the question: ask differently, or use fewer filters")
     messages = grounded_prompt(question, hits)
     text = without_thinking(chat(messages))
     cited, absent = citations(text, len(hits))
@@ -136,21 +135,21 @@ def citations(text: str, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def without_thinking(text: str) -> str:
-    """Return a reply without ``<think>...</think>`` and its like, which some models print.
+    """Return a reply without ``<think>...</think>`` and similar elements, which some models print.
 
     Raises:
-        DataError: there is nothing else.
+        DataError: nothing remains.
     """
-    kept: list[str] = []
+    parts: list[str] = []
     place = 0
     thinking = (first := _THINKING.search(text)) is not None and first[1] == "/"  # opened in the prompt
     for tag in _THINKING.finditer(text):
         if tag[1] and thinking:
             place, thinking = tag.end(), False
         elif not tag[1] and not thinking:
-            kept.append(text[place : tag.start()])
+            parts.append(text[place : tag.start()])
             thinking = True
-    answer_text = "".join(kept if thinking else [*kept, text[place:]]).strip()
+    answer_text = "".join(parts if thinking else [*parts, text[place:]]).strip()
     if not answer_text:
         raise DataError("the chat model's reply has no answer after its thinking: allow it more tokens")
     return answer_text
@@ -197,7 +196,7 @@ def _is_code(text: str, match: re.Match[str]) -> bool:
 
 
 def _code_spans(text: str) -> list[tuple[int, int]]:
-    """Return where code is: between runs of as many backticks; after three or more, up to the end."""
+    """Return the spans of code: between runs of equally many backticks; after three or more, to the end."""
     runs = [match.span() for match in _TICKS.finditer(text)]
     following: dict[int, int] = {}
     closed_by = [0] * len(runs)
@@ -218,12 +217,12 @@ def _code_spans(text: str) -> list[tuple[int, int]]:
 
 
 def _marked(text: str, count: int) -> str:
-    """Replace absent numbers; citations of passages alone are left as they are."""
+    """Replace citations of absent passages."""
     pieces, place = [], 0
     for (start, end), present, missing in _citations(text, count):
         if missing:
-            kept = f"[{', '.join(map(str, dict.fromkeys(present)))}] " if present else ""
-            pieces += [text[place:start], kept, ABSENT]
+            others = f"[{', '.join(map(str, dict.fromkeys(present)))}] " if present else ""
+            pieces += [text[place:start], others, ABSENT]
             place = end
     return "".join([*pieces, text[place:]])
 
@@ -233,7 +232,7 @@ def _is_unanswered(text: str) -> bool:
 
 
 def _one_line(line: str) -> str:
-    """Escape what JSON leaves as it is and some reader may take for the end of a line."""
+    """Escape characters that JSON does not escape and that a reader may take for line ends."""
     return re.sub(r"[\x7f-\x9f\u2028\u2029]", lambda match: f"\\u{ord(match.group()):04x}", line)
 
 

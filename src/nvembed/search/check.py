@@ -1,4 +1,4 @@
-"""Whether an index is whole: its record, the digests of its files, and every row of its table."""
+"""The check of an index: its record, the digests of its files, and every row of its table."""
 
 from pathlib import Path
 
@@ -10,10 +10,11 @@ from nvembed.search.sums import SUMS, TableSums
 
 
 def check_index(folder: Path, *, server: str = "") -> FolderReport:
-    """Check an index and change nothing.
+    """Check an index without changing it.
 
     Args:
-        server: of the passages, where they are stored in one; without it only the record is checked.
+        server: the PostgreSQL server with the passages; without it, only the record of such an index is
+            checked.
     """
     source = folder.parent if (folder.parent / "files.jsonl").is_file() else f"CORPUS --to {folder}"
     again = f"nvembed index {source} --rebuild"
@@ -49,7 +50,7 @@ def check_index(folder: Path, *, server: str = "") -> FolderReport:
 
 
 def _sums(folder: Path, record: IndexRecord, again: str, damages: list[Damage]) -> TableSums | None:
-    """Return the digests of the table, if there are any."""
+    """Return the digests of the table, or None if there are none."""
     if record.store != "lance" or not (folder / SUMS).is_file():
         return None
     try:
@@ -57,4 +58,4 @@ def _sums(folder: Path, record: IndexRecord, again: str, damages: list[Damage]) 
     except NvembedError as error:
         damages.append(Damage(folder / SUMS, str(error), again))
         return None
-    return sums if sums.name == record.name else None  # of the table before a build that was killed
+    return sums if sums.name == record.name else None  # else those of another table: a build was killed

@@ -1,10 +1,9 @@
-"""The metadata fields of an index and their types, decided over the whole corpus.
+"""The metadata fields of an index and their types, which all values of the corpus decide.
 
-CSV files hold text only, so text that looks like a number, a truth value or a date counts as one. A field has
-the type of most of its values; the others are reported as misfits and match no filter. Text with a leading
-zero ("01234") is an identifier, never a number. Nested objects become dotted names (``author.name``), lists
-become ``TYPE[]``. Numbers are 64-bit integers or floats; larger integers count as text, which compares them
-exactly.
+A CSV file contains only text, so text that reads as a number, a truth value or a date counts as one. A field
+has the type of most of its values; the other values are reported as misfits and match no filter. Text with a
+leading zero ("01234") is an identifier, never a number. Nested objects become dotted names (``author.name``),
+lists become ``TYPE[]``. Integers above 64 bits count as text, which compares them exactly.
 """
 
 import json
@@ -18,7 +17,6 @@ from typing import Any, Literal, get_args
 Kind = Literal[
     "int", "float", "bool", "date", "string", "int[]", "float[]", "bool[]", "date[]", "string[]"
 ]  # fmt: skip
-BASE_KINDS = ("int", "float", "bool", "date", "string")
 Value = str | int | float | bool
 INT64 = 2**63  # integers are below this, in absolute value
 MAX_FIELDS, MAX_DEPTH = 500, 8
@@ -34,7 +32,7 @@ _DATE = re.compile(
 
 @dataclass(frozen=True)
 class Misfit:
-    """Values of a field that do not have its type: how many, one of them, and the passage it belongs to."""
+    """Values of a field that do not have its type: their number, one of them, and its passage."""
 
     field: str
     kind: Kind
@@ -52,15 +50,15 @@ class Misfit:
 
 @dataclass
 class _FieldTally:
-    """What the values of one field can be read as; of each reading an example."""
+    """How the values of a field can be read, with an example of each reading."""
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, tuple[Any, str]] = field(default_factory=dict)
     is_list: bool = False
 
 
-# What a value reads as: a base kind. Text that reads as a number is apart until it is known that no value
-# of the field has a leading zero; native values of a text field are reported.
+# The readings of a value and their base kinds. Text that reads as a number has a reading of its own: it is a
+# number only if no value of the field has a leading zero. Native numbers in a text field are reported.
 _READINGS = {"int text": "int", "float text": "float", "bool text": "bool", "code": "string"}
 
 
@@ -71,7 +69,7 @@ def field_kinds(
 
     Args:
         records: the passage id and the metadata (a JSON object) of each passage.
-        known: types that are settled already: of an index that is added to, or given by the user.
+        known: fixed types: of the index that the records are added to, or of the user.
     """
     tallies: dict[str, _FieldTally] = {}
     last: tuple[str, list[tuple[str, Any, bool]]] = ("{}", [])
@@ -153,7 +151,7 @@ def _reading(value: Any) -> str | None:
 
 
 def _flat(record: Mapping[str, Any]) -> Iterator[tuple[str, Any, bool]]:
-    """Yield (dotted name, scalar, whether it is in a list); ``id`` and ``document`` become ``metadata.…``."""
+    """Yield (dotted name, scalar, whether it is in a list); ``id`` and ``document`` get a prefix."""
     stack: list[tuple[str, Any, bool, int]] = [
         (f"metadata.{name}" if name in ("id", "document") else name, value, False, 1)
         for name, value in reversed(list(record.items()))
@@ -169,7 +167,7 @@ def _flat(record: Mapping[str, Any]) -> Iterator[tuple[str, Any, bool]]:
 
 
 def field_values(records: Sequence[str], kinds: Mapping[str, Kind]) -> dict[str, list[Any]]:
-    """Return a column per field: values of the field's type, lists of them, or None."""
+    """Return a column for each field: values of the field's type, lists of them, or None."""
     columns: dict[str, list[Any]] = {name: [None] * len(records) for name in kinds}
     for row, record in enumerate(records):
         if record == "{}":
@@ -187,13 +185,13 @@ def field_values(records: Sequence[str], kinds: Mapping[str, Kind]) -> dict[str,
 
 
 def as_kind(value: Value, kind: Kind) -> Value | None:
-    """Return a metadata value (or a list's element) as its field's type, or None if it does not have it."""
+    """Convert a metadata value or an element of a list to its field's type; None if it has another."""
     base, reading = kind.removesuffix("[]"), _reading(value)
     if reading is None:
         return None
     if base == "string":
         text = value if isinstance(value, str) else json.dumps(value)
-        return None if "\0" in text else text  # no database holds it
+        return None if "\0" in text else text  # databases refuse NUL
     reading = _READINGS.get(reading, reading)
     if base == "bool" and reading == "bool":
         return value if isinstance(value, bool) else str(value).strip().lower() == "true"
@@ -205,7 +203,7 @@ def as_kind(value: Value, kind: Kind) -> Value | None:
 
 
 def canonical_date(text: str) -> str | None:
-    """Return an ISO 8601 date or time as text in UTC, whose order is the order in time, or None."""
+    """Return an ISO 8601 date or time as text in UTC that sorts by time; None if it is neither."""
     text = text.strip()
     if _DATE.fullmatch(text) is None:
         return None
@@ -219,10 +217,10 @@ def canonical_date(text: str) -> str | None:
 
 
 def parse_kinds(texts: Iterable[str]) -> dict[str, Kind]:
-    """Read types given as ``NAME=TYPE``, such as ``version=string``.
+    """Parse types written as ``NAME=TYPE``, such as ``version=string``.
 
     Raises:
-        ValueError: not of that form, or an unknown type; the message says what is expected.
+        ValueError: a text has another form, or the type is unknown.
     """
     kinds: dict[str, Kind] = {}
     for text in texts:

@@ -1,9 +1,8 @@
 """An index of embedded corpora: built, kept up to date, opened, searched.
 
-An index is a folder with ``nvembed-index.json``, which says where the passages are stored and which model
-embeds queries for them; LanceDB's table lies beside it. A new index gets a table of its own, is read back,
-and only then the record is replaced: if the build is killed, the old index is unchanged, and the next build
-removes the rest.
+An index is a folder with ``nvembed-index.json``, which names the table of the passages and the model for
+queries; a LanceDB table is beside it. A new index has a new table, which is read back before the record is
+replaced: if the build is killed, the old index is unchanged, and the next build removes the new table.
 """
 
 import secrets
@@ -23,7 +22,7 @@ from nvembed.embed.embedded import EmbeddedCorpus, vectors_of
 from nvembed.embed.folder import INDEX
 from nvembed.embed.records import read_manifest
 from nvembed.errors import DataError, InputError, NvembedError, OutputError
-from nvembed.files import locked
+from nvembed.files import locked, write_json
 from nvembed.search.fields import Kind, field_kinds
 from nvembed.search.lance import KINDS, LanceStore, drop_tables
 from nvembed.search.record import (
@@ -32,7 +31,6 @@ from nvembed.search.record import (
     StoreName,
     read_record,
     read_record_if_whole,
-    write_record,
 )
 from nvembed.search.retrieve import Mode, SearchResult, retrieve
 from nvembed.search.store import Store
@@ -40,7 +38,7 @@ from nvembed.search.sums import take_sums, write_sums
 from nvembed.search.where import Condition, parse_where
 from nvembed.text.words import Words, detect_language
 
-BEGUN, FORMER = "begun.json", "former.json"  # records of the index being built, and of the one it replaces
+BEGUN, FORMER = "begun.json", "former.json"  # during a build: the records of the new and the old index
 AUTO = "auto"
 SAMPLED_TEXTS = 500  # passages whose words decide the language
 SAMPLE_WORDS = 20  # of a passage that is looked up to check an index
@@ -54,9 +52,9 @@ class IndexOptions:
     """How an index is built.
 
     ``kind``: one of ``lance.KINDS``; for a server ``auto`` or ``exact``. ``server``: ``""`` for LanceDB in
-    the index's folder, ``postgresql://...`` for PostgreSQL. ``query_prompt``: the default prompt of
-    queries. ``language``: whose endings are removed from words: ``auto``, or one of ``words.LANGUAGES``.
-    ``kinds``: types of fields, where the values should not decide.
+    the index's folder, or ``postgresql://...``. ``query_prompt``: the default prompt of queries.
+    ``language``: of the stemming of words: ``auto``, or one of ``words.LANGUAGES``. ``kinds``: types of
+    fields, in place of those that the values suggest.
     """
 
     kind: str = AUTO
@@ -67,10 +65,10 @@ class IndexOptions:
 
 
 class Index:
-    """An open index, which follows what other processes do to it; in a ``with`` statement it is closed at
-    the end.
+    """An open index, also in a ``with`` statement. It follows changes by other processes.
 
-    Its methods may be called from several threads.
+    ``record``: as last read. ``store``: its passages. ``words`` splits texts into words. Several threads may
+    call its methods.
     """
 
     def __init__(self, folder: Path, server: str = "") -> None:
@@ -78,30 +76,15 @@ class Index:
         self._server = server
         self._lock = Lock()
         self._stamp = _stamp(folder / RECORD)
-        self._record = read_record(folder / RECORD)
-        self._store = _store(folder, self._record, server)
-        self._words = Words(self._record.language)
+        self.record = read_record(folder / RECORD)
+        self.store = _store(folder, self.record, server)
+        self.words = Words(self.record.language)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    @property
-    def record(self) -> IndexRecord:
-        """What the index says about itself, as last read."""
-        return self._record
-
-    @property
-    def store(self) -> Store:
-        """Where the passages are stored."""
-        return self._store
-
-    @property
-    def words(self) -> Words:
-        """How texts are split into words."""
-        return self._words
 
     def search(
         self,
@@ -116,17 +99,17 @@ class Index:
         """Return the ``top`` best passages for a query, best first, in the index as it is now.
 
         Args:
-            vector_D: the query's unit vector, with its prompt; mode ``text`` needs none.
+            vector_D: the unit vector of the query with its prompt; None for mode ``text``.
             where: filters, see ``parse_where``.
-            passage: look for the passage with this id alone.
+            passage: search only the passage with this id.
 
         Raises:
-            InputError: a filter that cannot be used, ``top`` below 1, or a missing vector.
+            InputError: a filter cannot be used, ``top`` is below 1, or the vector is missing.
             DataError: the index cannot be read.
         """
         while True:
             self.refresh()
-            stamp, record, store, words = self._stamp, self._record, self._store, self._words
+            stamp, record, store, words = self._stamp, self.record, self.store, self.words
             conditions = parse_where(where, record.fields)
             if passage is not None:
                 conditions = (*conditions, Condition("id", "=", passage))
@@ -137,26 +120,26 @@ class Index:
                     raise  # otherwise the index was built again meanwhile: search the new one
 
     def refresh(self) -> None:
-        """Read the record again if it has changed, and open the table that it names.
+        """Read the record again if it has changed, and open its table.
 
         Raises:
-            DataError: there is no index any more, or it is of another model.
+            DataError: the index was removed, or is of another model.
         """
         stamp = _stamp(self.folder / RECORD)
         with self._lock:
             if stamp == self._stamp:
                 return
             record = read_record(self.folder / RECORD)
-            if (record.fingerprint, record.dim) != (self._record.fingerprint, self._record.dim):
+            if (record.fingerprint, record.dim) != (self.record.fingerprint, self.record.dim):
                 raise DataError(
                     f"{self.folder} was built again with another model ({record.model}): open it again"
                 )
-            if (record.name, record.store) != (self._record.name, self._record.store):
-                former, self._store = self._store, _store(self.folder, record, self._server)
+            if (record.name, record.store) != (self.record.name, self.record.store):
+                former, self.store = self.store, _store(self.folder, record, self._server)
                 former.close()
-            if record.language != self._record.language:
-                self._words = Words(record.language)
-            self._record, self._stamp = record, stamp
+            if record.language != self.record.language:
+                self.words = Words(record.language)
+            self.record, self._stamp = record, stamp
 
     def is_outdated(self) -> bool:
         """Whether the embedded corpus that contains this index has changed since the index was built."""
@@ -173,24 +156,24 @@ class Index:
             DataError: it cannot; the message says why.
         """
         self.refresh()
-        self._store.ping()
+        self.store.ping()
 
     def close(self) -> None:
         """Release files and connections."""
-        self._store.close()
+        self.store.close()
 
 
 def open_index(path: str | Path, *, server: str = "") -> Index:
     """Open an index: its own folder, or the embedded corpus that contains it.
 
     Args:
-        server: the server to connect to, if the passages are stored in one. The record's own server is never
-            connected to: the folder may come from somebody else, and a connection hands over passwords.
+        server: the server with the passages. The server in the record is not used: the folder may come from
+            somebody else, and a connection sends passwords.
 
     Raises:
-        DataError: no index there, or one that cannot be read.
-        InputError: the index needs a server, and none is given or it cannot be reached.
-        MissingExtraError: a package that its store needs is not installed.
+        DataError: there is no index, or it cannot be read.
+        InputError: the passages are in a server, which is not named or cannot be reached.
+        MissingExtraError: a package for the store is not installed.
     """
     path = Path(path)
     folder = path if (path / RECORD).is_file() else path / INDEX
@@ -211,13 +194,13 @@ def build(
     """Index an embedded corpus; an existing index is replaced when the new one is finished and checked.
 
     Args:
-        rebuild: replace an index to which documents were added or from which some were deleted; that is lost.
-        progress: called with (passages done, passages in all).
-        warn: called with a message about values and passages that cannot be indexed as they are.
+        rebuild: replace an index even if documents were added or deleted; these changes are lost.
+        progress: called with (passages done, passages in total).
+        warn: called with messages about values and passages that cannot be indexed as they are.
 
     Raises:
-        InputError: an option that cannot be used, or a changed index without ``rebuild``.
-        OutputError: the folder or the server cannot be written, or the index is damaged when it is read back.
+        InputError: an option cannot be used, or the index was changed and ``rebuild`` is false.
+        OutputError: the folder or the server cannot be written, or reading the index back fails.
     """
     options, warn = options or IndexOptions(), warn or _ignore
     store_name = _store_name(options)
@@ -227,8 +210,8 @@ def build(
         record = _new_record(source, options, store_name, warn)
         store = _store(folder, record, options.server)
         if former is not None:
-            write_record(folder / FORMER, former)
-        write_record(folder / BEGUN, record)
+            write_json(folder / FORMER, former)
+        write_json(folder / BEGUN, record)
         try:
             samples: list[_Sample] = []
             words = Words(record.language)
@@ -239,7 +222,7 @@ def build(
             store.close()
         with store_of(folder, record, options.server) as store:  # as another process opens it
             _check(store, samples, source.rows)
-        write_record(folder / RECORD, record)
+        write_json(folder / RECORD, record)
         write_sums(folder, record, source.rows, {})
         _remove_leftovers(folder, record, options.server, warn)
     return Index(folder, options.server)
@@ -248,14 +231,14 @@ def build(
 def add(
     index: Index, source: EmbeddedCorpus, *, progress: Progress | None = None, warn: Warn | None = None
 ) -> None:
-    """Add the documents of another embedded corpus; existing ones are replaced, whole.
+    """Add the documents of another embedded corpus; existing documents are replaced as a whole.
 
-    Each shard is one change: killed and run again, the result is the same. A metadata field keeps its type;
-    values of another type match no filter, and are reported.
+    A call that was killed can be repeated: each shard is one transaction. A metadata field keeps its type;
+    values of another type match no filter and are reported.
 
     Raises:
-        InputError: another model, prompt or size of vector.
-        OutputError: the index cannot be written, or is damaged when it is read back.
+        InputError: the corpus has another model, prompt or size of vectors.
+        OutputError: the index cannot be written, or reading it back fails.
     """
     warn = warn or _ignore
     with locked(index.folder):
@@ -268,9 +251,8 @@ def add(
         ):
             if here != there:
                 raise InputError(
-                    f"the {what} of the index is {here!r}, that of {source.folder} is {there!r}. "
-                    f"Vectors can be "
-                    "compared only if both are equal: embed the corpus with the model and prompt of the index"
+                    f"the {what} of the index is {here!r}, that of {source.folder} is {there!r}. Their "
+                    "vectors cannot be compared: embed the corpus with the model and prompt of the index"
                 )
         kinds, misfits = field_kinds(_metadata(source), record.fields)
         for misfit in misfits:
@@ -285,40 +267,39 @@ def add(
 
 
 def delete(index: Index, documents: Sequence[str]) -> list[str]:
-    """Remove documents, and return the names that are not in the index (any more).
+    """Remove documents, and return the names that are not in the index.
 
     Raises:
         OutputError: the index cannot be written.
     """
     with locked(index.folder):
         index.refresh()
-        known = index.store.known(documents)
-        if known:
+        names = index.store.known(documents)
+        if names:
             with _changing(index, index.record.fields):
-                index.store.delete(sorted(known))
+                index.store.delete(sorted(names))
                 index.store.finish()
                 _check(index.store, ())
-    return sorted(set(documents) - known)
+    return sorted(set(documents) - names)
 
 
 @contextmanager
 def _changing(index: Index, fields: dict[str, Kind]) -> Iterator[None]:
-    """Change the table of an index, with these fields from now on.
+    """Change the table of an index, whose record has these fields from now on.
 
-    An error restores the index, unless a server stores its passages: there, what was added before the error
-    stays, as after a kill, and the command can be run again.
+    An error restores the index; in a server, the documents that were added before the error stay.
     """
     former = index.record
     record = former.model_copy(update={"fields": fields, "changes": former.changes + 1})
     sums = take_sums(index.folder, former)
-    write_record(index.folder / RECORD, record)
+    write_json(index.folder / RECORD, record)
     try:
         with index.store.change():
             yield
     except Exception:
         if former.store == "lance":
             with suppress(NvembedError):  # the first error is the one to report
-                write_record(index.folder / RECORD, former)
+                write_json(index.folder / RECORD, former)
                 write_sums(index.folder, former, index.store.count()[1], sums)
         raise
     write_sums(index.folder, record, index.store.count()[1], sums)
@@ -327,7 +308,7 @@ def _changing(index: Index, fields: dict[str, Kind]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Sample:
-    """A passage that must be found again in a finished index."""
+    """A passage that a search in the finished index must return."""
 
     id: str
     words: list[str]
@@ -335,10 +316,10 @@ class _Sample:
 
 
 def _check(store: Store, samples: Sequence[_Sample], passages: int | None = None) -> None:
-    """Read a finished index back: libraries may swallow an I/O error while they build.
+    """Read a finished index back, because a library may ignore an I/O error while it builds.
 
     Raises:
-        OutputError: passages are missing, or not found by words or by vector.
+        OutputError: passages are missing, or cannot be found by words or by vector.
     """
     fault = ""
     try:
@@ -355,9 +336,8 @@ def _check(store: Store, samples: Sequence[_Sample], passages: int | None = None
         fault = str(error)
     if fault:
         raise OutputError(
-            f"the index was written, but reading it back failed: {fault}. Check the disk (space, "
-            f"errors) and run "
-            "the command again"
+            f"the index was written, but reading it back failed: {fault}. Check the disk (space, errors) and "
+            "run the command again"
         )
 
 
@@ -396,9 +376,9 @@ def _language(source: EmbeddedCorpus) -> str:
 def _shards(
     source: EmbeddedCorpus, words: Words, samples: list[_Sample], progress: Progress | None
 ) -> Iterator[pa.RecordBatch]:
-    """Yield one batch of each shard, which holds whole documents, with words, and vectors in half precision.
+    """Yield a batch for each shard (of whole documents), with words, and vectors in half precision.
 
-    A passage of the first and of the last shard are put into ``samples``.
+    ``samples`` gets a passage of the first and one of the last shard.
     """
     batches = source.batches()
     done = 0
@@ -443,10 +423,9 @@ def _store(folder: Path, record: IndexRecord, server: str) -> Store:
         return LanceStore(folder, record.name, record.kind)
     if not server:
         raise InputError(
-            f"the passages of {folder} are stored in a server ({record.server}). An index folder may "
-            f"come from "
-            "somebody else, so its own address is not followed. Name the server: --server URL, or "
-            "NVEMBED_INDEX_SERVER=URL in the environment"
+            f"the passages of {folder} are stored in a server ({record.server}). The folder may come from "
+            "somebody else, so this address is not used. Name the server: --server URL, or the environment "
+            "variable NVEMBED_INDEX_SERVER"
         )
     from nvembed.search.postgres import PostgresStore
 
@@ -455,10 +434,10 @@ def _store(folder: Path, record: IndexRecord, server: str) -> Store:
 
 @contextmanager
 def store_of(folder: Path, record: IndexRecord, server: str) -> Iterator[Store]:
-    """Open the passages of an index, and close them at the end.
+    """Open the store of an index, and close it at the end.
 
     Raises:
-        InputError: they are in a server, and it is not named or cannot be reached.
+        InputError: it is a server, which is not named or cannot be reached.
     """
     store = _store(folder, record, server)
     try:
@@ -468,7 +447,7 @@ def store_of(folder: Path, record: IndexRecord, server: str) -> Iterator[Store]:
 
 
 def _replaceable(folder: Path, options: IndexOptions, warn: Warn, *, rebuild: bool) -> IndexRecord | None:
-    """Return the record of an index that may be replaced, or None if there is none that can be read."""
+    """Return the record of the index to replace, or None if there is none or it cannot be read."""
     path = folder / RECORD
     if not path.exists():
         return None
@@ -477,41 +456,35 @@ def _replaceable(folder: Path, options: IndexOptions, warn: Warn, *, rebuild: bo
         warn(f"{path} is damaged or of another version; documents added to that index are not kept")
     elif not rebuild and record.changes:
         raise InputError(
-            f"documents were added to or deleted from {folder} {record.changes} times since it was "
-            f"built, and "
-            "building it again from the corpus loses that. Pass --rebuild to do it, or use --add and --delete"
+            f"documents were added to or deleted from {folder} {record.changes} times since it was built; "
+            "building it again loses these changes. Pass --rebuild to do so, or use --add and --delete"
         )
     elif not rebuild and record.store == "postgres" and not options.server:
         raise InputError(
-            f"the passages of {folder} are stored in {record.server}: pass --server URL to build the "
-            f"index there "
-            "again, or --rebuild to build it on disk"
+            f"the passages of {folder} are stored in {record.server}: pass --server URL to build the index "
+            "there again, or --rebuild to build it on disk"
         )
     return record
 
 
 def _remove_leftovers(folder: Path, current: IndexRecord | None, server: str, warn: Warn) -> None:
-    """Remove tables that are not the current index's: of the one it replaced, or of a killed build."""
-    if current is not None:
-        drop_tables(folder, keep=current.name)
+    """Remove the tables of replaced indexes and of killed builds."""
+    name = "" if current is None else current.name
+    if name:
+        drop_tables(folder, keep=name)
     for path in (folder / FORMER, folder / BEGUN):
         record = read_record_if_whole(path)
-        if (
-            record is not None
-            and record.store == "postgres"
-            and (current is None or record.name != current.name)
-        ):
-            if not server:
-                warn(f"the table {record.name} in {record.server} is not removed: no --server was given")
+        if record is not None and record.store == "postgres" and record.name != name:
+            if server:
+                with store_of(folder, record, server) as store:
+                    store.drop()
             else:
-                store = _store(folder, record, server)
-                store.drop()
-                store.close()
+                warn(f"the table {record.name} in {record.server} is not removed: pass --server to remove it")
         path.unlink(missing_ok=True)
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:
-    """Return what changes when a file is replaced."""
+    """Return values that change when a file is replaced."""
     try:
         status = path.stat()
     except OSError:

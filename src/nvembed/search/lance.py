@@ -1,8 +1,8 @@
-"""An index on this machine's disk: a LanceDB table.  N rows, D numbers of a vector.
+"""An index on disk: a LanceDB table.  N rows, D numbers of a vector.
 
-The table has the columns of docs/reference/embedded-corpus.md, one of the words (``words``), and one per
-metadata field (``m_...``). LanceDB writes a version per change and commits it at the end, so a killed job
-leaves the version before it.
+The table has the columns of docs/reference/embedded-corpus.md, the column ``words``, and one for each
+metadata field (``m_...``). LanceDB commits each change as a version, so a killed job leaves the version
+before its last change.
 """
 
 import json
@@ -33,11 +33,11 @@ OVERSAMPLE = {"exact": 2, "rq": 10}
 READ_ROWS = 4096  # at a time, when the whole table is read
 PROBES = 20  # partitions of LanceDB's index that are read
 _COLUMNS = ["id", "document", "start", "end", "text", "metadata"]
-# A date is text whose order is the order in time; a list is text too, see _list_text.
+# A date is text that sorts by time; a list is text too, see _list_text.
 _ARROW = {"int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
 # A running process may read an older version; no search takes this long.
 _KEEP_VERSIONS, _KEEP_ALL = timedelta(minutes=10), timedelta(days=36_500)
-_ERRORS = (RuntimeError, ValueError, OSError)  # ValueError is also pyarrow's and a missing table's
+_ERRORS = (RuntimeError, ValueError, OSError)  # ValueError: also of pyarrow, and of a missing table
 _reading = errors_of("LanceDB", _ERRORS)
 _writing = errors_of("LanceDB", _ERRORS, writing=True)
 _queries: Any = lancedb.query  # pydantic's dataclasses, whose defaults a type checker does not see
@@ -49,12 +49,12 @@ class LanceStore:
 
     Args:
         folder: the database.
-        name: of the table; it is made by ``fill``.
+        name: of the table, which ``fill`` makes.
         kind: one of ``KINDS``; ``auto`` is ``exact`` below ``EXACT_ROWS`` passages and ``rq`` from there on.
     """
 
     def __init__(self, folder: Path, name: str, kind: str) -> None:
-        # A server has a table open for months: it must see every change, and never read removed files.
+        # A table may be open for months: every change must be visible, and removed files must not be read.
         self._database: Any = lancedb.connect(str(folder), read_consistency_interval=timedelta(0))
         self._name = name
         self._kind = kind
@@ -79,7 +79,9 @@ class LanceStore:
             table.add_columns(new)
         replaced = f"document IN ({', '.join(map(_quoted, sorted(set(batch['document'].to_pylist()))))})"
         merge = table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-        merge.when_not_matched_by_source_delete(replaced).execute(rows)  # one commit: never half a document
+        merge.when_not_matched_by_source_delete(replaced).execute(
+            rows
+        )  # one commit, so that a document is always whole
         return []
 
     @_writing
@@ -106,7 +108,7 @@ class LanceStore:
             if (column,) not in present and not (column == "vector" and exact):
                 table.create_index(column, config=config)
         table.optimize(cleanup_older_than=_KEEP_ALL)
-        for column in _unindexed(table):  # a damaged index; of a run whose writes failed, for example
+        for column in _unindexed(table):  # its index is damaged, perhaps by a write that failed
             table.create_index(column, config=configs[column], replace=True)
         if columns := _unindexed(table):
             raise OutputError(
@@ -135,15 +137,15 @@ class LanceStore:
         if kind == "exact":
             query = query.bypass_vector_index()
         query = query.select([*_COLUMNS, "vector", "_distance"]).limit(count * OVERSAMPLE[kind])
-        found = self._read(query, where)
-        return Near(_rows(found), _matrix(found["vector"]))
+        rows = self._read(query, where)
+        return Near(_rows(rows), _matrix(rows["vector"]))
 
     @_reading
     def matching(self, words: Sequence[str], count: int, where: Sequence[Condition]) -> list[Row]:
         match = _queries.MatchQuery(" ".join(words), "words")
         query = self._table().search(match, query_type="fts").select([*_COLUMNS, "_score"]).limit(count)
-        found = self._read(query, where)
-        scored = list(zip(found["_score"].to_pylist(), _rows(found), strict=True))
+        rows = self._read(query, where)
+        scored = list(zip(rows["_score"].to_pylist(), _rows(rows), strict=True))
         return [row for _, row in sorted(scored, key=lambda pair: (-pair[0], pair[1].id))]
 
     @_reading
@@ -165,7 +167,7 @@ class LanceStore:
         self._database.drop_table(self._name, ignore_missing=True)
 
     def close(self) -> None:
-        """Nothing: LanceDB holds no file open."""
+        """Do nothing: LanceDB keeps no file open."""
 
     def _table(self) -> Any:
         if self._opened is None:
@@ -176,10 +178,10 @@ class LanceStore:
         return "exact" if self._kind == "exact" or rows < EXACT_ROWS else "rq"
 
     def _read(self, query: Any, where: Sequence[Condition]) -> pa.Table:
-        """Run a query with conditions, as expressions: no value is ever part of a query's text."""
+        """Run a query with conditions as expressions: values are never part of a query's text."""
         if where:
             columns = set(self._table().schema.names)
-            if any(_column(condition) not in columns for condition in where):  # no passage has the field yet
+            if any(_column(condition) not in columns for condition in where):  # no passage has the field
                 query = query.limit(1).where(lancedb.expr.lit(value=False))
             else:
                 query = query.where(reduce(lambda one, other: one & other, map(_expression, where)))
@@ -187,9 +189,9 @@ class LanceStore:
 
 
 def _index_configs() -> dict[str, Any]:
-    """Return how each column is indexed."""
+    """Return the configuration of each column's index."""
     return {
-        # the column holds words that are ready to be indexed, separated by spaces
+        # the column contains the words to index, separated by spaces
         "words": lancedb.index.FTS(
             base_tokenizer="whitespace",
             max_token_length=None,
@@ -205,7 +207,7 @@ def _index_configs() -> dict[str, Any]:
 
 
 def _unindexed(table: Any) -> list[str]:
-    """Return the columns whose index lacks passages; the library reports no error of its own indexing."""
+    """Return the columns whose index lacks passages; the library does not report errors of its indexing."""
     columns = []
     for index in table.list_indices():
         stats = table.index_stats(index.name)
@@ -216,7 +218,7 @@ def _unindexed(table: Any) -> list[str]:
 
 @_writing
 def drop_tables(folder: Path, *, keep: str) -> None:
-    """Remove the tables of other indexes from a folder: replaced ones, and those of killed builds."""
+    """Remove all tables of indexes from a folder except ``keep``."""
     database: Any = lancedb.connect(str(folder), read_consistency_interval=timedelta(0))
     for path in folder.glob("nvembed_*.lance"):
         if path.stem != keep and _TABLE.fullmatch(path.stem):
@@ -224,7 +226,7 @@ def drop_tables(folder: Path, *, keep: str) -> None:
 
 
 def column_of(field: str) -> str:
-    """Return the column of a metadata field: ``m_`` and its name, all but letters and digits as codes."""
+    """Return the column of a metadata field: ``m_`` and its name, with codes for special characters."""
     return "m_" + re.sub(r"[^A-Za-z0-9]", lambda match: f"_{ord(match.group()):x}_", field)
 
 
@@ -233,12 +235,8 @@ def _column(condition: Condition) -> str:
 
 
 def _expression(condition: Condition) -> Any:
-    lit, left, op, value = (
-        lancedb.expr.lit,
-        lancedb.expr.col(_column(condition)),
-        condition.op,
-        condition.value,
-    )
+    lit, left = lancedb.expr.lit, lancedb.expr.col(_column(condition))
+    op, value = condition.op, condition.value
     if condition.kind.endswith("[]"):
         contains = left.contains(lit(_list_text([value])))
         return contains if op == "=" else ~contains
@@ -250,7 +248,7 @@ def _expression(condition: Condition) -> Any:
 
 
 def _with_fields(batch: pa.RecordBatch, fields: dict[str, Kind]) -> pa.Table:
-    """Add a column per metadata field, for filters."""
+    """Add a column for each metadata field, for filters."""
     table = pa.Table.from_batches([batch]).replace_schema_metadata(None)
     values = field_values(batch["metadata"].to_pylist(), fields)
     for name, kind in fields.items():
@@ -262,26 +260,23 @@ def _with_fields(batch: pa.RecordBatch, fields: dict[str, Kind]) -> pa.Table:
 
 
 def _list_text(values: Sequence[Any]) -> str:
-    """Return a list as text that contains the text of each of its elements, and of no other value.
+    """Return a list as text that contains the text of each element, and of no other value.
 
-    LanceDB's expressions have no function for lists. JSON escapes the separator.
+    LanceDB's expressions have no functions for lists. JSON escapes the separator.
     """
     return "".join(f"\x1f{json.dumps(value, ensure_ascii=False)}\x1f" for value in values)
 
 
-def _rows(found: pa.Table) -> list[Row]:
-    return [
-        Row(one["id"], one["document"], one["start"], one["end"], one["text"], json.loads(one["metadata"]))
-        for one in found.select(_COLUMNS).to_pylist()
-    ]
+def _rows(table: pa.Table) -> list[Row]:
+    rows = table.select(_COLUMNS).to_pylist()
+    return [Row(**{**row, "metadata": json.loads(row["metadata"])}) for row in rows]
 
 
 def _matrix(column: pa.ChunkedArray) -> np.ndarray:
     flat = column.combine_chunks()
-    flat = flat.chunk(0) if isinstance(flat, pa.ChunkedArray) else flat
     return np.asarray(flat.flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size))
 
 
 def _quoted(value: str) -> str:
-    """Return a string literal; the two methods that change a table take no expressions."""
+    """Return a string literal, for the two methods that do not accept expressions."""
     return "'" + value.replace("'", "''") + "'"

@@ -1,8 +1,8 @@
 """An index in a PostgreSQL server with pgvector (0.8 or later).  D numbers of a vector.
 
-Vectors are stored in half precision. From ``EXACT_ROWS`` passages on, HNSW finds candidates: of
-half-precision vectors up to pgvector's limit of 4,000 dimensions, of their signs (one bit each) above it.
-PostgreSQL ranks words without inverse document frequency.
+Vectors have half precision. From ``EXACT_ROWS`` passages on, an HNSW index finds candidates: of the vectors
+up to pgvector's limit of 4,000 dimensions, above it of their signs (one bit each). PostgreSQL ranks words
+without inverse document frequency.
 """
 
 import json
@@ -34,7 +34,7 @@ _TYPES = ["text", "text", "int8", "int8", "text", "text"]
 
 
 class PostgresStore:
-    """A table in a PostgreSQL database, reached through a pool of connections that replaces lost ones.
+    """A table in a PostgreSQL database, with a pool of connections that replaces lost ones.
 
     Args:
         server: ``postgresql://USER@HOST:PORT/DATABASE``, as libpq reads it.
@@ -53,14 +53,12 @@ class PostgresStore:
         sql = self._psycopg.sql
         self._table, self._index = sql.Identifier(name), sql.Identifier(f"{name}_vector")
         self._server = without_password(server)
-        try:  # once directly: the pool would only say that it waited in vain
+        try:  # directly, because the pool would only report a timeout
             with self._psycopg.connect(server, autocommit=True, connect_timeout=WAIT_S) as connection:
                 connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
         except self._psycopg.Error as error:
-            raise InputError(
-                f"{self._server}: {str(error).strip()}. Expected a PostgreSQL server with the extension "
-                f"pgvector"
-            ) from error
+            cure = "Expected a PostgreSQL server with the extension pgvector"
+            raise InputError(f"{self._server}: {str(error).strip()}. {cure}") from error
         self._pool = pool.ConnectionPool(
             server,
             kwargs={"autocommit": True, "connect_timeout": WAIT_S},
@@ -111,7 +109,7 @@ class PostgresStore:
 
     def nearest(self, vector_D: np.ndarray, count: int, where: Sequence[Condition]) -> Near:
         kind = "exact" if not self._indexed() else "half" if self._dim <= HALF_DIMENSIONS else "binary"
-        wanted = count * OVERSAMPLE[kind]
+        candidates = count * OVERSAMPLE[kind]
         order = "vector <=> %s"
         if kind == "binary":
             order = f"binary_quantize(vector)::bit({self._dim}) <~> binary_quantize(%s)::bit({self._dim})"
@@ -121,17 +119,16 @@ class PostgresStore:
             columns=sql(_COLUMNS), table=self._table, where=condition, order=sql(order)
         )
         vector = self._pgvector.HalfVector(vector_D)
-        found = self._rows(query, [*values, vector, wanted], ef_search=min(EF_SEARCH, wanted))
-        vectors = [row[-1].to_numpy() for row in found]
-        return Near([_row(row[:-1]) for row in found], np.array(vectors, np.float16).reshape(-1, self._dim))
+        rows = self._rows(query, [*values, vector, candidates], ef_search=min(EF_SEARCH, candidates))
+        vectors = [row[-1].to_numpy() for row in rows]
+        return Near([_row(row[:-1]) for row in rows], np.array(vectors, np.float16).reshape(-1, self._dim))
 
     def matching(self, words: Sequence[str], count: int, where: Sequence[Condition]) -> list[Row]:
         condition, values = self._condition(where)
         sql = self._psycopg.sql.SQL
         query = sql(
-            "WITH q AS (SELECT %s::tsquery AS q) SELECT {columns} FROM {table}, q WHERE words @@ q AND "
-            "{where} "
-            "ORDER BY ts_rank_cd(words, q, 1) DESC, id LIMIT %s"
+            "WITH q AS (SELECT %s::tsquery AS q) SELECT {columns} FROM {table}, q WHERE words @@ q "
+            "AND {where} ORDER BY ts_rank_cd(words, q, 1) DESC, id LIMIT %s"
         ).format(columns=sql(_COLUMNS), table=self._table, where=condition)
         any_word = " | ".join(_lexeme(word) for word in words)
         return [_row(row) for row in self._rows(query, [any_word, *values, count])]
@@ -166,7 +163,7 @@ class PostgresStore:
         connection.adapters.register_dumper(None, TsVector)
 
     def _create(self, cursor: Any) -> None:
-        # metadata is text, which keeps what jsonb cannot: NUL, and the order of keys
+        # metadata is text, which unlike jsonb keeps NUL and the order of keys
         cursor.execute(
             self._format(
                 "CREATE TABLE {} (id text PRIMARY KEY, document text NOT NULL, start_ bigint NOT NULL, "
@@ -178,7 +175,7 @@ class PostgresStore:
         cursor.execute(self._format("CREATE INDEX {1} ON {0} (document)", documents))
 
     def _copy(self, cursor: Any, batch: pa.RecordBatch, kinds: dict[str, Kind]) -> list[str]:
-        """Write rows; return a note on each passage whose words do not all fit."""
+        """Write rows; return a message about each passage with words that do not fit."""
         vectors = batch["vector"].flatten().to_numpy(zero_copy_only=False).reshape(-1, self._dim)
         names = ("id", "document", "start", "end", "text", "metadata")
         columns = [batch[name].to_pylist() for name in names]
@@ -193,17 +190,15 @@ class PostgresStore:
                 passage, document, text = plain[0], plain[1], plain[4]
                 if "\0" in passage + document + text:
                     raise DataError(
-                        f"passage {passage!r} has a NUL character, which PostgreSQL cannot store: "
-                        f"remove it from "
-                        "the document, or index without --server"
+                        f"passage {passage!r} has a NUL character, which PostgreSQL cannot store: remove it "
+                        "from the document, or index without --server"
                     )
                 fields = {name: column[i] for name, column in values.items() if column[i] is not None}
                 indexed, left_out = _tsvector(words[i].split(" "))
                 if left_out:
                     notes.append(
-                        f"passage {passage!r}: {left_out:,} words cannot be found by words, because "
-                        f"they do not "
-                        "fit into a tsvector of PostgreSQL (1 MB)"
+                        f"passage {passage!r}: {left_out:,} words cannot be searched, as they do not fit "
+                        "into a tsvector of PostgreSQL (1 MB)"
                     )
                 rows.write_row([*plain, jsonb(fields), indexed, self._pgvector.HalfVector(vector)])
         return notes
@@ -212,7 +207,7 @@ class PostgresStore:
         cursor.execute(self._format("DELETE FROM {} WHERE document = ANY(%s)"), [documents])
 
     def _condition(self, where: Sequence[Condition]) -> tuple[Any, list[Any]]:
-        """Return SQL with placeholders, and what goes into them."""
+        """Return SQL with placeholders, and their values."""
         sql = self._psycopg.sql
         parts: list[Any] = [sql.SQL("true")]
         values: list[Any] = []
@@ -246,7 +241,7 @@ class PostgresStore:
         with self._transaction() as cursor:
             if ef_search is not None:
                 cursor.execute("SELECT set_config('hnsw.ef_search', %s, true)", [str(ef_search)])
-                # a filter may leave too few of the candidates: then the index is read on
+                # if a filter leaves too few candidates, the index is read further
                 cursor.execute("SELECT set_config('hnsw.iterative_scan', 'relaxed_order', true)")
             return list(cursor.execute(query, values).fetchall())
 
@@ -271,9 +266,7 @@ def without_password(server: str) -> str:
     """Return a server's URL without the passwords in it."""
     parts = urlsplit(server)
     user, at, host = parts.netloc.rpartition("@")
-    options = [
-        (name, value) for name, value in parse_qsl(parts.query) if name not in ("password", "sslpassword")
-    ]
+    options = [pair for pair in parse_qsl(parts.query) if pair[0] not in ("password", "sslpassword")]
     query = urlencode(options, safe="/:")
     return f"{parts.scheme}://{user.partition(':')[0]}{at}{host}{parts.path}{'?' if query else ''}{query}"
 
@@ -284,7 +277,7 @@ def _row(values: Sequence[Any]) -> Row:
 
 
 def _tsvector(words: Sequence[str]) -> tuple[bytes, int]:
-    """Return a tsvector in PostgreSQL's binary form, and how many distinct words did not fit into it."""
+    """Return a tsvector in PostgreSQL's binary format, and the number of distinct words that do not fit."""
     positions: dict[str, list[int]] = {}
     size = left_out = 0
     for i, word in enumerate(words, start=1):

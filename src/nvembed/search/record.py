@@ -7,7 +7,7 @@ from pydantic import Field
 
 from nvembed.embed.folder import INDEX
 from nvembed.errors import DataError
-from nvembed.files import Schema, read_json, write_json
+from nvembed.files import Schema, read_json
 from nvembed.search.fields import Kind
 
 RECORD = "nvembed-index.json"  # a name that no corpus has by chance
@@ -19,12 +19,10 @@ Size = Annotated[int, Field(ge=1, le=1 << 20)]
 class IndexRecord(Schema):
     """The content of ``nvembed-index.json``.
 
-    ``server``: a URL without a password, empty for LanceDB; it is shown, and never connected to unless the
-    user names it too. ``name``: the table. ``model``, ``fingerprint``: the model that embedded the
-    passages. ``query_prompt``: the default prompt of queries. ``language``: of the stemming of words.
-    ``corpus``: the job that wrote the embedded corpus (its manifest's ``job``). ``fields``: what can be
-    filtered on. ``changes``: how many times documents were added or deleted since
-    the index was built.
+    ``server``: a URL without a password, only to show; empty for LanceDB. ``name``: the table. ``model``,
+    ``fingerprint``: the model that embedded the passages. ``query_prompt``: the default prompt of queries.
+    ``language``: of the stemming of words. ``corpus``: the ``job`` in the manifest of the embedded corpus.
+    ``fields``: the fields for filters. ``changes``: additions and deletions since the index was built.
     """
 
     format: Literal[2] = 2
@@ -61,13 +59,8 @@ def read_record(path: Path) -> IndexRecord:
 
 
 def read_record_if_whole(path: Path) -> IndexRecord | None:
-    """Read a record, or return None if there is none or it is damaged."""
+    """Read a record, or return None if it is missing or damaged."""
     try:
         return read_record(path)
     except DataError:
         return None
-
-
-def write_record(path: Path, record: IndexRecord) -> None:
-    """Write a record, whole or not at all."""
-    write_json(path, record)

@@ -1,4 +1,4 @@
-"""The passages of an index that answer a query: by vector, by words, or both joined by reciprocal rank.
+"""The passages for a query: by vector, by words, or both lists joined by reciprocal rank fusion.
 
 D numbers of a vector.
 """
@@ -18,18 +18,16 @@ from nvembed.vectors.search import top_k
 
 Mode = Literal["hybrid", "vector", "text"]
 Mark = Literal["words", "sentence", "none"]
-# Reciprocal rank fusion: Cormack et al. (2009) fixed 60, and nobody's tuning has moved it far since.
-RRF_K = 60
-# How deep each list is read for fusion, at least.
-FUSED_DEPTH = 50
+RRF_K = 60  # as in Cormack et al. (2009)
+FUSED_DEPTH = 50  # least number of passages of each list for fusion
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A passage that answers a query.
+    """A passage for a query.
 
     ``score``: the cosine (vector), ``1 / rank`` (text), or the fused score (hybrid). ``ranks``: its rank,
-    from 1, in the list of each mode that has it. ``marks``: the spans of ``text`` that match the query.
+    from 1, in each list that contains it. ``marks``: the spans of ``text`` that match the query.
     """
 
     score: float
@@ -45,9 +43,9 @@ class Hit:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The hits of a query, best first. ``words_matched``: whether any passage has a word of the query.
+    """The hits of a query, best first.
 
-    It is None where words were not looked up (mode ``vector``).
+    ``words_matched``: whether any passage has a word of the query; None in mode ``vector``.
     """
 
     hits: list[Hit]
@@ -63,15 +61,15 @@ def retrieve(
     top: int = 5,
     where: Sequence[Condition] = (),
 ) -> SearchResult:
-    """Return the ``top`` best passages for a query, without marks; fewer where fewer match.
+    """Return the ``top`` best passages for a query, or all that match, without marks.
 
     Args:
-        words: the words to look up, as ``Words.query`` returns them.
-        vector_D: the query's unit vector, with its prompt; not needed in mode ``text``.
-        where: conditions that every hit fulfils; see ``parse_where``.
+        words: the words to search, as ``Words.query`` returns them.
+        vector_D: the unit vector of the query with its prompt; None for mode ``text``.
+        where: conditions for every hit; see ``parse_where``.
 
     Raises:
-        InputError: ``top`` below 1, or no vector where the mode needs one.
+        InputError: ``top`` is below 1, or the mode needs a vector.
     """
     if top < 1:
         raise InputError(f"top is {top}; expected at least 1")
@@ -98,23 +96,23 @@ def retrieve(
 
 
 def fused(ranks: Any) -> float:
-    """Reciprocal rank fusion: the sum of ``1 / (RRF_K + rank)`` over the lists a passage is in."""
+    """Return the sum of ``1 / (RRF_K + rank)`` over the lists that contain a passage."""
     return float(sum(1 / (RRF_K + rank) for rank in ranks))
 
 
 def mark_words(hits: Sequence[Hit], query: str, words: Words) -> list[Hit]:
     """Return the hits with the query's words marked."""
-    found = word_spans(query, [hit.text for hit in hits], words)
-    return [replace(hit, marks=tuple(spans)) for hit, spans in zip(hits, found, strict=True)]
+    marks = word_spans(query, [hit.text for hit in hits], words)
+    return [replace(hit, marks=tuple(spans)) for hit, spans in zip(hits, marks, strict=True)]
 
 
 def mark_sentences(
     hits: Sequence[Hit], vector_D: np.ndarray, encode: Callable[[list[str]], np.ndarray]
 ) -> list[Hit]:
-    """Return the hits with the sentence marked whose own vector is nearest to that of the query.
+    """Return the hits with their best sentence marked: its vector is the nearest to that of the query.
 
     Args:
-        encode: texts -> float32 (n, D), as passages are embedded; called once with every sentence.
+        encode: texts -> float32 (n, D), with the prompt of passages; called once with every sentence.
     """
     spans = [sentences(hit.text) for hit in hits]
     pieces = [hit.text[a:b] for hit, its in zip(hits, spans, strict=True) for a, b in its]

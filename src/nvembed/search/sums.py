@@ -1,8 +1,7 @@
 """``nvembed-index.sums``: the SHA-256 of each file of an index's table.
 
-LanceDB never changes a file that it has written (but a hint of the latest version), and has no checksums of
-its own. The digests are those after the last build, addition or deletion; while a table changes there are
-none.
+LanceDB never changes a file that it has written, except a hint of the latest version, and has no checksums.
+The digests are those after the last build, addition or deletion; while a table is changed there are none.
 """
 
 from pathlib import Path
@@ -23,7 +22,7 @@ class TableSums(Schema):
 
 
 def take_sums(folder: Path, record: IndexRecord) -> dict[str, str]:
-    """Return the digests of a table that is about to change, and remove their file."""
+    """Remove the file of digests before a table is changed, and return its content."""
     try:
         sums = read_json(folder / SUMS, TableSums, cure="")
     except NvembedError:
@@ -33,7 +32,7 @@ def take_sums(folder: Path, record: IndexRecord) -> dict[str, str]:
 
 
 def write_sums(folder: Path, record: IndexRecord, passages: int, known: dict[str, str]) -> None:
-    """Write the digests of a table's files; ``known`` ones are not computed again.
+    """Write the digests of a table's files; those in ``known`` are not computed again.
 
     Raises:
         OutputError: the folder cannot be written.

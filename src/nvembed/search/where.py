@@ -1,4 +1,4 @@
-"""Filters on metadata: parsed and checked here, and never pasted into a query language.
+"""Filters on metadata, parsed into typed conditions that never become part of a query's text.
 
 ``year >= 2020 and lang = "en"``: conditions joined by ``and``. A value with ``and``, a comparison sign or a
 quote in it is quoted: ``title = "cats and dogs"``; a quote inside is doubled: ``"5"" pipe, it's new"``. A
@@ -17,9 +17,9 @@ from nvembed.errors import InputError
 from nvembed.search.fields import INT64, Kind, Value, canonical_date
 
 OPERATORS = ("=", "!=", "<", "<=", ">", ">=")
-# Fields that every passage has. A metadata field of the same name is metadata.id or metadata.document.
+# Fields of every passage. Metadata fields with these names are called metadata.id and metadata.document.
 OWN_FIELDS: dict[str, Kind] = {"id": "string", "document": "string"}
-# Bounds: the databases build an expression tree as deep as the filter has conditions.
+# Limits: databases build an expression tree as deep as the number of conditions.
 MAX_CHARS, MAX_CONDITIONS, MAX_NUMBER = 20_000, 100, 100
 
 # Linear: every quantifier is possessive, and each character is read once.
@@ -38,8 +38,8 @@ _DATE_PREFIX = re.compile(r"(\d{4})(?:-(\d{2})(?:-(\d{2}))?)?")
 class Condition:
     """``field op value``; the value has the field's type.
 
-    For a list field ``=`` means "contains". For a date ``value`` may be a pair ``(first, end)``: a day,
-    month or year, with ``=`` for inside (``first <= x < end``) and ``!=`` for outside.
+    For a list field, ``=`` means "contains". For a date, ``value`` may be a period ``(first, end)``: a day,
+    month or year; ``=`` means inside (``first <= x < end``) and ``!=`` outside.
     """
 
     field: str
@@ -63,8 +63,8 @@ def parse_where(texts: Iterable[str], fields: Mapping[str, Kind]) -> tuple[Condi
         fields: the fields of this index's metadata and their types.
 
     Raises:
-        InputError: not a filter, too long, an unknown field, or a comparison that the field's type does not
-        have.
+        InputError: a text is not a filter or is too long, a field is unknown, or its type does not have the
+            comparison.
     """
     kinds = {**fields, **OWN_FIELDS}
     conditions: list[Condition] = []
@@ -124,9 +124,8 @@ def _unreadable(text: str, place: int) -> InputError:
     where = f"at {_short(rest)}" if rest else "at its end"
     return InputError(
         f"cannot read the filter {_short(text)} {where}; expected FIELD OP VALUE with one of "
-        f'{" ".join(OPERATORS)}, joined by and: year >= 2020 and lang = "en". Quote a value that '
-        f"contains quotes "
-        "or comparison signs, and double a quote inside quotes"
+        f'{" ".join(OPERATORS)}, joined by and: year >= 2020 and lang = "en". Quote values with quotes or '
+        "comparison signs in them, and double a quote inside quotes"
     )
 
 
@@ -153,15 +152,13 @@ def _condition(field: str, op: str, text: str, kind: Kind, *, bare: bool) -> Con
     if base == "date":
         return _date(field, op, text, kind)
     if op not in ("=", "!=") and bare and _NUMBER.fullmatch(text):
-        raise InputError(
-            f"the field {field!r} is text; {op} {_short(text)} compares numbers. To compare as text, "
-            f"quote the value"
-        )
+        what = f"the field {field!r} is text; {op} {_short(text)} compares numbers"
+        raise InputError(f"{what}. Quote the value to compare it as text")
     return Condition(field, op, text, kind)
 
 
 def _on_integers(op: str, number: Decimal) -> tuple[str, int]:
-    """Return a condition on 64-bit integers that holds for the same integers as ``op number``."""
+    """Return a condition that is true for the same 64-bit integers as ``op number``."""
     largest = INT64 - 1
     if abs(number) < INT64:
         whole = int(number)  # towards zero
@@ -196,10 +193,10 @@ def _date(field: str, op: str, text: str, kind: Kind) -> Condition:
 
 
 def _period(text: str) -> tuple[str, str | None]:
-    """Return the beginning and the end of a day, month or year; of a point in time only itself.
+    """Return the beginning and end of a day, month or year; for a point in time, the point and None.
 
     Raises:
-        ValueError: not a date.
+        ValueError: the text is not a date.
     """
     match = _DATE_PREFIX.fullmatch(text)
     if match is None:

@@ -34,7 +34,7 @@ async def parsed(state: State, request: Request, form: type[protocol.B]) -> prot
     """Return the body of a request.
 
     Raises:
-        RefusedError: 400 (TEI: 422) or 413, it is not JSON of that form, or too large.
+        RefusedError: 400 (TEI: 422), the body is not JSON of that form; 413, it is too large.
     """
     if not protocol.is_json(request):
         message = "expected a JSON object, sent as Content-Type: application/json"
@@ -50,11 +50,7 @@ async def parsed(state: State, request: Request, form: type[protocol.B]) -> prot
         except ValidationError as error:
             raise _invalid(request, error) from None
 
-    return await (asyncio.to_thread(read) if len(body) > LARGE_BODY else _now(read))
-
-
-async def _now(work: Callable[[], protocol.B]) -> protocol.B:
-    return work()
+    return await asyncio.to_thread(read) if len(body) > LARGE_BODY else read()
 
 
 def _invalid_status(request: Request) -> int:
@@ -62,7 +58,7 @@ def _invalid_status(request: Request) -> int:
 
 
 def _invalid(request: Request, error: ValidationError) -> RefusedError:
-    """Describe the first faults of a body, without its texts."""
+    """Describe the first faults of a body; the message contains none of its texts."""
     faults = [_fault(detail) for detail in error.errors(include_input=False, include_url=False)[:5]]
     message = "; ".join(dict.fromkeys(f"{name}: {line}" for name, line in faults))
     return RefusedError(_invalid_status(request), "bad_request", message, param=faults[0][0])
@@ -72,14 +68,13 @@ def _fault(detail: Any) -> tuple[str, str]:
     """Return the name of the field with a fault, and the fault."""
     path = detail["loc"]
     if path[0] in ("input", "inputs") and len(path) > 1 and not isinstance(path[1], int):
-        return str(
-            path[0]
-        ), "expected a text, a list of texts, token ids or lists of them, none of them empty"
+        line = "expected a text, a list of texts, token ids or lists of them, none of them empty"
+        return str(path[0]), line
     return ".".join(map(str, path)), str(detail["msg"])
 
 
 async def embed(state: State, request: Request, embed_request: EmbedRequest) -> EmbedResult:
-    """Embed what a request asks for, and note it on the request's ticket."""
+    """Embed the texts of a request, and record counts on the request's ticket."""
     ticket = cast(Ticket, request.state.ticket)
     ticket.texts = len(embed_request.texts)
     result = await state.serving().embed(embed_request, ticket.deadline, partial(_gone, request))
@@ -103,7 +98,7 @@ def named(state: State, model: str) -> tuple[str, Suffix | None]:
     """Return the model's name as sent, and NIM's suffix, if it has one.
 
     Raises:
-        RefusedError: 404, no such model.
+        RefusedError: 404, there is no such model.
     """
     if not model or model in state.names:
         return model or state.names[0], None
@@ -137,16 +132,12 @@ def openai_routes(state: State) -> APIRouter:
             if body.encoding_format == "base64":
                 rows: list[Any] = base64_of(vectors, body.embedding_type)
             else:
-                rows = as_kind(
-                    vectors, body.encoding_format if body.embedding_type == "float" else body.embedding_type
-                )
+                kind = body.encoding_format if body.embedding_type == "float" else body.embedding_type
+                rows = as_kind(vectors, kind)
             total = sum(result.tokens)
             return {
                 "object": "list",
-                "data": [
-                    {"object": "embedding", "index": index, "embedding": row}
-                    for index, row in enumerate(rows)
-                ],
+                "data": [{"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(rows)],
                 "model": name,
                 "usage": {"prompt_tokens": total, "total_tokens": total},
                 "details": details(result),
@@ -244,8 +235,8 @@ def tei_routes(state: State) -> APIRouter:
         return json_response(np.clip(vectors[1:] @ vectors[0], -1, 1))
 
     async def rooted(request: Request) -> Response:
-        """What clients with a base URL send: the body of ``/embed``, or that of ``/similarity``."""
-        pair = _PAIR.search(await request.body())  # a key: inside a string its quotes would be escaped
+        """Accept the body of ``/embed`` or ``/similarity``: clients with a base URL send either of them."""
+        pair = _PAIR.search(await request.body())  # only a key: in a string the quotes would be escaped
         return await (compared if pair else embedded)(request)
 
     vectors = responses(list[list[float]], protocol.TeiErrorResponse)
@@ -253,9 +244,8 @@ def tei_routes(state: State) -> APIRouter:
     embed_schema = body_schema(protocol.TeiEmbedBody)
     router.post("/embed", responses=vectors, openapi_extra=embed_schema)(embedded)
     router.post("/", responses=responses(Any, protocol.TeiErrorResponse), openapi_extra=embed_schema)(rooted)
-    router.post("/similarity", responses=cosines, openapi_extra=body_schema(protocol.TeiSimilarityBody))(
-        compared
-    )
+    similarity_schema = body_schema(protocol.TeiSimilarityBody)
+    router.post("/similarity", responses=cosines, openapi_extra=similarity_schema)(compared)
 
     @router.post(
         "/tokenize",
@@ -263,12 +253,11 @@ def tei_routes(state: State) -> APIRouter:
         openapi_extra=body_schema(protocol.TeiTokenizeBody),
     )
     async def tokenize(request: Request) -> Response:
-        """Return each text's tokens, uncut. Ours: ``pooled`` tells whether a token is averaged."""
+        """Return all tokens of each text. Ours: ``pooled`` is true for tokens that are averaged."""
         body = await parsed(state, request, protocol.TeiTokenizeBody)
         engine = state.serving()
-        embed_request = protocol.TeiBody(prompt_name=body.prompt_name).request_of(
-            protocol.as_list(body.inputs), "inputs"
-        )
+        shared = protocol.TeiBody(prompt_name=body.prompt_name)
+        embed_request = shared.request_of(protocol.as_list(body.inputs), "inputs")
         prompt = engine.prompt(embed_request)
         pieces = await engine.pieces(embed_request, request.state.ticket.deadline, partial(_gone, request))
         joined = [prompt + str(text) for text in embed_request.texts]

@@ -67,14 +67,14 @@ def operator_routes(state: State) -> APIRouter:
 
     @router.get("/health/live")
     async def live() -> Response:
-        """200 if the process answers and its model works; on anything else, restart it."""
+        """200 while the process answers and its model works; otherwise, restart the process."""
         failing = state.status == "failing"
         return JSONResponse({"status": state.status}, 503 if failing else 200)
 
     @router.get("/health/ready")
     @router.get("/health", summary="TEI's name of the same")
     async def ready() -> Response:
-        """200 if it serves requests: not while loading, draining or failing, or if the index fails."""
+        """200 while requests are served; 503 while loading, draining or failing, or if the index fails."""
         return JSONResponse({"status": state.status}, 200 if state.ready else 503)
 
     @router.get("/metrics", response_class=PlainTextResponse)
@@ -86,14 +86,14 @@ def operator_routes(state: State) -> APIRouter:
 
     @router.get("/stats")
     async def stats_now() -> Response:
-        """Status, queue and throughput as JSON, for a page or a person."""
+        """Status, queue and throughput as JSON."""
         return json_response(stats(state))
 
     return router
 
 
 def nim_routes(state: State) -> APIRouter:
-    """NVIDIA NIM's routes about the service."""
+    """Return NVIDIA NIM's routes about the service."""
     router = APIRouter(tags=["NIM"])
 
     @router.get("/v1/health/live")
@@ -106,10 +106,9 @@ def nim_routes(state: State) -> APIRouter:
 
     @router.get("/v1/metadata")
     async def metadata() -> Response:
+        facts = {"version": __version__, "assetInfo": [], "licenseInfo": {}}
         models = [{"shortName": name, "modelUrl": ""} for name in state.names]
-        return json_response(
-            {"version": __version__, "assetInfo": [], "licenseInfo": {}, "modelInfo": models}
-        )
+        return json_response({**facts, "modelInfo": models})
 
     @router.get("/v1/version")
     async def version() -> Response:
@@ -117,23 +116,17 @@ def nim_routes(state: State) -> APIRouter:
 
     @router.get("/v1/manifest")
     async def manifest() -> Response:
-        engine = state.serving()
-        facts = {
-            "model": state.names[0],
-            "fingerprint": engine.model.fingerprint,
-            "dtype": engine.model.dtype,
-        }
+        model = state.serving().model
+        facts = {"model": state.names[0], "fingerprint": model.fingerprint, "dtype": model.dtype}
         return json_response({"repository": "", "manifest_file": "", **facts})
 
     @router.get("/v1/license")
     async def license_of_the_server() -> Response:
-        facts = {"name": "Apache-2.0", "type": "server", "path": "LICENSE", "url": _LICENCE_URL}
+        url = "https://www.apache.org/licenses/LICENSE-2.0"
+        facts = {"name": "Apache-2.0", "type": "server", "path": "LICENSE", "url": url}
         return json_response({**facts, "content": "The licence of the server. The model has its own."})
 
     return router
-
-
-_LICENCE_URL = "https://www.apache.org/licenses/LICENSE-2.0"
 
 
 def _nim_health(what: str, *, good: bool) -> Response:
@@ -143,12 +136,7 @@ def _nim_health(what: str, *, good: bool) -> Response:
 
 
 _FOLDER = Path(__file__).parent / "page"
-_TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".svg": "image/svg+xml",
-}
+_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 _PARTS = ("api.js", "compare.js", "icon.svg", "map.js", "search.js", "status.js", "style.css")
 _FILES = {"/": "index.html", "/page/search": "search.html"} | {f"/page/{name}": name for name in _PARTS}
 PAGE_PATHS = tuple(_FILES)
@@ -172,7 +160,7 @@ def page_routes() -> APIRouter:
 
         @router.get(path)
         async def send() -> Response:
-            return Response(content, headers={**_PAGE_HEADERS, "Content-Type": _TYPES[file.suffix]})
+            return Response(content, headers=_PAGE_HEADERS, media_type=_TYPES[file.suffix])
 
     for path, name in _FILES.items():
         add(path, _FOLDER / name)
@@ -199,6 +187,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _crashed(request: Request, error: Exception) -> Response:  # noqa: ARG001
-    """Answer; the exception is raised again after this, and the guard logs it."""
+    """Answer 500. Starlette raises the exception again after this, and the guard logs it."""
     what = f"internal error: see the server's log for request {request.state.ticket.id}"
     return _refusal(request, RefusedError(500, "internal", what))

@@ -7,7 +7,7 @@ the lanes in turn, a pause serves one batch, and within a ``LONG`` batch, ``BULK
 batch itself.
 
 The budget of a device shrinks if pauses are further apart than ``pause_s``. If a batch does not fit on its
-device, it is split, and the device's budget stays lower.
+device, it is split, and the budget of the device stays lower.
 """
 
 import threading
@@ -26,7 +26,7 @@ from nvembed.serve.watch import Watch
 from nvembed.text.tokenize import Tokens
 
 FLOOR_TOKENS = 256  # batches shrink no further than this for latency
-NEAR_BATCHES = 8  # a batch is chosen among the oldest texts that would fill so many
+NEAR_BATCHES = 8  # a batch is chosen from this many batches of the oldest texts
 PROBE_EVERY_S = 5.0
 
 
@@ -44,7 +44,7 @@ class EmbedJob:
     deadline: float  # on the monotonic clock
     future: "Future[np.ndarray]" = field(default_factory=Future)
     vectors: np.ndarray | None = None
-    left: int = 0  # texts without a vector
+    remaining: int = 0  # texts without a vector
     waiting_tokens: int = 0  # of texts that no batch has taken yet
     first_row: int = 0  # the number of the first text in its request
     submitted: float = field(default_factory=monotonic)
@@ -83,7 +83,7 @@ def expired() -> RefusedError:
 
 
 class _Worker:
-    """What one device's thread knows. Only that thread writes it."""
+    """The state of one device's thread. Only that thread writes it."""
 
     def __init__(self, device: Device, limit: int) -> None:
         self.device = device
@@ -99,7 +99,7 @@ class _Worker:
 
 
 class _Run:
-    """One batch at work: how far apart its pauses are, and what time others took in them."""
+    """A batch that is being computed: the times between its pauses, and the time that others took in them."""
 
     def __init__(self, lane: Lane) -> None:
         self.lane = lane
@@ -115,12 +115,12 @@ class _Run:
 
     @property
     def typical_gap(self) -> float:
-        """The time between pauses that one in ten exceeds: the machine's hiccups do not count."""
+        """The 90th percentile of the times between pauses: rare hiccups of the machine do not count."""
         return sorted(self.gaps)[int(0.9 * (len(self.gaps) - 1))]
 
 
 class _Abandoned(BaseException):
-    """The requests of all texts of a batch have ended."""
+    """Every request with a text in this batch has ended."""
 
 
 class Batcher:
@@ -135,7 +135,7 @@ class Batcher:
         max_queue_tokens: int,
         pause_s: float,
     ) -> None:
-        """Start one thread per device. ``probe`` is a good text: it tells bad texts from bad devices."""
+        """Start one thread per device. ``probe`` is a text that embeds: if it fails, the device is bad."""
         self.max_queue_tokens = max_queue_tokens
         self.pause_s = pause_s
         self.watch = watch
@@ -147,23 +147,20 @@ class Batcher:
         self._closing = False
         self.workers = [_Worker(device, device.batch_tokens) for device in devices]
         self.long_tokens = min(worker.limit for worker in self.workers)
-        self._threads = [
-            threading.Thread(
-                target=self._work, args=(worker,), name=f"compute-{worker.device.name}", daemon=True
-            )
-            for worker in self.workers
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads = []
+        for worker in self.workers:
+            name = f"compute-{worker.device.name}"
+            self._threads.append(threading.Thread(target=self._work, args=(worker,), name=name, daemon=True))
+            self._threads[-1].start()
 
     @property
     def failing(self) -> bool:
-        """Whether no device can embed anything."""
+        """Whether every device fails."""
         return all(worker.failing for worker in self.workers)
 
     @property
     def held_tokens(self) -> int:
-        """Tokens that wait, those of texts being tokenised included (as estimated)."""
+        """Tokens in the queue, and an estimate for texts that are being tokenised."""
         return self._held_tokens
 
     def waiting(self) -> dict[str, int]:
@@ -171,10 +168,10 @@ class Batcher:
         return {lane.name.lower(): len(queue) for lane, queue in self._lanes.items()}
 
     def reserve(self, tokens: int, *, admitted: bool = False) -> None:
-        """Take room in the queue for texts that are still to be tokenised; ``release`` gives it back.
+        """Reserve room in the queue for texts that are not tokenised yet; ``release`` gives it back.
 
-        An empty queue takes any number. The later pieces of an ``admitted`` request always get room: only few
-        of them are in the queue at a time.
+        An empty queue accepts any number of tokens. Later pieces of an ``admitted`` request are always
+        accepted: only a few of them are in the queue at a time.
 
         Raises:
             RefusedError: 429, the queue is full.
@@ -200,7 +197,7 @@ class Batcher:
         self, tokens: Sequence[Tokens], *, urgent: bool, deadline: float, first_row: int = 0
     ) -> EmbedJob:
         """Queue texts of a request: as queries if ``urgent``, else as bulk or long ones."""
-        job = EmbedJob(tokens, deadline, left=len(tokens), first_row=first_row)
+        job = EmbedJob(tokens, deadline, remaining=len(tokens), first_row=first_row)
         job.future.set_running_or_notify_cancel()  # from now on only a result or a refusal ends it
         with self._changed:
             for row, item in enumerate(tokens):
@@ -226,7 +223,7 @@ class Batcher:
                 self._end(job, refusal)
 
     def close(self, timeout_s: float = 5.0) -> None:
-        """End the threads and refuse what is left."""
+        """End the threads and refuse the remaining requests."""
         self.refuse_all(RefusedError(503, "closing", "the server is shutting down: try again"))
         with self._changed:
             self._closing = True
@@ -254,7 +251,7 @@ class Batcher:
                 self._test(worker)
 
     def _next(self, worker: _Worker) -> list[Item]:
-        """Take a batch of the next lane in turn that has one."""
+        """Take a batch of the next lane that has texts, in turn."""
         for step in (1, 2, 3):
             lane = Lane((worker.turn + step) % len(Lane))
             if items := self._take(lane, worker):
@@ -263,9 +260,9 @@ class Batcher:
         return []
 
     def _take(self, lane: Lane, worker: _Worker) -> list[Item]:
-        """Take a batch: a lane's oldest text, and of the next ones those most like it in length.
+        """Take a batch: the oldest text of a lane, and of the next ones those most like it in length.
 
-        Needs the lock. Texts whose request has ended are dropped.
+        The caller holds the lock. Texts of requests that have ended are dropped.
         """
         queue = self._lanes[lane]
         near: list[Item] = []
@@ -279,14 +276,14 @@ class Batcher:
                 tokens += item.size
         # On CPU, equally long texts share one call of the attention kernel. The oldest text stays the first.
         order = sorted(range(len(near)), key=lambda number: abs(near[number].size - near[0].size))
-        chosen: set[int] = set()
+        batch: set[int] = set()
         tokens = 0
         for number in order:
-            if not chosen or tokens + near[number].size <= worker.budget:
+            if not batch or tokens + near[number].size <= worker.budget:
                 tokens += near[number].size
-                chosen.add(number)
-        queue.extendleft(item for number, item in reversed(list(enumerate(near))) if number not in chosen)
-        items = [near[number] for number in sorted(chosen)]
+                batch.add(number)
+        queue.extendleft(item for number, item in reversed(list(enumerate(near))) if number not in batch)
+        items = [near[number] for number in sorted(batch)]
         for item in items:
             self._held_tokens -= item.size
             item.job.waiting_tokens -= item.size
@@ -304,7 +301,7 @@ class Batcher:
             self._changed.notify_all()
 
     def _run(self, items: list[Item], worker: _Worker, outer: _Run | None = None) -> None:
-        """Compute a batch and hand out its vectors. Raises nothing."""
+        """Compute a batch and distribute its vectors. Raises nothing."""
         items = [item for item in items if not item.job.over]
         if not items:
             return
@@ -362,20 +359,20 @@ class Batcher:
                 if job.vectors is None:
                     job.vectors = np.empty((len(job.tokens), vectors.shape[1]), dtype=np.float32)
                 job.vectors[item.row] = vector
-                job.left -= 1
+                job.remaining -= 1
                 if not good:
                     self.watch.failed("a vector is not finite")
                     message = f"the vector of input {item.number} is not finite: check the model"
                     self._end(job, RefusedError(500, "not_finite", message))
-                elif job.left == 0 and not job.over:
+                elif job.remaining == 0 and not job.over:
                     job.future.set_result(job.vectors)
 
     def _measure(self, run: _Run, tokens: int, worker: _Worker) -> None:
-        """Count a batch, and set the budget by the time between its pauses."""
+        """Count a batch, and adapt the budget to the time between its pauses."""
         self.watch.computed(run.lane.name.lower(), tokens, run.last - run.start - run.others)
         if run.lane is Lane.BULK and tokens >= FLOOR_TOKENS:
-            fitting = int(tokens * self.pause_s / max(run.typical_gap, 1e-6))
-            target = max(FLOOR_TOKENS, min(worker.limit, fitting))
+            size = int(tokens * self.pause_s / max(run.typical_gap, 1e-6))
+            target = max(FLOOR_TOKENS, min(worker.limit, size))
             worker.paced = (
                 int(0.7 * worker.paced + 0.3 * target)
                 if target < worker.paced
@@ -383,7 +380,7 @@ class Batcher:
             )
 
     def _does_not_fit(self, items: list[Item], tokens: int, worker: _Worker, outer: _Run | None) -> None:
-        """Out of memory: split, lower the budget, try again; a single text that does not fit is refused."""
+        """Handle a lack of memory: split the batch and lower the budget; refuse a single text."""
         if outer is not None:  # it may fit once the batch around it has ended
             outer.crowded = True
             self._put_back(items)
@@ -394,13 +391,12 @@ class Batcher:
         else:
             self.watch.out_of_memory(worker.device.name, tokens, worker.limit)
             where = worker.device.name
-            message = (
-                f"input {items[0].number} is {tokens:,} tokens, too long for the memory of {where}: cut it"
-            )
+            what = f"{tokens:,} tokens, too long for the memory of {where}: cut it"
+            message = f"input {items[0].number} is {what}"
             self.cancel(items[0].job, RefusedError(413, "out_of_memory", message))
 
     def _isolate(self, items: list[Item], worker: _Worker, outer: _Run | None, error: BaseException) -> None:
-        """The model raised: halve the batch until the texts that it fails on are alone."""
+        """Handle an exception of the model: halve the batch until the texts that cause it are alone."""
         self.watch.failed(type(error).__name__, error)
         self._test(worker)
         if len(items) > 1 and not worker.failing:

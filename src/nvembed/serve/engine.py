@@ -1,4 +1,4 @@
-"""The path of one request: texts, prompt, tokens, a place in the queue, vectors. Knows no HTTP and no API."""
+"""The path of one request: texts, prompt, tokens, queue, vectors; independent of HTTP and of any API."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -26,21 +26,19 @@ Truncate = Literal["NONE", "START", "END"]
 SMALL_BYTES = 16_384  # requests up to this size are tokenised on a thread that larger ones cannot hold
 BYTES_PER_TOKEN = 4  # an estimate, to reserve a place before a text is tokenised
 PIECES_AT_ONCE = 2  # of one request in the queue: one at work, one waiting
-TOKENIZE_BYTES, TOKENIZE_TOKENS = (
-    2**20,
-    2**16,
-)  # of one request to show tokens: each becomes 100 bytes of JSON
+TOKENIZE_BYTES, TOKENIZE_TOKENS = 2**20, 2**16  # of one /tokenize request: a token is 100 bytes of JSON
 NO_IDS = (
     "this server accepts texts, not token ids: their vocabulary is unknown. Send texts (in LangChain's "
     "OpenAIEmbeddings: check_embedding_ctx_length=False), or start the server with --vocabulary cl100k_base "
     "for OpenAI's ids, or --vocabulary model for ids of the model's own tokenizer"
 )
+NO_INSTRUCTION = "instruction goes with queries, not with passages: leave one of them out"
 WARM_UP = ("warm-up", "The quick brown fox jumps over the lazy dog. " * 16)
 
 
 @dataclass(frozen=True)
 class EmbedRequest:
-    """A request in no API's words, except ``param``: that API's name of the texts."""
+    """A request, independent of the API; ``param`` is that API's name of the texts, for messages."""
 
     texts: Sequence[str | Sequence[int]]
     input_type: InputType | None = None
@@ -54,14 +52,14 @@ class EmbedRequest:
 
 @dataclass(frozen=True)
 class EmbedResult:
-    """Vectors (n, d) float32, unit rows, and what was read of each text."""
+    """Vectors (n, d) float32, unit rows, and how many tokens of each text were read."""
 
     vectors: np.ndarray
     tokens: list[int]  # read, prompt, BOS and EOS included
     full_tokens: list[int]  # before any cut
     prompt: str
     queue_s: float  # from tokens to the first batch
-    fingerprint: str  # names what the model computes
+    fingerprint: str  # of the model
 
     @property
     def truncated(self) -> list[int]:
@@ -95,12 +93,9 @@ class Engine:
         batch = min(device.batch_tokens for device in model.devices)
         max_queue_tokens = settings.max_queue_tokens or 64 * batch
         self.piece_bytes = BYTES_PER_TOKEN * max(max_queue_tokens // 16, batch * len(model.devices))
+        pause_s = settings.pause_ms / 1000
         self.batcher = Batcher(
-            model.devices,
-            probe,
-            watch,
-            max_queue_tokens=max_queue_tokens,
-            pause_s=settings.pause_ms / 1000,
+            model.devices, probe, watch, max_queue_tokens=max_queue_tokens, pause_s=pause_s
         )
         self._small = ThreadPoolExecutor(1, "tokenise-small")
         self._large = ThreadPoolExecutor(settings.tokenise_threads, "tokenise")
@@ -113,11 +108,11 @@ class Engine:
     def prompt(self, request: EmbedRequest) -> str:
         """Return the string to prepend to the texts.
 
-        A task has one for each side of a pair; an instruction is for queries. Without either it is the
-        operator's instruction for the input type, if there is one.
+        A task has an instruction for each side of a pair; an instruction is for queries. Without either, it
+        is the operator's instruction for the input type, if there is one.
 
         Raises:
-            RefusedError: 400, both were sent, the task is unknown, or the instruction cannot be used.
+            RefusedError: 400, instruction and task were both sent, or one of them cannot be used.
         """
         if request.prompt is not None:
             return request.prompt
@@ -131,7 +126,7 @@ class Engine:
             if request.task is not None:
                 return format_prompt(instruction_for(request.task, "corpus" if passage else "query"))
             if request.instruction and passage:
-                raise InputError("instruction goes with queries, not with passages: leave one of them out")
+                raise InputError(NO_INSTRUCTION)
             if request.instruction is not None:
                 return format_prompt(request.instruction)
         except InputError as error:
@@ -146,10 +141,10 @@ class Engine:
         return format_prompt(defaults.get(request.input_type or "", ""))
 
     def _own_prompt(self, request: EmbedRequest, own: ModelPrompts) -> str:
-        """Return the prompt of a model that brings its own: by task, instruction or input type."""
+        """Return the prompt of a model with prompts of its own: by task, instruction or input type."""
         if request.input_type == "passage":
             if request.instruction:
-                raise InputError("instruction goes with queries, not with passages: leave one of them out")
+                raise InputError(NO_INSTRUCTION)
             return own.document(task=request.task)
         if request.input_type == "query" or request.task is not None or request.instruction is not None:
             return own.query(instruction=request.instruction, task=request.task)
@@ -158,16 +153,16 @@ class Engine:
     async def embed(self, request: EmbedRequest, deadline: float, gone: Gone) -> EmbedResult:
         """Embed a request's texts; ``deadline`` is on the monotonic clock.
 
-        A large request goes through the queue in pieces, few at a time, so that others get room beside it.
+        A large request is queued in pieces, a few at a time, so that other requests are served between them.
 
         Raises:
-            RefusedError: why there are no vectors.
+            RefusedError: the texts cannot be embedded.
         """
         if self.batcher.failing:
             raise failing()
         prompt = self.prompt(request)
         sizes = self._sizes(request, prompt)
-        left = asyncio.ensure_future(gone())
+        disconnect = asyncio.ensure_future(gone())
         jobs: list[EmbedJob] = []
         vectors: list[np.ndarray] = []
         try:
@@ -175,20 +170,20 @@ class Engine:
                 piece = replace(request, texts=request.texts[first:end])
                 size = sum(sizes[first:end])
                 work = partial(self._tokens, piece, prompt, first)
-                tokens = await self._tokenised(work, size, left, deadline, admitted=first > 0)
+                tokens = await self._tokenised(work, size, disconnect, deadline, admitted=first > 0)
                 if len(jobs) - len(vectors) == PIECES_AT_ONCE:
-                    vectors.append(await self._result(jobs[len(vectors)], left, deadline))
+                    vectors.append(await self._result(jobs[len(vectors)], disconnect, deadline))
                 urgent = end - first == len(sizes) and self._urgent(request, tokens)
                 jobs.append(self.batcher.submit(tokens, urgent=urgent, deadline=deadline, first_row=first))
             while len(vectors) < len(jobs):
-                vectors.append(await self._result(jobs[len(vectors)], left, deadline))
+                vectors.append(await self._result(jobs[len(vectors)], disconnect, deadline))
         except BaseException as error:
-            gone_wrong = RefusedError(500, "internal", "another part of the request failed")
+            other = RefusedError(500, "internal", "another part of the request failed")
             for job in jobs:
-                self.batcher.cancel(job, error if isinstance(error, RefusedError) else gone_wrong)
+                self.batcher.cancel(job, error if isinstance(error, RefusedError) else other)
             raise
         finally:
-            left.cancel()
+            disconnect.cancel()
         return self._answer(jobs, vectors, prompt)
 
     def _answer(self, jobs: Sequence[EmbedJob], vectors: Sequence[np.ndarray], prompt: str) -> EmbedResult:
@@ -202,8 +197,8 @@ class Engine:
         self.watch.cut.inc(len(answer.truncated))
         return answer
 
-    async def _result(self, job: EmbedJob, left: "asyncio.Future[None]", deadline: float) -> np.ndarray:
-        return await self._first(asyncio.wrap_future(job.future), left, deadline)
+    async def _result(self, job: EmbedJob, disconnect: "asyncio.Future[None]", deadline: float) -> np.ndarray:
+        return await self._first(asyncio.wrap_future(job.future), disconnect, deadline)
 
     def _pieces(self, sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
         """Yield the first row and the end of each piece: texts of ``piece_bytes``, or one longer text."""
@@ -224,7 +219,7 @@ class Engine:
         *,
         admitted: bool = False,
     ) -> T:
-        """Run ``work`` on a tokenising thread, with room in the queue reserved meanwhile."""
+        """Run ``work`` on a tokenising thread; meanwhile room in the queue is reserved."""
         reserved = size // BYTES_PER_TOKEN + 1
         self.batcher.reserve(reserved, admitted=admitted)
         try:
@@ -246,10 +241,10 @@ class Engine:
         raise expired()
 
     def _sizes(self, request: EmbedRequest, prompt: str) -> list[int]:
-        """Return the bytes of each text with the prompt prepended (of ids: four each).
+        """Return the bytes of each text with the prompt prepended; a token id counts as four bytes.
 
         Raises:
-            RefusedError: no text, too many, one that is empty or too large, or too many bytes together.
+            RefusedError: there is no text, there are too many, or one is empty or too large.
         """
         param, count, settings = request.param, len(request.texts), self.settings
         if count == 0:
@@ -281,26 +276,20 @@ class Engine:
         limit = min(request.max_length or self.max_length, self.max_length)
         cut: Literal["start", "end"] = "start" if request.truncate == "START" else "end"
         try:
-            texts = [
-                text if isinstance(text, str) else self._text_of(text, row)
-                for row, text in enumerate(request.texts, first_row)
-            ]
+            rows = enumerate(request.texts, first_row)
+            texts = [text if isinstance(text, str) else self._text_of(text, row) for row, text in rows]
             tokens = self.model.tokenise(texts, prompt=prompt, max_length=limit, cut=cut)
         except InputError as error:
             raise RefusedError(400, "bad_input", str(error), param=request.param) from error
         for row, item in enumerate(tokens, first_row):
             if item.truncated and request.truncate == "NONE":
-                raise RefusedError(
-                    400,
-                    "text_too_long",
-                    f"{request.param}[{row}] is {item.full_length:,} tokens and at most {limit:,} are read: "
-                    "shorten it, or set truncate to have it cut",
-                    param=request.param,
-                )
+                what = f"{request.param}[{row}] is {item.full_length:,} tokens and at most {limit:,} are read"
+                message = f"{what}: shorten it, or set truncate to have it cut"
+                raise RefusedError(400, "text_too_long", message, param=request.param)
         return tokens
 
     def _text_of(self, ids: Sequence[int], row: int) -> str:
-        if self.model.text_of is None:  # ids do not show which tokenizer made them
+        if self.model.text_of is None:  # nothing in the ids says which tokenizer they come from
             raise InputError(NO_IDS)
         try:
             return self.model.text_of(ids)
@@ -308,17 +297,19 @@ class Engine:
             raise InputError(f"input {row}: {error}") from error
 
     async def pieces(self, request: EmbedRequest, deadline: float, gone: Gone) -> list[list[Piece]]:
-        """Return every text's tokens, uncut; raises RefusedError as ``embed`` does."""
+        """Return all tokens of each text; raises RefusedError as ``embed`` does."""
         prompt = self.prompt(request)
         size = sum(self._sizes(request, prompt))
         if size > TOKENIZE_BYTES:
             message = f"{request.param} is {size:,} bytes with prompts and the limit is {TOKENIZE_BYTES:,}"
             raise RefusedError(413, "body_too_large", f"{message}: send it in parts", param=request.param)
-        left = asyncio.ensure_future(gone())
+        disconnect = asyncio.ensure_future(gone())
         try:
-            return await self._tokenised(partial(self._all_pieces, request, prompt), size, left, deadline)
+            return await self._tokenised(
+                partial(self._all_pieces, request, prompt), size, disconnect, deadline
+            )
         finally:
-            left.cancel()
+            disconnect.cancel()
 
     def _all_pieces(self, request: EmbedRequest, prompt: str) -> list[list[Piece]]:
         texts = [str(text) for text in request.texts]
@@ -332,7 +323,7 @@ class Engine:
             raise RefusedError(400, "bad_input", str(error), param=request.param) from error
 
     def _urgent(self, request: EmbedRequest, tokens: Sequence[Tokens]) -> bool:
-        """Whether this counts as a query: named so, or one short text that is not named a passage."""
+        """Whether a request counts as a query: by its type, or as one short text without a type."""
         if sum(len(item.input_ids) for item in tokens) > self.settings.query_tokens:
             return False
         if request.input_type is None:

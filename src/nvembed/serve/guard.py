@@ -1,4 +1,4 @@
-"""What every request passes before any API: host, key, size, time; and its line in the log afterwards."""
+"""Checks of every request before any API: host, key, size, time; and its line in the log."""
 
 import asyncio
 import hmac
@@ -21,6 +21,7 @@ from nvembed.serve.state import State, Ticket
 
 BODIES_AT_ONCE = 8  # bodies of the largest size that may be held in memory together
 SMALL_BODY = 65_536  # bytes; always read, whatever large bodies are held
+UNLOGGED = ("/metrics", "/v1/metrics", "/stats")
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -35,7 +36,7 @@ class Guard:
         public: Sequence[str],
         note: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> None:
-        """``public`` pages and health routes need no key; ``note`` gets each log line's fields."""
+        """``public``: paths that need no key. ``note`` is called with the fields of each log line."""
         self.app: ASGIApp = app
         self.routes = app.routes
         self.state = state
@@ -86,15 +87,15 @@ class Guard:
             self._log(scope["method"], inner, ticket, status)
 
     def _allowed_s(self, headers: Mapping[str, str]) -> float:
-        """Return the request's time limit: the server's, or a lower one that the client sent."""
+        """Return the time limit of a request: the server's, or a lower one that the client sent."""
         try:
-            asked = float(headers.get("x-timeout-s", "inf"))
+            limit_s = float(headers.get("x-timeout-s", "inf"))
         except ValueError:
-            asked = float("inf")
-        return min(asked, self.settings.timeout_s) if asked > 0 else self.settings.timeout_s
+            limit_s = float("inf")
+        return min(limit_s, self.settings.timeout_s) if limit_s > 0 else self.settings.timeout_s
 
     def _check_host(self, headers: Mapping[str, str]) -> None:
-        """Without a key on loopback, refuse names of other hosts: a web page's own name may point here."""
+        """Without a key on loopback, refuse names of other hosts: a web page may use one for this host."""
         host = headers.get("host")
         if self.hosts is None or host is None:
             return
@@ -109,10 +110,8 @@ class Guard:
                 return
         except ValueError:
             pass
-        what = (
-            "the Host header does not name this machine. Use http://127.0.0.1, set an API key, or start the"
-        )
-        raise RefusedError(403, "bad_host", f"{what} server with --allowed-host")
+        cure = "use http://127.0.0.1, set an API key, or start the server with --allowed-host"
+        raise RefusedError(403, "bad_host", f"the Host header does not name this machine: {cure}")
 
     def _check_key(self, scope: Scope, headers: Mapping[str, str]) -> None:
         if not self.keys or (scope["method"] == "GET" and scope["path"] in self.public):
@@ -132,12 +131,13 @@ class Guard:
         return any(route.matches(scope)[0] is Match.FULL for route in self.routes)
 
     async def _body(self, headers: Mapping[str, str], receive: Receive, ticket: Ticket) -> bytes:
-        """Read the whole body, bounded in bytes and in time.
+        """Read the whole body, within limits of bytes and time.
 
         Raises:
             RefusedError: 413, 408, or 429 if the server holds too many bodies already.
         """
         limit = self.settings.max_body_bytes
+        small = min(SMALL_BODY, limit // 2)
         too_large = f"the body is larger than max_body_bytes, {limit:,} bytes: send it in parts"
         length = headers.get("content-length", "")
         if length.isdigit() and (len(length) > 18 or int(length) > limit):
@@ -155,9 +155,7 @@ class Guard:
                     self.state.body_bytes += len(part)
                     if len(body) > limit:
                         raise RefusedError(413, "body_too_large", too_large)
-                    if self.state.body_bytes > BODIES_AT_ONCE * limit and len(body) > min(
-                        SMALL_BODY, limit // 2
-                    ):
+                    if self.state.body_bytes > BODIES_AT_ONCE * limit and len(body) > small:
                         what = "the requests at work are as large as this server holds: try again"
                         raise RefusedError(429, "busy", what, retry_after_s=1)
                     if not message.get("more_body"):
@@ -175,13 +173,8 @@ class Guard:
         watch.request_s.labels(route).observe(seconds)
         if ticket.code:
             watch.refused.labels(ticket.code).inc()
-        if (route in self.public and scope["method"] == "GET") or route in (
-            "/metrics",
-            "/v1/metrics",
-            "/stats",
-        ):
-            return
-        watch.event("info", "request", _fields(method, scope, ticket, status))
+        if (route not in self.public or scope["method"] != "GET") and route not in UNLOGGED:
+            watch.event("info", "request", _fields(method, scope, ticket, status))
 
 
 def _fields(method: str, scope: Scope, ticket: Ticket, status: int) -> dict[str, Any]:
@@ -200,7 +193,7 @@ def _fields(method: str, scope: Scope, ticket: Ticket, status: int) -> dict[str,
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Return a ``receive`` that gives the body that was read already, and then what comes after it."""
+    """Return a ``receive`` that gives ``body``, which was read already, and then the messages after it."""
     sent = False
 
     async def replayed() -> Message:
@@ -214,7 +207,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 async def respond(path: str, refusal: RefusedError, send: Send) -> None:
-    """Send a refusal in the format of the API of ``path``; the rest of the request is not read."""
+    """Send a refusal in the format of the API of ``path``, and close the connection."""
     body = json.dumps(envelope(path, refusal)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     headers += [(name.encode(), value.encode()) for name, value in refusal.headers().items()]

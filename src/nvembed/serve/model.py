@@ -1,4 +1,4 @@
-"""What a server needs of a model and of an index: functions and facts."""
+"""The model and the index of a server, as functions and facts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +21,8 @@ class Tokenise(Protocol):
 class Embed(Protocol):
     """Tokens to vectors (n, d) float32, in one batch on one device.
 
-    ``pause`` may be called at any time, often: it computes what is more urgent. What it raises must
-    propagate.
-    Raises MemoryError if the batch does not fit; any other exception is blamed on the texts of the batch.
+    ``pause`` is to be called often: it computes what is more urgent, and its exceptions must propagate.
+    Raises MemoryError if the batch does not fit; any other exception counts as a fault of its texts.
     """
 
     def __call__(self, tokens: Sequence[Tokens], *, pause: Callable[[], None] | None) -> np.ndarray: ...
@@ -31,7 +30,7 @@ class Embed(Protocol):
 
 @dataclass(frozen=True)
 class Device:
-    """One device: its name, its embedding function, and the largest batch in tokens."""
+    """A device: its name, its embedding function, and its largest batch in tokens."""
 
     name: str
     embed: Embed
@@ -42,17 +41,16 @@ class Device:
 class ServedModel:
     """A model that can be served."""
 
-    name: str
     dim: int
     max_length: int  # tokens read of one text
     dtype: str
     pooling: str
-    fingerprint: str  # names what the model computes
+    fingerprint: str
     tokenise: Tokenise
-    text_of: Callable[[Sequence[int]], str] | None  # token ids to their text; raises InputError; None refuses
+    text_of: Callable[[Sequence[int]], str] | None  # token ids to text; raises InputError; None: no ids
     pieces: Callable[[str, str], list[Piece]]  # text, prompt
     devices: tuple[Device, ...]
-    prompts: ModelPrompts | None = None  # that the model brings itself; None takes instructions
+    prompts: ModelPrompts | None = None  # the model's own; None: prompts are made from instructions
 
 
 Mode = Literal["hybrid", "vector", "text"]
@@ -76,7 +74,7 @@ class ServedIndex:
     name: str
     query_prompt: str
     max_length: int  # tokens read of a query
-    fields: Callable[[], Mapping[str, str]]  # what filters can use now, with types
+    fields: Callable[[], Mapping[str, str]]  # names and types of the fields for filters, as they are now
     find: Callable[[SearchQuery, np.ndarray | None], list[dict[str, Any]]]  # InputError: a bad filter
     check: Callable[[], None]  # raises NvembedError if the index cannot be searched
     map: bytes | None = None  # JSON, as nvembed cluster writes it

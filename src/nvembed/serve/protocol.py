@@ -11,7 +11,7 @@ from nvembed.serve.refusal import RefusedError
 from nvembed.serve.wire import Kind
 
 T = TypeVar("T")
-# The first fault ends a list: describing each of a million would hold up every request.
+# Validation of a list ends at its first fault: describing a million of them would delay every request.
 Filled = Annotated[list[T], Field(min_length=1, fail_fast=True)]
 TokenIds = Filled[Annotated[StrictInt, Field(ge=0, lt=2**32)]]
 Texts = StrictStr | TokenIds | Filled[StrictStr] | Filled[TokenIds]
@@ -19,7 +19,7 @@ Name = Annotated[StrictStr, Field(max_length=1000)]
 Dimensions = Annotated[StrictInt, Field(ge=1)] | None
 B = TypeVar("B", bound="Body")
 
-# the words of NIM, Cohere and Voyage for the same
+# as NIM, Cohere and Voyage name them
 _INPUT_TYPES: dict[str, InputType] = {
     "query": "query",
     "search_query": "query",
@@ -34,8 +34,8 @@ _INPUT_TYPES: dict[str, InputType] = {
 class Body(BaseModel):
     """A JSON object. A null field counts as absent; unknown fields are ignored, as these APIs ignore them.
 
-    ``unsupported``: fields of related servers that would change the answer, with the values that change
-    nothing here. Any other value is refused.
+    ``unsupported``: fields of related servers that would change the answer, with the values that are accepted
+    because they change nothing here.
     """
 
     model_config = ConfigDict(extra="ignore", title=None)
@@ -102,28 +102,22 @@ class OpenAIBody(Body):
     task: Name | None = Field(None, description="Ours: a task with a known instruction, such as NQ.")
 
     def request(self, suffix: Literal["query", "passage"] | None) -> EmbedRequest:
-        """``suffix`` is the end of the model's name.
+        """Return the request; ``suffix`` is NIM's, at the end of the model's name.
 
         Raises:
-            RefusedError: 400, it contradicts ``input_type``, or two fields contradict each other.
+            RefusedError: 400, two fields, or a field and the suffix, contradict each other.
         """
         input_type = _INPUT_TYPES[self.input_type] if self.input_type else None
         if suffix and input_type and suffix != input_type:
             message = f"model ends in -{suffix} and input_type is {self.input_type}: send one of them"
             raise RefusedError(400, "bad_input_type", message, param="input_type")
-        if self.embedding_type != "float" and self.encoding_format not in (
-            "float",
-            "base64",
-            self.embedding_type,
-        ):
-            message = (
-                f"encoding_format {self.encoding_format} and embedding_type {self.embedding_type} differ"
-            )
-            raise RefusedError(400, "bad_request", f"{message}: send one of them", param="embedding_type")
+        kind, encoding = self.embedding_type, self.encoding_format
+        if kind != "float" and encoding not in ("float", "base64", kind):
+            message = f"encoding_format {encoding} and embedding_type {kind} differ: send one of them"
+            raise RefusedError(400, "bad_request", message, param="embedding_type")
         truncate: Truncate = "END" if self.truncation and self.truncate == "NONE" else self.truncate
-        return EmbedRequest(
-            as_list(self.input), input_type or suffix, self.instruction, self.task, truncate, "input"
-        )
+        texts, side = as_list(self.input), input_type or suffix
+        return EmbedRequest(texts, side, self.instruction, self.task, truncate, "input")
 
 
 CohereInputType = Literal["search_query", "search_document", "classification", "clustering"]
@@ -186,7 +180,7 @@ Direction = Literal["Left", "Right", "left", "right"]
 
 
 class TeiBody(Body):
-    """What TEI's routes share. ``prompt_name``: query, passage, or a task with a known instruction."""
+    """The fields that TEI's routes share. ``prompt_name``: query, passage, or a task with an instruction."""
 
     unsupported: ClassVar[dict[str, tuple[object, ...]]] = {"pooling": ()}
 
@@ -210,8 +204,7 @@ class TeiEmbedBody(TeiBody):
     inputs: Texts
     normalize: StrictBool = Field(
         True,
-        description="The model's own last step scales vectors to unit length, so false changes only that "
-        "vectors of fewer dimensions are not scaled again.",
+        description="Scale vectors of fewer dimensions to unit length; whole vectors always have it.",
     )
     dimensions: Dimensions = None
 
@@ -263,17 +256,17 @@ class SearchBody(Body):
 
 
 def as_list(value: Any) -> list[Any]:
-    """Return texts, or lists of ids, as a list: one text may come without a list around it."""
+    """Return texts, or lists of ids, as a list; a single one may come without a list around it."""
     return [value] if isinstance(value, str) or isinstance(value[0], int) else value
 
 
-# Responses, for the OpenAPI schema alone: vectors are written without pydantic.
+# Responses, only for the OpenAPI schema: vectors are written without pydantic.
 
 Vector = list[float] | list[int] | str
 
 
 class Details(BaseModel):
-    """Ours: what was read of each text."""
+    """Ours: the tokens of each text that were read, and which texts were cut."""
 
     tokens: list[int]
     full_tokens: list[int]

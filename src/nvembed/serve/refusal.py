@@ -7,7 +7,7 @@ MAX_MESSAGE = 500  # characters; a message may quote what the request sent
 
 
 class RefusedError(Exception):
-    """An answer other than 200. ``code`` is for programs, ``message`` for people; neither holds a text."""
+    """An answer other than 200. ``code`` is for programs, ``message`` for people; neither contains a text."""
 
     def __init__(
         self,

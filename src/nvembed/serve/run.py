@@ -1,4 +1,4 @@
-"""The process: the socket, uvicorn, signals, loading while it answers already, and an orderly end."""
+"""The server's process: socket, uvicorn, signals, loading the model, and an orderly end."""
 
 import asyncio
 import logging
@@ -34,13 +34,12 @@ def _listen(settings: ServerSettings) -> socket.socket:
         return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     except OSError as error:
         where = f"{settings.host} port {settings.port}"
-        raise InputError(
-            f"cannot listen on {where}: {error.strerror or error}; pass another --port"
-        ) from error
+        reason = error.strerror or error
+        raise InputError(f"cannot listen on {where}: {reason}; pass another --port") from error
 
 
 def _config(settings: ServerSettings, app: object) -> uvicorn.Config:
-    """Return uvicorn's settings, with the certificate read.
+    """Return uvicorn's settings; the certificate is read.
 
     Raises:
         InputError: the certificate or its key cannot be used.
@@ -69,7 +68,7 @@ def _config(settings: ServerSettings, app: object) -> uvicorn.Config:
 
 
 def _raise_file_limit(connections: int) -> None:
-    """A connection is a file: allow as many as will be accepted, up to the system's limit."""
+    """Allow as many open files as there may be connections, up to the system's limit."""
     try:
         import resource
     except ImportError:  # Windows
@@ -82,7 +81,7 @@ def _raise_file_limit(connections: int) -> None:
 
 
 class _Protocol(HttpToolsProtocol):
-    """Uvicorn's HTTP/1.1 with limits on the time and the size of a request's head, and on its trailers."""
+    """Uvicorn's HTTP/1.1, with limits of time and size for a request's head and its trailers."""
 
     head_timeout_s: float
     _timer: asyncio.TimerHandle | None = None
@@ -98,7 +97,7 @@ class _Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._timer is not None:  # a line that does not end reaches no callback
+        if self._timer is not None:  # no callback is called before a line ends
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_BYTES and len(data) < self._head_bytes:
                 self.send_400_response(f"The request's head is larger than {HEAD_BYTES} bytes.")
@@ -116,7 +115,7 @@ class _Protocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._count(len(name) + len(value))
-        if not self._trailing:  # trailers are not used
+        if not self._trailing:  # trailers are ignored
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -141,18 +140,18 @@ class _Protocol(HttpToolsProtocol):
 
 
 class Server(uvicorn.Server):
-    """Opens the port, loads the model while the health routes answer already, serves, and drains.
+    """Opens the port, loads the model while the health routes answer, serves, and drains.
 
-    SIGTERM, SIGHUP, Ctrl-C, or ``stop``, let the requests at work finish. A second signal ends at once.
+    After SIGTERM, SIGHUP, Ctrl-C or ``stop``, running requests finish. A second signal ends at once.
     """
 
     def __init__(
         self, settings: ServerSettings, load: Callable[[], ServedModel], index: ServedIndex | None = None
     ) -> None:
-        """Open the port; ``load`` is called once the server runs, on a thread of its own.
+        """Open the port; ``load`` is called on a thread when the server runs.
 
         Raises:
-            InputError: an option that cannot be used, such as a port in use.
+            InputError: an option cannot be used, such as a port that is in use.
         """
         settings.check()
         _raise_file_limit(settings.max_connections)
@@ -172,10 +171,10 @@ class Server(uvicorn.Server):
         self._tasks: set[asyncio.Task[None]] = set()
 
     def serve_forever(self) -> None:
-        """Serve until stopped.
+        """Serve until ``stop`` or a signal.
 
         Raises:
-            Whatever ``load`` raises, or the warm-up.
+            Whatever ``load`` or the warm-up raises.
         """
         watch = self.state.watch
         logger = logging.getLogger("uvicorn.error")
@@ -198,7 +197,7 @@ class Server(uvicorn.Server):
             raise self.failure
 
     def stop(self) -> None:
-        """Drain and end, from any thread."""
+        """Drain and end; any thread may call it."""
         if self._loop is None:
             self.should_exit = True
         else:
@@ -206,7 +205,7 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def _handling_signals(self) -> Iterator[None]:
-        """Handle SIGTERM, Ctrl-C and SIGHUP, the last one only if it is not ignored (nohup)."""
+        """Handle SIGTERM and Ctrl-C, and SIGHUP if it is not ignored (as nohup does)."""
         before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", None)):
@@ -220,11 +219,11 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Nothing: ``serve_forever`` handles them already, from before the port is announced."""
+        """Do nothing: ``serve_forever`` handles signals, and begins before the port is logged."""
         yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """Take a signal: the first one drains, the second one ends at once."""
+        """Drain at the first signal, and end at the second."""
         if self.state.phase == "loading":
             self.ended_by = sig
         if self.state.phase == "draining":
@@ -253,15 +252,14 @@ class Server(uvicorn.Server):
             except BaseException as error:
                 loading.set_exception(error)
 
-        # A thread that nothing waits for: SIGTERM ends the server while it loads.
+        # A daemon thread: SIGTERM ends the process while the model is loading.
         threading.Thread(target=load, name="load", daemon=True).start()
         try:
             state.engine = await asyncio.wrap_future(loading)
         except asyncio.CancelledError:
             raise
         except BaseException as error:
-            self.failure = error
-            self.should_exit = True
+            self.failure, self.should_exit = error, True
             return
         if state.phase == "loading":
             state.phase = "ready"
@@ -272,23 +270,20 @@ class Server(uvicorn.Server):
                 self._start(self._watch_index(self.index))
 
     async def _watch_index(self, index: ServedIndex) -> None:
-        """Keep readiness true: check every few seconds that the index's store answers."""
+        """Check every few seconds that the store of the index answers, for the readiness."""
         state = self.state
-        thread = ThreadPoolExecutor(
-            1, "index"
-        )  # its own: searches that take long say nothing about the store
+        thread = ThreadPoolExecutor(1, "index")  # its own: long searches do not mean that the store fails
         while state.phase == "ready":
             try:
                 async with asyncio.timeout(INDEX_CHECK_S):
                     await asyncio.get_running_loop().run_in_executor(thread, index.check)
-                fails = False
+                if state.index_fails:
+                    state.watch.event("info", "index answers again")
+                state.index_fails = False
             except (NvembedError, TimeoutError) as error:
-                fails = True
                 if not state.index_fails:
                     state.watch.event("error", "index failed", {"error": type(error).__name__})
-            if state.index_fails and not fails:
-                state.watch.event("info", "index answers again")
-            state.index_fails = fails
+                state.index_fails = True
             await asyncio.sleep(INDEX_CHECK_S)
         thread.shutdown(wait=False, cancel_futures=True)
 

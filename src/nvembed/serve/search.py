@@ -56,7 +56,7 @@ def search_routes(state: State, index: ServedIndex) -> APIRouter:
 
     @router.post("/search", responses=hits, openapi_extra=body_schema(SearchBody))
     async def search(request: Request) -> Response:
-        """Return the passages that answer a query best, best first."""
+        """Return the best passages for a query, best first."""
         body = await parsed(state, request, SearchBody)
         vector, prompt = None, ""
         if body.mode != "text":
@@ -73,14 +73,14 @@ def search_routes(state: State, index: ServedIndex) -> APIRouter:
 
     @router.get("/index", responses=responses(IndexResponse, OpenAIErrorResponse))
     async def about(request: Request) -> Response:
-        """Describe the index and the fields that filters can use."""
+        """Describe the index and the fields for filters."""
         fields = await on_thread(index.fields, request.state.ticket.deadline)
         facts = {"name": index.name, "fields": fields, "query_prompt": index.query_prompt}
         return json_response({**facts, "map": index.map is not None})
 
     @router.get("/index/map", responses=responses(dict[str, Any], OpenAIErrorResponse))
     async def index_map() -> Response:
-        """The corpus in the plane, as nvembed cluster wrote it."""
+        """Return the map of the corpus that nvembed cluster wrote."""
         if index.map is None:
             raise RefusedError(404, "no_map", "this server was started without --index-map")
         return Response(index.map, media_type="application/json")

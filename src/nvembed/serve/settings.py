@@ -101,7 +101,7 @@ class ServerSettings(Recipe):
     otlp_endpoint: str | None = Field(None, description="Send OpenTelemetry spans to this OTLP/HTTP address.")
 
     def keys(self) -> tuple[bytes, ...]:
-        """Return every API key; without any, requests need none.
+        """Return the API keys; if there are none, requests need no key.
 
         Raises:
             InputError: the key file cannot be read, or a key is empty or not printable ASCII.
@@ -121,23 +121,19 @@ class ServerSettings(Recipe):
         return tuple(key.encode() for key in keys)
 
     def check(self) -> None:
-        """Check what involves several fields or the file system.
+        """Check fields that depend on each other, and files.
 
         Raises:
-            InputError: no model, half of a TLS pair, missing files, an instruction of several lines, an
-                address that is not HTTP.
+            InputError: there is no model, a file is missing, or a value cannot be used.
         """
         if not self.model:
-            raise InputError(
-                "no model: expected  nvembed serve MODEL , or model in --config or NVEMBED_MODEL"
-            )
+            raise InputError("no model: pass nvembed serve MODEL, or set model in --config or NVEMBED_MODEL")
         if "" in self.served_name:
             raise InputError("served_name has an empty name: expected names separated by commas")
         for device in (self.device or "cpu").split(","):
             if re.fullmatch(r"cpu|cuda(:\d{1,4})?", device) is None:
-                raise InputError(
-                    f"device is {device!r}: expected cpu, cuda, cuda:1, or several: cuda:0,cuda:1"
-                )
+                expected = "expected cpu, cuda, cuda:1, or several: cuda:0,cuda:1"
+                raise InputError(f"device is {device!r}: {expected}")
         if self.index_map is not None and self.index is None:
             raise InputError("index_map needs index: pass both, or index alone")
         if (self.tls_cert is None) != (self.tls_key is None):
@@ -161,10 +157,6 @@ class ServerSettings(Recipe):
             )
 
     @property
-    def has_key(self) -> bool:
-        return bool(self.api_key) or self.api_key_file is not None
-
-    @property
     def exposed(self) -> bool:
         """Whether other hosts can connect without a key."""
-        return self.host not in LOOPBACK and not self.has_key
+        return self.host not in LOOPBACK and not self.api_key and self.api_key_file is None

@@ -1,4 +1,4 @@
-"""What the parts of one server share: its phase, its engine, the requests at work, and ``/stats``."""
+"""The state that the parts of a server share: its phase, its engine, the requests at work, and ``/stats``."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ class State:
     body_bytes: int = 0  # of requests at work
     index: str = ""  # name of the served index
     index_fails: bool = False  # at the last check
-    # of their own, so that a store that hangs holds up nothing else
+    # only for searches, so that a store that hangs delays nothing else
     search_threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(SEARCHES_AT_ONCE, "search")
     )
@@ -45,11 +45,11 @@ class State:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """The names of the model in requests; the first one is its own."""
+        """The names of the model in requests; answers contain the first one."""
         model = self.settings.model
         if self.settings.served_name:
             return self.settings.served_name
-        if Path(model).is_dir():  # its path is private
+        if Path(model).is_dir():  # the path is not shown to clients
             return (Path(model).resolve().name,)
         return tuple(dict.fromkeys((model, model.rpartition("/")[2])))
 

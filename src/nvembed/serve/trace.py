@@ -1,4 +1,4 @@
-"""OpenTelemetry spans of requests, sent to the operator's own collector and to nobody else."""
+"""OpenTelemetry spans of requests, sent to the operator's collector only."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,10 +10,10 @@ from nvembed.errors import needs_extra
 
 
 class Tracing:
-    """An exporter of its own: no global provider is set or read."""
+    """An exporter of spans; no global provider is set or read."""
 
     def __init__(self, endpoint: str) -> None:
-        """``endpoint`` is an OTLP/HTTP address; without a path it gets ``/v1/traces``.
+        """Connect to ``endpoint``, an OTLP/HTTP address; ``/v1/traces`` is appended if it has no path.
 
         Raises:
             MissingExtraError: OpenTelemetry is not installed.
@@ -32,7 +32,7 @@ class Tracing:
         self._middleware, self._current = OpenTelemetryMiddleware, get_current_span
 
     def around(self, app: ASGIApp) -> ASGIApp:
-        """Return the application with a span around each request, below the caller's if it names one."""
+        """Return the application with a span around each request; a client's span becomes its parent."""
         layer: ASGIApp = self._middleware(
             app,
             excluded_urls="/health,/metrics,/stats,/page/",
@@ -43,11 +43,11 @@ class Tracing:
         return layer
 
     def note(self, fields: Mapping[str, Any]) -> None:
-        """Name the current span by its route, and add the log line's fields to it."""
+        """Name the current span after its route, and add the fields of the log line to it."""
         span = self._current()
         span.update_name(f"{fields['method']} {fields['route']}")
         span.set_attributes({f"nvembed.{name}": value for name, value in fields.items()})
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send the remaining spans."""
         self._provider.shutdown()

@@ -1,4 +1,4 @@
-"""Prometheus metrics, throughput, the log and ``/stats``. None of them ever holds a text."""
+"""Prometheus metrics, throughput and the log. None of them ever contains a text."""
 
 import json
 import logging
@@ -8,6 +8,7 @@ import traceback
 from collections import deque
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from time import monotonic
 from typing import Any, Literal
 
@@ -20,57 +21,36 @@ Level = Literal["info", "warning", "error"]
 
 
 class Watch:
-    """The metrics and the log of one server; nothing is global."""
+    """The metrics and the log of one server, without global state."""
 
     def __init__(self, log_format: LogFormat) -> None:
         self.handler = _StandardError(log_format)
         self.log = logging.Logger("nvembed.serve", logging.INFO)
         self.log.addHandler(self.handler)
         self.started = monotonic()
-        registry = self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "nvembed_requests", "Requests answered.", ["route", "status"], registry=registry
-        )
-        self.request_s = Histogram(
-            "nvembed_request_seconds",
-            "From arrival to answer.",
-            ["route"],
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self.queue_s = Histogram(
-            "nvembed_queue_seconds", "From tokens to the first batch.", buckets=SECONDS, registry=registry
-        )
-        self.batch_s = Histogram(
-            "nvembed_batch_seconds", "Computing a batch.", ["lane"], buckets=SECONDS, registry=registry
-        )
-        self.batch_tokens = Histogram(
-            "nvembed_batch_tokens",
-            "Tokens of a batch.",
-            ["lane"],
-            buckets=[2**n for n in range(4, 18)],
-            registry=registry,
-        )
-        self.texts = Counter("nvembed_texts", "Texts embedded.", registry=registry)
-        self.cut = Counter("nvembed_texts_cut", "Texts that were cut to be embedded.", registry=registry)
-        self.tokens = Counter("nvembed_tokens", "Tokens computed.", ["lane"], registry=registry)
-        self.refused = Counter("nvembed_refused", "Requests refused, by code.", ["code"], registry=registry)
-        self.failures = Counter("nvembed_model_failures", "Batches the model failed on.", registry=registry)
-        self.oom = Counter(
-            "nvembed_out_of_memory", "Batches that did not fit and were split.", ["device"], registry=registry
-        )
+        self.registry = CollectorRegistry()
+        count = partial(Counter, namespace="nvembed", registry=self.registry)
+        gauge = partial(Gauge, namespace="nvembed", registry=self.registry)
+        spread = partial(Histogram, namespace="nvembed", registry=self.registry, buckets=SECONDS)
+        powers = [2**n for n in range(4, 18)]
+        self.requests = count("requests", "Requests answered.", ["route", "status"])
+        self.request_s = spread("request_seconds", "From arrival to answer.", ["route"])
+        self.queue_s = spread("queue_seconds", "From tokens to the first batch.")
+        self.batch_s = spread("batch_seconds", "Computing a batch.", ["lane"])
+        self.batch_tokens = spread("batch_tokens", "Tokens of a batch.", ["lane"], buckets=powers)
+        self.texts = count("texts", "Texts embedded.")
+        self.cut = count("texts_cut", "Texts that were cut to be embedded.")
+        self.tokens = count("tokens", "Tokens computed.", ["lane"])
+        self.refused = count("refused", "Requests refused, by code.", ["code"])
+        self.failures = count("model_failures", "Batches the model failed on.")
+        self.oom = count("out_of_memory", "Batches that did not fit and were split.", ["device"])
         self.gauges: dict[str, Gauge] = {
-            name: Gauge(f"nvembed_{name}", line, registry=registry)
-            for name, line in (
-                ("queue_tokens", "Tokens that wait."),
-                ("queue_limit_tokens", "Tokens that may wait."),
-                ("requests_at_work", "Requests at work."),
-                ("ready", "1 if the server takes requests."),
-            )
+            "queue_tokens": gauge("queue_tokens", "Tokens that wait."),
+            "queue_limit_tokens": gauge("queue_limit_tokens", "Tokens that may wait."),
+            "requests_at_work": gauge("requests_at_work", "Requests at work."),
+            "ready": gauge("ready", "1 if the server takes requests."),
         }
-        self.budget = Gauge(
-            "nvembed_batch_budget_tokens", "Tokens per batch now.", ["device"], registry=registry
-        )
+        self.budget = gauge("batch_budget_tokens", "Tokens per batch now.", ["device"])
         self._recent: deque[tuple[float, int]] = deque()
         self._lock = threading.Lock()
 
@@ -89,14 +69,14 @@ class Watch:
             self._recent.popleft()
 
     def tokens_per_s(self) -> float:
-        """Return the tokens computed per second over the last ten seconds."""
+        """Return the tokens per second that were computed in the last ten seconds."""
         with self._lock:
             self._forget()
             total = sum(tokens for _, tokens in self._recent)
         return total / min(WINDOW_S, max(monotonic() - self.started, 1e-3))
 
     def failed(self, what: str, error: BaseException | None = None) -> None:
-        """Count a failure of the model and log where it was raised; its message may hold a text."""
+        """Count a failure of the model and log its place, without its message, which may contain a text."""
         self.failures.inc()
         self.event("error", "model failed", {"error": what, "where": _frames(error)})
 
@@ -110,12 +90,12 @@ class Watch:
         self.log.log(getattr(logging, level.upper()), name, extra={"fields": fields or {}})
 
     def crashed(self, error: Exception, request_id: str) -> None:
-        """Log where an unexpected exception was raised; its message may hold a text."""
+        """Log where an unexpected exception was raised; not its message, which may contain a text."""
         fields = {"id": request_id, "error": type(error).__name__, "where": _frames(error)}
         self.event("error", "crash", fields)
 
     def totals(self) -> dict[str, int]:
-        """Return the counts since the start."""
+        """Return the counts since the server started."""
         sums = {"texts": 0.0, "texts_cut": 0.0, "tokens": 0.0, "requests": 0.0, "refused": 0.0}
         for metric in self.registry.collect():
             name = metric.name.removeprefix("nvembed_")
@@ -138,12 +118,12 @@ class _StandardError(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             print(self.format(record), file=sys.stderr, flush=True)
-        except Exception:  # a full disk or a closed stream must not fail a request
+        except Exception:  # with a full disk or a closed stream, requests are still answered
             self.handleError(record)
 
 
 class _Formatter(logging.Formatter):
-    """Time, level, event and the record's ``fields``; of an exception only its type and place."""
+    """Time, level, event and the record's ``fields``; of an exception only type and place."""
 
     def __init__(self, log_format: LogFormat) -> None:
         super().__init__()
@@ -158,8 +138,8 @@ class _Formatter(logging.Formatter):
         level, event = record.levelname.lower(), record.getMessage().partition("\n")[0]
         if self.log_format == "json":
             return json.dumps({"time": time, "level": level, "event": event, **fields}, default=str)
-        shown = " ".join(f"{name}={value}" for name, value in fields.items() if value not in ("", None))
-        return f"{time} {level:<7} {event}  {shown}".rstrip()
+        pairs = " ".join(f"{name}={value}" for name, value in fields.items() if value not in ("", None))
+        return f"{time} {level:<7} {event}  {pairs}".rstrip()
 
 
 def _frames(error: BaseException | None) -> list[str]:

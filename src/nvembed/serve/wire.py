@@ -1,4 +1,4 @@
-"""Bytes in and out: JSON bodies counted before they are parsed, vectors in their number formats."""
+"""JSON bodies, whose structure is counted before they are parsed, and vectors in several number formats."""
 
 import base64
 import json
@@ -18,7 +18,7 @@ _OUTSIDE[[ord(char) for char in "[{:,"]] = True
 
 
 def parse_body(body: bytes, max_items: int) -> Any:
-    """Return the JSON of a body. Its structure is counted in the bytes first.
+    """Return the JSON of a body; its lists, objects, fields and values are counted first.
 
     Raises:
         RefusedError: 400, not JSON; 413, more lists, objects and fields than ``max_items`` texts need, or
@@ -27,10 +27,8 @@ def parse_body(body: bytes, max_items: int) -> Any:
     if len(body) > max_items:  # a smaller one cannot hold more
         opened, values = _structure(body)
         if opened > 8 * max_items + 1024:
-            message = (
-                f"the body has {opened:,} lists, objects and fields: too many for max_items {max_items:,}"
-            )
-            raise RefusedError(413, "too_many_items", f"{message}, send it in parts")
+            what = f"{opened:,} lists, objects and fields, too many for max_items {max_items:,}"
+            raise RefusedError(413, "too_many_items", f"the body has {what}: send it in parts")
         if values > MAX_VALUES:
             message = f"the body has {values:,} values and at most {MAX_VALUES:,} are read: send it in parts"
             raise RefusedError(413, "too_many_items", message)
@@ -43,9 +41,9 @@ def parse_body(body: bytes, max_items: int) -> Any:
 
 
 def _structure(body: bytes) -> tuple[int, int]:
-    """Count "[", "{" and ":", and then also ",", outside of strings, in time linear in the body.
+    """Return how many "[", "{" and ":" are outside of strings, and how many with ",", in linear time.
 
-    numpy lets other threads run meanwhile, which a JSON parser does not.
+    Unlike a JSON parser, numpy lets other threads run meanwhile.
     """
     if b"\\" in body:  # afterwards every quotation mark opens or closes a string
         body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
@@ -87,20 +85,19 @@ def as_kind(vectors: np.ndarray, kind: Kind) -> list[Any]:
     that minus 128.
     """
     if kind == "base64":
-        return [base64.b64encode(vector.tobytes()).decode() for vector in vectors.astype("<f4")]
+        return base64_of(vectors, "float")
     # Row by row, so that other threads run in between.
-    return [orjson.Fragment(_json(row)) for row in np.ascontiguousarray(quantised(vectors, kind))]
+    return [orjson.Fragment(_json(row)) for row in np.ascontiguousarray(_quantised(vectors, kind))]
 
 
 def base64_of(vectors: np.ndarray, kind: Kind) -> list[str]:
     """Return the base64 of each vector's bytes in a number format."""
-    rows = quantised(vectors, kind)
-    rows = rows.astype("<f4") if kind in ("float", "base64") else rows
+    rows = vectors.astype("<f4") if kind in ("float", "base64") else _quantised(vectors, kind)
     return [base64.b64encode(row.tobytes()).decode() for row in rows]
 
 
-def quantised(vectors: np.ndarray, kind: Kind) -> np.ndarray:
-    if kind in ("float", "base64"):
+def _quantised(vectors: np.ndarray, kind: Kind) -> np.ndarray:
+    if kind == "float":
         return vectors
     if kind in ("binary", "ubinary"):
         packed: np.ndarray = np.packbits(vectors > 0, axis=1)
@@ -111,10 +108,9 @@ def quantised(vectors: np.ndarray, kind: Kind) -> np.ndarray:
 
 
 def to_json(value: object) -> bytes:
-    """Return JSON, numpy arrays as lists; a float32 is written so that reading it gives the same float32.
+    """Return JSON with numpy arrays as lists; a float32 is the same float32 when it is read.
 
-    Integers above 64 bits are written in full; what JSON cannot hold (NaN, nesting beyond ``MAX_DEPTH``)
-    becomes null.
+    Integers above 64 bits are written in full; NaN, infinities and nesting beyond ``MAX_DEPTH`` become null.
     """
     try:
         return _json(value)
