@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -147,19 +147,18 @@ def of_length(encoder: Encoder, length: int, count: int, rng: random.Random) -> 
     return texts
 
 
-def speed(pair: Pair, options: argparse.Namespace) -> dict[str, Any]:
-    result: dict[str, Any] = {}
+def speed(pair: Pair, options: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield a measurement and its name at a time."""
     if options.speed_texts:
         texts = passages(options.data, options.speed_texts)
-        result["mixed lengths, calls of 32 in arrival order"] = timed(pair, texts, 32, options.seconds)
-        result["mixed lengths, one call"] = timed(pair, texts, len(texts), options.seconds)
+        yield "mixed lengths, calls of 32 in arrival order", timed(pair, texts, 32, options.seconds)
+        yield "mixed lengths, one call", timed(pair, texts, len(texts), options.seconds)
     rng = random.Random(0)
     for length in options.lengths:
         if length <= pair[0].max_length:
             for count in (1, 32):
                 texts = of_length(pair[0], length, count, rng)
-                result[f"{count} x {length} tokens"] = timed(pair, texts, count, options.seconds)
-    return result
+                yield f"{count} x {length} tokens", timed(pair, texts, count, options.seconds)
 
 
 def e5_folder(source: Path, folder: Path) -> Path:
@@ -348,11 +347,13 @@ def main() -> None:
             entry = results["models"].setdefault(name, {})
             if options.texts:
                 entry["exactness"] = compare(pair, some_texts(options.data, options.texts))
-            if options.seconds:
-                entry.setdefault("speed", {}).update(speed(pair, options))
-            print(name, json.dumps(entry), flush=True)
-            stored.write_text(json.dumps(results, indent=1) + "\n")
-            (options.out / "real_models.md").write_text(report(results))
+            rows = speed(pair, options) if options.seconds else iter(())
+            for what, row in chain([("", None)], rows):
+                if row is not None:
+                    entry.setdefault("speed", {})[what] = row
+                    print(name, what, json.dumps(row), flush=True)
+                stored.write_text(json.dumps(results, indent=1) + "\n")
+                (options.out / "real_models.md").write_text(report(results))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from nvembed.errors import InputError, NumericsError, OutputError
 from nvembed.model.config import GemmaConfig
 from nvembed.model.device import batch_tokens_for, memory_errors, paced, parse_devices
 from nvembed.model.nv_embed import NVEmbed, PackedBatch
+from nvembed.model.pooling import LATE_POOLINGS
+from nvembed.text.late import LateDocument, late_batches, late_windows
 from nvembed.text.model_prompts import ModelPrompts, place_titles
 from nvembed.text.pack import Batch, batches, windows
 from nvembed.text.prompt import format_prompt, instruction_for
@@ -35,6 +37,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 # Texts are read, tokenised and sorted one window at a time, so that memory is bounded for any stream.
 WINDOW_TEXTS = 16_384
 WINDOW_CHARACTERS = 16_000_000
+LATE_CHARACTERS = 400_000  # of documents whose tokens are in memory with their characters
 
 
 class Encoder:
@@ -379,6 +382,43 @@ class Encoder:
             np.array([not text or text.isspace() for text in texts], dtype=bool),
         )
 
+    def stream_late(
+        self,
+        documents: Iterable[LateDocument],
+        *,
+        max_length: int | None = None,
+        truncate_dim: int | None = None,
+        batch_tokens: int | None = None,
+    ) -> Iterator[Embeddings]:
+        """Yield the vectors of the passages of documents, in order, some documents at a time: late chunking.
+
+        Each document is read whole, or in overlapping windows where it is longer than ``max_length``, and a
+        passage's vector is pooled from the states of its own tokens, without BOS, prompt and EOS.
+
+        Raises:
+            InputError: the model's pooling has no part that belongs to a passage; also as ``encode``.
+            NumericsError: a vector is not finite.
+        """
+        check_late(self.replicas[0].config.pooling)
+        if truncate_dim is None and self.checkpoint is not None:
+            truncate_dim = self.checkpoint.truncate_dim
+        budget = batch_tokens or min(map(self.batch_tokens, range(len(self.replicas))))
+        for group in _grouped(documents):
+            passes = list(late_windows(self.tokenizer, group, max_length=max_length or self.max_length))
+            texts = [d.text[start:end] for d in group for start, end in d.passages]
+            vectors = np.empty((len(texts), self.replicas[0].config.dim), dtype=np.float32)
+            work = list(late_batches(passes, budget))
+            results = self._run([batch for batch, _ in work])
+            for (_, rows), (_, result) in zip(work, results, strict=True):
+                vectors[rows] = result.cpu().numpy()
+            self._check_finite(vectors)
+            yield Embeddings(
+                _shortened(vectors, truncate_dim),
+                np.array([b - a for each in passes for a, b in each.passages], dtype=np.int64),
+                np.array([cut for each in passes for cut in each.cut], dtype=bool),
+                np.array([not text or text.isspace() for text in texts], dtype=bool),
+            )
+
     def embed_tokens(
         self, tokens: Sequence[Tokens], *, replica: int = 0, pause: Callable[[], None] | None = None
     ) -> np.ndarray:
@@ -449,6 +489,33 @@ class Encoder:
         devices = ", ".join(str(replica.device) for replica in self.replicas)
         where = self.checkpoint.folder if self.checkpoint else "memory"
         return f"Encoder({str(where)!r}, dim={self.dim}, dtype={self.dtype}, device={devices})"
+
+
+def check_late(pooling: str) -> None:
+    """Refuse late chunking for a pooling that does not average tokens.
+
+    Raises:
+        InputError: the pooling is not one of ``LATE_POOLINGS``.
+    """
+    if pooling not in LATE_POOLINGS:
+        raise InputError(
+            f"late chunking needs a model whose vector is a mean over tokens; this one pools by {pooling!r}, "
+            "which a part of a text does not have: leave late chunking out, or choose another model"
+        )
+
+
+def _grouped(documents: Iterable[LateDocument]) -> Iterator[list[LateDocument]]:
+    """Yield documents in lists that end once they have ``LATE_CHARACTERS``."""
+    group: list[LateDocument] = []
+    characters = 0
+    for document in documents:
+        group.append(document)
+        characters += len(document.text)
+        if characters >= LATE_CHARACTERS:
+            yield group
+            group, characters = [], 0
+    if group:
+        yield group
 
 
 def _shortened(vectors: np.ndarray, dim: int | None) -> np.ndarray:

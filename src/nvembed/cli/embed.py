@@ -40,6 +40,7 @@ def embed(
     chunk_tokens: Count | None = None,
     overlap_tokens: int | None = None,
     whole: Flag = False,
+    late_chunking: Flag = False,
     max_length: Count | None = None,
     storage: Storage = "float16",
     shard_passages: Count = 512,
@@ -92,6 +93,9 @@ def embed(
         Most tokens that a passage shares with the one before it. Default: an eighth of a passage.
     whole
         Do not cut documents. The model reads only the beginning of a long one; their number is reported.
+    late_chunking
+        Read each document whole, or in overlapping windows of --max-length, and pool each passage from its
+        tokens: a passage then knows what stands around it. For models that pool by the mean.
     max_length
         Most tokens read of one passage, prompt included. Default: the model's limit.
     storage
@@ -114,6 +118,8 @@ def embed(
         raise InputError("--device and --update are for the local engine: remove them, or --engine ray")
     if whole and (chunk_tokens is not None or overlap_tokens is not None):
         raise InputError("--whole leaves documents whole: remove it, or --chunk-tokens and --overlap-tokens")
+    if whole and late_chunking:
+        raise InputError("--late-chunking pools passages, and --whole makes none: remove one of them")
     from nvembed.embed.job import EmbedSettings, open_job
     from nvembed.embed.records import CorpusReading
 
@@ -133,6 +139,10 @@ def embed(
         facts = describe(
             model, device=device, dtype=compute.dtype, prompt=passage_prompt, max_length=max_length
         )
+        if late_chunking:
+            from nvembed.encoder import check_late
+
+            check_late(facts.pooling)
         tokens: int | None = None
         overlap: int | None = None
         if not whole:
@@ -151,6 +161,7 @@ def embed(
             storage=storage,
             chunk_tokens=tokens,
             overlap_tokens=overlap,
+            late_chunking=late_chunking,
         )
         tally = Tally()
         chosen = _engine(job, model, device, settings, facts, cluster, count, tally)
@@ -191,13 +202,22 @@ def _engine(
 
     where = str(Path(model).resolve()) if Path(model).exists() else model
     prompt, _ = place_titles(settings.prompt)
-    recipe = ModelRecipe(where, device, settings.dtype, prompt, settings.max_length, settings.batch_tokens)
+    recipe = ModelRecipe(
+        where,
+        device,
+        settings.dtype,
+        prompt,
+        settings.max_length,
+        settings.batch_tokens,
+        settings.late_chunking,
+    )
     if cluster is not None:
         from nvembed.embed.ray_engine import ray_engine
 
         return _tallied(ray_engine(cluster, count, facts.build_offsets, recipe.encode), tally)
     encode = counting(recipe.encode(), tally)
-    earlier = job.earlier_shards(settings.prompt)
+    # with late chunking a vector depends on the whole document, so none is used again
+    earlier = None if settings.late_chunking else job.earlier_shards(settings.prompt)
     return local_engine(
         facts.build_offsets(), encode if earlier is None else earlier.reusing(encode, tally.add_reused)
     )

@@ -50,6 +50,7 @@ class Facts:
     dtype: str
     batch_tokens: int
     fixed_tokens: int  # prompt, BOS and EOS
+    pooling: str
     build_offsets: Callable[[], Offsets]  # can be sent to another process
 
 
@@ -74,6 +75,7 @@ def describe(
         dtype=dtype or ("bfloat16" if kind == "cuda" else "float32"),
         batch_tokens=BATCH_TOKENS[kind],
         fixed_tokens=one.full_length - 1,
+        pooling=checkpoint.config.pooling,
         build_offsets=partial(_offsets, checkpoint.tokenizer_files()["tokenizer.json"], checkpoint.text),
     )
 
@@ -114,20 +116,26 @@ class ModelRecipe:
     prompt: str
     max_length: int
     batch_tokens: int
+    late_chunking: bool = False
 
-    def encode(self) -> Callable[[Sequence[str]], Iterator["Embeddings"]]:
+    def encode(self) -> Callable[[Sequence[Any]], Iterator["Embeddings"]]:
         """Return the function that embeds; the model is loaded at its first call."""
 
         @cache
         def encoder() -> object:
             return load(self.name, device=self.device, dtype=cast(Dtype, self.dtype))
 
+        def encode_late(documents: Sequence[Any]) -> Iterator["Embeddings"]:
+            return encoder().stream_late(  # type: ignore[attr-defined, no-any-return]
+                documents, max_length=self.max_length, batch_tokens=self.batch_tokens
+            )
+
         def encode(texts: Sequence[str]) -> Iterator["Embeddings"]:
             return encoder().stream(  # type: ignore[attr-defined, no-any-return]
                 texts, prompt=self.prompt, max_length=self.max_length, batch_tokens=self.batch_tokens
             )
 
-        return encode
+        return encode_late if self.late_chunking else encode
 
 
 def counting(encode: Encode, tally: Tally) -> Encode:

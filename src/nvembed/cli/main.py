@@ -35,6 +35,7 @@ COMMANDS = {
     "check": "Check that a model, or a folder that nvembed wrote, is complete and undamaged.",
     "evaluate": "Score models on evaluation tasks.",
     "compare": "Compare models on every task, with paired tests over queries.",
+    "choose": "Measure several models on your own documents and questions.",
     "mine": "Make training files: choose examples, leave out leaks, mine hard negatives.",
     "leaks": "Find evaluation texts in training data, equal or nearly equal.",
     "train": "Train one stage from a recipe.",

@@ -75,6 +75,7 @@ class EmbedSettings:
     storage: Storage
     chunk_tokens: int | None  # None: documents are left whole
     overlap_tokens: int | None
+    late_chunking: bool = False  # a passage's vector is pooled from a pass over its document
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,11 @@ class Work:
         documents = read_shard(shard, self.stamped, self.reading)
         settings = self.settings
         return cut_documents(
-            documents, offsets, max_tokens=settings.chunk_tokens, overlap=settings.overlap_tokens
+            documents,
+            offsets,
+            max_tokens=settings.chunk_tokens,
+            overlap=settings.overlap_tokens,
+            keep_whole=settings.late_chunking,
         )
 
     def write(
@@ -101,14 +106,15 @@ class Work:
         """Embed a shard and write it, unless it is finished; return its entry in the manifest."""
         target = shard_path(self.out, number)
         if not is_shard(target, self.key, number):
+            prompt, late = self.settings.prompt, self.settings.late_chunking
             write_shard(
                 target,
                 passages,
                 encode,
+                passages.whole(prompt) if late else passages.texts(prompt),
                 {"job": self.key, "shard": number},
                 dim=self.settings.dim,
                 storage=self.settings.storage,
-                prompt=self.settings.prompt,
                 advance=lambda share: advance(number, share),
             )
         entry = shard_entry(target)

@@ -47,6 +47,8 @@ class RunSettings(CorpusReading):
     storage: Storage
     chunk_tokens: Size | None
     overlap_tokens: Count | None
+    # not written where it is false, so that the bytes of other corpora stay as they were
+    late_chunking: bool = Field(default=False, exclude_if=lambda value: not value)
 
 
 class JobRecord(RunSettings):

@@ -5,6 +5,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from nvembed.errors import DataError, NumericsError, OutputError
 from nvembed.files import atomic_path, file_digest, parse_json
 from nvembed.read.chunk import Offsets, cut_texts
 from nvembed.read.corpus import Document
+from nvembed.text.late import LateDocument
 from nvembed.text.model_prompts import place_titles, takes_titles
 
 ROW_GROUP = 1024
@@ -39,8 +41,9 @@ class Embedded(Protocol):
     def truncated(self) -> np.ndarray: ...  # (n,) bool
 
 
-# texts -> their vectors in parts, in order; the same texts always give the same parts
-Encode = Callable[[Sequence[str]], Iterable[Embedded]]
+# texts, or documents of late chunking -> their vectors in parts, in order; the same input always gives the
+# same parts
+Encode = Callable[[Sequence[Any]], Iterable[Embedded]]
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,18 @@ class Passages:
     """The passages of one shard, in order."""
 
     documents: int
-    table: pa.Table  # the columns id, document, start, end, text, metadata; title and body, not stored
+    table: pa.Table  # the columns id, document, start, end, text, metadata; those of _UNSTORED
+
+    def whole(self, prompt: str) -> list[LateDocument]:
+        """Return the documents with the places of their passages, for late chunking."""
+        rows = self.table.select(["start", "end", "title", "whole", "body_start"]).to_pylist()
+        firsts = [number for number, row in enumerate(rows) if row["whole"] is not None]
+        documents: list[LateDocument] = []
+        for first, behind in pairwise([*firsts, len(rows)]):
+            cuts = [(row["start"], row["end"]) for row in rows[first:behind]]
+            text, title, body = (rows[first][name] for name in ("whole", "title", "body_start"))
+            documents.append(LateDocument.of(text, cuts, prompt, title=title, body_start=body))
+        return documents
 
     def texts(self, prompt: str) -> list[str]:
         """Return what is passed to the model, whose document prompt may have a place for titles."""
@@ -59,11 +73,20 @@ class Passages:
 
 
 def cut_documents(
-    documents: Iterable[Document], offsets: Offsets, *, max_tokens: int | None, overlap: int | None
+    documents: Iterable[Document],
+    offsets: Offsets,
+    *,
+    max_tokens: int | None,
+    overlap: int | None,
+    keep_whole: bool = False,
 ) -> Passages:
-    """Cut documents into passages (``chunk.cut_texts``), or leave them whole where ``max_tokens`` is None."""
+    """Cut documents into passages (``chunk.cut_texts``), or leave them whole where ``max_tokens`` is None.
+
+    Args:
+        keep_whole: keep the text of each document beside its first passage, for late chunking.
+    """
     documents = list(documents)
-    columns = pa.schema([*_TEXT_SCHEMA, ("title", pa.string()), ("body", pa.string())])
+    columns = pa.schema([*_TEXT_SCHEMA, *_UNSTORED])
     rows: dict[str, list[Any]] = {name: [] for name in columns.names}
     if max_tokens is None:
         cuts: Iterator[list[tuple[int, int]]] = ([(0, len(document.text))] for document in documents)
@@ -80,6 +103,8 @@ def cut_documents(
             rows["metadata"].append(_metadata(document, start))
             rows["title"].append(document.title)
             rows["body"].append(document.text[max(start, document.body_start) : end])
+            rows["whole"].append(document.text if keep_whole and number == 0 else None)
+            rows["body_start"].append(document.body_start)
     return Passages(len(documents), pa.table(rows, schema=columns))
 
 
@@ -101,6 +126,14 @@ _TEXT_SCHEMA = pa.schema(
         pa.field("metadata", pa.string(), nullable=False),
     ]
 )
+
+
+_UNSTORED = [
+    ("title", pa.string()),
+    ("body", pa.string()),
+    ("whole", pa.large_string()),
+    ("body_start", pa.int64()),
+]
 
 
 def schema(dim: int, storage: Storage) -> pa.Schema:
@@ -127,11 +160,11 @@ def write_shard(
     target: Path,
     passages: Passages,
     encode: Encode,
+    inputs: Sequence[Any],
     made_by: dict[str, Any],
     *,
     dim: int,
     storage: Storage,
-    prompt: str = "",
     advance: Callable[[float], None] = lambda _: None,
 ) -> None:
     """Embed the passages of a shard and write it, whole or not at all.
@@ -139,8 +172,8 @@ def write_shard(
     Memory holds the vectors of one part of ``encode`` at a time.
 
     Args:
+        inputs: the argument of ``encode``: ``passages.texts`` or ``passages.whole``.
         made_by: ``job`` and ``shard``, for the file's metadata.
-        prompt: of documents; if it has a place for titles, ``encode`` receives texts with theirs.
         advance: called after each part with the finished share of the shard, 0 to 1.
 
     Raises:
@@ -152,7 +185,7 @@ def write_shard(
     counts = {"documents": passages.documents, "tokens": 0, "truncated": 0, "empty": 0}
     done = 0
     with atomic_path(target) as temporary, _writer(temporary, target, columns) as writer:
-        for part in encode(passages.texts(prompt)):
+        for part in encode(inputs):
             rows = passages.table.slice(done, len(part.vectors))
             done += len(part.vectors)
             counts["tokens"] += int(part.num_tokens.sum())

@@ -82,32 +82,60 @@ def report_markdown(results: Results) -> str:
 
 
 def chart_quality(results: Results, path: Path) -> None:
-    """Draw mean score against tokens per second; the area of a mark is the peak memory.
+    """Draw mean score against tokens per second. The mean is over the tasks that all models have.
 
-    A model without a speed (BM25) is a horizontal line. The mean is over the tasks that all models have. The
-    labels name the devices if they differ.
+    The labels name the devices if they differ.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    shared = set.intersection(*(set(per_task) for per_task in results.values()))
+    costs = {model: cost(per_task) for model, per_task in results.items()}
+    mixed = len({price.device for price in costs.values() if price.tokens_per_second}) > 1
+    means = {
+        m: float(np.mean([per[task].main_score for task in shared] or [0])) for m, per in results.items()
+    }
+    labels = {m: f"{m} ({costs[m].device})" if mixed and costs[m].tokens_per_second else m for m in results}
+    points = [Point(labels[m], means[m], costs[m].tokens_per_second, costs[m].peak_bytes) for m in results]
+    chart_points(points, path, quality=f"mean main score of {len(shared)} tasks")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model in a chart of quality against speed; ``low`` and ``high`` bound its quality."""
+
+    label: str
+    quality: float
+    tokens_per_second: float | None
+    peak_bytes: int | None
+    low: float | None = None
+    high: float | None = None
+
+
+def chart_points(points: Sequence[Point], path: Path, *, quality: str) -> None:
+    """Draw quality against tokens per second; the area of a mark is the peak memory.
+
+    A model without a speed (BM25) is a horizontal line.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
     figure, axes = _figure(8, 5)
-    shared = set.intersection(*(set(per_task) for per_task in results.values()))
-    costs = {model: cost(per_task) for model, per_task in results.items()}
-    mixed = len({price.device for price in costs.values() if price.tokens_per_second}) > 1
-    for model, per_task in results.items():
-        mean = float(np.mean([per_task[task].main_score for task in shared])) if shared else 0.0
-        price = costs[model]
-        if price.tokens_per_second:
-            area = 20 + (price.peak_bytes or 0) / 2**20 / 10
-            label = f"{model} ({price.device})" if mixed else model
-            axes.scatter([price.tokens_per_second], [mean], s=area, alpha=0.7, label=label)
+    for point in points:
+        if point.tokens_per_second:
+            area = 20 + (point.peak_bytes or 0) / 2**20 / 10
+            mark = axes.scatter(
+                [point.tokens_per_second], [point.quality], s=area, alpha=0.7, label=point.label
+            )
+            if point.low is not None:
+                axes.vlines(point.tokens_per_second, point.low, point.high, color=mark.get_facecolor())
         else:
-            axes.axhline(mean, linestyle="--", linewidth=1, color="grey", label=model)
+            axes.axhline(point.quality, linestyle="--", linewidth=1, color="grey", label=point.label)
     axes.set_xscale("log")
     axes.margins(x=0.3)
     figure.legend(loc="outside upper center", ncols=2, labelspacing=1.2, frameon=False)
     axes.set_xlabel("tokens per second (mark area: peak memory)")
-    axes.set_ylabel(f"mean main score of {len(shared)} tasks")
+    axes.set_ylabel(quality)
     axes.grid(alpha=0.3)
     _save(figure, path)
 

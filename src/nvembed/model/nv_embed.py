@@ -35,7 +35,7 @@ class PackedBatch:
     input_ids: Tensor  # (N,) int64
     segments: Segments
     pool_index: Tensor  # (P,) int64: the tokens that are averaged, in order
-    pool_lengths: tuple[int, ...]  # pooled tokens of each text, each at least 1
+    pool_lengths: tuple[int, ...]  # pooled tokens of each vector, each at least 1; a text may have several
 
     @classmethod
     def of(
@@ -104,7 +104,10 @@ class NVEmbed(nn.Module):
         """Return the unit vectors (B, D) float32 of the backbone's last hidden states."""
         if self.self_attention_model is not None:
             x_ND = self.self_attention_model(x_ND, batch.segments)
-        x_PD = x_ND if len(batch.pool_index) == len(x_ND) else x_ND[batch.pool_index]
+        every_token = len(batch.pool_index) == len(x_ND) and len(batch.pool_lengths) == len(
+            batch.segments.lengths
+        )
+        x_PD = x_ND if every_token else x_ND[batch.pool_index]
         if self.latent_attention_model is not None:
             pooled_BD = self.latent_attention_model(x_PD, batch.pool_lengths)
         else:

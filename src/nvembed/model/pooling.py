@@ -67,6 +67,10 @@ POOLINGS: dict[str, Callable[[Tensor, tuple[int, ...]], Tensor]] = {
 }
 
 
+# Poolings of which a part of a text has one too: all its tokens count alike.
+LATE_POOLINGS = ("mean", "mean_sqrt_len", "latent")
+
+
 class GEGLU(nn.Module):
     """``a * gelu(g)`` of ``[a | g]``: the first half is the value, the second the gate; exact (erf) gelu."""
 

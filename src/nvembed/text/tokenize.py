@@ -246,6 +246,29 @@ class TextTokenizer:
             )
         return text
 
+    def parts(
+        self, text: str, prompt: str, max_length: int
+    ) -> tuple[list[int], list[int], np.ndarray, list[int]]:
+        """Return the tokens before a text (BOS and prompt), its own, their characters, and those behind it.
+
+        Nothing is cut: the text may be longer than ``max_length``.
+
+        Raises:
+            InputError: no valid text, or a ``max_length`` that leaves no room or that the model lacks.
+        """
+        self([""] if not prompt else ["a"], prompt=prompt, max_length=max_length)
+        check_texts([text])
+        [encoding] = self._tokenizer.encode_batch([prompt + text], add_special_tokens=False)
+        before = _prompt_tokens(encoding, len(prompt)) if prompt else 0
+        offsets = np.array(encoding.offsets[before:], dtype=np.int64).reshape(-1, 2) - len(prompt)
+        tail = self._tail
+        if self.settings.mode == "released":  # EOS is text
+            tail = self._tokenizer.encode(self.settings.eos_token, add_special_tokens=False).ids
+        head = [*self._head, *encoding.ids[:before]]
+        if len(head) + len(tail) >= max_length:
+            raise InputError(f"max_length is {max_length:,}, which the prompt fills: raise it")
+        return head, encoding.ids[before:], offsets, list(tail)
+
     def _released(self, texts: Sequence[str], prompt: str, limit: int, cut: End) -> list[Tokens]:
         """Released: EOS is text, and the count of the prompt's own tokens is what is masked."""
         before = len(self._tokenizer.encode(prompt, add_special_tokens=False).ids) if prompt else 0
