@@ -26,10 +26,11 @@ from nvembed.text.prompt import format_prompt, instruction_for
 from nvembed.text.tokenize import TextTokenizer, Tokens, check_texts
 from nvembed.vectors.embeddings import Embeddings, join
 from nvembed.vectors.metric import cosine
-from nvembed.weights.checkpoint import Checkpoint, fingerprint, load_model, load_tokenizer, open_checkpoint
+from nvembed.weights.checkpoint import fingerprint, load_model, load_tokenizer, open_checkpoint
 from nvembed.weights.hub import model_folder
 from nvembed.weights.save import copy_model, save_checkpoint
 from nvembed.weights.save_sentence_transformers import save_sentence_transformers
+from nvembed.weights.tensors import Checkpoint
 
 Layout = Literal["nvembed", "sentence-transformers"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

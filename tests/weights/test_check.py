@@ -23,7 +23,7 @@ from nvembed.text.tokenize import TextSettings
 from nvembed.weights import check as room
 from nvembed.weights import known as known_room
 from nvembed.weights.check import Report, check_folder, free_memory, memory_table
-from nvembed.weights.checkpoint import Checkpoint, load_model, open_checkpoint
+from nvembed.weights.checkpoint import load_model, open_checkpoint
 from nvembed.weights.known import (
     KnownFile,
     KnownWeights,
@@ -35,7 +35,7 @@ from nvembed.weights.known import (
 )
 from nvembed.weights.save import save_checkpoint
 from nvembed.weights.sums import write_sums
-from nvembed.weights.tensors import StoredTensor, expected_tensors
+from nvembed.weights.tensors import Checkpoint, StoredTensor, expected_tensors
 
 CPU = torch.device("cpu")
 CPU_OPTION = Compute(device="cpu")

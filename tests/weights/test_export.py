@@ -24,11 +24,12 @@ from nvembed.train.loop import encode, train
 from nvembed.weights import backbone, checkpoint
 from nvembed.weights.adapter import read_adapter
 from nvembed.weights.check import check_folder
-from nvembed.weights.checkpoint import Checkpoint, load_model, merged_tensors, open_checkpoint
+from nvembed.weights.checkpoint import load_model, merged_tensors, open_checkpoint
 from nvembed.weights.export import Exported, export
 from nvembed.weights.hub import missing_files
 from nvembed.weights.save import save_checkpoint
 from nvembed.weights.save_sentence_transformers import module_files
+from nvembed.weights.tensors import Checkpoint
 
 TEXTS = ["The judge threw 12 people out", "it's the third time " * 3, "x"]
 LM = tiny_lm.sizes("llama", num_layers=3)

@@ -9,7 +9,7 @@ from nvembed.cli.screen import warn
 from nvembed.files import read_json
 
 if TYPE_CHECKING:
-    from nvembed.weights.checkpoint import Checkpoint
+    from nvembed.weights.tensors import Checkpoint
 
 
 def merge(model: str, adapter: Path, out: Path, /, *, dtype: Dtype | None = None) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from tokenizers import Encoding, normalizers
+from tokenizers import Encoding, Tokenizer, normalizers
 
 from nvembed.errors import ConfigError, InputError
 from nvembed.text.tokenizer_json import read_tokenizer, special_tokens_around
@@ -82,12 +82,14 @@ class TextTokenizer:
     """A tokenizer and a model's settings.
 
     Args:
-        tokenizer_json: the content of ``tokenizer.json``.
-        rows: how many tokens the model embeds, where the tokenizer may know more.
+        tokenizer: the content of ``tokenizer.json``, or what `read_tokenizer` returned for it.
+        rows: the number of tokens that have an embedding, if the tokenizer may have more.
     """
 
-    def __init__(self, tokenizer_json: bytes, settings: TextSettings, *, rows: int | None = None) -> None:
-        self._tokenizer = read_tokenizer(tokenizer_json)
+    def __init__(
+        self, tokenizer: bytes | Tokenizer, settings: TextSettings, *, rows: int | None = None
+    ) -> None:
+        self._tokenizer = read_tokenizer(tokenizer) if isinstance(tokenizer, bytes) else tokenizer
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = self.splits_special = (
@@ -311,16 +313,6 @@ class TextTokenizer:
             )
             for encoding in encodings
         ]
-
-
-def last_token(tokenizer_json: bytes, token: str) -> tuple[int, int | None]:
-    """Return the id that the tokenizer's own template ends a text with, and that of ``token`` or None.
-
-    Raises:
-        ConfigError: the tokenizer cannot be read.
-    """
-    tokenizer = read_tokenizer(tokenizer_json)
-    return tokenizer.encode("a").ids[-1], tokenizer.token_to_id(token)
 
 
 def _prompt_tokens(encoding: Encoding, prompt_length: int) -> int:

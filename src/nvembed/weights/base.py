@@ -16,7 +16,7 @@ from nvembed.text.tokenize import TextSettings
 from nvembed.text.tokenizer_json import special_tokens_around
 from nvembed.weights.causal_lm import PREFIX, CausalLM, read_folder
 from nvembed.weights.gguf import read_gguf
-from nvembed.weights.tensors import expected_tensors
+from nvembed.weights.tensors import expected_tensors, parse_json_object, token_text
 
 # The last layer of each residual branch of a pooler. Zeros there make an untrained pooler exactly the mean
 # of the backbone's states: training starts from a working baseline instead of from noise added to it.
@@ -98,10 +98,10 @@ def text_settings(
     ids = _token_ids(causal_lm)
     roles = _tokenizer_config(causal_lm)
     if bos is None:
-        bos = _role(roles, "bos_token") or ""
+        bos = token_text(roles, "bos_token") or ""
         if bos == _CHAT_TURN and _DOCUMENT in ids:
             bos = _DOCUMENT
-    eos = eos or _role(roles, "eos_token")
+    eos = eos or token_text(roles, "eos_token")
     if eos is None:
         raise ConfigError("tokenizer_config.json names no eos_token: say which token ends a text")
     for token in filter(None, (bos, eos)):
@@ -130,7 +130,7 @@ def embedding_tokenizer_files(causal_lm: CausalLM, settings: TextSettings) -> di
     form["post_processor"] = special_tokens_around([(bos, ids[bos])]) if bos is not None else None
     roles = _tokenizer_config(causal_lm)
     named = {"bos_token": bos, "eos_token": settings.eos_token}
-    named["pad_token"] = _role(roles, "pad_token") or settings.eos_token
+    named["pad_token"] = token_text(roles, "pad_token") or settings.eos_token
     roles |= named | {
         "add_bos_token": bos is not None,
         "add_eos_token": False,
@@ -155,28 +155,9 @@ def _token_ids(causal_lm: CausalLM) -> dict[str, int]:
 
 
 def _tokenizer_json(causal_lm: CausalLM) -> dict[str, Any]:
-    return _object(causal_lm, "tokenizer.json")
+    return parse_json_object(causal_lm.tokenizer_files["tokenizer.json"], "tokenizer.json")
 
 
 def _tokenizer_config(causal_lm: CausalLM) -> dict[str, Any]:
-    if "tokenizer_config.json" not in causal_lm.tokenizer_files:
-        return {}
-    return _object(causal_lm, "tokenizer_config.json")
-
-
-def _object(causal_lm: CausalLM, name: str) -> dict[str, Any]:
-    try:
-        value = json.loads(causal_lm.tokenizer_files[name])
-    except ValueError as error:
-        raise ConfigError(f"{name} is not JSON ({error}): copy the file again") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{name} holds a {type(value).__name__}: expected a JSON object")
-    return value
-
-
-def _role(roles: dict[str, Any], name: str) -> str | None:
-    """A token named in tokenizer_config.json: as text, or as an object with its content."""
-    value = roles.get(name)
-    if isinstance(value, dict):
-        value = value.get("content")
-    return value if isinstance(value, str) and value else None
+    name = "tokenizer_config.json"
+    return parse_json_object(causal_lm.tokenizer_files.get(name, b"{}"), name)

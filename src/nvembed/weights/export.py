@@ -21,10 +21,10 @@ from nvembed.weights.adapter import (
 )
 from nvembed.weights.backbone import Base
 from nvembed.weights.card import model_card
-from nvembed.weights.checkpoint import Checkpoint, find_backbone, name_base
+from nvembed.weights.checkpoint import find_backbone, name_base
 from nvembed.weights.low_rank import extract
 from nvembed.weights.model_config import write_config
-from nvembed.weights.tensors import ADAPTER_TENSORS, BACKBONE_TENSORS, POOLER_TENSORS, read_json
+from nvembed.weights.tensors import ADAPTER_TENSORS, BACKBONE_TENSORS, POOLER_TENSORS, Checkpoint, read_json
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""A causal language model in one GGUF file (llama.cpp's format), dequantised into the released naming."""
+"""A causal language model in one GGUF file (llama.cpp's format); tensors get their released names."""
 
-import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import torch
 
 from nvembed.errors import ConfigError, WeightsError
 from nvembed.model.config import BackboneConfig, RopeScaling
+from nvembed.model.decoder import rope_frequencies
 from nvembed.weights.causal_lm import CausalLM, check_backbone
 from nvembed.weights.gguf_header import check_header
 from nvembed.weights.gguf_tokenizer import tokenizer_files
@@ -37,22 +38,22 @@ _PER_LAYER = {
     "ffn_down": "mlp.down_proj",
 }
 _ROPE_FACTORS = "rope_freqs.weight"
-_IGNORED = {"output.weight", _ROPE_FACTORS}  # the output layer; factors that the config states
+_IGNORED = {"output.weight", _ROPE_FACTORS}  # the output layer; factors that the config describes
 
-# The settings of every published Llama 3.1 to 3.3; the file has only the factors that follow from them
+# The settings of every published Llama 3.1 to 3.3; the file has only the factors computed from them
 _LOW_FREQ, _HIGH_FREQ, _ORIGINAL_MAX_POSITION = 1.0, 4.0, 8192
 
 
 def read_gguf(path: Path) -> CausalLM:
-    """Read a GGUF file: sizes and tokenizer from its metadata, tensors dequantised to float32 one by one.
+    """Read a GGUF file: sizes and tokenizer from its metadata, each tensor as float32 when it is read.
 
     llama.cpp's converter reorders the rows of q and k of the ``llama`` architecture from rotary halves to
     rotary pairs; this is undone. The output layer is not read.
 
     Raises:
-        ConfigError: an architecture or a setting we do not have, or sizes that are missing.
-        WeightsError: a file that is not GGUF or is cut short, a tokenizer or quantisation that cannot be
-            converted, tensors that are missing, unexpected or misshapen.
+        ConfigError: an architecture or setting is not supported, or sizes are missing.
+        WeightsError: the file is not GGUF or incomplete; the tokenizer or quantisation cannot be converted;
+            tensors are missing, unexpected or misshapen.
     """
     reader, metadata = _open(path)
     stored = {tensor.name: tensor for tensor in reader.tensors}
@@ -65,12 +66,12 @@ def read_gguf(path: Path) -> CausalLM:
         factors = np.array(stored[_ROPE_FACTORS].data, dtype=np.float64)
     config = _config(metadata, vocab_size=int(stored["token_embd.weight"].shape[1]), rope_factors=factors)
     names = {_released_name(name): name for name in stored if name not in _IGNORED}
-    found = {
-        # GGUF states shapes innermost first; whatever it holds is made float32
+    tensors = {
+        # GGUF has shapes innermost first; all types become float32
         released: StoredTensor(path, tuple(int(size) for size in reversed(stored[name].shape)), "F32")
         for released, name in names.items()
     }
-    check_backbone(path, found, config)
+    check_backbone(path, tensors, config)
     tokens = metadata.get("tokenizer.ggml.tokens")
     if isinstance(tokens, list) and len(tokens) > config.vocab_size:
         raise WeightsError(
@@ -88,7 +89,7 @@ def read_gguf(path: Path) -> CausalLM:
             array = _rotary_halves(array, len(array) // config.head_dim)
         return torch.from_numpy(np.array(array[:rows], dtype=np.float32, order="C"))
 
-    return CausalLM(config, found, read, tokenizer_files(metadata))
+    return CausalLM(config, tensors, read, tokenizer_files(metadata))
 
 
 def _open(path: Path) -> tuple["GGUFReader", dict[str, Any]]:
@@ -96,7 +97,7 @@ def _open(path: Path) -> tuple["GGUFReader", dict[str, Any]]:
 
     class Reader(gguf.GGUFReader):
         def __setattr__(self, name: str, value: object) -> None:
-            # Slicing a memory map costs twice the whole parsing; a plain view of it, next to nothing.
+            # Slicing a memory map takes twice as long as all parsing; slicing a plain view is fast.
             super().__setattr__(name, value.view(np.ndarray) if isinstance(value, np.memmap) else value)
 
     try:
@@ -114,7 +115,7 @@ def _open(path: Path) -> tuple["GGUFReader", dict[str, Any]]:
 def _config(
     metadata: Mapping[str, object], *, vocab_size: int, rope_factors: np.ndarray | None
 ) -> BackboneConfig:
-    """Say the metadata in the hub's words and let `backbone_config` judge it."""
+    """Translate the metadata to the hub's keys, which `backbone_config` checks."""
     architecture = metadata.get("general.architecture")
     if architecture not in _ARCHITECTURES:
         raise ConfigError(
@@ -154,7 +155,8 @@ def _config(
         }
     )
     if rope_factors is not None and isinstance(config.rope_scaling, RopeScaling):
-        expected = _llama3_factors(config, config.rope_scaling)
+        plain = rope_frequencies(replace(config, rope_scaling=None), torch.device("cpu"))
+        expected = plain / rope_frequencies(config, torch.device("cpu"))
         if expected.shape != rope_factors.shape or not np.allclose(expected, rope_factors, rtol=1e-4):
             raise ConfigError(
                 f"{_ROPE_FACTORS} does not hold Llama 3's rotary scaling (low 1, high 4, original length "
@@ -164,7 +166,7 @@ def _config(
 
 
 def _as_written(value: object) -> object:
-    """The decimal number that was stored as float32: 1e-05, where a plain cast gives 9.99999974737875e-06."""
+    """Return the decimal number that was stored as float32: 1e-05, not 9.99999974737875e-06."""
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
@@ -180,23 +182,13 @@ def _llama3_scaling(factors: np.ndarray) -> dict[str, object] | None:
     }
 
 
-def _llama3_factors(config: BackboneConfig, scaling: RopeScaling) -> np.ndarray:
-    """What each rotary frequency is divided by (head_dim / 2), float64."""
-    exponents = np.arange(0, config.head_dim, 2) / config.head_dim
-    wavelengths = 2 * math.pi * config.rope_theta**exponents
-    turns = scaling.original_max_position / wavelengths
-    smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    smooth = smooth.clip(0, 1)
-    return np.asarray(1 / ((1 - smooth) / scaling.factor + smooth))
-
-
 def _released_name(name: str) -> str:
     if name in _WHOLE:
         return _WHOLE[name]
     match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
     if match and match[2] in _PER_LAYER:
         return f"layers.{match[1]}.{_PER_LAYER[match[2]]}.{match[3]}"
-    return name  # the check of names reports it as unexpected
+    return name  # the comparison with the config reports it as unexpected
 
 
 def _dequantised(path: Path, tensor: "ReaderTensor", rows: int | None) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Known weights: recognised by size and sha256, their licence, and the answer their model card gives."""
 
-import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ Encode = Callable[[Sequence[str], str], np.ndarray]
 Evidence = Literal["sha256", "size"]
 
 _SHA256 = re.compile("[0-9a-f]{64}")
-_READ_BYTES = 1 << 22
 
 
 class KnownFile(Recipe):
@@ -98,16 +96,6 @@ def expected_sha256(path: Path, known: KnownWeights) -> str | None:
         if path.name == file.name and path.stat().st_size == file.size_bytes:
             return file.sha256
     return _hash_in_name(path)
-
-
-def sha256(path: Path, advance: Callable[[int], None]) -> str:
-    """Return a file's sha256, 4 MiB at a time; ``advance`` is told the bytes read."""
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(_READ_BYTES):
-            digest.update(block)
-            advance(len(block))
-    return digest.hexdigest()
 
 
 def licence_of(

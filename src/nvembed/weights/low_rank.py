@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from nvembed.errors import WeightsError
 from nvembed.weights.adapter import BACKBONE_PREFIX, Adapter
 from nvembed.weights.causal_lm import CausalLM
-from nvembed.weights.checkpoint import Checkpoint
+from nvembed.weights.tensors import Checkpoint
 
 
 @dataclass(frozen=True)

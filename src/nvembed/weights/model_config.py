@@ -1,7 +1,7 @@
 """``config.json`` and ``tokenizer_config.json`` of an NV-Embed checkpoint, both ways.
 
-What the released layout has no place for (pooling other than latent attention, the text mode) stands under
-its own key, ``nvembed``, which the published code ignores.
+Settings that the released layout lacks (other poolings, the text mode) are under the key ``nvembed``, which
+the published code ignores.
 """
 
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ from nvembed.errors import ConfigError
 from nvembed.model.config import ModelConfig, PoolerConfig, PoolingKind
 from nvembed.text.tokenize import Mode, TextSettings
 from nvembed.weights.hub_config import backbone_config, hub_config_dict, size_of
+from nvembed.weights.tensors import token_text
 
 
 def read_config(
@@ -20,15 +21,15 @@ def read_config(
     """Read both files of a checkpoint.
 
     Raises:
-        ConfigError: another kind of model, or a setting this package does not have.
+        ConfigError: the model or a setting is not supported.
     Released: ``latent_attention_config`` holds no sizes; they are the published classes' defaults. The
-        instruction is masked only where ``is_mask_instruction`` holds and padding is on the right.
+        instruction is masked only if ``is_mask_instruction`` is true and padding is on the right.
     """
     kind = config.get("model_type")
     if kind != "nvembed":
         raise ConfigError(
-            f"config.json has model_type {kind!r}: expected 'nvembed'; a causal LM becomes an untrained one "
-            "with `nvembed init`"
+            f"config.json has model_type {kind!r}: expected 'nvembed'. To make an untrained model from a "
+            "causal LM: `nvembed init`"
         )
     text_config = config.get("text_config")
     if not isinstance(text_config, Mapping):
@@ -56,10 +57,10 @@ def read_config(
 def write_config(model: ModelConfig, text: TextSettings, dtype: str) -> dict[str, Any]:
     """Return ``config.json`` in the released layout; ``read_config`` reads it back to the same values.
 
-    Differs: no ``auto_map``, whose code is not in the folder: other libraries would ask to run it.
+    Differs: no ``auto_map``, because its code is not in the folder and other libraries would offer to run it.
 
-    The published code takes its tokenizer from ``text_config._name_or_path``. It is written as ``.``: run
-    that code with the checkpoint as its working folder.
+    The published code reads its tokenizer from ``text_config._name_or_path``, which is ``.`` here: run that
+    code in the checkpoint's folder.
     """
     size, pooler = model.backbone.hidden_size, model.pooler
     causal = {"causal": True} if model.decoder.causal else {}  # the published code has no such model
@@ -104,7 +105,7 @@ def _pooler(config: Mapping[str, Any], hidden_size: int) -> PoolerConfig:
                 f"{hidden_size}"
             )
     if not config.get("output_normalize", True):
-        raise ConfigError("latent_attention_config has output_normalize false: only unit vectors are made")
+        raise ConfigError("latent_attention_config has output_normalize false: expected true")
     return PoolerConfig(
         num_latents=size_of(config, "num_latents_value", 512),
         num_heads=size_of(config, "num_cross_heads", 8),
@@ -134,9 +135,7 @@ def _token_id(config: Mapping[str, Any], key: str, vocab_size: int) -> int:
 
 
 def _token(config: Mapping[str, Any], key: str) -> str:
-    value = config.get(key)
-    if isinstance(value, Mapping):
-        value = value.get("content")
-    if not isinstance(value, str) or not value:
-        raise ConfigError(f"tokenizer_config.json has {key} {value!r}: expected the token's text")
-    return value
+    token = token_text(config, key)
+    if token is None:
+        raise ConfigError(f"tokenizer_config.json has {key} {config.get(key)!r}: expected the token's text")
+    return token

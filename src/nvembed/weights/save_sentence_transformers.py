@@ -14,12 +14,11 @@ from typing import Any
 from nvembed.model.config import PoolingKind
 from nvembed.text.tokenize import TextTokenizer
 from nvembed.weights.adapter import BACKBONE_PREFIX, json_bytes
-from nvembed.weights.checkpoint import Checkpoint
 from nvembed.weights.hub_config import hub_config_dict
 from nvembed.weights.model_config import write_config
 from nvembed.weights.save import copy_model, save_model
 from nvembed.weights.sentence_transformers import MODULES, SETTINGS
-from nvembed.weights.tensors import read_json
+from nvembed.weights.tensors import Checkpoint, read_json
 
 _MODULE = "nvembed.integrations.sentence_transformers.EncoderModule"
 _POOLING: dict[PoolingKind, str] = {

@@ -1,26 +1,27 @@
 """Folders in the layout of sentence-transformers, and plain transformers folders whose pooling is known.
 
-``modules.json`` lists Transformer, Pooling, any number of Dense, and Normalize. A module of another type is
-refused by name: nothing of a folder is ever run as code.
+``modules.json`` lists Transformer, Pooling, any number of Dense, and Normalize. Modules of other types are
+refused: no code of a folder is ever run.
 
-Differs: vectors are always unit vectors, with or without a Normalize module; where one is missing and the
-model's similarity is not the cosine, the folder is refused.
+Differs: vectors are always unit vectors. A folder without a Normalize module is refused if its similarity is
+not the cosine.
 """
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from tokenizers import Tokenizer
 
 from nvembed.errors import ConfigError, WeightsError
 from nvembed.model.config import Activation, DenseConfig, ModelConfig, PoolerConfig, PoolingKind
 from nvembed.text.model_prompts import ModelPrompts, takes_titles
-from nvembed.text.tokenize import TextSettings, last_token
+from nvembed.text.tokenize import TextSettings
+from nvembed.text.tokenizer_json import read_tokenizer
 from nvembed.weights.hub_backbone import read_backbone_config, tensor_name
 from nvembed.weights.tensors import (
+    Checkpoint,
     StoredTensor,
     compare_tensors,
     expected_tensors,
@@ -28,6 +29,7 @@ from nvembed.weights.tensors import (
     read_json,
     read_tensor,
     stored_tensors,
+    token_text,
 )
 
 MODULES = "modules.json"
@@ -50,6 +52,7 @@ _OLD_POOLING = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+_EMBEDDING = "sentence_embedding"
 _TRANSFORMER_SETTINGS = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 _ACTIVATIONS: dict[str, Activation] = {
     "Identity": "identity",
@@ -60,38 +63,16 @@ _ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-@dataclass(frozen=True)
-class SentenceModel:
-    """What a folder says: sizes, text settings, tensors under our names, prompts.
+def open_sentence_transformers(folder: Path, *, pooling: str | None = None) -> Checkpoint:
+    """Read a folder's configs and the headers of its safetensors files, without loading weights.
 
     Args:
-        read: (our name, first rows or None) -> the values of a tensor.
-        tokenizer_folder: where tokenizer.json lies.
-        prompts: strings put before texts, by name.
-        truncate_dim: dimensions that are kept, or None for all.
-        notes: contradictions in the folder, and how they were resolved.
-    """
-
-    config: ModelConfig
-    text: TextSettings
-    tensors: dict[str, StoredTensor]
-    read: Callable[[str, int | None], Tensor]
-    tokenizer_folder: Path
-    prompts: ModelPrompts = field(default_factory=ModelPrompts)
-    truncate_dim: int | None = None
-    notes: tuple[str, ...] = ()
-
-
-def open_sentence_transformers(folder: Path, *, pooling: str | None = None) -> SentenceModel:
-    """Read a folder's configs and the headers of its safetensors files; load no weights.
-
-    Args:
-        pooling: how to pool, for a folder without ``modules.json`` whose config does not say.
+        pooling: how to pool, for a folder without ``modules.json`` whose config does not name it.
 
     Raises:
-        ConfigError: a module, architecture or setting this package does not have; a folder that does not
-            say how to pool; remote code that would be needed.
-        WeightsError: no safetensors, a corrupt file, or tensors that do not fit the config.
+        ConfigError: a module, architecture or setting is not supported; the pooling is unknown; or the model
+            needs code of its own.
+        WeightsError: there are no safetensors, a file is damaged, or tensors do not fit the config.
     """
     modules = _modules(folder)
     settings = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
@@ -111,30 +92,34 @@ def open_sentence_transformers(folder: Path, *, pooling: str | None = None) -> S
     prompts = _prompts(folder, settings)
     if not include_prompt and any(map(takes_titles, prompts.texts.values())):
         raise ConfigError(f"{folder} has a prompt with a title that is not pooled, which is not supported")
-    text, notes = _text(root, hub, config, include_prompt)
+    text, tokenizer = _text(root, hub, config, include_prompt)
     names, tensors = _tensors(folder, root, str(hub.get("model_type")), dense)
     compare_tensors(folder, tensors, expected_tensors(config))
     truncate_dim = settings.get("truncate_dim")
-    return SentenceModel(
+    note = (
+        f"tokenizer_config.json sets add_eos_token, tokenizer.json does not: token {text.eos_id} is appended"
+    )
+    return Checkpoint(
+        folder,
         config,
         text,
         tensors,
         lambda name, rows: read_tensor(tensors[name], names[name], rows),
         root,
+        tokenizer,
         prompts=prompts,
         truncate_dim=None if truncate_dim is None else int(truncate_dim),
-        notes=notes,
+        notes=(note,) if text.eos_id >= 0 else (),
     )
 
 
 def _modules(folder: Path) -> list[str | None]:
-    """Return the paths of the modules; of Normalize, None. An empty list without ``modules.json``."""
+    """Return the paths of the modules, None for Normalize; an empty list without ``modules.json``."""
     if not (folder / MODULES).is_file():
         return []
-    listed = _json_list(folder / MODULES)
     kinds = []
     paths: list[str | None] = []
-    for entry in listed:
+    for entry in _json_list(folder / MODULES):
         kind, path = str(entry.get("type", "")), entry.get("path")
         name = kind.rpartition(".")[2]
         if not kind.startswith("sentence_transformers.") or name not in (
@@ -145,7 +130,7 @@ def _modules(folder: Path) -> list[str | None]:
         ):
             raise ConfigError(
                 f"{folder / MODULES} has a module of type {kind!r}; expected Transformer, Pooling, Dense or "
-                "Normalize of sentence_transformers: no other code is run"
+                "Normalize of sentence_transformers; other code is not run"
             )
         if not isinstance(path, str) or Path(path).is_absolute() or ".." in Path(path).parts:
             raise ConfigError(f"{folder / MODULES} has the path {path!r}; expected a folder inside the model")
@@ -167,17 +152,16 @@ def _pooling(
         mode = pooling or hub.get("pooling")
         if mode not in _POOLING:
             raise ConfigError(
-                f"{folder} does not say how to pool ({mode!r}), and it is not guessed: pass pooling as one "
-                f"of {', '.join(sorted(_POOLING))}"
+                f"{folder} has pooling {mode!r}; expected one of {', '.join(sorted(_POOLING))}: pass pooling"
             )
         return _POOLING[str(mode)], True
     path = folder / str(modules[1]) / "config.json"
     if not path.is_file():
-        raise ConfigError(f"{path} is missing: it says how to pool, which is not guessed; fetch the file")
+        raise ConfigError(f"{path} is missing: it names the pooling; fetch the file")
     config = read_json(path)
     width = config.get("embedding_dimension", config.get("word_embedding_dimension", size))
     if width != size:
-        raise ConfigError(f"{path} pools vectors of {width} numbers; the backbone makes {size}")
+        raise ConfigError(f"{path} pools vectors of {width} numbers; those of the backbone have {size}")
     modes = config.get("pooling_mode") or [mode for key, mode in _OLD_POOLING.items() if config.get(key)]
     modes = [modes] if isinstance(modes, str) else list(modes) or ["mean"]
     if len(modes) != 1 or modes[0] not in _POOLING:
@@ -191,7 +175,7 @@ def _pooling(
 
 
 def _dense(folder: Path, modules: list[str | None], size: int) -> list[tuple[Path, DenseConfig]]:
-    found = []
+    layers = []
     for module in modules:
         if module is None:
             continue
@@ -199,29 +183,27 @@ def _dense(folder: Path, modules: list[str | None], size: int) -> list[tuple[Pat
         config = read_json(path)
         if config.get("in_features") != size:
             raise ConfigError(
-                f"{path} takes {config.get('in_features')!r} numbers; the module before it makes {size}"
+                f"{path} has in_features {config.get('in_features')!r}; expected {size}, as the module before"
             )
         name = str(config.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")[2]
         if name not in _ACTIVATIONS:
             raise ConfigError(f"{path} has activation {name!r}; expected one of {', '.join(_ACTIVATIONS)}")
-        if config.get("use_residual") or config.get("module_input_name", "sentence_embedding") not in (
-            "sentence_embedding",
-        ):
+        if config.get("use_residual") or config.get("module_input_name", _EMBEDDING) != _EMBEDDING:
             raise ConfigError(f"{path} has a residual or another input, which are not supported")
         out = config.get("out_features")
         if isinstance(out, bool) or not isinstance(out, int) or out < 1:
             raise ConfigError(f"{path} has out_features {out!r}; expected a whole number above 0")
-        found.append(
+        layers.append(
             (folder / module, DenseConfig(size, out, bool(config.get("bias", True)), _ACTIVATIONS[name]))
         )
         size = out
-    return found
+    return layers
 
 
 def _text(
     root: Path, hub: Mapping[str, Any], config: ModelConfig, include_prompt: bool
-) -> tuple[TextSettings, tuple[str, ...]]:
-    """Return how the tokenizer reads text, and notes about files that contradict one another."""
+) -> tuple[TextSettings, Tokenizer | None]:
+    """Return the text settings, and the tokenizer if they depend on it."""
     if not (root / "tokenizer.json").is_file():
         raise incomplete(root / "tokenizer.json")
     names = [f"sentence_{kind}_config.json" for kind in _TRANSFORMER_SETTINGS]
@@ -232,10 +214,10 @@ def _text(
     limit = own.get("max_seq_length") or tokenizer_config.get("model_max_length")
     if isinstance(limit, int | float) and not isinstance(limit, bool) and 0 < limit < 1e9:
         limits.append(int(limit))
-    eos_id = -1
-    notes: tuple[str, ...] = ()
+    eos_id, tokenizer = -1, None
     if tokenizer_config.get("add_eos_token"):
-        eos_id, notes = _missing_eos(root, hub, tokenizer_config)
+        tokenizer = read_tokenizer((root / "tokenizer.json").read_bytes())
+        eos_id = _missing_eos(root, hub, token_text(tokenizer_config, "eos_token"), tokenizer)
     return TextSettings(
         mode="template",
         max_length=min(limits),
@@ -244,28 +226,21 @@ def _text(
         mask_instruction=not include_prompt,
         lowercase=bool(own.get("do_lower_case", False)),
         split_special=bool(tokenizer_config.get("split_special_tokens", False)),
-    ), notes
+    ), tokenizer
 
 
-def _missing_eos(
-    root: Path, hub: Mapping[str, Any], tokenizer_config: Mapping[str, Any]
-) -> tuple[int, tuple[str, ...]]:
-    """Return the EOS token that tokenizer_config.json asks for and tokenizer.json does not add, or -1.
+def _missing_eos(root: Path, hub: Mapping[str, Any], token: str | None, tokenizer: Tokenizer) -> int:
+    """Return the EOS token that tokenizer_config.json adds and tokenizer.json does not, or -1.
 
-    The model was trained with what tokenizer_config.json says: the tokenizer of that time read it.
+    The model was trained with it: the tokenizers of that time followed tokenizer_config.json.
     """
-    token = tokenizer_config.get("eos_token")
-    token = token.get("content") if isinstance(token, Mapping) else token
-    last, number = last_token((root / "tokenizer.json").read_bytes(), str(token))
+    number = tokenizer.token_to_id(str(token))
     number = hub.get("eos_token_id") if number is None else number
     if not isinstance(number, int):
         raise ConfigError(
-            f"{root}: tokenizer_config.json says add_eos_token, and there is no token {token!r} to add"
+            f"{root}: tokenizer_config.json sets add_eos_token, but there is no token {token!r} to add"
         )
-    if last == number:
-        return -1, ()
-    note = f"tokenizer_config.json says add_eos_token, tokenizer.json does not add it: {token} is appended"
-    return number, (note,)
+    return -1 if tokenizer.encode("a").ids[-1] == number else number
 
 
 def _tensors(
@@ -302,13 +277,13 @@ def _prompts(folder: Path, settings: Mapping[str, Any]) -> ModelPrompts:
 
 
 def _refuse_code(hub: Mapping[str, Any]) -> None:
-    """Refuse a config that asks for code of its own, unless it says what that code changes."""
+    """Refuse a config that needs code of its own, except code that only sets the direction of attention."""
     code = hub.get("auto_map")
     if code and "is_causal" not in hub and "use_bidirectional_attention" not in hub:
         names = ", ".join(sorted(map(str, code.values()))) if isinstance(code, Mapping) else str(code)
         raise ConfigError(
-            f"config.json asks to run code of its own ({names}), which is never done; where that code only "
-            "changes the direction of attention, add is_causal (true or false) to config.json"
+            f"config.json needs code of its own ({names}), which is never run. If that code only changes the "
+            "direction of attention, add is_causal (true or false) to config.json"
         )
 
 

@@ -1,4 +1,4 @@
-"""The files of a model's folder: headers of safetensors, names and shapes, one tensor at a time; JSON."""
+"""The files of a model's folder: headers of safetensors, names and shapes, tensors one at a time, JSON."""
 
 import hashlib
 import json
@@ -13,22 +13,25 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from nvembed.errors import ConfigError, WeightsError
 from nvembed.model.config import ModelConfig
 from nvembed.model.nv_embed import NVEmbed
+from nvembed.text.model_prompts import ModelPrompts
+from nvembed.text.tokenize import TextSettings
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # bare values of other types are no weights
+ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # tensors of other types are not weights
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 ADAPTER_TENSORS = "adapter_model.safetensors"
 POOLER_TENSORS = "pooler.safetensors"
-BACKBONE_TENSORS = "backbone.safetensors"  # of a backbone, the tensors that were trained whole
-CONFIG_BYTES = 256 << 20  # the largest JSON file of a model that is read: indexes of many shards are smaller
-HEAD_NUMBERS = 2048  # of each tensor, the first so many numbers are read to tell models apart
+BACKBONE_TENSORS = "backbone.safetensors"  # the tensors of a backbone that were fully fine-tuned
+CONFIG_BYTES = 256 << 20  # the largest JSON file that is read; indexes of many shards are smaller
+HEAD_NUMBERS = 2048  # the numbers of each tensor that fingerprints are computed from
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,50 @@ class StoredTensor:
     dtype: str  # as safetensors names it: F16, BF16, F32
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose config is supported and whose tensors have the right names and shapes.
+
+    Args:
+        source: (name, first rows or None) -> values, if they are not simply those of ``tensors``: a backbone
+            from elsewhere with an adapter merged into it, or names of another layout.
+        tokenizer_folder: the folder of tokenizer.json; None is ``folder``.
+        tokenizer: the parsed tokenizer.json, if the config depended on it.
+        prompts: of a folder in the layout of sentence-transformers; None for NV-Embed's.
+        truncate_dim: the number of dimensions that are kept by default.
+        notes: contradictions in the folder, and how they were resolved.
+    """
+
+    folder: Path
+    config: ModelConfig
+    text: TextSettings
+    tensors: dict[str, StoredTensor]
+    source: Callable[[str, int | None], Tensor] | None = None
+    tokenizer_folder: Path | None = None
+    tokenizer: Tokenizer | None = None
+    prompts: ModelPrompts | None = None
+    truncate_dim: int | None = None
+    notes: tuple[str, ...] = ()
+
+    def read(self, name: str, rows: int | None = None) -> Tensor:
+        """Read one tensor, or its first ``rows`` rows, in the dtype it is stored in."""
+        if self.source is not None:
+            return self.source(name, rows)
+        return read_tensor(self.tensors[name], name, rows)
+
+    def tokenizer_files(self) -> dict[str, bytes]:
+        return read_tokenizer_files(self.tokenizer_folder or self.folder)
+
+
+def read_tokenizer_files(folder: Path) -> dict[str, bytes]:
+    """Return the content of the tokenizer's files that a folder has, by name."""
+    return {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
+
+
 def read_tensor(stored: StoredTensor, name: str, rows: int | None = None) -> Tensor:
     """Read one tensor, or its first rows.
 
-    The file is mapped for this call alone, so that its pages do not stay in memory.
+    The file is mapped for this call only, so that its pages do not stay in memory.
     """
     try:
         with safe_open(stored.file, framework="pt") as file:
@@ -53,31 +96,31 @@ def read_tensor(stored: StoredTensor, name: str, rows: int | None = None) -> Ten
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Read the header of every safetensors file of a folder: name -> file, shape, dtype."""
-    found: dict[str, StoredTensor] = {}
-    for shard in shard_names(folder):
-        found |= file_tensors(folder / shard)
-    return found
+    return {
+        name: tensor for shard in shard_names(folder) for name, tensor in file_tensors(folder / shard).items()
+    }
 
 
 def file_tensors(path: Path) -> dict[str, StoredTensor]:
     """Read the header of one safetensors file: name -> file, shape, dtype."""
-    found: dict[str, StoredTensor] = {}
+    tensors: dict[str, StoredTensor] = {}
     if path.exists() and not path.is_file():
         raise WeightsError(f"{path} is not a regular file: fetch it again")
     try:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
                 part = file.get_slice(name)
-                found[name] = StoredTensor(path, tuple(part.get_shape()), part.get_dtype())
+                tensors[name] = StoredTensor(path, tuple(part.get_shape()), part.get_dtype())
     except (SafetensorError, OSError) as error:
         raise _unreadable(path, error) from error
-    return found
+    return tensors
 
 
 def shard_names(folder: Path) -> list[str]:
-    """Return the names of a checkpoint's weight files, whether they are there or not.
+    """Return the names of a checkpoint's weight files, which may be missing; of an adapter's, if they exist.
 
-    Of an adapter's folder, they are those of its files that are there.
+    Raises:
+        WeightsError: the folder has no weights, only pickles, or a damaged index.
     """
     if (folder / INDEX).is_file():
         weight_map = read_json(folder / INDEX).get("weight_map")
@@ -93,19 +136,19 @@ def shard_names(folder: Path) -> list[str]:
     if (folder / SINGLE).is_file():
         return [SINGLE]
     parts = (ADAPTER_TENSORS, BACKBONE_TENSORS, POOLER_TENSORS)
-    if there := [name for name in parts if (folder / name).is_file()]:
-        return there
+    if present := [name for name in parts if (folder / name).is_file()]:
+        return present
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
     if pickles:
         raise WeightsError(
-            f"{folder} has only pickled weights ({', '.join(pickles[:3])}), which can run code when read: "
-            "convert them to safetensors where you trust them"
+            f"{folder} has only pickled weights ({', '.join(pickles[:3])}), which can run code when they are "
+            "read. If you trust them, convert them to safetensors"
         )
     raise WeightsError(f"{folder} has no weights: expected {SINGLE}, or shards with {INDEX}")
 
 
 def missing_files(folder: Path) -> list[str]:
-    """Return the names of the files that a checkpoint needs and ``folder`` does not have."""
+    """Return the names of the files that a checkpoint needs and that ``folder`` lacks."""
     needed = ["config.json", "tokenizer.json", "tokenizer_config.json"]
     try:
         needed += shard_names(folder)
@@ -121,36 +164,36 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def compare_tensors(
-    folder: Path, found: dict[str, StoredTensor], expected: dict[str, tuple[int, ...]]
+    folder: Path, tensors: dict[str, StoredTensor], expected: dict[str, tuple[int, ...]]
 ) -> None:
-    """Raise WeightsError naming everything missing, unexpected, misshapen and not stored as floats."""
-    missing = sorted(expected.keys() - found.keys())
-    unexpected = sorted(found.keys() - expected.keys())
-    misshapen = [
-        f"{name} is {found[name].shape}, expected {expected[name]}"
-        for name in sorted(expected.keys() & found.keys())
-        if found[name].shape != expected[name]
-    ]
-    no_floats = [
-        f"{name} is {found[name].dtype}, expected {', '.join(ITEM_BYTES)}"
-        for name in sorted(found)
-        if found[name].dtype not in ITEM_BYTES
-    ]
-    kinds = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen, "no floats": no_floats}
+    """Raise WeightsError naming all tensors that are missing, unexpected, misshapen or not floats."""
+    kinds = {
+        "missing": sorted(expected.keys() - tensors.keys()),
+        "unexpected": sorted(tensors.keys() - expected.keys()),
+        "misshapen": [
+            f"{name} is {tensors[name].shape}, expected {expected[name]}"
+            for name in sorted(expected.keys() & tensors.keys())
+            if tensors[name].shape != expected[name]
+        ],
+        "not floats": [
+            f"{name} is {tensor.dtype}, expected {', '.join(ITEM_BYTES)}"
+            for name, tensor in sorted(tensors.items())
+            if tensor.dtype not in ITEM_BYTES
+        ],
+    }
     faults = [
-        f"{len(names)} {kind}: {'; '.join(names[:8])}{' ...' if len(names) > 8 else ''}"
+        f"\n  {len(names)} {kind}: {'; '.join(names[:8])}{' ...' if len(names) > 8 else ''}"
         for kind, names in kinds.items()
         if names
     ]
     if faults:
-        lines = "\n  ".join(faults)
-        raise WeightsError(f"the weights in {folder} do not fit its config.json:\n  {lines}")
+        raise WeightsError(f"the weights in {folder} do not fit its config.json:{''.join(faults)}")
 
 
 def values_fingerprint(
     tensors: Mapping[str, StoredTensor], read: Callable[[str, int | None], Tensor], names: Iterable[str]
 ) -> str:
-    """Return 32 hex digits that name the values of some tensors, as float32, in whatever form they lie."""
+    """Return 32 hex digits that identify the values of tensors, as float32, whatever dtype they have."""
     digest = hashlib.sha256()
     for name in sorted(names):
         head = tensor_head(tensors[name], partial(read, name)).float().view(torch.uint8)
@@ -159,31 +202,53 @@ def values_fingerprint(
 
 
 def tensor_head(stored: StoredTensor, read: Callable[[int], Tensor]) -> Tensor:
-    """The first numbers of a tensor, without reading much more."""
+    """Read the first numbers of a tensor, and not much more."""
     width = math.prod(stored.shape[1:])
     return read(-(-HEAD_NUMBERS // width)).flatten()[:HEAD_NUMBERS].contiguous()
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object from one of a model's files.
+
+    Raises:
+        ConfigError: the file is missing, unreadable, too large, or not a JSON object.
+    """
     try:
         if path.exists() and not path.is_file():
             raise ConfigError(f"{path} is not a regular file: copy it again")
         if path.stat().st_size > CONFIG_BYTES:
             raise ConfigError(f"{path} has {path.stat().st_size:,} bytes: it is not a model's config")
-        value = json.loads(path.read_bytes())
+        content = path.read_bytes()
     except FileNotFoundError as error:
         raise incomplete(path) from error
     except PermissionError as error:
         raise ConfigError(f"{path} cannot be read: permission denied; check its owner and mode") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ConfigError:
-        raise
+    return parse_json_object(content, str(path))
+
+
+def parse_json_object(content: bytes, name: str) -> dict[str, Any]:
+    """Parse a JSON object; ``name`` is the file's in messages.
+
+    Raises:
+        ConfigError: the content is not a JSON object.
+    """
+    try:
+        value = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not JSON ({error}): copy the file again") from error
+        raise ConfigError(f"{name} is not JSON ({error}): copy the file again") from error
     if not isinstance(value, dict):
-        raise ConfigError(f"{path} holds a {type(value).__name__}: expected a JSON object")
+        raise ConfigError(f"{name} holds a {type(value).__name__}: expected a JSON object")
     return value
+
+
+def token_text(roles: Mapping[str, Any], role: str) -> str | None:
+    """Return a token of tokenizer_config.json, which is a string or an object with ``content``."""
+    value = roles.get(role)
+    if isinstance(value, Mapping):
+        value = value.get("content")
+    return value if isinstance(value, str) and value else None
 
 
 def incomplete(path: Path) -> ConfigError:
@@ -191,7 +256,7 @@ def incomplete(path: Path) -> ConfigError:
 
 
 def _unreadable(path: Path, error: Exception) -> WeightsError:
-    """Say why: the library calls every file it cannot open missing."""
+    """Return the real reason: the library reports every file that it cannot open as missing."""
     if not path.exists():
         return WeightsError(f"{path} is missing: fetch it again")
     if not os.access(path, os.R_OK):
