@@ -17,6 +17,7 @@ from nvembed.cli.main import main
 from nvembed.cli.options import Compute
 from nvembed.encoder import Encoder
 from nvembed.errors import ConfigError, WeightsError
+from nvembed.files import file_digest
 from nvembed.model.config import NV_EMBED_V2, BackboneConfig, ModelConfig, PoolerConfig
 from nvembed.model.nv_embed import NVEmbed
 from nvembed.text.tokenize import TextSettings
@@ -31,7 +32,6 @@ from nvembed.weights.known import (
     known_answer,
     known_weights,
     licence_of,
-    sha256,
 )
 from nvembed.weights.save import save_checkpoint
 from nvembed.weights.sums import write_sums
@@ -291,7 +291,7 @@ def test_free_memory_knows_containers(tmp_path: Path) -> None:
 def known(folder: Path, monkeypatch: pytest.MonkeyPatch) -> KnownWeights:
     """Pretend that the model in ``folder`` is the released one."""
     files = tuple(
-        KnownFile(name=path.name, size_bytes=path.stat().st_size, sha256=sha256(path, lambda _: None))
+        KnownFile(name=path.name, size_bytes=path.stat().st_size, sha256=file_digest(path))
         for path in shards(folder)
     )
     known = known_weights().model_copy(update={"files": files})
@@ -328,13 +328,13 @@ def test_hashes(folder: Path, known: KnownWeights) -> None:
     path.write_bytes(content)
     status, detail = findings(folder, hash_files=True)["sha256"]
     assert status == "fail"
-    assert f"{path.name} is {sha256(path, lambda _: None)}, expected {known.files[0].sha256}" in detail
+    assert f"{path.name} is {file_digest(path)}, expected {known.files[0].sha256}" in detail
 
 
 def test_hashes_of_unknown_weights(folder: Path) -> None:
     status, detail = findings(folder, hash_files=True)["sha256"]
     assert status == "skip"
-    assert all(sha256(path, lambda _: None) in detail for path in shards(folder))
+    assert all(file_digest(path) in detail for path in shards(folder))
 
 
 def test_derived_weights_inherit_the_licence(folder: Path) -> None:

@@ -1,7 +1,7 @@
-"""Adapters in peft's format, read, merged into weights and written without peft.
+"""Adapters in peft's format: read, merged into weights, and written, without peft.
 
-``adapter_config.json`` and ``adapter_model.safetensors`` against the base decoder, as peft writes and reads
-them; ``pooler.safetensors`` beside them holds the pooler under its released names.
+``adapter_config.json`` and ``adapter_model.safetensors`` are for the base decoder, in peft's format. Beside
+them, ``pooler.safetensors`` has the pooler under its released names.
 """
 
 import hashlib
@@ -23,32 +23,32 @@ from nvembed.weights.sums import write_sums
 from nvembed.weights.tensors import ADAPTER_TENSORS, BACKBONE_TENSORS, POOLER_TENSORS, StoredTensor, read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
-PEFT_PREFIX = "base_model.model."  # peft's own, before the names of the model it wraps
+PEFT_PREFIX = "base_model.model."  # peft adds it to the names of the model
 BACKBONE_PREFIX = "embedding_model."
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """What training made of a base checkpoint: low-rank pairs to be added, and tensors to be replaced."""
+    """The changes of a base checkpoint by training: low-rank pairs to add, and tensors to replace."""
 
     scale: float  # alpha / rank
     pairs: dict[str, tuple[Tensor, Tensor]]  # released weight name -> A (r, in), B (out, r)
-    replaced: dict[str, Tensor]  # released name -> value: the pooler; after full fine-tuning the backbone too
+    replaced: dict[str, Tensor]  # released name -> value: the pooler, or after full fine-tuning all tensors
 
     @property
     def rank(self) -> int:
-        """Of the low-rank pairs; 0 where there are none."""
+        """The rank of the low-rank pairs; 0 without pairs."""
         return max((a.shape[0] for a, _ in self.pairs.values()), default=0)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Released name -> shape of each weight that is changed."""
+        """The shape of each changed weight, by released name."""
         adapted = {name: (b.shape[0], a.shape[1]) for name, (a, b) in self.pairs.items()}
         return {**adapted, **{name: tuple(value.shape) for name, value in self.replaced.items()}}
 
     @property
     def digest(self) -> str:
-        """32 hex digits that name its values."""
+        """32 hex digits that identify the values."""
         digest = hashlib.sha256(repr(self.scale).encode())
         for name, values in sorted({**self.pairs, **{k: (v,) for k, v in self.replaced.items()}}.items()):
             digest.update(name.encode())
@@ -57,9 +57,13 @@ class Adapter:
         return digest.hexdigest()[:32]
 
     def merged(self, name: str, weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Return ``W + (alpha / r) B A``, or the value that replaces it, in ``dtype`` or else the weight's.
+        """Return ``W + (alpha / r) B A``, or the tensor that replaces W.
 
-        The sum is taken in float32 at least, and rounded once. ``weight`` may be the first rows of W alone.
+        The sum is computed in float32 and rounded once.
+
+        Args:
+            weight: W, or its first rows.
+            dtype: of the result; None is that of ``weight``.
         """
         dtype = dtype or weight.dtype
         if name in self.replaced:
@@ -74,8 +78,7 @@ def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
     """Read an adapter's folder, such as a training checkpoint's.
 
     Raises:
-        WeightsError: nothing to merge in it, a file that cannot be read, or an adapter of another kind than
-            plain LoRA.
+        WeightsError: the folder has no adapter, a file is damaged, or the adapter is not plain LoRA.
         ConfigError: ``adapter_config.json`` is missing or malformed.
     """
     folder = Path(folder)
@@ -86,7 +89,7 @@ def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
     scale = 0.0
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / ADAPTER_TENSORS).is_file():
-        raise WeightsError(f"{folder} has {ADAPTER_CONFIG} and no {ADAPTER_TENSORS}: fetch it again")
+        raise WeightsError(f"{folder} has {ADAPTER_CONFIG} but no {ADAPTER_TENSORS}: fetch it again")
     if (folder / ADAPTER_TENSORS).is_file():
         rank, scale = _config(folder)
         pairs = _pairs(folder / ADAPTER_TENSORS, rank)
@@ -98,12 +101,12 @@ def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
 
 
 def peft_names(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """Return an adapter's tensors under the names that peft gives them."""
-    named: dict[str, Tensor] = {}
+    """Return an adapter's tensors by peft's names."""
+    tensors: dict[str, Tensor] = {}
     for name, (a, b) in pairs.items():
         module = PEFT_PREFIX + name.removeprefix(BACKBONE_PREFIX).removesuffix(".weight")
-        named |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
-    return named
+        tensors |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
+    return tensors
 
 
 def json_bytes(value: object) -> bytes:
@@ -112,17 +115,17 @@ def json_bytes(value: object) -> bytes:
 
 
 def write_folder(folder: Path, tensors: Mapping[str, dict[str, Tensor]], others: Mapping[str, bytes]) -> int:
-    """Write files of tensors and others to a new folder, whole or not at all; return their size in bytes.
+    """Write tensor files and other files to a new folder, whole or not at all; return their size in bytes.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the folder exists or cannot be written.
     """
     with atomic_path(folder) as work:
         work.mkdir()
         try:
             for file, values in tensors.items():
                 save_file(values, work / file, metadata={"format": "pt"})
-                (work / file).chmod(0o644)  # the library keeps it to its owner
+                (work / file).chmod(0o644)  # the library makes it readable by its owner only
         except SafetensorError as error:
             raise OutputError(f"could not write {folder}: {error}; nothing was left behind") from error
         for name, content in others.items():
@@ -132,38 +135,38 @@ def write_folder(folder: Path, tensors: Mapping[str, dict[str, Tensor]], others:
 
 
 def check_fit(adapter: Adapter, tensors: Mapping[str, StoredTensor], base: str) -> None:
-    """Raise WeightsError if an adapter changes what ``base``, which has these tensors, does not have."""
+    """Raise WeightsError if an adapter changes tensors that ``base`` lacks or has in another shape."""
     for name, shape in adapter.shapes.items():
         if name not in tensors:
             raise WeightsError(f"the adapter changes {name}, which {base} does not have")
         if shape != tensors[name].shape:
             raise WeightsError(
-                f"the adapter's {name} is {shape}, that of {base} is {tensors[name].shape}: use the "
-                "checkpoint that it was trained on"
+                f"{name} is {shape} in the adapter and {tensors[name].shape} in {base}: use the "
+                "checkpoint that the adapter was trained on"
             )
 
 
-# peft's keys of adapters whose weights are not W + (alpha / r) B A of the base's W
+# peft's settings of adapters whose weights are not W + (alpha / r) B A
 _NOT_PLAIN = (
     "use_dora", "use_rslora", "use_qalora", "use_bdlora", "velora_config", "monteclora_config", "kasa_config",
     "arrow_config", "alora_invocation_tokens", "lora_bias", "fan_in_fan_out", "modules_to_save",
     "trainable_token_indices", "target_parameters", "layer_replication", "rank_pattern", "alpha_pattern",
 )  # fmt: skip
-# Those that leave the base's weights as they were. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA change them too.
+# Initialisations that do not change the base. PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA do.
 _PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 def _config(folder: Path) -> tuple[int, float]:
-    """Return rank and alpha of a plain LoRA adapter."""
+    """Return rank and scale (alpha / rank) of a plain LoRA adapter."""
     path = folder / ADAPTER_CONFIG
     config = read_json(path)
     if config.get("peft_type") != "LORA":
         raise WeightsError(f"{path}: peft_type is {config.get('peft_type')!r}; expected 'LORA'")
-    if other := [key for key in _NOT_PLAIN if config.get(key)]:
-        raise WeightsError(f"{path} sets {', '.join(other)}; only plain LoRA is merged: merge it with peft")
+    if unsupported := [key for key in _NOT_PLAIN if config.get(key)]:
+        raise WeightsError(f"{path} sets {', '.join(unsupported)}; only plain LoRA is supported: use peft")
     if (start := config.get("init_lora_weights", True)) not in _PLAIN_STARTS:
         raise WeightsError(
-            f"{path}: init_lora_weights is {start!r:.40}, which changes the base too: merge it with peft"
+            f"{path}: init_lora_weights is {start!r:.40}, which also changes the base: merge it with peft"
         )
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
@@ -181,7 +184,7 @@ def _pairs(path: Path, rank: int) -> dict[str, tuple[Tensor, Tensor]]:
             continue
         other = name.replace(".lora_A.", ".lora_B.")
         if not name.startswith(PEFT_PREFIX) or other not in tensors:
-            raise WeightsError(f"{path}: {name} has no {other}, or is not against the base decoder")
+            raise WeightsError(f"{path}: {name} has no {other}, or is not for the base decoder")
         module = name.removeprefix(PEFT_PREFIX).removesuffix(".lora_A.weight")
         b = tensors[other]
         if a.ndim != 2 or b.ndim != 2 or a.shape[0] != rank or b.shape[1] != rank:

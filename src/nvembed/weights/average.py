@@ -1,4 +1,4 @@
-"""States of training averaged: one model between them, which often keeps what each is better at."""
+"""Averages training states: the mean often combines the strengths of each state."""
 
 import os
 from collections.abc import Sequence
@@ -26,37 +26,38 @@ def average(
     *,
     shares: Sequence[float] | None = None,
 ) -> Adapter:
-    """Write the weighted mean of states of one base checkpoint as a state of its own.
+    """Write the weighted mean of several states of one base checkpoint as a new state.
 
-    The weights are averaged (Wortsman et al. 2022, "Model soups"), not the factors of adapters: the mean of
-    ``B_i A_i`` is an adapter of all their ranks together, exactly. Numbers keep the first state's dtype; each
-    is rounded once. All states are in memory at the same time.
+    Paper: Wortsman et al. 2022, "Model soups". The weights are averaged, not the factors of adapters: the
+    mean of ``B_i A_i`` is exactly an adapter whose rank is the sum of their ranks.
+
+    Numbers keep the first state's dtype and are rounded once. All states are in memory at the same time.
 
     Args:
         states: two or more, such as a run's ``best``: adapters in peft's format with their poolers, or
-            backbones trained whole.
+            fully fine-tuned backbones.
         folder: the new state; it must not exist.
-        shares: of each state in the mean, above 0; ``None`` is the same for all. Divided by their sum.
+        shares: the weight of each state, above 0; they are divided by their sum. ``None``: equal weights.
 
     Raises:
-        InputError: fewer than two states, or shares that are not as many, or not above 0.
-        WeightsError: states that change different tensors; see also ``read_adapter``.
-        OutputError: the folder exists, or cannot be written.
+        InputError: there are fewer than two states, or not one share above 0 for each.
+        WeightsError: the states change different tensors; see also ``read_adapter``.
+        OutputError: the folder exists or cannot be written.
     """
     folder, paths = Path(folder), [Path(state) for state in states]
     if len(paths) < 2:
         raise InputError(f"expected two or more states to average, got {len(paths)}")
-    given = [1.0] * len(paths) if shares is None else list(shares)
-    if len(given) != len(paths) or not all(0 < share < float("inf") for share in given):
-        raise InputError(f"shares are {given}: expected {len(paths)} numbers above 0, one per state")
+    shares = [1.0] * len(paths) if shares is None else list(shares)
+    if len(shares) != len(paths) or not all(0 < share < float("inf") for share in shares):
+        raise InputError(f"shares are {shares}: expected {len(paths)} numbers above 0, one per state")
     if folder.exists():
         raise OutputError(f"{folder} exists already: remove it, or write to another path")
-    weights = [share / sum(given) for share in given]
+    weights = [share / sum(shares) for share in shares]
     adapters = [read_adapter(path) for path in paths]
     first = adapters[0]
     for path, other in zip(paths[1:], adapters[1:], strict=True):
         _check_alike(first, other, f"{paths[0]} and {path}")
-    made = Adapter(
+    mean = Adapter(
         first.scale,
         pairs={name: _pair(name, adapters, weights) for name in first.pairs},
         replaced={
@@ -64,13 +65,13 @@ def average(
             for name in first.replaced
         },
     )
-    files: dict[str, dict[str, Tensor]] = {ADAPTER_TENSORS: peft_names(made.pairs)}
+    files: dict[str, dict[str, Tensor]] = {ADAPTER_TENSORS: peft_names(mean.pairs)}
     files |= {BACKBONE_TENSORS: {}, POOLER_TENSORS: {}}
-    for name, value in made.replaced.items():
+    for name, value in mean.replaced.items():
         files[BACKBONE_TENSORS if name.startswith(BACKBONE_PREFIX) else POOLER_TENSORS][name] = value
-    others = {ADAPTER_CONFIG: _config(paths[0], made)} if made.pairs else {}
+    others = {ADAPTER_CONFIG: _config(paths[0], mean)} if mean.pairs else {}
     write_folder(folder, {file: values for file, values in files.items() if values}, others)
-    return made
+    return mean
 
 
 def _check_alike(one: Adapter, other: Adapter, which: str) -> None:
@@ -78,8 +79,8 @@ def _check_alike(one: Adapter, other: Adapter, which: str) -> None:
     differ = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
     if differ:
         raise WeightsError(
-            f"{which} change different tensors ({len(differ)}, such as {differ[0]}): expected states of "
-            "one checkpoint and one kind of adapter"
+            f"{which} change different tensors ({len(differ)}, such as {differ[0]}): expected states of one "
+            "checkpoint with the same adapter settings"
         )
 
 
@@ -99,7 +100,7 @@ def _sum(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     return total.to(values[0].dtype)
 
 
-def _config(state: Path, made: Adapter) -> bytes:
-    alpha = made.scale * made.rank
+def _config(state: Path, mean: Adapter) -> bytes:
+    alpha = mean.scale * mean.rank
     whole = int(alpha) if alpha == int(alpha) else alpha
-    return json_bytes(read_json(state / ADAPTER_CONFIG) | {"r": made.rank, "lora_alpha": whole})
+    return json_bytes(read_json(state / ADAPTER_CONFIG) | {"r": mean.rank, "lora_alpha": whole})

@@ -1,4 +1,4 @@
-"""A causal language model becomes an untrained NV-Embed: its backbone, a fresh pooler, its tokenizer."""
+"""Makes an untrained NV-Embed from a causal language model: its backbone, a new pooler, its tokenizer."""
 
 import json
 import math
@@ -18,13 +18,13 @@ from nvembed.weights.causal_lm import PREFIX, CausalLM, read_folder
 from nvembed.weights.gguf import read_gguf
 from nvembed.weights.tensors import expected_tensors, parse_json_object, token_text
 
-# The last layer of each residual branch of a pooler. Zeros there make an untrained pooler exactly the mean
-# of the backbone's states: training starts from a working baseline instead of from noise added to it.
+# The last layer of each residual branch of a pooler. With zeros there, an untrained pooler is exactly the
+# mean of the backbone's states, so training starts from a working baseline without noise.
 _ZERO = ("to_out.weight", "net.2.weight", "net.2.bias")
 
-# What opens a chat turn does not open a document, and SmolLM2-Instruct names it as BOS all the same. Its
-# pre-training put the second of these before each document: perplexity of 60 encyclopedia passages is 25.2
-# behind the first, 24.9 behind nothing and 23.6 behind the second.
+# SmolLM2-Instruct names the start of a chat turn as its BOS, but its pre-training put the second of these
+# tokens before each document. Perplexity of 60 encyclopedia passages: 25.2 after the first token, 24.9
+# without a token, 23.6 after the second.
 _CHAT_TURN, _DOCUMENT = "<|im_start|>", "<|endoftext|>"
 
 
@@ -39,19 +39,19 @@ def read_causal_lm(path: str | os.PathLike[str]) -> CausalLM:
         return read_folder(path)
     if path.is_file() and path.suffix == ".gguf":
         return read_gguf(path)
-    raise WeightsError(f"{path} is neither a causal LM's folder nor a .gguf file")
+    raise WeightsError(f"{path} is not a .gguf file or a causal LM's folder")
 
 
 def untrained(
     causal_lm: CausalLM, pooler: PoolerConfig, *, pooling: PoolingKind, seed: int
 ) -> tuple[ModelConfig, Iterator[tuple[str, Tensor]]]:
-    """Put a fresh pooler on a backbone: the config, and all tensors one by one under released names.
+    """Add a new pooler to a backbone; return the config, and all tensors one by one with released names.
 
-    Latents are drawn from N(0, 1), linear layers as torch does (uniform within 1/sqrt(inputs)), norms are
-    ones and zeros; all float32. ``seed`` decides every value of the pooler.
+    Latents are drawn from N(0, 1), linear layers as in torch (uniform within 1/sqrt(inputs)), norms are ones
+    and zeros; all float32. ``seed`` decides every value of the pooler.
 
     Differs: the last layer of both residual branches is zero, so that an untrained pooler is mean pooling.
-    Released: initialises every linear layer as torch does.
+    Released: every linear layer is initialised as in torch.
     """
     config = ModelConfig(causal_lm.config, pooler, pooling)
     generator = torch.Generator().manual_seed(seed)
@@ -83,17 +83,17 @@ def _fresh(name: str, shapes: dict[str, tuple[int, ...]], generator: torch.Gener
 def text_settings(
     causal_lm: CausalLM, *, bos: str | None = None, eos: str | None = None, max_length: int | None = None
 ) -> TextSettings:
-    """Decide how an embedding model on this backbone reads text: clean mode, BOS and EOS.
+    """Return the text settings of an embedding model on this backbone: clean mode, BOS and EOS.
 
     Args:
-        bos: the token before each text. ``None`` is the tokenizer's own, except that a chat model's
-            ``<|im_start|>`` gives way to ``<|endoftext|>``; ``""`` is none.
+        bos: the token before each text; ``""`` is no token. ``None`` is the tokenizer's own, but
+            ``<|endoftext|>`` instead of a chat model's ``<|im_start|>``.
         eos: the token after each text; ``None`` is the tokenizer's own.
-        max_length: in tokens; ``None`` is all the backbone was made for.
+        max_length: in tokens; ``None`` is the backbone's limit.
 
     Raises:
-        ConfigError: a tokenizer that names no EOS, or is not readable.
-        InputError: a token that is not in the vocabulary, or a length out of range.
+        ConfigError: the tokenizer cannot be read or names no EOS.
+        InputError: a token is not in the vocabulary, or the length is out of range.
     """
     ids = _token_ids(causal_lm)
     roles = _tokenizer_config(causal_lm)
@@ -103,10 +103,10 @@ def text_settings(
             bos = _DOCUMENT
     eos = eos or token_text(roles, "eos_token")
     if eos is None:
-        raise ConfigError("tokenizer_config.json names no eos_token: say which token ends a text")
+        raise ConfigError("tokenizer_config.json names no eos_token: pass eos, the token that ends a text")
     for token in filter(None, (bos, eos)):
         if token not in ids:
-            raise InputError(f"{token!r} is not a token of this model's vocabulary: choose one that is")
+            raise InputError(f"{token!r} is not in this model's vocabulary: pass a token of the vocabulary")
     limit = causal_lm.config.max_position
     if max_length is not None and not 3 <= max_length <= limit:
         raise InputError(f"max_length is {max_length:,}: expected 3 to {limit:,}, the backbone's context")
@@ -120,18 +120,18 @@ def text_settings(
 
 
 def embedding_tokenizer_files(causal_lm: CausalLM, settings: TextSettings) -> dict[str, bytes]:
-    """Return the tokenizer's files with BOS, EOS and padding as ``settings`` want them.
+    """Return the tokenizer's files with BOS, EOS and padding as in ``settings``.
 
-    Other readers of the checkpoint (the published code, transformers) thus put the same BOS before a text.
+    So other readers of the checkpoint (the published code, transformers) put the same BOS before a text.
     """
     ids = _token_ids(causal_lm)
     bos = next((token for token, index in ids.items() if index == settings.bos_id), None)
     form = _tokenizer_json(causal_lm)
     form["post_processor"] = special_tokens_around([(bos, ids[bos])]) if bos is not None else None
     roles = _tokenizer_config(causal_lm)
-    named = {"bos_token": bos, "eos_token": settings.eos_token}
-    named["pad_token"] = token_text(roles, "pad_token") or settings.eos_token
-    roles |= named | {
+    tokens = {"bos_token": bos, "eos_token": settings.eos_token}
+    tokens["pad_token"] = token_text(roles, "pad_token") or settings.eos_token
+    roles |= tokens | {
         "add_bos_token": bos is not None,
         "add_eos_token": False,
         "padding_side": "right",
@@ -139,7 +139,7 @@ def embedding_tokenizer_files(causal_lm: CausalLM, settings: TextSettings) -> di
     files = {"tokenizer.json": form, "tokenizer_config.json": roles}
     if "special_tokens_map.json" in causal_lm.tokenizer_files:
         special = json.loads(causal_lm.tokenizer_files["special_tokens_map.json"])
-        files["special_tokens_map.json"] = special | named
+        files["special_tokens_map.json"] = special | tokens
     written = {
         name: json.dumps(value, ensure_ascii=False, indent=1).encode() for name, value in files.items()
     }
@@ -150,7 +150,7 @@ def _token_ids(causal_lm: CausalLM) -> dict[str, int]:
     form = _tokenizer_json(causal_lm)
     vocab = form.get("model", {}).get("vocab", {})
     if not isinstance(vocab, dict):
-        raise ConfigError("tokenizer.json is not byte-pair encoding: only such tokenizers are supported")
+        raise ConfigError("tokenizer.json is not byte-pair encoding; other tokenizers are not supported")
     return {**vocab, **{token["content"]: token["id"] for token in form.get("added_tokens", [])}}
 
 

@@ -1,4 +1,4 @@
-"""The model card of an exported model: what is known is filled in, what is not says so."""
+"""The model card of an exported model, with headings for what the author has to add."""
 
 from nvembed.model.config import ModelConfig
 from nvembed.text.tokenize import TextSettings
@@ -14,9 +14,9 @@ pipeline_tag: sentence-similarity
 # {name}
 
 A text-embedding model: {dim} dimensions, texts of up to {max_length:,} tokens, {layers} layers of a
-{architecture} decoder, {pooling} pooling. This folder holds what training made: a low-rank adapter in peft's
-format and the pooler. The backbone comes from {base}, is checked against the fingerprint
-in `config.json`, and the adapter is merged into it while the model loads.
+{architecture} decoder, {pooling} pooling. This folder has the results of training: a low-rank adapter in
+peft's format and the pooler. The backbone comes from {base}. When the model loads, the backbone is checked
+against the fingerprint in `config.json`, and the adapter is merged into it.
 
 ```python
 from nvembed import Encoder

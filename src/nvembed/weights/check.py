@@ -1,8 +1,9 @@
-"""What can be wrong with a model's folder, one finding after another; one tensor at a time is held."""
+"""Checks of a model's folder; one tensor at a time is in memory."""
 
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from nvembed.weights.tensors import (
 )
 
 Status = Literal["pass", "warn", "fail", "skip"]
+Outcome = tuple[Status, str]
 Advance = Callable[[int], None]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -34,7 +36,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. Only ``fail`` makes a model unfit."""
+    """The result of one check. A model with a ``fail`` cannot be used."""
 
     check: str
     status: Status
@@ -43,13 +45,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class MemoryRow:
-    """What one way to hold a model takes on a device. ``free_bytes`` is None where nobody can say."""
+    """The memory that a model needs on a device in one form."""
 
     dtype: str
     folded: bool
     weights_bytes: int
-    needed_bytes: int  # the most at any moment of loading it and computing one batch
-    free_bytes: int | None
+    needed_bytes: int  # the peak while it is loaded and computes one batch
+    free_bytes: int | None  # None if it is unknown
 
     @property
     def fits(self) -> bool | None:
@@ -58,7 +60,7 @@ class MemoryRow:
 
 @dataclass
 class Report:
-    """All findings about a folder, in the order they were made."""
+    """All findings about a folder, in the order of the checks."""
 
     folder: Path
     device: str
@@ -66,7 +68,7 @@ class Report:
     findings: list[Finding]
     memory: list[MemoryRow]
     checkpoint: Checkpoint | None = None
-    recognised: bool = False  # as the weights the known answer belongs to
+    recognised: bool = False  # as the released weights, whose answer is known
     answer: Answer | None = None
 
     @property
@@ -94,49 +96,54 @@ def check_folder(
     advance: Advance,
     expect: Advance = lambda _: None,
 ) -> Report:
-    """Look at files, names, shapes, dtypes, values, tokenizer, memory and licence; load no model.
+    """Check files, names, shapes, dtypes, values, tokenizer, memory and licence without loading the model.
+
+    A faulty folder raises nothing: each fault is a finding, and so is each check that a fault prevents.
 
     Args:
-        device, dtype: where and as what it is meant to run.
+        device, dtype: of the model in use.
         hash_files: read every weight file once more and compare its sha256 with the known one.
-        advance: is told the bytes of weights read, for a progress bar.
-        expect: is told first how many there are in all; 0 where nobody can say.
-
-    Nothing is raised for a faulty folder: every fault is a finding, and what cannot be looked at any more is
-    a finding that says so.
+        advance: called with the number of weight bytes read since the last call.
+        expect: called first with the total number of bytes; 0 if it is unknown.
     """
     known = known_weights()
     report = Report(folder, str(device), dtype, [], [])
-    report.findings.append(_files(folder))
+
+    def check(name: str, function: Callable[[], Outcome]) -> None:
+        try:
+            status, detail = function()
+        except (NvembedError, OSError) as error:
+            status, detail = "fail", str(error)
+        report.findings.append(Finding(name, status, detail))
+
+    check("files", lambda: _files(folder))
     if (folder / SUMS).is_file():
-        report.findings.append(_checksums(folder))
+        check("checksums", lambda: _checksums(folder))
+    checkpoint = None
     try:
         report.checkpoint = checkpoint = open_checkpoint(folder)
     except NvembedError as error:
         report.findings.append(Finding("tensors", "fail", str(error)))
         for name in ("values", "tokenizer", "memory"):
-            report.findings.append(Finding(name, "skip", "not looked at: the tensors are not right"))
-        checkpoint = None
+            report.findings.append(Finding(name, "skip", "not checked: the tensors have faults"))
     expect(_bytes_to_read(folder, checkpoint, hash_files))
     if checkpoint is not None:
         report.memory = memory_table(checkpoint, device)
-        report.findings += [
-            _tensors(checkpoint),
-            _values(checkpoint, dtype, advance),
-            _tokenizer(checkpoint),
-            _memory(report.memory, dtype, device),
-        ]
+        check("tensors", partial(_tensors, checkpoint))
+        check("values", partial(_values, checkpoint, dtype, advance))
+        check("tokenizer", partial(_tokenizer, checkpoint))
+        check("memory", lambda: _memory(report.memory, dtype, device))
     if hash_files:
-        report.findings.append(_hashes(folder, advance))
+        check("sha256", lambda: _hashes(folder, advance))
     evidence = recognise(folder, known)
     report.recognised = evidence is not None
-    status, said = licence_of(folder, checkpoint.config if checkpoint else None, evidence, known)
-    report.findings.append(Finding("licence", status, said))
+    config = checkpoint.config if checkpoint else None
+    check("licence", lambda: licence_of(folder, config, evidence, known))
     return report
 
 
 def memory_table(checkpoint: Checkpoint, device: torch.device) -> list[MemoryRow]:
-    """Return what each dtype needs on ``device``, folded (to encode) and plain (to train or compare)."""
+    """Return the memory for each dtype on ``device``, folded (to encode) and plain (to train or compare)."""
     free = free_memory(device)
     largest = max(math.prod(stored.shape) for stored in checkpoint.tensors.values())
     rows = []
@@ -145,7 +152,7 @@ def memory_table(checkpoint: Checkpoint, device: torch.device) -> list[MemoryRow
             weights, pooler = _model_bytes(checkpoint.config, dtype, folded)
             activations = batch_tokens_for(checkpoint.config, device, dtype) if device.type == "cpu" else 1024
             moments = [
-                pooler,  # loaded and folded before the backbone comes
+                pooler,  # loaded and folded before the backbone
                 weights + largest * dtype.itemsize,
                 weights + activations * activation_bytes(checkpoint.config, dtype),
             ]
@@ -154,7 +161,7 @@ def memory_table(checkpoint: Checkpoint, device: torch.device) -> list[MemoryRow
 
 
 def free_memory(device: torch.device, root: Path = Path("/")) -> int | None:
-    """Return the bytes free on a device, the limit of a container included; None where nobody can say."""
+    """Return the free bytes of a device, at most the limit of the container; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -163,7 +170,7 @@ def free_memory(device: torch.device, root: Path = Path("/")) -> int | None:
     except (OSError, StopIteration):
         return None
     group = root / "sys/fs/cgroup"
-    try:  # a container's limit counts the page cache, which gives way
+    try:  # a container's limit includes the page cache, which can be freed
         limit = int((group / "memory.max").read_text())
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         free = min(free, limit - int(stat["anon"]) - int(stat["shmem"]))
@@ -173,7 +180,7 @@ def free_memory(device: torch.device, root: Path = Path("/")) -> int | None:
 
 
 def _model_bytes(config: ModelConfig, dtype: torch.dtype, folded: bool) -> tuple[int, int]:
-    """Bytes of a whole model, and of its pooler at the moment both its forms are there."""
+    """Return the bytes of a whole model, and of its pooler while both its forms are in memory."""
     with torch.device("meta"):
         model = NVEmbed(config)
     plain = _numel(model) - _numel(model.embedding_model)
@@ -188,71 +195,60 @@ def _numel(module: torch.nn.Module) -> int:
     return sum(value.numel() for value in module.state_dict().values())
 
 
-def _files(folder: Path) -> Finding:
+def _files(folder: Path) -> Outcome:
     missing = missing_files(folder)
     if missing:
-        return Finding("files", "fail", f"missing: {', '.join(missing)}")
-    try:
-        shards = shard_names(folder)
-    except NvembedError as error:
-        return Finding("files", "fail", str(error))
+        return "fail", f"missing: {', '.join(missing)}"
+    shards = shard_names(folder)
     total = sum((folder / name).stat().st_size for name in shards)
-    said = f"{len(shards)} weight file{'s' * (len(shards) > 1)}, {bytes_text(total)}, configs and tokenizer"
+    summary = (
+        f"{len(shards)} weight file{'s' * (len(shards) > 1)}, {bytes_text(total)}, configs and tokenizer"
+    )
     extra = sorted(path.name for path in folder.glob("*.safetensors") if path.name not in shards)
     if extra:
-        return Finding(
-            "files", "warn", f"{said}; not read, as {INDEX} does not name them: {', '.join(extra)}"
-        )
-    return Finding("files", "pass", said)
+        return "warn", f"{summary}; not read, because {INDEX} does not list them: {', '.join(extra)}"
+    return "pass", summary
 
 
-def _checksums(folder: Path) -> Finding:
-    try:
-        wrong = wrong_files(folder)
-    except (NvembedError, OSError) as error:
-        return Finding("checksums", "fail", str(error))
-    if wrong:
-        return Finding(
-            "checksums",
-            "fail",
-            f"missing, damaged or changed since {SUMS} was written: {', '.join(wrong)}. Copy the model "
-            f"again; after a change on purpose, remove {SUMS}",
-        )
-    return Finding("checksums", "pass", f"all files are as {SUMS} says")
-
-
-def _tensors(checkpoint: Checkpoint) -> Finding:
-    """Names and shapes are right, or the checkpoint would not have opened; this is about the rest."""
-    dtypes = sorted({stored.dtype for stored in checkpoint.tensors.values()})
-    parameters = sum(math.prod(stored.shape) for stored in checkpoint.tensors.values())
-    said = f"{len(checkpoint.tensors)} tensors, {parameters:,} parameters, stored as {' and '.join(dtypes)}"
-    if not (checkpoint.folder / INDEX).is_file():
-        return Finding("tensors", "pass", f"{said}; names and shapes as its config says")
-    weight_map = read_json(checkpoint.folder / INDEX)["weight_map"]
-    astray = sorted(
-        name for name, stored in checkpoint.tensors.items() if weight_map.get(name) != stored.file.name
+def _checksums(folder: Path) -> Outcome:
+    wrong = wrong_files(folder)
+    if not wrong:
+        return "pass", f"all files match {SUMS}"
+    return "fail", (
+        f"missing, damaged or changed since {SUMS} was written: {', '.join(wrong)}. Copy the model again; "
+        f"after an intended change, remove {SUMS}"
     )
-    if astray:
-        return Finding(
-            "tensors",
-            "warn",
-            f"{said}; {len(astray)} lie in another file than {INDEX} says, so that other readers may fail: "
-            f"{', '.join(astray[:4])}",
+
+
+def _tensors(checkpoint: Checkpoint) -> Outcome:
+    """Check what opening a checkpoint does not: the files that the index lists for the tensors."""
+    dtypes = " and ".join(sorted({stored.dtype for stored in checkpoint.tensors.values()}))
+    parameters = sum(math.prod(stored.shape) for stored in checkpoint.tensors.values())
+    summary = f"{len(checkpoint.tensors)} tensors, {parameters:,} parameters, stored as {dtypes}"
+    if not (checkpoint.folder / INDEX).is_file():
+        return "pass", f"{summary}; names and shapes match the config"
+    weight_map = read_json(checkpoint.folder / INDEX)["weight_map"]
+    misplaced = [
+        name
+        for name, stored in sorted(checkpoint.tensors.items())
+        if weight_map.get(name) != stored.file.name
+    ]
+    if misplaced:
+        return "warn", (
+            f"{summary}; {len(misplaced)} are in another file than {INDEX} lists, so other readers may fail: "
+            f"{', '.join(misplaced[:4])}"
         )
-    return Finding("tensors", "pass", f"{said}; names and shapes as its config says, files as its index says")
+    return "pass", f"{summary}; names and shapes match the config, files match the index"
 
 
-def _values(checkpoint: Checkpoint, dtype: str, advance: Advance) -> Finding:
-    """Read every tensor once. Minimum and maximum carry any NaN or infinity out."""
+def _values(checkpoint: Checkpoint, dtype: str, advance: Advance) -> Outcome:
+    """Read every tensor once. A NaN or infinity shows in the minimum or maximum."""
     limit = torch.finfo(DTYPES[dtype]).max
     bad: list[str] = []
     too_large: list[str] = []
     constant: list[str] = []
     for name, stored in sorted(checkpoint.tensors.items(), key=lambda item: (item[1].file, item[0])):
-        try:
-            low, high = _range(checkpoint, name)
-        except NvembedError as error:
-            return Finding("values", "fail", str(error))
+        low, high = _range(checkpoint, name)
         if not (math.isfinite(low) and math.isfinite(high)):
             bad.append(name)
         elif max(-low, high) > limit:
@@ -261,86 +257,69 @@ def _values(checkpoint: Checkpoint, dtype: str, advance: Advance) -> Finding:
             constant.append(name)
         advance(_stored_bytes(stored))
     if bad:
-        return Finding("values", "fail", f"not finite: {_some(bad)}; fetch the weights again")
+        return "fail", f"not finite: {_some(bad)}; fetch the weights again"
     if too_large:
-        return Finding(
-            "values", "fail", f"beyond {limit:,.0f}, the range of {dtype}: {_some(too_large)}; use bfloat16"
-        )
+        return "fail", f"beyond {limit:,.0f}, the range of {dtype}: {_some(too_large)}; use bfloat16"
     if constant:
-        return Finding(
-            "values",
-            "warn",
-            f"one value throughout, as in an untrained pooler or a half-written file: {_some(constant)}",
-        )
-    return Finding("values", "pass", f"all finite, also as {dtype}")
+        return "warn", f"constant, as in an untrained pooler or a half-written file: {_some(constant)}"
+    return "pass", f"all finite, also as {dtype}"
 
 
 def _range(checkpoint: Checkpoint, name: str) -> tuple[float, float]:
-    """A function of its own, so that a tensor is gone before the next one is read."""
+    """Return a tensor's minimum and maximum; its memory is freed before the next one is read."""
     low, high = checkpoint.read(name).aminmax()
     return float(low), float(high)
 
 
-def _tokenizer(checkpoint: Checkpoint) -> Finding:
+def _tokenizer(checkpoint: Checkpoint) -> Outcome:
     settings = checkpoint.text
-    try:
-        tokenizer = load_tokenizer(checkpoint)
-        (tokens,) = tokenizer(["A short text."], max_length=min(64, settings.max_length))
-    except NvembedError as error:
-        return Finding("tokenizer", "fail", str(error))
-    if tokens.input_ids[-1] != settings.eos_id:
-        return Finding(
-            "tokenizer",
-            "fail",
-            f"a text ends in token {tokens.input_ids[-1]}, but the config's EOS is {settings.eos_id}",
-        )
-    said = (
+    tokenizer = load_tokenizer(checkpoint)
+    (tokens,) = tokenizer(["A short text."], max_length=min(64, settings.max_length))
+    if (last := tokens.input_ids[-1]) != settings.eos_id:
+        return "fail", f"a text ends with token {last}; expected the config's EOS, {settings.eos_id}"
+    return "pass", (
         f"{tokenizer.vocab_size:,} tokens, {settings.mode} mode, texts up to {settings.max_length:,} tokens"
     )
-    return Finding("tokenizer", "pass", said)
 
 
-def _memory(rows: list[MemoryRow], dtype: str, device: torch.device) -> Finding:
+def _memory(rows: list[MemoryRow], dtype: str, device: torch.device) -> Outcome:
     row = next(row for row in rows if row.dtype == dtype and row.folded)
     needs = f"{dtype} on {device} needs {bytes_text(row.needed_bytes)}"
     if row.free_bytes is None:
-        return Finding("memory", "skip", f"{needs}; what is free here is unknown")
-    said = f"{needs}, {bytes_text(row.free_bytes)} is free"
+        return "skip", f"{needs}; the free memory is unknown"
+    needs = f"{needs}, {bytes_text(row.free_bytes)} is free"
     if row.fits:
-        return Finding("memory", "pass", said)
+        return "pass", needs
     others = [other.dtype for other in rows if other.folded and other.fits]
-    return Finding("memory", "warn", f"{said}: {f'use {others[0]}' if others else 'no dtype fits'}")
+    return "warn", f"{needs}: {f'use {others[0]}' if others else 'no dtype fits'}"
 
 
-def _hashes(folder: Path, advance: Advance) -> Finding:
+def _hashes(folder: Path, advance: Advance) -> Outcome:
     known = known_weights()
     wrong: list[str] = []
     unknown: list[str] = []
-    try:
-        paths = [folder / name for name in shard_names(folder)]
-        for path in paths:
-            expected, got = expected_sha256(path, known), file_digest(path)
-            advance(path.stat().st_size)
-            if expected is None:
-                unknown.append(f"{path.name} {got}")
-            elif got != expected:
-                wrong.append(f"{path.name} is {got}, expected {expected}")
-    except (NvembedError, OSError) as error:
-        return Finding("sha256", "fail", str(error))
+    paths = [folder / name for name in shard_names(folder)]
+    for path in paths:
+        expected, got = expected_sha256(path, known), file_digest(path)
+        advance(path.stat().st_size)
+        if expected is None:
+            unknown.append(f"{path.name} {got}")
+        elif got != expected:
+            wrong.append(f"{path.name} is {got}, expected {expected}")
     if wrong:
-        return Finding("sha256", "fail", f"{'; '.join(wrong)}: fetch them again, or they are other weights")
+        return "fail", f"{'; '.join(wrong)}: fetch them again, unless these are other weights"
     if unknown:
-        return Finding("sha256", "skip", f"nothing to compare with: {'; '.join(unknown)}")
-    return Finding("sha256", "pass", f"{len(paths)} files are as released")
+        return "skip", f"no known sha256 to compare with: {'; '.join(unknown)}"
+    return "pass", f"{len(paths)} files are as released"
 
 
 def _bytes_to_read(folder: Path, checkpoint: Checkpoint | None, hash_files: bool) -> int:
-    """Return what ``advance`` will be told of in all; a backbone is read with its adapter."""
+    """Return the total that ``advance`` will be called with."""
     tensors = checkpoint.tensors.values() if checkpoint else ()
     try:
         files = [folder / name for name in shard_names(folder)] if hash_files else []
         return sum(map(_stored_bytes, tensors)) + sum(path.stat().st_size for path in files)
-    except (NvembedError, OSError):  # a finding of its own; nobody can say how much
+    except (NvembedError, OSError):  # a check reports it
         return 0
 
 
@@ -349,7 +328,7 @@ def _stored_bytes(stored: StoredTensor) -> int:
 
 
 def bytes_text(size_bytes: int) -> str:
-    """Return a size as people read it: 15.70 GB, 4.4 MB."""
+    """Return a size such as 15.70 GB or 4.4 MB."""
     return f"{size_bytes / 1e9:,.2f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:,.1f} MB"
 
 

@@ -1,4 +1,4 @@
-"""A trained model as small as it goes: adapter, pooler, configs, tokenizer, and the name of its backbone."""
+"""Exports a trained model in its smallest form: adapter, pooler, configs, tokenizer, name of the backbone."""
 
 import os
 from collections.abc import Mapping
@@ -29,14 +29,14 @@ from nvembed.weights.tensors import ADAPTER_TENSORS, BACKBONE_TENSORS, POOLER_TE
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, to say so and to write a model card from."""
+    """A summary of the files that were written."""
 
     base: Base
     dtype: str
     adapter_numbers: int
     pooler_numbers: int
     size_bytes: int  # of all files
-    error: float | None  # of an extracted adapter: |D - B A| / |D|, D the change of the backbone
+    error: float | None  # of an extracted adapter: |D - B A| / |D|, where D is the change of the backbone
 
 
 def export(
@@ -54,16 +54,16 @@ def export(
 
     Args:
         model: the checkpoint that was trained.
-        state: of its training run: an adapter in peft's format and a pooler, or a whole backbone.
-        base: where the backbone comes from: a path, a hub id, or an installed package with one GGUF file.
+        state: of the training run: an adapter in peft's format and a pooler, or a whole backbone.
+        base: the source of the backbone: a path, a hub id, or an installed package with one GGUF file.
         rank: write the difference between the trained backbone and ``base`` as an adapter of this rank
-            (`low_rank.extract`). ``None`` takes the state's adapter as it is.
-        dtype: what is stored; ``None`` is bfloat16 where that changes no value, else what the state has.
+            (`low_rank.extract`). ``None`` keeps the state's adapter.
+        dtype: of the stored tensors; ``None`` is bfloat16 if that changes no value, else the state's dtype.
         licence: of the model, for its card.
-        files: contents by name to write besides.
+        files: contents of further files, by name.
 
     Raises:
-        InputError: a state whose backbone was trained whole, without a rank; a rank below 1.
+        InputError: the backbone was fully fine-tuned and there is no rank, or the rank is below 1.
         WeightsError, MissingExtraError, DownloadError: see `read_adapter` and `name_base`.
         OutputError: the folder exists, or cannot be written.
     """
@@ -76,14 +76,19 @@ def export(
     check_fit(adapter, model.tensors, str(model.folder))
     if rank is None and any(name.startswith(BACKBONE_PREFIX) for name in adapter.replaced):
         raise InputError(
-            f"{state} holds a backbone that was trained whole: pass a rank to write its change as an "
-            "adapter, or make a whole checkpoint with `nvembed merge`"
+            f"{state} has a fully fine-tuned backbone: pass a rank to write its change as an adapter, or "
+            "write a whole checkpoint with `nvembed merge`"
         )
     origin = name_base(base, model, folder, same=rank is None)
     pairs, whole, error, config = adapter.pairs, {}, None, {}
     if rank is not None:
-        made = extract(model, adapter, find_backbone(origin, folder), rank)
-        pairs, whole, error, config = made.pairs, made.whole, made.error, made.peft_config()
+        extracted = extract(model, adapter, find_backbone(origin, folder), rank)
+        pairs, whole, error, config = (
+            extracted.pairs,
+            extracted.whole,
+            extracted.error,
+            extracted.peft_config(),
+        )
     elif pairs:
         config = read_json(state / ADAPTER_CONFIG)
     parts = {
@@ -109,7 +114,7 @@ def _others(name: str, model: Checkpoint, origin: Base, licence: str | None) -> 
 
 
 def _stored(parts: dict[str, dict[str, Tensor]], dtype: torch.dtype | None) -> dict[str, dict[str, Tensor]]:
-    """Return the files that hold something, as ``dtype``, or else bfloat16 if that changes no value."""
+    """Return the files that are not empty, in ``dtype``, or in bfloat16 if that changes no value."""
     values = [value for part in parts.values() for value in part.values()]
     if dtype is None and all(torch.equal(value, value.bfloat16().to(value.dtype)) for value in values):
         dtype = torch.bfloat16
@@ -121,11 +126,11 @@ def _stored(parts: dict[str, dict[str, Tensor]], dtype: torch.dtype | None) -> d
 
 
 def _pooler(model: Checkpoint, adapter: Adapter) -> dict[str, Tensor]:
-    """The trained pooler; the model's own where the state has none, as peft's adapters."""
+    """Return the trained pooler, or the model's own if the state has none, as adapters of peft."""
     names = [name for name in model.tensors if not name.startswith(BACKBONE_PREFIX)]
     return {name: adapter.replaced[name] if name in adapter.replaced else model.read(name) for name in names}
 
 
 def _dtypes(stored: dict[str, dict[str, Tensor]]) -> str:
-    found = {str(value.dtype).removeprefix("torch.") for part in stored.values() for value in part.values()}
-    return " and ".join(sorted(found))
+    dtypes = {str(value.dtype).removeprefix("torch.") for part in stored.values() for value in part.values()}
+    return " and ".join(sorted(dtypes))

@@ -109,7 +109,7 @@ def _open(path: Path) -> tuple["GGUFReader", dict[str, Any]]:
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, IndexError, OverflowError, TypeError) as error:
-        raise WeightsError(f"{path} is not a whole GGUF file ({error}): download it again") from error
+        raise WeightsError(f"{path} is not a complete GGUF file ({error}): download it again") from error
 
 
 def _config(

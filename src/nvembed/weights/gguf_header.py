@@ -1,6 +1,6 @@
-"""The header of a GGUF file, walked before the library reads it: every count and length fits in the file.
+"""Checks the counts and lengths in the header of a GGUF file before the library reads it.
 
-The library allocates and loops as the file says. A file of 49 bytes can say that it holds 2^60 values.
+The library trusts them: a file of 49 bytes with a count of 2^60 values would hang it.
 """
 
 import mmap
@@ -26,7 +26,7 @@ class _Header:
         return int(struct.unpack_from(self.order + form, self.content, start)[0])
 
     def skip(self, size: int) -> int:
-        """Return the position, and go ``size`` bytes on."""
+        """Return the position and move it forward by ``size`` bytes."""
         start = self.at
         if size > len(self.content) - start:
             raise ValueError(f"{size:,} bytes at position {start:,} of {len(self.content):,}")
@@ -34,7 +34,7 @@ class _Header:
         return start
 
     def count(self, form: str, least: int) -> int:
-        """Read a count of things that take at least so many bytes each."""
+        """Read a count of entries that have at least ``least`` bytes each."""
         count = self.number(form)
         if count * least > len(self.content) - self.at:
             raise ValueError(f"{count:,} entries in {len(self.content) - self.at:,} bytes")
@@ -67,13 +67,13 @@ def check_header(path: Path) -> None:
     try:
         with path.open("rb") as handle:
             if os.fstat(handle.fileno()).st_size < 24 or handle.read(4) != b"GGUF":
-                raise ValueError("no GGUF header")
-            # a version below 65,536 tells the byte order
+                raise ValueError("it has no GGUF header")
+            # the byte order is the one in which the version is below 65,536
             order = "<" if int.from_bytes(handle.read(4), "little") < 1 << 16 else ">"
             with mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 _walk(_Header(content, order))
     except ValueError as error:
-        raise WeightsError(f"{path} is not a whole GGUF file ({error}): download it again") from error
+        raise WeightsError(f"{path} is not a complete GGUF file ({error}): download it again") from error
 
 
 def _walk(header: _Header) -> None:

@@ -1,7 +1,4 @@
-"""A tokenizer rebuilt from GGUF metadata, as the ``tokenizer.json`` of the ``tokenizers`` library.
-
-The file is built as plain data: which library runs it is the text room's business.
-"""
+"""Builds ``tokenizer.json``, the format of the ``tokenizers`` library, from the metadata of a GGUF file."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,8 +14,8 @@ _SPLIT = (
     _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# tokenizer.ggml.pre -> the splitting of a text before byte-level BPE. "default" is what converters wrote
-# before they told vocabularies apart; GPT-2's rule is the one such files were made with.
+# Values of tokenizer.ggml.pre: the rule that splits a text before byte-level BPE. Old converters wrote
+# "default" for every vocabulary; their files use GPT-2's rule.
 _PRE = ("smollm", "llama-bpe", "qwen2", "gpt-2", "default")
 
 _ROLES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
@@ -27,14 +24,13 @@ _ROLES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "paddi
 def tokenizer_files(metadata: Mapping[str, object]) -> dict[str, bytes]:
     """Build ``tokenizer.json`` and ``tokenizer_config.json`` from a GGUF file's ``tokenizer.*`` keys.
 
-    Byte-level BPE (``gpt2``) keeps the file's merges; SentencePiece BPE (``llama``) has only scores, from
-    which the merges are derived. Control tokens become special tokens. BOS is put before a text where
-    the file's ``add_bos_token`` says so, EOS never (as in the released tokenizer). The padding token is
-    EOS where the file names none.
+    Byte-level BPE (``gpt2``) has merges; SentencePiece BPE (``llama``) has only scores, from which the merges
+    are computed. Control tokens become special tokens. BOS precedes a text if the file sets
+    ``add_bos_token``; EOS is never added, as in the released tokenizer. The default padding token is EOS.
 
     Raises:
-        WeightsError: a tokenizer model or a splitting rule we do not have, or keys that are missing or
-            do not fit together.
+        WeightsError: the tokenizer model or splitting rule is not supported, or keys are missing or
+            contradict each other.
     """
     kind = metadata.get("tokenizer.ggml.model")
     if kind not in ("gpt2", "llama"):
@@ -49,7 +45,7 @@ def tokenizer_files(metadata: Mapping[str, object]) -> dict[str, bytes]:
     form = _byte_level(metadata, vocab) if kind == "gpt2" else _sentencepiece(metadata, tokens, types, roles)
     add_bos = metadata.get("tokenizer.ggml.add_bos_token", kind == "llama" or pre == "llama-bpe")
     if add_bos and "bos_token" not in roles:
-        raise WeightsError("the file asks for a BOS token (add_bos_token) and names none (bos_token_id)")
+        raise WeightsError("the file sets add_bos_token but has no bos_token_id")
     bos = [(roles["bos_token"], vocab[roles["bos_token"]])] if add_bos else []
     form |= {
         "version": "1.0",
@@ -82,7 +78,7 @@ def _vocabulary(metadata: Mapping[str, object]) -> tuple[list[str], list[int]]:
             f"tokenizer.ggml.token_type must have one entry per token ({len(tokens)}); got {got}"
         )
     if len(set(tokens)) != len(tokens):
-        raise WeightsError("tokenizer.ggml.tokens holds a token twice: the file is damaged")
+        raise WeightsError("tokenizer.ggml.tokens has a token twice: the file is damaged")
     return tokens, types
 
 
@@ -97,9 +93,7 @@ def _roles(metadata: Mapping[str, object], tokens: Sequence[str]) -> dict[str, s
             raise WeightsError(f"{key} is {index!r}; it must be one of the {len(tokens)} tokens")
         roles[name] = tokens[index]
     if "eos_token" not in roles:
-        raise WeightsError(
-            "the file has no tokenizer.ggml.eos_token_id: an embedding model ends texts with it"
-        )
+        raise WeightsError("the file has no tokenizer.ggml.eos_token_id, which an embedding model needs")
     return {"pad_token": roles["eos_token"], **roles}
 
 
@@ -117,7 +111,7 @@ def _byte_level(metadata: Mapping[str, object], vocab: Mapping[str, int]) -> dic
     if bad:
         raise WeightsError(
             f"{len(bad)} of {len(merges)} entries of tokenizer.ggml.merges do not join two tokens into a "
-            f"third, the first being {' '.join(bad[0])!r}: the file is damaged"
+            f"third (the first: {' '.join(bad[0])!r}): the file is damaged"
         )
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     steps: list[dict[str, object]] = [byte_level]
@@ -131,7 +125,7 @@ def _byte_level(metadata: Mapping[str, object], vocab: Mapping[str, int]) -> dic
         "normalizer": {"type": "NFC"} if pre == "qwen2" else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
         "decoder": byte_level,
-        # a whole word that is a token needs no merges in Llama 3's vocabulary, which has none for some
+        # Llama 3 has no merges for some words that are tokens
         "model": _bpe(vocab, merges, ignore_merges=pre == "llama-bpe"),
     }
 
@@ -168,20 +162,20 @@ def _sentencepiece(
 
 
 def _merges(vocab: Mapping[str, int], scores: Sequence[float], types: Sequence[int]) -> list[list[str]]:
-    """Every way to join two tokens into a third; best score of the third first, then lowest ids.
+    """Return every pair of tokens that join into a third; best score of the third first, then lowest ids.
 
-    SentencePiece merges the pair whose joint token scores best at each step; an ordered list of merges
-    does the same because the score belongs to the joint token alone.
+    SentencePiece merges the pair whose joint token has the best score at each step. An ordered list of merges
+    is equivalent, because the score depends on the joint token only.
     """
-    found: list[tuple[float, int, int, int, str, str]] = []
+    merges: list[tuple[float, int, int, int, str, str]] = []
     for token, index in vocab.items():
         if types[index] in (_UNKNOWN, _CONTROL):
             continue
         for cut in range(1, len(token)):
             left, right = token[:cut], token[cut:]
             if left in vocab and right in vocab:
-                found.append((-scores[index], index, vocab[left], vocab[right], left, right))
-    return [[left, right] for *_, left, right in sorted(found)]
+                merges.append((-scores[index], index, vocab[left], vocab[right], left, right))
+    return [[left, right] for *_, left, right in sorted(merges)]
 
 
 def _bpe(

@@ -1,4 +1,4 @@
-"""A model's folder: a local one, or one of the hub, which is downloaded."""
+"""The folder of a model, which is local or downloaded from the hub."""
 
 import os
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 from nvembed.errors import DownloadError, WeightsError
 from nvembed.weights.tensors import missing_files
 
-# Code and pickles are never downloaded: everything that is read is data.
+# Code and pickles are never downloaded.
 ALLOWED = ["*.json", "*.safetensors", "*.md", "LICENSE*"]
-# Enough to run. Another library's cache may have only these.
+# The files that a model needs to run. The cache of another library may have no others.
 NEEDED = [
     "config.json",
     "tokenizer.json",
@@ -21,17 +21,17 @@ NEEDED = [
 def model_folder(
     path_or_id: str | os.PathLike[str], *, revision: str | None = None, download: bool = True
 ) -> Path:
-    """Return the local folder of a model; a model of the hub is downloaded if it is not complete here.
+    """Return the local folder of a model; a model of the hub is downloaded if the cache is incomplete.
 
     Args:
         path_or_id: a folder, or a hub id such as ``nvidia/NV-Embed-v2``.
-        revision: a hub branch, tag or commit; ``None`` is the newest one that is here already, else the
-            default branch. Pass a commit to be sure which.
-        download: if False, a model that is not here is an error.
+        revision: a hub branch, tag or commit; ``None`` is the newest one in the cache, or the default branch.
+            A commit is always the same model.
+        download: False makes a model that is not in the cache an error.
 
     Raises:
-        WeightsError: neither a folder nor a hub id.
-        DownloadError: the model is not here and was not downloaded; the message says why and what to do.
+        WeightsError: the argument is neither a folder nor a hub id.
+        DownloadError: the model is not in the cache and was not downloaded; the message says why.
     """
     folder = Path(path_or_id).expanduser()
     if folder.is_dir():
@@ -39,7 +39,7 @@ def model_folder(
     name = str(path_or_id)
     parts = name.split("/")
     if folder.exists() or len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "~"):
-        raise WeightsError(f"{name} is not a folder; expected a model's folder, or a hub id (owner/model)")
+        raise WeightsError(f"{name} is not a folder; expected a model's folder or a hub id (owner/model)")
     return _fetch(name, revision, download)
 
 
@@ -53,10 +53,12 @@ def _fetch(repo: str, revision: str | None, download: bool) -> Path:
     )
 
     try:
-        here = Path(snapshot_download(repo, revision=revision, allow_patterns=NEEDED, local_files_only=True))
-        if not missing_files(here):
-            return here
-    except (LocalEntryNotFoundError, ValueError):  # not here, or not a name of the hub: reported below
+        cached = Path(
+            snapshot_download(repo, revision=revision, allow_patterns=NEEDED, local_files_only=True)
+        )
+        if not missing_files(cached):
+            return cached
+    except (LocalEntryNotFoundError, ValueError):  # not in the cache, or not a valid name: reported below
         pass
     if not download:
         raise DownloadError(f"{repo} is not complete on this machine")
@@ -77,9 +79,9 @@ def _fetch(repo: str, revision: str | None, download: bool) -> Path:
             f"{repo} has no revision {revision!r}: check the branch, tag or commit"
         ) from error
     except Exception as error:
-        # Versions of the hub's client use different HTTP libraries, with exceptions of their own.
-        why = " ".join(f"{type(error).__name__}: {error}".split())
+        # Versions of the hub's client use different HTTP libraries with different exceptions.
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise DownloadError(
-            f"{repo} is not complete on this machine and could not be downloaded ({why}). Complete files are "
-            "kept: try again to resume, or pass the path of a folder with the model"
+            f"{repo} is not complete on this machine and could not be downloaded ({reason}). Complete files "
+            "are kept: try again to resume, or pass the path of a folder with the model"
         ) from error

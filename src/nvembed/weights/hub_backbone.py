@@ -1,6 +1,6 @@
-"""Backbones other than NV-Embed's own: ``config.json`` as transformers writes it, and its tensors' names.
+"""Configs and tensor names of all backbones, as transformers writes them.
 
-Settings that would change what is computed and that our modules do not have are refused.
+Settings that would change the result and that our modules do not have are refused.
 """
 
 import re
@@ -17,7 +17,7 @@ from nvembed.model.config import (
     GemmaConfig,
     ModernBertConfig,
 )
-from nvembed.weights.hub_config import ARCHITECTURES, backbone_config, size_of
+from nvembed.weights.hub_config import ARCHITECTURES, backbone_config, number, refuse, size_of
 
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
@@ -32,10 +32,10 @@ Config = Mapping[str, Any]
 
 
 def read_backbone_config(config: Config) -> AnyBackbone:
-    """Read the ``config.json`` of any backbone this package has.
+    """Read the ``config.json`` of a backbone.
 
     Raises:
-        ConfigError: another architecture, a setting that is not supported, or a value out of range.
+        ConfigError: the architecture or a setting is not supported, or a value is out of range.
     """
     kind = config.get("model_type")
     if kind in ARCHITECTURES:
@@ -47,7 +47,7 @@ def read_backbone_config(config: Config) -> AnyBackbone:
 
 
 def tensor_name(kind: str, name: str) -> str | None:
-    """Return our name of a stored tensor, or None for one that an embedding model does not use."""
+    """Return our name of a stored tensor, or None if an embedding model does not use it."""
     for prefix in ("model.", "bert.", "roberta.", "mpnet.", "distilbert.", "transformer."):
         if name.startswith(prefix) and not name.startswith("transformer.layer."):
             name = name.removeprefix(prefix)
@@ -69,17 +69,17 @@ def _decoder(config: Config) -> BackboneConfig:
     return replace(
         backbone,
         causal=causal,
-        # the window counts the token itself; without the causal mask nobody applies it
+        # the window includes the token itself; it has no effect without the causal mask
         window=size_of(config, "sliding_window") - 1 if causal and window is not None else None,
         temperature_beta=float(beta or 0.0),
     )
 
 
 def _gemma(config: Config) -> GemmaConfig:
-    _refuse(config, "attention_bias", "attn_logit_softcapping", "final_logit_softcapping")
+    refuse(config, "attention_bias", "attn_logit_softcapping", "final_logit_softcapping")
     bidirectional = bool(config.get("use_bidirectional_attention", False))
     window = size_of(config, "sliding_window", 4096)
-    # In both directions the value is the width of the window; in one, it counts the token itself.
+    # Bidirectional: the value is the width of the window. Causal: it includes the token itself.
     radius = window // 2 if bidirectional else window - 1
     layers = size_of(config, "num_hidden_layers", 26)
     pattern = size_of(config, "_sliding_window_pattern", size_of(config, "sliding_window_pattern", 6))
@@ -99,7 +99,7 @@ def _gemma(config: Config) -> GemmaConfig:
         max_position=size_of(config, "max_position_embeddings", 131_072),
         windows=_windows(config, default, radius),
         query_scale=size_of(config, "query_pre_attn_scalar", 256) ** -0.5,
-        rms_norm_eps=_number(config, "rms_norm_eps", 1e-6),
+        rms_norm_eps=number(config, "rms_norm_eps", 1e-6),
         global_theta=whole[0],
         local_theta=local[0],
         global_factor=whole[1],
@@ -110,7 +110,7 @@ def _gemma(config: Config) -> GemmaConfig:
 
 def _bert(config: Config) -> BertConfig:
     kind = str(config.get("model_type"))
-    _refuse(config, "is_decoder", "add_cross_attention")
+    refuse(config, "is_decoder", "add_cross_attention")
     if config.get("position_embedding_type", "absolute") != "absolute":
         raise ConfigError(
             f"position_embedding_type is {config['position_embedding_type']!r}; expected absolute"
@@ -131,7 +131,7 @@ def _bert(config: Config) -> BertConfig:
         first_position=pad + 1 if shifted else 0,
         token_types=0 if distilled or kind == "mpnet" else size_of(config, "type_vocab_size", 2),
         relative_buckets=size_of(config, "relative_attention_num_buckets", 32) if kind == "mpnet" else 0,
-        layer_norm_eps=_number(config, "layer_norm_eps", 1e-12),
+        layer_norm_eps=number(config, "layer_norm_eps", 1e-12),
         activation=_activation(config, "activation" if distilled else "hidden_act", "gelu"),
     )
 
@@ -154,7 +154,7 @@ def _modernbert(config: Config) -> ModernBertConfig:
         num_heads=size_of(config, "num_attention_heads", 12),
         max_position=size_of(config, "max_position_embeddings", 8192),
         windows=_windows(config, default, size_of(config, "local_attention", 128) // 2),
-        layer_norm_eps=_number(config, "norm_eps", 1e-5),
+        layer_norm_eps=number(config, "norm_eps", 1e-5),
         global_theta=whole[0],
         local_theta=local[0],
         activation=_activation(config, "hidden_activation", "gelu"),
@@ -175,7 +175,7 @@ _READERS: dict[str, Callable[[Config], AnyBackbone]] = {
     "modernbert": _modernbert,
 }
 
-# Heads of other tasks, buffers that are computed, and BERT's pooler, which no embedding model reads.
+# Heads of other tasks, computed buffers, and BERT's pooler, which embedding models do not use.
 _UNUSED = re.compile(r"^(pooler|lm_head|cls|head|decoder|vocab_\w+)\.|position_ids$|rotary_emb|inv_freq$")
 _BERT_NAMES = (
     (r"^embeddings\.word_embeddings\.", "embed_tokens."),
@@ -199,7 +199,7 @@ _NAMES = dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "mpnet", 
 
 
 def _causal(config: Config) -> bool:
-    """Decoders read in one direction unless their config says otherwise."""
+    """Return whether attention is causal; the default of decoders."""
     for key, opposite in (("is_causal", False), ("use_bidirectional_attention", True)):
         value = config.get(key)
         if not isinstance(value, bool | None):
@@ -223,7 +223,7 @@ def _windows(config: Config, default: list[str], radius: int) -> tuple[int | Non
 
 
 def _rotary(config: Config, key: str, default: float) -> tuple[float, float]:
-    """Return base and linear factor of the rotary positions, from their old or new place."""
+    """Return base and linear factor of the rotary positions, from their old or new keys."""
     local = "local" in key
     settings = config.get("rope_parameters") or {}
     settings = settings.get("sliding_attention" if local else "full_attention") or {}
@@ -231,9 +231,9 @@ def _rotary(config: Config, key: str, default: float) -> tuple[float, float]:
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in ("default", "linear"):
         raise ConfigError(f"rotary scaling of type {kind!r} is not supported; expected default or linear")
-    factor = _number(scaling, "factor", 1.0) if kind == "linear" else 1.0
+    factor = number(scaling, "factor", 1.0) if kind == "linear" else 1.0
     holder = settings if settings.get("rope_theta") is not None else {"rope_theta": config.get(key)}
-    return _number(holder, "rope_theta", default), factor
+    return number(holder, "rope_theta", default), factor
 
 
 def _activation(config: Config, key: str, default: str) -> Activation:
@@ -241,17 +241,3 @@ def _activation(config: Config, key: str, default: str) -> Activation:
     if name not in ACTIVATIONS:
         raise ConfigError(f"{key} is {name!r}; expected one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
-
-
-def _number(config: Config, key: str, default: float) -> float:
-    value = config.get(key)
-    value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise ConfigError(f"{key} is {value!r}; expected a number above 0")
-    return float(value)
-
-
-def _refuse(config: Config, *keys: str) -> None:
-    for key in keys:
-        if config.get(key):
-            raise ConfigError(f"{key} is {config[key]!r}, which is not supported")

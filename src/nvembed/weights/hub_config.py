@@ -1,12 +1,13 @@
-"""A backbone's sizes between the hub's ``config.json`` form and ours, both ways."""
+"""Decoder configs: from the hub's ``config.json`` to ours, and back."""
 
 import math
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from nvembed.errors import ConfigError
 from nvembed.model.config import Architecture, BackboneConfig, RopeScaling, YarnScaling
 
-# "bidir_mistral" is what NV-Embed v2 calls a Mistral without its causal mask
+# "bidir_mistral" is NV-Embed v2's name of a Mistral without its causal mask
 ARCHITECTURES: dict[str, Architecture] = {
     "mistral": "mistral",
     "bidir_mistral": "mistral",
@@ -17,26 +18,26 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 SUPPORTED = "mistral, llama (with SmolLM2 and Llama 3.x), qwen2, qwen3, ministral3"
 
-# No model has more of anything; a module of the size that a config says is built before its weights are read.
+# The model is built before its weights are read; no real model is larger.
 MAX_SIZE, MAX_LAYERS = 1 << 24, 1024
 
+
+class _Defaults(NamedTuple):
+    """The values that transformers uses for keys that a file lacks."""
+
+    kv_heads: int | None  # None: the number of attention heads
+    max_position: int
+    head_dim: int | None = None  # None: hidden size / heads
+
+
 _REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-# What transformers takes where a file says nothing. None: the number of attention heads.
-_KV_HEADS: dict[Architecture, int | None] = {
-    "mistral": 8,
-    "llama": None,
-    "qwen2": 32,
-    "qwen3": 32,
-    "ministral3": 8,
+_DEFAULTS: dict[Architecture, _Defaults] = {
+    "mistral": _Defaults(8, 131_072),
+    "llama": _Defaults(None, 2048),
+    "qwen2": _Defaults(32, 32_768),
+    "qwen3": _Defaults(32, 32_768, head_dim=128),
+    "ministral3": _Defaults(8, 262_144, head_dim=128),
 }
-_MAX_POSITION: dict[Architecture, int] = {
-    "mistral": 131072,
-    "llama": 2048,
-    "qwen2": 32768,
-    "qwen3": 32768,
-    "ministral3": 262144,
-}
-_HEAD_DIM: dict[Architecture, int] = {"qwen3": 128, "ministral3": 128}
 _RMS_NORM_EPS = 1e-6
 _ROPE_THETA = 10000.0
 
@@ -45,23 +46,27 @@ def backbone_config(config: Mapping[str, object]) -> BackboneConfig:
     """Read a transformers-style config of a decoder (a causal LM's, or NV-Embed's ``text_config``).
 
     Old and new places of the rotary settings are read (``rope_theta`` and ``rope_scaling``, or
-    ``rope_parameters``); optional keys default to what transformers takes for that ``model_type``.
-    Keys that make no difference without a causal mask (``sliding_window``, ``layer_types``,
-    ``use_cache``, dropout) are ignored.
+    ``rope_parameters``). Optional keys have the defaults of transformers for their ``model_type``. Keys
+    without an effect in inference without a causal mask (``sliding_window``, ``layer_types``, ``use_cache``,
+    dropout) are ignored.
 
     Raises:
-        ConfigError: an architecture or a setting we do not have, keys that are missing (all of them are
-            named), or a value that makes no sense.
+        ConfigError: an architecture or setting is not supported, required keys are missing, or a value is
+            invalid.
     Released: ``model_type`` is ``bidir_mistral`` and ``sliding_window`` (4096) is never applied.
     """
-    architecture = _architecture(config)
-    _refuse_unsupported(config, architecture)
+    model_type = str(config.get("model_type"))
+    if model_type not in ARCHITECTURES:
+        raise ConfigError(f"unsupported backbone: got model_type {model_type!r}; expected {SUPPORTED}")
+    architecture = ARCHITECTURES[model_type]
+    defaults = _DEFAULTS[architecture]
+    _refuse_unsupported(config)
     missing = [key for key in _REQUIRED if config.get(key) is None]
     if missing:
-        raise ConfigError(f"a {architecture} config needs {', '.join(missing)}: add what is missing")
+        raise ConfigError(f"a {architecture} config lacks {', '.join(missing)}: add them")
     hidden_size = size_of(config, "hidden_size")
     num_heads = size_of(config, "num_attention_heads")
-    kv_default = _KV_HEADS[architecture]
+    kv_default = defaults.kv_heads
     if "num_key_value_heads" in config or kv_default is None:
         kv_default = num_heads  # transformers reads an explicit null as "as many as heads"
     num_kv_heads = size_of(config, "num_key_value_heads", kv_default)
@@ -69,7 +74,7 @@ def backbone_config(config: Mapping[str, object]) -> BackboneConfig:
         raise ConfigError(
             f"num_attention_heads ({num_heads}) must be a multiple of num_key_value_heads ({num_kv_heads})"
         )
-    max_position = size_of(config, "max_position_embeddings", _MAX_POSITION[architecture])
+    max_position = size_of(config, "max_position_embeddings", defaults.max_position)
     rope_theta, rope_scaling = _rope(config, max_position)
     return BackboneConfig(
         architecture=architecture,
@@ -79,9 +84,9 @@ def backbone_config(config: Mapping[str, object]) -> BackboneConfig:
         num_layers=size_of(config, "num_hidden_layers"),
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
-        head_dim=_head_dim(config, architecture, hidden_size, num_heads),
+        head_dim=_head_dim(config, defaults.head_dim, hidden_size, num_heads),
         max_position=max_position,
-        rms_norm_eps=_number(config, "rms_norm_eps", _RMS_NORM_EPS),
+        rms_norm_eps=number(config, "rms_norm_eps", _RMS_NORM_EPS),
         rope_theta=rope_theta,
         rope_scaling=rope_scaling,
     )
@@ -90,13 +95,13 @@ def backbone_config(config: Mapping[str, object]) -> BackboneConfig:
 def hub_config_dict(
     config: BackboneConfig, *, bos_token_id: int | None = None, eos_token_id: int | None = None
 ) -> dict[str, object]:
-    """Write a backbone as the released config writes its ``text_config``; `backbone_config` reads it back.
+    """Return a backbone in the form of the released ``text_config``; `backbone_config` reads it back.
 
-    A Llama that computes what a Mistral computes (no rotary scaling, ``head_dim`` = hidden / heads) is
-    written as ``bidir_mistral``, so that the published code can load it.
+    A Llama that computes the same as a Mistral (no rotary scaling, ``head_dim`` = hidden / heads) becomes
+    ``bidir_mistral``, so that the published code can load it.
 
-    Differs: ``sliding_window`` is null where the released file says 4096: nothing applies it, and a reader
-        that would apply it would be wrong. ``_name_or_path`` is left to the caller.
+    Differs: ``sliding_window`` is null, in the released file 4096: the model does not apply it, and readers
+        must not. The caller adds ``_name_or_path``.
     """
     plain_heads = config.head_dim * config.num_heads == config.hidden_size
     architecture = config.architecture
@@ -129,7 +134,7 @@ def hub_config_dict(
     if not plain_heads or architecture == "qwen3":
         written["head_dim"] = config.head_dim
     if isinstance(config.rope_scaling, YarnScaling):
-        raise ConfigError("a backbone with YaRN positions (Ministral 3) has no place in NV-Embed's layout")
+        raise ConfigError("NV-Embed's layout cannot store YaRN positions (Ministral 3)")
     if config.rope_scaling is not None:
         written["rope_scaling"] = {
             "rope_type": "llama3",
@@ -141,31 +146,28 @@ def hub_config_dict(
     return written
 
 
-def _architecture(config: Mapping[str, object]) -> Architecture:
-    model_type = config.get("model_type")
-    if isinstance(model_type, str) and model_type in ARCHITECTURES:
-        return ARCHITECTURES[model_type]
-    got = "no model_type" if model_type is None else f"model_type {model_type!r}"
-    raise ConfigError(f"this backbone cannot be used: got {got}; supported are {SUPPORTED}")
-
-
-def _refuse_unsupported(config: Mapping[str, object], architecture: Architecture) -> None:
-    """Settings that would change the function and that our decoder does not have."""
+def _refuse_unsupported(config: Mapping[str, object]) -> None:
+    """Refuse settings that would change the result and that our decoder does not have."""
     hidden_act = config.get("hidden_act", "silu")
     if hidden_act != "silu":
         raise ConfigError(f"hidden_act is {hidden_act!r}; only 'silu' is supported")
-    for key in ("attention_bias", "mlp_bias"):
-        if config.get(key):
-            raise ConfigError(f"{key} is {config[key]!r} in a {architecture} config; it is not supported")
+    refuse(config, "attention_bias", "mlp_bias")
     if config.get("quantization_config"):
         raise ConfigError(
-            "the config has a quantization_config: quantised weights cannot be read; use the model's "
-            "float weights (or a GGUF file)"
+            "the config has a quantization_config, but quantised weights are not supported: use the model's "
+            "float weights, or a GGUF file"
         )
 
 
+def refuse(config: Mapping[str, object], *keys: str) -> None:
+    """Raise ConfigError if one of these settings is on."""
+    for key in keys:
+        if config.get(key):
+            raise ConfigError(f"{key} is {config[key]!r}, which is not supported")
+
+
 def _rope(config: Mapping[str, object], max_position: int) -> tuple[float, RopeScaling | YarnScaling | None]:
-    """The base of the rotary frequencies, and Llama 3.1's or YaRN's scaling of them."""
+    """Return the base of the rotary frequencies, and Llama 3.1's or YaRN's scaling of them."""
     settings = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(settings, Mapping):
         raise ConfigError(f"rope_parameters (or rope_scaling) must be an object; got {settings!r}")
@@ -173,7 +175,7 @@ def _rope(config: Mapping[str, object], max_position: int) -> tuple[float, RopeS
     if partial not in (None, 1, 1.0):
         raise ConfigError(f"partial_rotary_factor is {partial!r}; only whole heads (1.0) are supported")
     holder = settings if settings.get("rope_theta") is not None else config
-    theta = _number(holder, "rope_theta", _ROPE_THETA)
+    theta = number(holder, "rope_theta", _ROPE_THETA)
     kind = settings.get("rope_type", settings.get("type", "default"))
     if kind == "default":
         return theta, None
@@ -186,8 +188,8 @@ def _rope(config: Mapping[str, object], max_position: int) -> tuple[float, RopeS
     keys = ("factor", "low_freq_factor", "high_freq_factor")
     missing = [key for key in keys if settings.get(key) is None]
     if missing:
-        raise ConfigError(f"rotary scaling of type 'llama3' needs {', '.join(missing)}: add what is missing")
-    factor, low, high = (_number(settings, key, None) for key in keys)
+        raise ConfigError(f"rotary scaling of type 'llama3' lacks {', '.join(missing)}: add them")
+    factor, low, high = (number(settings, key, None) for key in keys)
     if low >= high:
         raise ConfigError(f"low_freq_factor ({low}) must be below high_freq_factor ({high})")
     original = size_of(settings, "original_max_position_embeddings", max_position)
@@ -196,7 +198,7 @@ def _rope(config: Mapping[str, object], max_position: int) -> tuple[float, RopeS
 
 def _yarn(settings: Mapping[str, object], max_position: int) -> YarnScaling:
     original = size_of(settings, "original_max_position_embeddings", max_position)
-    factor = _number(settings, "factor", max_position / original)
+    factor = number(settings, "factor", max_position / original)
 
     def magnitude(scale: float) -> float:
         return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
@@ -209,18 +211,15 @@ def _yarn(settings: Mapping[str, object], max_position: int) -> YarnScaling:
     return YarnScaling(
         factor=factor,
         original_max_position=original,
-        beta_fast=_number(settings, "beta_fast", 32.0),
-        beta_slow=_number(settings, "beta_slow", 1.0),
+        beta_fast=number(settings, "beta_fast", 32.0),
+        beta_slow=number(settings, "beta_slow", 1.0),
         attention_factor=float(attention),  # type: ignore[arg-type]
         truncate=bool(settings.get("truncate", True)),
     )
 
 
-def _head_dim(
-    config: Mapping[str, object], architecture: Architecture, hidden_size: int, num_heads: int
-) -> int:
-    own = _HEAD_DIM.get(architecture)
-    if config.get("head_dim") is None and (own is None or "head_dim" in config):
+def _head_dim(config: Mapping[str, object], default: int | None, hidden_size: int, num_heads: int) -> int:
+    if config.get("head_dim") is None and (default is None or "head_dim" in config):
         if hidden_size % num_heads:
             raise ConfigError(
                 f"hidden_size ({hidden_size}) is not a multiple of num_attention_heads ({num_heads}) and "
@@ -228,17 +227,17 @@ def _head_dim(
             )
         head_dim = hidden_size // num_heads
     else:
-        head_dim = size_of(config, "head_dim", own)
+        head_dim = size_of(config, "head_dim", default)
     if head_dim % 2:
-        raise ConfigError(f"head_dim is {head_dim}; rotary embeddings need an even one")
+        raise ConfigError(f"head_dim is {head_dim}; rotary embeddings need an even number")
     return head_dim
 
 
 def size_of(config: Mapping[str, object], key: str, default: int | None = None) -> int:
-    """Return a whole number above 0; ``default`` where the key is not there or null.
+    """Return a whole number above 0, or ``default`` if the key is missing or null.
 
     Raises:
-        ConfigError: it is something else.
+        ConfigError: the value is something else, or too large.
     """
     value = config.get(key)
     if value is None:
@@ -251,7 +250,8 @@ def size_of(config: Mapping[str, object], key: str, default: int | None = None) 
     return value
 
 
-def _number(config: Mapping[str, object], key: str, default: float | None) -> float:
+def number(config: Mapping[str, object], key: str, default: float | None) -> float:
+    """Return a finite number above 0, or ``default`` if the key is missing or null."""
     value = config.get(key)
     if value is None:
         value = default

@@ -1,4 +1,4 @@
-"""Known weights: recognised by size and sha256, their licence, and the answer their model card gives."""
+"""The released weights: their sizes and sha256, their licence, and the scores in their model card."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ class KnownFile(Recipe):
 
 
 class KnownWeights(Recipe):
-    """recipes/nv_embed_v2/files.toml: what was released, and under which licence."""
+    """recipes/nv_embed_v2/files.toml: the released files and their licence."""
 
     model: str
     licence: str
@@ -55,7 +55,7 @@ class KnownAnswer(Recipe):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model answered on the card's example, in the units of its scores."""
+    """A model's scores of the model card's example."""
 
     scores: list[list[float]]
     expected: list[list[float]]
@@ -76,10 +76,9 @@ def known_answer() -> KnownAnswer:
 
 
 def recognise(folder: Path, known: KnownWeights) -> Evidence | None:
-    """Say whether ``folder`` holds the known shards, without reading them.
+    """Return how ``folder`` was recognised as the released weights, without reading them; None if it was not.
 
-    Returns ``sha256`` where the hub's cache says so (it names each file by its hash), ``size`` where only
-    the sizes agree, ``None`` otherwise.
+    ``sha256``: the hub's cache names the files by their hashes, which match. ``size``: only the sizes match.
     """
     hashes = []
     for file in known.files:
@@ -91,7 +90,7 @@ def recognise(folder: Path, known: KnownWeights) -> Evidence | None:
 
 
 def expected_sha256(path: Path, known: KnownWeights) -> str | None:
-    """Return the sha256 a file must have: as released, else as the hub's cache names it."""
+    """Return the sha256 that a file must have: as released, or as the hub's cache names it."""
     for file in known.files:
         if path.name == file.name and path.stat().st_size == file.size_bytes:
             return file.sha256
@@ -101,26 +100,26 @@ def expected_sha256(path: Path, known: KnownWeights) -> str | None:
 def licence_of(
     folder: Path, config: ModelConfig | None, evidence: Evidence | None, known: KnownWeights
 ) -> tuple[Literal["pass", "warn", "skip"], str]:
-    """Return ``warn`` for a licence that needs care, ``skip`` for an unknown one, and what to say of it."""
+    """Return ``warn`` for a restrictive licence or ``skip`` for an unknown one, and a description."""
     models = (known.model, *known.same_licence)
     inherits = f"{known.licence}: not for commercial use; weights derived from them inherit it"
     if evidence == "sha256":
         return "warn", f"these are the weights of {known.model}, {inherits}"
     if evidence == "size":
-        return "warn", f"their sizes are those of {known.model} (--hash makes sure), {inherits}"
+        return "warn", f"their sizes are those of {known.model} (verify with --hash), {inherits}"
     card = _front_matter(folder / "README.md")
     origin = next((model for model in models if model in card), None)
     if origin is not None:
-        return "warn", f"the model card names {origin} as their origin, {inherits}"
+        return "warn", f"the model card names {origin} as the origin, {inherits}"
     if config is not None and config == NV_EMBED_V2:
         return "warn", (
-            f"unknown weights of exactly NV-Embed's sizes: if they come from {' or '.join(models)}, saved "
-            f"again or changed, they are {known.licence}, not for commercial use"
+            f"unknown weights with exactly NV-Embed's sizes: if they are derived from {' or '.join(models)}, "
+            f"their licence is {known.licence}, not for commercial use"
         )
     stated = re.search(r"^license:\s*(\S+)", card, re.MULTILINE)
     if stated is not None:
-        return "pass", f"{stated[1]}, says the model card here"
-    return "skip", "unknown: neither these weights nor a model card say; ask where they come from"
+        return "pass", f"{stated[1]}, according to the model card"
+    return "skip", "unknown: the folder has no model card with a licence; ask the author of the weights"
 
 
 def ask(encode: Encode, dtype: Literal["float32", "float16", "bfloat16"]) -> Answer:
@@ -139,16 +138,16 @@ def ask(encode: Encode, dtype: Literal["float32", "float16", "bfloat16"]) -> Ans
 
 
 def _hash_in_name(path: Path) -> str | None:
-    """The hub's cache holds links to files that are named by their sha256."""
+    """Return the sha256 that the hub's cache names a file by, or None."""
     name = path.resolve().name
     return name if _SHA256.fullmatch(name) else None
 
 
 def _front_matter(card: Path) -> str:
-    """The YAML between the first two lines of dashes of a model card, as text; empty without one."""
+    """Return the YAML header of a model card as text, or an empty string."""
     try:
         text = card.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-    found = re.match(r"---[ \t\r]*\n(.*?)\n---", text, re.DOTALL)
-    return found[1] if found else ""
+    match = re.match(r"---[ \t\r]*\n(.*?)\n---", text, re.DOTALL)
+    return match[1] if match else ""

@@ -1,4 +1,4 @@
-"""The change that training made to a backbone, as an adapter of low rank."""
+"""Extracts the change of a backbone by training as an adapter of low rank."""
 
 import re
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Extracted:
     pairs: dict[str, tuple[Tensor, Tensor]]  # weight name -> A (r, in), B (out, r): scale 1, float32
     whole: dict[str, Tensor]  # norms and biases that changed
     rank: int
-    error: float  # |D - B A| / |D|: Frobenius norms over all matrices, the embedding too
+    error: float  # |D - B A| / |D|: Frobenius norms over all matrices, including the embedding
 
     def peft_config(self) -> dict[str, Any]:
         """Return the ``adapter_config.json`` that peft needs."""
@@ -41,15 +41,15 @@ class Extracted:
 def extract(model: Checkpoint, adapter: Adapter, base: CausalLM, rank: int) -> Extracted:
     """Return the best adapter of ``rank`` for the difference between a trained backbone and ``base``.
 
-    ``B A`` of each layer's matrices is the truncated singular value decomposition of their change, which no
-    other matrix of that rank is closer to. Norms and biases are kept whole; of the token embedding nothing
-    is kept (train with ``frozen_layers`` of 1 or more to keep it as it was), and ``error`` counts that.
+    For each matrix of a layer, ``B A`` is the truncated singular value decomposition of its change, the
+    closest matrix of that rank. Norms and biases are kept whole. The change of the token embedding is lost,
+    which ``error`` includes; training with ``frozen_layers`` of 1 or more does not change the embedding.
 
     Args:
-        model, adapter: the checkpoint that was trained, and what training made of it.
+        model, adapter: the checkpoint that was trained, and its changes by training.
 
     Raises:
-        WeightsError: nothing changed, or there is no number (NaN) in a change.
+        WeightsError: nothing changed, or a change is not finite.
     """
     pairs, whole = {}, {}
     lost = total = 0.0
@@ -58,7 +58,7 @@ def extract(model: Checkpoint, adapter: Adapter, base: CausalLM, rank: int) -> E
         change = trained - base.read(name.removeprefix(BACKBONE_PREFIX), None).float()
         size = float(change.square().sum(dtype=torch.float64))
         if size != size:
-            raise WeightsError(f"{name} holds values that are not finite: use an earlier state")
+            raise WeightsError(f"{name} has values that are not finite: use an earlier state")
         if change.ndim == 1:
             if size > 0:
                 whole[name] = trained
@@ -69,9 +69,9 @@ def extract(model: Checkpoint, adapter: Adapter, base: CausalLM, rank: int) -> E
             u, s, v = torch.linalg.svd(change, full_matrices=False)
             root = s[:rank].sqrt()
             a, b = root[:, None] * v[:rank], u[:, :rank] * root
-            room = rank - len(root)  # of a matrix with fewer rows than the rank
+            room = rank - len(root)  # above 0 for a matrix with fewer rows than the rank
             pairs[name] = F.pad(a, (0, 0, 0, room)), F.pad(b, (0, room))
             lost -= float((b @ a).square().sum(dtype=torch.float64))
     if total == 0:
-        raise WeightsError("the trained backbone is the base itself: there is no adapter to write")
+        raise WeightsError("the trained backbone equals the base: there is no adapter to write")
     return Extracted(pairs, whole, rank, (max(lost, 0.0) / total) ** 0.5)

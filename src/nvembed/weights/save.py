@@ -1,4 +1,4 @@
-"""A checkpoint in the released layout, written whole or not at all."""
+"""Writes checkpoints in the released layout, whole or not at all."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ from nvembed.weights.model_config import write_config
 from nvembed.weights.sums import write_sums
 from nvembed.weights.tensors import INDEX, SINGLE, read_json
 
-SHARD_BYTES = 5_000_000_000  # released: the shards are just below
+SHARD_BYTES = 5_000_000_000  # the released shards are slightly smaller
 
 
 def save_checkpoint(
@@ -36,8 +36,8 @@ def save_checkpoint(
     """Write ``config.json``, the tokenizer's files and safetensors shards of at most ``shard_bytes``.
 
     Args:
-        tensors: names and values, in the order they are stored; one shard at a time is held.
-        dtype: what every tensor is stored as; ``None`` keeps each one's own.
+        tensors: names and values, in the order of storage; one shard at a time is in memory.
+        dtype: of all stored tensors; ``None`` keeps each tensor's own.
         merged: digests of the adapters that are merged into the weights, kept in ``config.json``.
 
     Raises:
@@ -93,7 +93,7 @@ def _write_shards(
     def flush() -> None:
         part = work / f"part-{len(shards)}"
         save_file(pending, part, metadata={"format": "pt"})
-        part.chmod(0o644)  # the library keeps it to its owner; a server may run as another user
+        part.chmod(0o644)  # the library makes it readable by its owner only
         shards.append(list(pending))
         pending.clear()
 
@@ -120,17 +120,17 @@ def _write_shards(
     return str(next(iter(dtypes)) if len(dtypes) == 1 else torch.float32).removeprefix("torch.")
 
 
-# What a model's folder consists of; code and pickles are left out.
+# The files of a model; code and pickles are not copied.
 MODEL_FILES = (".json", ".safetensors", ".txt", ".model", ".md")
 
 
 def copy_model(source: Path, folder: Path, files: Mapping[str, bytes] | None = None) -> None:
     """Copy a model's folder without code and pickles; ``folder`` appears whole or not at all.
 
-    ``auto_map``, which names the code, is left out of the configs; everything else is as it is.
+    The configs lose ``auto_map``, which names the code.
 
     Args:
-        files: contents by name that are written besides, or in place of the copied ones.
+        files: contents of further files by name, which may replace copied files.
 
     Raises:
         OutputError: the folder exists, or cannot be written.

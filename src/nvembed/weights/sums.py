@@ -1,4 +1,4 @@
-"""``SHA256SUMS`` of a model's folder, in the form that ``sha256sum --check`` reads."""
+"""``SHA256SUMS`` of a model's folder, in the format of ``sha256sum --check``."""
 
 import re
 from collections.abc import Callable
@@ -12,7 +12,7 @@ _LINE = re.compile(r"([0-9a-f]{64})  ([\w][\w./-]*)")
 
 
 def write_sums(folder: Path) -> None:
-    """Write the digests of all files of a folder; model cards (.md) are there to be edited."""
+    """Write the digests of all files in a folder, except model cards (.md), which users edit."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     paths = [path for path in paths if path.suffix != ".md" and path.name != SUMS]
     lines = [f"{file_digest(path)}  {path.relative_to(folder).as_posix()}\n" for path in paths]
@@ -32,9 +32,7 @@ def wrong_files(folder: Path, advance: Callable[[int], None] = lambda _: None) -
     for number, line in enumerate((folder / SUMS).read_bytes().decode(errors="replace").splitlines(), 1):
         match = _LINE.fullmatch(line)
         if match is None or ".." in Path(match[2]).parts:
-            raise WeightsError(
-                f"{folder / SUMS}:{number}: expected a digest and a file's name: copy it again"
-            )
+            raise WeightsError(f"{folder / SUMS}:{number}: expected a digest and a file name: copy it again")
         path = folder / match[2]
         if not path.is_file() or file_digest(path) != match[1]:
             wrong.append(match[2])
@@ -44,11 +42,11 @@ def wrong_files(folder: Path, advance: Callable[[int], None] = lambda _: None) -
 
 
 def check_sums(folder: Path) -> FolderReport:
-    """Compare the files of a folder that holds a state without a model, such as an average of states."""
+    """Check the files of a training state without a model, such as an average of states."""
     cure = "copy the folder again, or run the command that wrote it again"
     try:
         damages = [
-            Damage(folder / name, f"missing, or its SHA-256 is not that of {SUMS}", cure)
+            Damage(folder / name, f"missing, or its SHA-256 differs from {SUMS}", cure)
             for name in wrong_files(folder)
         ]
     except WeightsError as error:
