@@ -1,4 +1,4 @@
-"""Text in, unit vectors out: the class `Encoder`."""
+"""The class `Encoder`: unit vectors of texts."""
 
 import os
 import warnings
@@ -35,7 +35,7 @@ from nvembed.weights.tensors import Checkpoint
 Layout = Literal["nvembed", "sentence-transformers"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-# Texts are read, tokenised and sorted one window at a time, so that memory is bounded for any stream.
+# Texts are read, tokenised and sorted one window at a time, so that memory is limited for any stream.
 WINDOW_TEXTS = 16_384
 WINDOW_CHARACTERS = 16_000_000
 LATE_CHARACTERS = 400_000  # of documents whose tokens are in memory with their characters
@@ -57,7 +57,7 @@ class Encoder:
         *,
         checkpoint: Checkpoint | None = None,
     ) -> None:
-        """Wrap loaded models: one model, once for each device it runs on."""
+        """Wrap a loaded model; ``replicas`` has it once for each device."""
         self.replicas = list(replicas)
         self.tokenizer = tokenizer
         self.checkpoint = checkpoint
@@ -76,8 +76,8 @@ class Encoder:
 
         Args:
             path_or_id: a folder, or a hub id such as ``nvidia/NV-Embed-v2``.
-            device: ``cpu``, ``cuda``, ``cuda:1``, or several of them, which share the work, with a replica on
-                each; ``None`` is ``cuda`` where there is one.
+            device: ``cpu``, ``cuda``, ``cuda:1``, or several of them, which share the work; ``None`` is
+                ``cuda`` if there is one.
             dtype: of weights and activations: ``float32``, ``bfloat16`` or ``float16``. Softmax, norms,
                 pooling and output are float32. ``None`` is bfloat16 on CUDA and float32 on CPU.
             revision: a hub branch, tag or commit.
@@ -149,13 +149,13 @@ class Encoder:
 
     @property
     def dim(self) -> int:
-        """Length of a vector; of a model that is stored with ``truncate_dim``, that."""
+        """Length of a vector, after the model's ``truncate_dim`` if it has one."""
         stored = None if self.checkpoint is None else self.checkpoint.truncate_dim
         return stored or self.replicas[0].config.dim
 
     @property
     def max_length(self) -> int:
-        """Most tokens that the model reads of one text, prompt, BOS and EOS included."""
+        """The most tokens of one text that the model reads, including prompt, BOS and EOS."""
         return self.tokenizer.settings.max_length
 
     @property
@@ -165,13 +165,13 @@ class Encoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """32 hex digits that identify the model, for caches; the dtype is not part of them.
+        """32 hex digits that identify the model for caches, whatever its dtype.
 
         Raises:
             InputError: the encoder has no checkpoint.
         """
         if self.checkpoint is None:
-            raise InputError("this encoder has no checkpoint, and so no fingerprint")
+            raise InputError("this encoder has no checkpoint, which a fingerprint requires")
         return fingerprint(self.checkpoint)
 
     def encode_query(
@@ -185,18 +185,18 @@ class Encoder:
         truncate_dim: int | None = None,
         show_progress: bool = False,
     ) -> np.ndarray:
-        """Encode queries with their prompt prepended: (n, d) float32; see ``encode``.
+        """Encode queries with their prompt prepended: (n, d) float32. Other arguments: see ``encode``.
 
-        NV-Embed's prompt is ``"Instruct: {instruction}\\nQuery: "``. A model with prompts of its own gets its
+        NV-Embed's prompt is ``"Instruct: {instruction}\\nQuery: "``. Models with their own prompts use their
         query prompt.
 
         Args:
             instruction: the sentence that describes the task.
             task: a task with a known instruction, such as ``NQ`` (recipes/nv_embed_v2/instructions.toml), in
-                place of ``instruction``; for a model with prompts of its own, the name of one of them.
+                place of ``instruction``; for a model with its own prompts, the name of one of them.
 
         Raises:
-            InputError: instruction and task are both passed, or cannot be used; also as ``encode``.
+            InputError: instruction and task are both passed, or are invalid; also as ``encode``.
             NumericsError: a vector is not finite.
         """
         return self.encode(
@@ -219,7 +219,7 @@ class Encoder:
         truncate_dim: int | None = None,
         show_progress: bool = False,
     ) -> np.ndarray:
-        """Encode passages: (n, d) float32, with a prompt only if the model or ``task`` has one for passages.
+        """Encode passages: (n, d) float32, with a prompt if the model or ``task`` has one for passages.
 
         Args:
             titles: one for each text, or ``""``. They go where the model's document prompt has a place for
@@ -242,27 +242,23 @@ class Encoder:
 
     @property
     def prompts(self) -> ModelPrompts | None:
-        """The prompts that the model brings itself; None for an NV-Embed, which takes instructions."""
+        """The model's own prompts; None for an NV-Embed, which uses instructions."""
         return None if self.checkpoint is None else self.checkpoint.prompts
 
     def document_prompt(self, *, task: str | None = None) -> str:
-        """Return the string that is prepended to a passage.
-
-        Raises:
-            InputError: the task is unknown.
-        """
+        """Return the string that is prepended to a passage; raise InputError for an unknown task."""
         if self.prompts is not None:
             return self.prompts.document(task=task)
         return "" if task is None else format_prompt(instruction_for(task, "corpus"))
 
     def prompt(self, *, instruction: str | None = None, task: str | None = None) -> str:
-        """Return the string that is prepended to a query; for an NV-Embed without arguments ``""``.
+        """Return the string that is prepended to a query, ``""`` for an NV-Embed without arguments.
 
         Raises:
-            InputError: instruction and task are both passed, or cannot be used.
+            InputError: instruction and task are both passed, or are invalid.
         """
         if instruction is not None and task is not None:
-            raise InputError(f"expected instruction or task, got both ({task!r}): pass one of them")
+            raise InputError(f"expected instruction or task, got both ({task!r}): pass one")
         if self.prompts is not None:
             return self.prompts.query(instruction=instruction, task=task)
         if task is not None:
@@ -283,15 +279,15 @@ class Encoder:
         """Return one unit vector per text, (n, d) float32; without texts, (0, d).
 
         Args:
-            texts: a list, or an iterable of any length: memory for texts and tokens is bounded.
-            prompt: the exact string to prepend to each text. NV-Embed reads it and does not pool it. ``None``
-                is the model's default prompt, which few models have.
+            texts: a list, or an iterable of any length: memory for texts and tokens is limited.
+            prompt: the exact string to prepend to each text. NV-Embed does not pool its tokens. ``None`` is
+                the model's default prompt, which few models have.
             max_length: in tokens; ``None`` is ``self.max_length``.
-            truncate: cut longer texts at their end and warn how many; ``False`` refuses them.
-            truncate_dim: keep only the first dimensions and normalise again. A model that was trained for it
-                (Matryoshka) keeps most of its quality; NV-Embed v2 was not. ``None`` is ``self.dim``.
-            batch_tokens: tokens computed at a time; ``None`` chooses from the free memory.
-            show_progress: draw a progress bar on standard error.
+            truncate: cut longer texts at their end with a warning; ``False`` refuses them.
+            truncate_dim: keep the first dimensions and normalise again. Models that were trained for it
+                (Matryoshka) keep most of their quality; NV-Embed v2 was not. ``None`` is ``self.dim``.
+            batch_tokens: tokens computed at a time; ``None`` depends on the free memory.
+            show_progress: show a progress bar on standard error.
 
         Raises:
             InputError: a text is not a string, not valid Unicode, too long, or has no token to pool; or an
@@ -324,10 +320,9 @@ class Encoder:
         batch_tokens: int | None = None,
         show_progress: bool = False,
     ) -> Iterator[Embeddings]:
-        """Yield the vectors of ``encode`` a window of texts at a time, in order, with token counts and cuts.
+        """Yield the vectors of ``encode`` in windows of texts, in order, with token counts and cuts.
 
-        No window is kept in memory after the next one is requested. Arguments and errors are those of
-        ``encode``.
+        A window is freed when the next one is requested. Arguments and errors: see ``encode``.
         """
         if prompt is None:
             prompt = "" if self.prompts is None else self.prompts.plain
@@ -353,7 +348,7 @@ class Encoder:
             pending: tuple[list[str], Future[list[Tokens]]] | None = None
             for window in chain(windows(texts, WINDOW_TEXTS, WINDOW_CHARACTERS), [None]):
                 ready, pending = pending, None
-                if window is not None and first_row:  # tokenised while the window before it is computed
+                if window is not None and first_row:  # tokenised while the previous window is computed
                     pending = window, ahead.submit(tokenise, window, first_row)
                 elif window is not None:  # few texts need no second thread
                     pending = window, Future()
@@ -423,12 +418,12 @@ class Encoder:
     def embed_tokens(
         self, tokens: Sequence[Tokens], *, replica: int = 0, pause: Callable[[], None] | None = None
     ) -> np.ndarray:
-        """Return the unit vectors, (n, d) float32, of tokenised texts: one batch, on one device.
+        """Return the unit vectors, (n, d) float32, of tokenised texts, computed as one batch on one device.
 
         Args:
-            replica: index of the device among those the encoder was loaded on.
-            pause: called twice in each layer. It may compute something more urgent, also with this method; on
-                CUDA the host is at most one pause ahead of the device.
+            replica: the index of the device.
+            pause: called twice in each layer. It may compute an urgent batch with this method; on CUDA the
+                host is at most one pause ahead of the device.
 
         Raises:
             MemoryError: the batch does not fit on the device.
@@ -444,7 +439,7 @@ class Encoder:
         return _shortened(np.asarray(result[np.argsort(batch.rows)]), stored)
 
     def batch_tokens(self, replica: int = 0) -> int:
-        """Return how many tokens a batch should have on a device: on CUDA, by its free memory."""
+        """Return how many tokens a batch should have on a device; on CUDA this depends on the free memory."""
         model = self.replicas[replica]
         return batch_tokens_for(model.config, model.device, model.dtype)
 
@@ -457,10 +452,10 @@ class Encoder:
             )
 
     def _run(self, work: list[Batch]) -> Iterator[tuple[Batch, torch.Tensor]]:
-        """Compute batches on the replicas; each takes the next batch as soon as it is free."""
+        """Compute batches on the replicas; each takes the next batch when it is free."""
         if len(self.replicas) == 1:
             ahead: tuple[Batch, torch.Tensor] | None = None
-            for batch in work:  # a device works on this batch while the caller waits for the one before
+            for batch in work:  # the device computes it while the caller uses the previous result
                 current = batch, _forward(self.replicas[0], batch)
                 if ahead is not None:
                     yield ahead
@@ -544,7 +539,7 @@ def _warn(rows: np.ndarray, what: str) -> None:
 
 @contextmanager
 def _progress(total: int | None, show: bool) -> Iterator[Callable[[int], None]]:
-    """Yield a function to call with the number of texts that were done since the last call."""
+    """Yield a function that adds a number of texts to the progress bar."""
     if not show:
         yield lambda _: None
         return

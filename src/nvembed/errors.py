@@ -1,17 +1,4 @@
-"""Every exception this package raises on purpose.
-
-NvembedError
-├── InputError        (ValueError)       a text, an argument or an option that cannot be used
-├── DataError         (ValueError)       a corpus, queries, qrels or a vector file that is malformed
-├── ConfigError       (ValueError)       a model's config.json or a recipe that cannot be used
-├── WeightsError      (ValueError)       checkpoint files: missing, corrupt, misnamed, misshapen, refused
-├── DownloadError     (OSError)          a model, or vectors of a server, that could not be fetched
-├── OutputError       (OSError)          a result that could not be written; nothing is left half-written
-├── NumericsError     (ArithmeticError)  a non-finite vector or loss
-└── MissingExtraError (ImportError)      an optional dependency that is not installed
-
-A message says what was expected, what was got, and what to do.
-"""
+"""All exceptions of this package. A message has what was expected, what was received, and what to do."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,40 +9,40 @@ class NvembedError(Exception):
 
 
 class InputError(NvembedError, ValueError):
-    """A text, an argument or an option that cannot be used."""
+    """A text, argument or option is invalid."""
 
 
 class DataError(NvembedError, ValueError):
-    """A corpus, queries, qrels or a vector file that is malformed."""
+    """A corpus, queries, qrels or a vector file is malformed."""
 
 
 class ConfigError(NvembedError, ValueError):
-    """A model's config.json or a recipe that cannot be used."""
+    """A model's config.json or a recipe is invalid or not supported."""
 
 
 class WeightsError(NvembedError, ValueError):
-    """Checkpoint files: missing, corrupt, misnamed, misshapen or refused."""
+    """Checkpoint files are missing, damaged, misnamed, misshapen or refused."""
 
 
 class DownloadError(NvembedError, OSError):
-    """A model that could not be fetched from the hub, or vectors that could not be from a server."""
+    """A model could not be downloaded from the hub, or vectors could not be fetched from a server."""
 
 
 class OutputError(NvembedError, OSError):
-    """A result that could not be written; nothing is left half-written."""
+    """A result could not be written; no partial result remains."""
 
 
 class NumericsError(NvembedError, ArithmeticError):
-    """A non-finite vector or loss."""
+    """A vector or loss is not finite."""
 
 
 class MissingExtraError(NvembedError, ImportError):
-    """An optional dependency that is not installed."""
+    """An optional dependency is not installed."""
 
 
 @contextmanager
 def needs_extra(extra: str, what: str) -> Iterator[None]:
-    """Turn a failed import inside into a ``MissingExtraError`` that names the extra to install.
+    """Turn an ImportError inside into a ``MissingExtraError`` that names the extra to install.
 
     Args:
         extra: the extra in pyproject.toml, such as ``learn``.

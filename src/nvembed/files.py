@@ -1,4 +1,4 @@
-"""Files on disk: written whole or not at all, and the data that ships with the package."""
+"""Reads and writes the package's own files: whole or not at all, locked, and with digests."""
 
 import errno
 import hashlib
@@ -21,14 +21,14 @@ from pydantic_core import ErrorDetails
 
 from nvembed.errors import DataError, NvembedError, OutputError
 
-# The largest JSON file of ours that is read. Manifests of a million shards are smaller.
+# The largest JSON file that is read. Manifests of a million shards are smaller.
 JSON_BYTES = 1 << 30
 
 T = TypeVar("T")
 
 
 class Schema(BaseModel):
-    """A frozen record read from a file: no unknown key, no silent conversion, no NaN."""
+    """A frozen record from a file: unknown keys, conversions and NaN are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -37,35 +37,34 @@ def read_json(path: Path, schema: type[T], *, cure: str, error: type[NvembedErro
     """Read one of the package's own JSON files and check it against a schema.
 
     Args:
-        path: the file; a regular file of at most ``JSON_BYTES``.
+        path: a regular file of at most ``JSON_BYTES``.
         schema: a ``Schema``, a frozen dataclass, or any type that pydantic can validate.
-        cure: what to do about a damaged file, such as ``"run nvembed index OUT again"``; ends the message.
+        cure: the action for a damaged file, such as ``"run nvembed index OUT again"``; it ends the message.
         error: the exception to raise.
 
     Raises:
-        NvembedError: ``error``, where the file is missing, too large, not JSON, or does not fit the schema.
-            The message lists every fault as ``path: key: expected ..., got ...``.
+        NvembedError: ``error``; the file is missing, too large, not JSON, or does not fit the schema. The
+            message lists the faults as ``path: key: expected ..., got ...``.
     """
     try:
-        if not path.is_file():
-            raise error(f"{path}: expected a regular file, found none: {cure}")
-        if (size := path.stat().st_size) > JSON_BYTES:
-            raise error(f"{path}: {size:,} bytes; expected at most {JSON_BYTES:,}: {cure}")
-        raw = path.read_bytes()
+        size = path.stat().st_size if path.is_file() else None
+        raw = path.read_bytes() if size is not None and size <= JSON_BYTES else b""
     except OSError as reason:
-        if isinstance(reason, NvembedError):
-            raise
         raise error(f"{path}: cannot be read ({reason.strerror or reason}): {cure}") from reason
+    if size is None:
+        raise error(f"{path}: expected a regular file, got none: {cure}")
+    if size > JSON_BYTES:
+        raise error(f"{path}: {size:,} bytes; expected at most {JSON_BYTES:,}: {cure}")
     return parse_json(raw, str(path), schema, cure=cure, error=error)
 
 
 def parse_json(
     raw: str | bytes, where: str, schema: type[T], *, cure: str, error: type[NvembedError] = DataError
 ) -> T:
-    """Check JSON text against a schema; ``where`` names it in messages. Otherwise as ``read_json``.
+    """Check JSON text against a schema, as ``read_json``; ``where`` is its name in messages.
 
     Raises:
-        NvembedError: also where the text has a checksum (`json_text`) that differs.
+        NvembedError: also if the text has a checksum (`json_text`) that differs.
     """
     raw = _checked(raw.encode() if isinstance(raw, str) else raw, where, cure, error)
     try:
@@ -76,7 +75,7 @@ def parse_json(
 
 
 def fault_text(fault: ErrorDetails) -> str:
-    """Return one fault that pydantic found as ``key: expected ..., got ...``."""
+    """Return a fault from pydantic as ``key: expected ..., got ...``."""
     key = ".".join(map(str, fault["loc"])) or "the file"
     if fault["type"] == "missing":
         return f"{key}: expected a value, got none"
@@ -102,7 +101,7 @@ def write_json(path: Path, content: Any) -> None:
 def json_text(content: Mapping[str, Any], *, sort_keys: bool = False) -> str:
     """Return an object as indented JSON whose last key is a checksum of the lines before it.
 
-    ``read_json`` compares the checksum and leaves it out. Otherwise a changed digit would be read as a value.
+    ``read_json`` verifies and removes the checksum. Without it, a changed digit would be read as a value.
     """
     text = json.dumps(content, indent=1, ensure_ascii=False, sort_keys=sort_keys)
     if not content:
@@ -118,7 +117,7 @@ def _checksum(text: bytes) -> str:
 
 
 def _without_checksum(raw: bytes) -> bytes:
-    """Return JSON that another program has written anew: its old checksum says nothing about it."""
+    """Return JSON without the key ``checksum``, which is outdated if another program wrote the file."""
     try:
         content = json.loads(raw)
     except (ValueError, RecursionError):
@@ -129,7 +128,7 @@ def _without_checksum(raw: bytes) -> bytes:
 
 
 def _checked(raw: bytes, where: str, cure: str, error: type[NvembedError]) -> bytes:
-    """Return JSON without the checksum at its end, which is compared; files of others have none."""
+    """Verify the checksum at the end of JSON and return the JSON without it; a checksum is optional."""
     match = _CHECKSUM.search(raw[-100:])
     if match is None:
         return _without_checksum(raw) if b'"checksum"' in raw else raw
@@ -152,16 +151,16 @@ def short_json(value: Any) -> str:
 def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside ``target``; on success it becomes ``target``, otherwise it is removed.
 
-    Works for a file and for a folder (create it at the yielded path). Ctrl-C, an exception or a full disk
-    leave ``target`` as it was; the next write of the same path removes what a killed process left behind.
+    The path may become a file or a folder. After Ctrl-C, an exception or a full disk, ``target`` is
+    unchanged. The temporary folder of a killed process is removed at the next write of the same path.
 
-    A file replaces an existing file and keeps its mode; new files get the mode that the umask allows. The
-    target of a symbolic link is replaced, not the link. A pipe or a device is written to. A folder never
+    A file replaces an existing file and keeps its mode; new files have the mode that the umask allows. A
+    symbolic link stays, and its target is replaced. Data is written into pipes and devices. A folder never
     replaces an existing path.
 
     Raises:
-        OutputError: the parent folder cannot be made or written, the disk is full, or ``target`` is a
-            folder that exists already.
+        OutputError: the parent folder cannot be created or written, the disk is full, or ``target`` is an
+            existing path and the new one a folder.
     """
     name = Path(target)
     special = name.exists() and not name.is_file() and not name.is_dir()
@@ -205,7 +204,7 @@ _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 _MODE = ".mode"  # in a temporary folder: shows what the umask allows
-_LEFTOVER = re.compile(r"\.(.+)\.[a-z0-9_]{8}", re.DOTALL)  # as mkdtemp names a temporary folder
+_LEFTOVER = re.compile(r"\.(.+)\.[a-z0-9_]{8}", re.DOTALL)  # the name of a temporary folder
 
 
 def _not_written(target: Path, error: OSError) -> OutputError:
@@ -216,17 +215,17 @@ def _not_written(target: Path, error: OSError) -> OutputError:
 
 
 def _work_prefix(name: str) -> str:
-    """Return how the temporary folders of a file's name begin; the whole fits in a name's 255 bytes."""
+    """Return the prefix of the temporary folders for a file name; the whole name fits in 255 bytes."""
     return f".{name.encode()[:200].decode(errors='ignore')}."
 
 
 def _make_work(parent: Path, name: str) -> tuple[Path, int | None]:
-    """Make a temporary folder for ``name``; return it and its lock, None where there are no locks."""
+    """Make a temporary folder for ``name``; return it and its lock, None on a system without locks."""
     while True:
         work = Path(tempfile.mkdtemp(prefix=_work_prefix(name), dir=parent))
         try:
             lock = _lock_folder(work)
-        except (BlockingIOError, FileNotFoundError):  # taken for a leftover before it was locked
+        except (BlockingIOError, FileNotFoundError):  # another process removed it before it was locked
             continue
         if lock is None or work.exists():
             return work, lock
@@ -234,11 +233,11 @@ def _make_work(parent: Path, name: str) -> tuple[Path, int | None]:
 
 
 def _lock_folder(folder: Path) -> int | None:
-    """Lock a folder and return the open handle; None where there are no locks.
+    """Lock a folder and return the open handle; None on a system without locks.
 
     Raises:
         BlockingIOError: another process holds the lock.
-        FileNotFoundError: there is no such folder.
+        FileNotFoundError: the folder does not exist.
     """
     try:
         handle = os.open(folder, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_DIRECTORY", 0))
@@ -259,10 +258,10 @@ def _lock_folder(folder: Path) -> int | None:
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
-    """Remove the temporary folders of processes that were killed while they wrote a file in ``folder``.
+    """Remove the temporary folders that killed processes left in ``folder``.
 
     Args:
-        name: the file. None: every file.
+        name: of the file that was written; None is any file.
     """
     if not folder.is_dir():
         return
@@ -273,7 +272,7 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
             continue
         try:
             lock = _lock_folder(work)
-        except OSError:  # its process is alive, or it is gone
+        except OSError:  # its process is alive, or has removed it
             continue
         if lock is None:
             continue
@@ -283,16 +282,16 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
 
 
 def _set_modes(temporary: Path, target: Path, work: Path) -> None:
-    """Give a file the mode of the one it replaces; and new files what the umask allows.
+    """Set the mode of the file that is replaced, or for new files the mode that the umask allows.
 
     Some libraries create files that only their owner may read.
     """
     if temporary.is_file() and target.exists():
-        there = target.stat()
-        temporary.chmod(there.st_mode & 0o7777)
-        if hasattr(os, "chown") and temporary.stat().st_uid != there.st_uid:
+        status = target.stat()
+        temporary.chmod(status.st_mode & 0o7777)
+        if hasattr(os, "chown") and temporary.stat().st_uid != status.st_uid:
             with suppress(OSError):
-                os.chown(temporary, there.st_uid, there.st_gid)
+                os.chown(temporary, status.st_uid, status.st_gid)
         return
     probe = work / _MODE
     probe.touch(0o666)
@@ -306,9 +305,9 @@ def _files_of(path: Path) -> list[Path]:
 
 
 def _sync(path: Path) -> None:
-    """Flush a file, or every file of a folder, so that a rename never outlives its bytes."""
+    """Flush a file, or every file of a folder, to disk before it is renamed."""
     for item in _files_of(path):
-        with item.open("rb" if not os.access(item, os.W_OK) else "r+b") as handle:  # Windows: not a reader's
+        with item.open("rb" if not os.access(item, os.W_OK) else "r+b") as handle:  # for Windows
             os.fsync(handle.fileno())
 
 
@@ -317,27 +316,30 @@ def file_digest(path: Path, *, cache: Path | None = None) -> str:
 
     Args:
         cache: a folder that keeps digests under path, size, times and inode, so that a large file is read
-            once. A file that changed within the last seconds is read again: its time may not tell.
+            once. Digests of files that changed within the last two seconds are not kept: their times may
+            stay equal after another change.
     """
     status = path.stat()
     changed_ns = max(status.st_mtime_ns, status.st_ctime_ns)
-    named = repr((str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
-    entry = cache / hashlib.sha256(named.encode()).hexdigest() if cache else None
+    identity = repr(
+        (str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    )
+    entry = cache / hashlib.sha256(identity.encode()).hexdigest() if cache else None
     if entry is not None and entry.is_file():
-        known = entry.read_text(encoding="ascii", errors="replace")
-        if re.fullmatch("[0-9a-f]{64}", known):
-            return known
+        digest = entry.read_text(encoding="ascii", errors="replace")
+        if re.fullmatch("[0-9a-f]{64}", digest):
+            return digest
     with path.open("rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
     if entry is not None and time.time_ns() - changed_ns > 2_000_000_000:
-        with suppress(OutputError), atomic_path(entry) as temporary:  # a cache that cannot be written is none
+        with suppress(OutputError), atomic_path(entry) as temporary:  # the cache is optional
             temporary.write_text(digest, encoding="ascii")
     return digest
 
 
 @dataclass(frozen=True)
 class Damage:
-    """A file that is damaged or missing, and what to do about it."""
+    """A damaged or missing file, and the action that repairs it."""
 
     path: Path
     fault: str
@@ -346,7 +348,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class FolderReport:
-    """What `nvembed check` found in a folder: what the folder is, what it holds, and every damage."""
+    """The result of `nvembed check`: the kind of a folder, a summary of its content, and all damages."""
 
     path: Path
     kind: str
@@ -355,7 +357,7 @@ class FolderReport:
 
 
 def data_path(name: str) -> Path:
-    """Return the folder ``name`` (``recipes`` or ``demo``): inside an installed package, or of a checkout."""
+    """Return the folder ``name`` (``recipes`` or ``demo``) of the installed package or the checkout."""
     package = Path(__file__).parent
     for candidate in (package / "_data" / name, package.parent.parent / name):
         if candidate.is_dir():
@@ -364,15 +366,15 @@ def data_path(name: str) -> Path:
 
 
 def as_utf8(name: str) -> str:
-    """Return a file's name as text that can be written: bytes of it that are not UTF-8 as ``\\udcXX``."""
+    """Return a file name as valid text; bytes that are not UTF-8 become ``\\udcXX``."""
     return name.encode(errors="backslashreplace").decode()
 
 
 def claim(marker: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` to ``marker``, or check that it holds the same: which run a path belongs to.
+    """Write the state of a run to ``marker``, or check that an existing marker has the same state.
 
     Raises:
-        OutputError: ``marker`` is damaged, or of a run with another state; the message says what differs.
+        OutputError: ``marker`` is damaged, or has another state; the message names the difference.
     """
     if not marker.exists():
         write_json(marker, state)
@@ -382,24 +384,24 @@ def claim(marker: Path, state: dict[str, Any]) -> None:
     same_run(marker, stored, json.loads(json.dumps(state)))
 
 
-def same_run(marker: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Raise OutputError that says what differs, unless both are equal."""
-    differs = list(_differences(found, expected))
+def same_run(marker: Path, stored: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Raise OutputError if the states differ; the message names the difference."""
+    differs = list(_differences(stored, expected))
     if differs:
-        name, there, here = differs[0]
+        name, old, new = differs[0]
         names = ", ".join(name for name, _, _ in differs[:5]) + (" and more" if len(differs) > 5 else "")
         raise OutputError(
-            f"{marker} is of a run with another {names} ({name} there: {short_json(there)}, here: "
-            f"{short_json(here)}): remove what that run left, or write to another folder"
+            f"{marker} is of a run with another {names} ({name} there: {short_json(old)}, here: "
+            f"{short_json(new)}): remove the files of that run, or write to another folder"
         )
 
 
 def take_lock(handle: int) -> bool:
-    """Take the lock of an open file; it ends with the process. Return False on Windows: no locks there.
+    """Lock an open file until the process ends; return False on Windows, which has no such locks.
 
     Raises:
         BlockingIOError: another process holds it.
-        OSError: the file system has no locks.
+        OSError: the file system does not support locks.
     """
     try:
         import fcntl
@@ -409,15 +411,16 @@ def take_lock(handle: int) -> bool:
     return True
 
 
-_LOCK_BYTES = 128  # of a lock file: who holds it, padded with spaces
+_LOCK_BYTES = 128  # the size of a lock file: the name of its holder, padded with spaces
 
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Hold a folder's lock, which ends with the process; the folder is made if it is missing.
+    """Lock a folder, which is created if it is missing; the lock ends with the process.
 
     Raises:
-        OutputError: another process holds it, the folder cannot be written, or ``.lock`` is not a lock file.
+        OutputError: another process holds the lock, the folder cannot be written, or ``.lock`` is not a lock
+            file.
     """
     lock = out / ".lock"
     try:
@@ -433,8 +436,8 @@ def locked(out: Path) -> Iterator[None]:
         except BlockingIOError as error:
             holder = os.read(handle, _LOCK_BYTES).decode(errors="replace").strip()
             raise OutputError(
-                f"{out} is being written by another job ({holder or 'unknown'}): wait for it, or write to "
-                "another folder"
+                f"{out} is in use by another job ({holder or 'unknown'}): wait for it, or write to another "
+                "folder"
             ) from error
         except OSError as error:
             raise OutputError(f"{lock} cannot be locked ({error.strerror}): write to a local disk") from error
@@ -449,7 +452,7 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def _open_lock(lock: Path) -> int:
-    """Open a lock file, and nothing that somebody put in its place: it is written to."""
+    """Open a lock file; refuse anything else, because the file is overwritten."""
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
         handle = os.open(lock, flags, 0o666)
@@ -470,10 +473,10 @@ def _write_holder(handle: int, holder: str) -> None:
     os.write(handle, holder.encode()[:_LOCK_BYTES].ljust(_LOCK_BYTES))
 
 
-def _differences(found: Any, expected: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield (dotted name, value found, value expected) of what is not equal in two nested objects."""
-    if isinstance(found, dict) and isinstance(expected, dict):
-        for key in {**found, **expected}:
-            yield from _differences(found.get(key), expected.get(key), f"{name}.{key}" if name else key)
-    elif found != expected:
-        yield name, found, expected
+def _differences(stored: Any, expected: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield (dotted name, stored value, expected value) of the values that differ in two nested objects."""
+    if isinstance(stored, dict) and isinstance(expected, dict):
+        for key in {**stored, **expected}:
+            yield from _differences(stored.get(key), expected.get(key), f"{name}.{key}" if name else key)
+    elif stored != expected:
+        yield name, stored, expected

@@ -1,7 +1,6 @@
-"""Recipes: TOML files that decide a result, read into validated, frozen models.
+"""Reads recipes, which are TOML files that decide a result, into frozen pydantic models.
 
-A room declares what it reads as a subclass of ``Recipe`` and calls ``read_recipe``. Whatever is wrong with
-the file is said at once, each fault with its line, its key, what was expected and what was got.
+An error lists all faults of a file, each with its line, its key, and what was expected.
 """
 
 import difflib
@@ -17,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from nvembed.errors import ConfigError
-from nvembed.files import Schema, short_json
+from nvembed.files import Schema, fault_text
 
 
 class Recipe(Schema):
@@ -34,8 +33,8 @@ def read_recipe(path: str | os.PathLike[str], model: type[R]) -> R:
     """Read the TOML file ``path`` as a ``model``.
 
     Raises:
-        ConfigError: the file is missing, is no TOML, or does not fit ``model``. The message lists every fault
-            as ``file:line: key: expected ..., got ...``; an unknown key comes with the nearest known one.
+        ConfigError: the file is missing, is not TOML, or does not fit ``model``. The message lists every
+            fault as ``file:line: key: expected ..., got ...``, and the nearest known key to an unknown one.
     """
     path = Path(path)
     text = _read_text(path)
@@ -48,7 +47,7 @@ def read_recipe(path: str | os.PathLike[str], model: type[R]) -> R:
     except ValueError as error:  # TOMLDecodeError, or a number of thousands of digits
         raise ConfigError(f"{path}: expected a TOML file: {error}") from error
     try:
-        # By way of JSON, strict validation takes a TOML array for a tuple, and still refuses "3" for 3.
+        # Strict validation of JSON accepts an array for a tuple, and refuses "3" for 3.
         return model.model_validate_json(table_json)
     except ValidationError as error:
         faults = [_fault(path, text, model, detail) for detail in error.errors()]
@@ -56,7 +55,7 @@ def read_recipe(path: str | os.PathLike[str], model: type[R]) -> R:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a hint that names the known words closest to ``name``: ``"did you mean 'a' or 'b'?"``."""
+    """Return a hint with the nearest known words: ``"did you mean 'a' or 'b'?"``."""
     known = sorted(set(known))
     lowered = {word.lower(): word for word in reversed(known)}  # capitals sort first and win
     close = difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.65)
@@ -76,7 +75,7 @@ def _read_text(path: Path) -> str:
 
 
 def _check_size(path: Path, text: str) -> None:
-    """Refuse what the TOML parser would take long for: it keeps every dotted key under all its parents."""
+    """Refuse long files and keys, for which the TOML parser would take long."""
     if len(text) > MAX_CHARACTERS:
         raise ConfigError(f"{path}: {len(text):,} characters; expected at most {MAX_CHARACTERS:,}")
     for number, line in enumerate(text.splitlines(), start=1):
@@ -87,30 +86,27 @@ def _check_size(path: Path, text: str) -> None:
 
 
 def _fault(path: Path, text: str, model: type[Recipe], detail: ErrorDetails) -> str:
-    """Say one fault: where it is, what was expected, what was got."""
+    """Return one fault with its file and line."""
     keys = detail["loc"]
-    where = f"{path}:{_line_of(text, keys)}: {'.'.join(map(str, keys)) or 'the file'}"
+    hint = ""
     if detail["type"] == "extra_forbidden":
-        return f"{where}: unknown key; {nearest(str(keys[-1]), _known_keys(model, keys[:-1]))}"
-    if detail["type"] == "missing":
-        return f"{where}: expected a value, got none"
-    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return f"{where}: expected {message}, got {short_json(detail['input'])}"
+        hint = f"; {nearest(str(keys[-1]), _known_keys(model, keys[:-1]))}"
+    return f"{path}:{_line_of(text, keys)}: {fault_text(detail)}{hint}"
 
 
 def _known_keys(model: type[BaseModel], keys: tuple[int | str, ...]) -> list[str]:
-    """Return the keys of the table that ``keys`` leads to, through nested models, lists and dicts."""
-    found: Any = model
+    """Return the keys of the table at ``keys``, through nested models, lists and dicts."""
+    kind: Any = model
     for key in keys:
-        if isinstance(found, type) and issubclass(found, BaseModel):
-            field = found.model_fields.get(str(key))
-            found = field.annotation if field else None
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            field = kind.model_fields.get(str(key))
+            kind = field.annotation if field else None
         else:
-            inner = [argument for argument in get_args(found) if argument is not str]
-            found = inner[0] if inner else None
-        while isinstance(found, type) is False and type(None) in get_args(found):
-            found = next(argument for argument in get_args(found) if argument is not type(None))
-    return list(found.model_fields) if isinstance(found, type) and issubclass(found, BaseModel) else []
+            inner = [argument for argument in get_args(kind) if argument is not str]
+            kind = inner[0] if inner else None
+        while isinstance(kind, type) is False and type(None) in get_args(kind):
+            kind = next(argument for argument in get_args(kind) if argument is not type(None))
+    return list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []
 
 
 _HEADER = re.compile(r"^\s*\[(\[?)([^\]]+)\]")
@@ -118,9 +114,9 @@ _KEY = re.compile(r"""^\s*("[^"]+"|'[^']+'|[\w.-]+)\s*=""")
 
 
 def _line_of(text: str, keys: tuple[int | str, ...]) -> int:
-    """Return the line (from 1) of the longest leading part of ``keys`` found in ``text``; 1 if none is.
+    """Return the line (from 1) of ``keys`` in ``text``, or of their longest leading part; 1 by default.
 
-    ``tomllib`` keeps no positions. One line per key, as recipes are written, is what this can follow.
+    ``tomllib`` has no positions. This search expects one line per key, as in all recipes.
     """
     table: tuple[int | str, ...] = ()
     counts: dict[str, int] = {}

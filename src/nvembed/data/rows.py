@@ -14,6 +14,7 @@ import numpy as np
 from nvembed.errors import DataError
 from nvembed.files import atomic_path
 from nvembed.read.lines import Row, json_object
+from nvembed.vectors.store import text_key as exact_key
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -29,8 +30,8 @@ class Numbered(Protocol[T_co]):
 
 
 def text_key(text: str) -> bytes:
-    """Return 16 bytes that two texts share when they differ in case and white space at most."""
-    return hashlib.blake2b(" ".join(text.lower().split()).encode(), digest_size=16).digest()
+    """Return 16 bytes that are equal for texts that differ only in case and white space."""
+    return exact_key(" ".join(text.lower().split()))
 
 
 class JsonlFile(Generic[T_co]):

@@ -1,4 +1,4 @@
-"""BM25: the lexical baseline, and the lexical half of mining.  C passages, Q queries."""
+"""BM25: the lexical baseline, and one source of mined negatives.  C passages, Q queries."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ class Bm25:
     """Lucene's BM25 over passages in memory, with English stop words and Snowball stemming.
 
     ``score(q, p) = sum over terms t of q: idf(t) * tf / (tf + k1 * (1 - b + b * len(p) / mean_len))``,
-    ``idf(t) = log(1 + (C - df + 0.5) / (df + 0.5))``; a term that stands twice in the query counts twice.
+    ``idf(t) = log(1 + (C - df + 0.5) / (df + 0.5))``; a term that occurs twice in the query counts twice.
 
     Args:
         passages: the C texts; an id is the position in this list.
@@ -24,7 +24,7 @@ class Bm25:
         b: length normalisation, 0 to 1.
 
     Raises:
-        InputError: no passage at all.
+        InputError: there are no passages.
     """
 
     def __init__(self, passages: Sequence[str], *, k1: float = K1, b: float = B) -> None:
@@ -36,7 +36,7 @@ class Bm25:
         self._size = len(passages)
         self._index: Any = None
         tokens = self._words(passages)
-        if any(tokens):  # bm25s cannot index an empty vocabulary: then nothing matches anything
+        if any(tokens):  # bm25s cannot index an empty vocabulary; without an index nothing matches
             self._index = bm25s.BM25(k1=k1, b=b, method="lucene")
             self._index.index(tokens, show_progress=False)
 
@@ -68,12 +68,12 @@ class Bm25:
 
     def scores(self, queries: Sequence[str], ids: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """Return each query's score (float32) of the passages in its row of ``ids``."""
-        found = []
+        scores = []
         for words, row in zip(self._words(queries), ids, strict=True):
             known = [word for word in words if self._index is not None and word in self._index.vocab_dict]
             numbers = np.asarray(row, dtype=np.int64)
-            found.append(self._index.get_scores(known)[numbers] if known else np.zeros(len(row), np.float32))
-        return found
+            scores.append(self._index.get_scores(known)[numbers] if known else np.zeros(len(row), np.float32))
+        return scores
 
     def _words(self, texts: Sequence[str]) -> list[list[str]]:
         words: list[list[str]] = self._tokenize(
@@ -83,7 +83,7 @@ class Bm25:
 
 
 def _best(scores_C: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sort only what can be among the first k: everything at or above the k-th largest score."""
+    """Sort only the candidates for the first k: all scores at or above the k-th largest."""
     threshold = np.partition(scores_C, -k)[-k]
     candidates = np.flatnonzero(scores_C >= threshold)
     order = np.lexsort((candidates, -scores_C[candidates]))[:k]

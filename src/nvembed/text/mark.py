@@ -31,14 +31,14 @@ def _spans(passage: str, query_words: set[str], words: Words) -> list[Span]:
 def sentences(passage: str) -> list[Span]:
     """Return the places of a passage's sentences.
 
-    A sentence ends at a full stop, question or exclamation mark before white space, at one of East Asian
-    width, or at a line break; a passage without any is one sentence.
+    A sentence ends at a line break, at a full stop, question or exclamation mark before white space, or at
+    such a mark of East Asian width.
     """
     spans: list[Span] = []
     first = _first(passage, 0)
     for match in _END.finditer(passage):
         start, end = match.span()
-        if start < first or (start == first and end == start + 1):  # a mark alone ends nothing
+        if start < first or (start == first and end == start + 1):  # a lone mark does not end a sentence
             continue
         if match.lastgroup == "stop" and passage[end : end + 1].strip():
             continue
@@ -48,6 +48,6 @@ def sentences(passage: str) -> list[Span]:
 
 
 def _first(passage: str, start: int) -> int:
-    """Return where the next character is that is no white space, or the end."""
+    """Return the position of the next character other than white space, or the end."""
     match = _VISIBLE.search(passage, start)
     return len(passage) if match is None else match.start()

@@ -1,4 +1,4 @@
-"""The prompts a model brings itself, as sentence-transformers names them."""
+"""The prompts in a model's folder, with the names of sentence-transformers."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -44,17 +44,13 @@ def place_titles(prompt: str, texts: Sequence[str] = (), titles: Sequence[str] =
 
 @dataclass(frozen=True)
 class ModelPrompts:
-    """Prompts by name, and the name of the one that is used where none is asked for."""
+    """Prompts by name, and the name of the default prompt."""
 
     texts: Mapping[str, str] = field(default_factory=dict)
     default: str | None = None
 
     def named(self, name: str) -> str:
-        """Return the prompt called ``name``.
-
-        Raises:
-            InputError: there is none; the message names the nearest.
-        """
+        """Return the prompt called ``name``; raise InputError with the nearest names if it does not exist."""
         if name not in self.texts:
             known = nearest(name, self.texts) if self.texts else "it has none"
             raise InputError(f"the model has no prompt {name!r}: {known}")
@@ -66,14 +62,14 @@ class ModelPrompts:
         return "" if self.default is None else self.texts[self.default]
 
     def query(self, *, instruction: str | None = None, task: str | None = None) -> str:
-        """Return the prompt of a query: the model's own, or with another instruction in its place.
+        """Return the model's prompt of a query.
 
         Args:
-            instruction: the sentence that describes the task.
+            instruction: a sentence that describes the task, in place of the one in the model's prompt.
             task: the name of one of the model's prompts, such as ``Retrieval-query`` or ``STS``.
 
         Raises:
-            InputError: the model has no place for an instruction, or no prompt of that name.
+            InputError: the model's prompt has no instruction to replace, or no prompt has that name.
         """
         if task is not None:
             return self.named(f"{task}-query" if f"{task}-query" in self.texts else task)
@@ -86,7 +82,7 @@ class ModelPrompts:
         match = next((each for each in slots if each), None)
         if match is None:
             raise InputError(
-                f"the model takes no instruction; its query prompt is {own!r}. Use one of its prompts "
+                f"the model's query prompt, {own!r}, has no instruction to replace. Use one of its prompts "
                 f"({', '.join(self.texts) or 'none'}), or pass the whole string as prompt"
             )
         if len(instruction.splitlines()) != 1 or not instruction.strip():
@@ -94,11 +90,7 @@ class ModelPrompts:
         return f"{match['before']}{instruction}{match['after']}"
 
     def document(self, *, task: str | None = None) -> str:
-        """Return the prompt of a document, which may be the same for all tasks.
-
-        Raises:
-            InputError: no prompt of that name.
-        """
+        """Return the prompt of a document, for one task or for all; raise InputError for an unknown task."""
         if task is not None and f"{task}-document" in self.texts:
             return self.texts[f"{task}-document"]
         if task is not None and f"{task}-query" not in self.texts:

@@ -1,8 +1,8 @@
-"""Equal and nearly equal texts: one normal form, and an index that finds both.
+"""Finds equal and nearly equal texts.
 
-Two texts are *equal* when their normal forms are, and *near* when the Jaccard similarity of their sets of
+Two texts are *equal* if their normal forms are equal, and *near* if the Jaccard similarity of their sets of
 5-character shingles is at least ``NEAR``. Texts of fewer than ``SHORTEST`` characters are never near: in
-those, a fifth of the shingles is a word, and another meaning.
+these, a fifth of the shingles is a word that changes the meaning.
 """
 
 import re
@@ -18,23 +18,22 @@ SHORTEST = 60
 SHINGLE = 5
 
 
-@lru_cache(maxsize=1024)  # one text is held against many sets in turn
+@lru_cache(maxsize=1024)  # each text is compared with many sets
 def normalise(text: str) -> str:
-    """Return compatibility forms in lower case, letters and digits only, one space between words."""
+    """Return the text in NFKC and lower case, only letters and digits, one space between words."""
     return re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", text).lower()).strip()
 
 
 class NearIndex:
-    """Finds the texts of a list that equal, or nearly equal, a given one.
+    """Finds the texts of a list that are equal or near to another text.
 
-    Near texts come from MinHash signatures in bands: a pair of similarity ``s`` shares a band with
-    probability ``1 - (1 - s**4)**16``, 0.9998 at 0.8. Each candidate's similarity is then
-    computed on the whole sets, so that nothing is found which is not near.
+    Candidates come from MinHash signatures in bands: a pair of similarity ``s`` shares a band with
+    probability ``1 - (1 - s**4)**16``, 0.9998 at 0.8. Each candidate's similarity is then computed.
 
     Args:
-        texts: as ``normalise`` makes them. An empty one says nothing and matches no other.
+        texts: normal forms, as ``normalise`` returns them. An empty text matches no other.
         near: the similarity from which two texts are near, 0 to 1.
-        shortest: the characters that both texts need to be near.
+        shortest: the number of characters from which texts can be near.
     """
 
     def __init__(self, texts: Iterable[str], *, near: float = NEAR, shortest: int = SHORTEST) -> None:
@@ -49,7 +48,7 @@ class NearIndex:
                 self._bands[band].append(text)
 
     def matches(self, text: str) -> tuple[set[int], dict[int, float]]:
-        """Return the numbers of the texts that equal ``text``, and the others near to it with similarity."""
+        """Return the numbers of the equal texts, and the similarity of each near text by number."""
         equal = set(self._numbers.get(text, ()))
         if len(text) < max(self._shortest, 1):
             return equal, {}
@@ -83,10 +82,10 @@ _MULTIPLIERS = np.random.default_rng(0).integers(1, 2**63, BANDS * ROWS, dtype=n
 
 
 def bands(hashes: np.ndarray) -> list[bytes]:
-    """Return the MinHash signature of a set of hashes: a key for each band; who shares one is a candidate.
+    """Return the MinHash signature of a set of hashes: one key for each band.
 
-    Each of the BANDS * ROWS hash functions takes its minimum over the set; two sets agree in one with the
-    probability of their Jaccard similarity.
+    Sets that share a key are candidates. The minimum of each of the BANDS * ROWS hash functions is equal for
+    two sets with the probability of their Jaccard similarity.
     """
     hashed = hashes[None, :] * _MULTIPLIERS[:, None]
     hashed ^= hashed >> np.uint64(32)

@@ -1,4 +1,4 @@
-"""Tokenised texts to packed batches: sorted by length, filled to a token budget, laid end to end.
+"""Packs tokenised texts into batches: sorted by length, up to a token budget, end to end.
 
 Shapes: N packed tokens, P pooled tokens, B texts.
 """
@@ -13,7 +13,7 @@ from nvembed.text.tokenize import Tokens
 
 @dataclass(frozen=True)
 class Batch:
-    """Texts end to end, without padding. ``rows`` says which of the caller's texts each one is."""
+    """Texts end to end, without padding. ``rows`` has each one's number among the caller's texts."""
 
     input_ids: np.ndarray  # (N,) int64
     lengths: tuple[int, ...]  # B, in tokens
@@ -23,13 +23,13 @@ class Batch:
 
 
 def pack(tokens: Sequence[Tokens], rows: Sequence[int]) -> Batch:
-    """Lay the texts of ``rows`` end to end, in that order."""
-    chosen = [tokens[row] for row in rows]
-    lengths = tuple(len(item.input_ids) for item in chosen)
+    """Return the texts of ``rows`` end to end, in that order."""
+    items = [tokens[row] for row in rows]
+    lengths = tuple(len(item.input_ids) for item in items)
     ends = np.cumsum(lengths)
-    starts = ends - lengths + [item.pool_start for item in chosen]
+    starts = ends - lengths + [item.pool_start for item in items]
     return Batch(
-        input_ids=np.concatenate([item.input_ids for item in chosen]).astype(np.int64),
+        input_ids=np.concatenate([item.input_ids for item in items]).astype(np.int64),
         lengths=lengths,
         pool_index=np.concatenate([np.arange(a, b) for a, b in zip(starts, ends, strict=True)]),
         pool_lengths=tuple(int(n) for n in ends - starts),
@@ -56,7 +56,7 @@ def batches(tokens: Sequence[Tokens], max_tokens: int) -> list[Batch]:
 
 
 def windows(texts: Iterable[str], max_texts: int, max_characters: int) -> Iterator[list[str]]:
-    """Yield the texts in lists of at most ``max_texts``; one ends once it has ``max_characters``."""
+    """Yield the texts in lists of at most ``max_texts``; a list also ends when it has ``max_characters``."""
     window: list[str] = []
     characters = 0
     for text in texts:

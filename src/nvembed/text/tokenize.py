@@ -2,13 +2,13 @@
 
 Three modes, recorded in a model's config:
 
-``released``  what the published code does. The text is ``prompt + text + "</s>"`` as one string, so the EOS
-              is lost where a text is cut, and ``</s>`` inside a text is parsed as the special token; the
-              first ``len(tokenize(prompt))`` positions are not pooled (docs/explanation/quirks.md).
-``clean``     the default for models trained here. BOS and EOS are always there, a user's text is never
-              parsed as special tokens, and what is not pooled is what the offsets say is the prompt.
-``template``  what sentence-transformers does: the special tokens of tokenizer.json's own template around
-              ``prompt + text``, kept where a text is cut; special tokens inside a text are parsed.
+``released``  as the published code. The text is ``prompt + text + "</s>"`` as one string, so a text that is
+              cut loses its EOS, and ``</s>`` inside a text becomes the special token. The first
+              ``len(tokenize(prompt))`` positions are not pooled (docs/explanation/quirks.md).
+``clean``     the default for models trained here. BOS and EOS are always present, special tokens inside a
+              text are not parsed, and the tokens whose offsets are in the prompt are not pooled.
+``template``  as sentence-transformers: the special tokens of tokenizer.json's template around
+              ``prompt + text``, also if the text is cut; special tokens inside a text are parsed.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from nvembed.text.tokenizer_json import read_tokenizer, special_tokens_around
 Mode = Literal["released", "clean", "template"]
 End = Literal["start", "end"]
 
-_FOREIGN = "they may be another tokenizer's (OpenAI's, say): send the text itself"
+_FOREIGN = "they may be of another tokenizer, such as OpenAI's: send the text itself"
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,12 @@ class TextSettings:
 
     Args:
         max_length: in tokens, special tokens included.
-        eos_token: in released mode, the text that is appended.
-        eos_id: in clean mode, the last token; in template mode, a token that is appended to the template's
-            own, or -1.
-        bos_id: in clean mode, the first token; in the others the tokenizer adds its own.
-        mask_instruction: leave the prompt out of pooling.
-        lowercase: make the text lower case first (sentence-transformers' ``do_lower_case``).
-        split_special: in template mode, never parse a user's text as special tokens, as in clean mode.
+        eos_token: released mode: the text that is appended.
+        eos_id: clean mode: the last token; template mode: a token appended to those of the template, or -1.
+        bos_id: clean mode: the first token; in other modes the tokenizer adds its own.
+        mask_instruction: do not pool the prompt.
+        lowercase: convert the text to lower case first (sentence-transformers' ``do_lower_case``).
+        split_special: template mode: do not parse special tokens inside a text, as in clean mode.
     """
 
     mode: Mode
@@ -48,14 +47,14 @@ class TextSettings:
     eos_id: int
     bos_id: int | None = None
     mask_instruction: bool = True
-    # not shown, so that other models keep their fingerprints
+    # not in the repr, so that other models keep their fingerprints
     lowercase: bool = field(default=False, repr=False)
     split_special: bool = field(default=False, repr=False)
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """One text's tokens. Those from ``pool_start`` on are pooled; there is at least one."""
+    """One text's tokens. At least one is pooled: those from ``pool_start``."""
 
     input_ids: np.ndarray  # (T,) int32
     pool_start: int
@@ -68,12 +67,12 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Piece:
-    """One token of a text, for people to look at."""
+    """One token of a text, for display."""
 
     id: int
     text: str  # as the vocabulary spells it
     special: bool
-    start: int  # characters of prompt + text that it covers; start = end where it covers none
+    start: int  # the characters of prompt + text that it covers; start = end if it covers none
     end: int
     pooled: bool
 
@@ -116,7 +115,7 @@ class TextTokenizer:
         content = [row for row, special in enumerate(example.special_tokens_mask) if not special]
         if not content:
             raise ConfigError(
-                "tokenizer.json makes no token of the letter a: it is not the model's tokenizer"
+                "tokenizer.json returns no token for the letter a: it is not the model's tokenizer"
             )
         appended = [] if settings.eos_id < 0 else [settings.eos_id]
         return example.ids[: content[0]], [*example.ids[content[-1] + 1 :], *appended]
@@ -135,9 +134,9 @@ class TextTokenizer:
         return special_tokens_around(head, tail)
 
     def offsets(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Return for each text an int64 (T, 2): the characters where each of its tokens begins and ends.
+        """Return for each text an int64 (T, 2): start and end of each token in characters.
 
-        BOS, EOS and whatever else the model adds are not among them.
+        Special tokens that the model adds, such as BOS and EOS, are not included.
         """
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [np.array(e.offsets, dtype=np.int64).reshape(-1, 2) for e in encodings]
@@ -152,19 +151,18 @@ class TextTokenizer:
         cut: End = "end",
         first_row: int = 0,
     ) -> list[Tokens]:
-        """Tokenise texts, each behind ``prompt``.
+        """Tokenise texts, each with ``prompt`` prepended.
 
         Args:
-            texts: strings; ``first_row`` is the number by which an error calls the first of them.
-            prompt: the whole string put before each text; its tokens are not pooled.
+            prompt: its tokens are not pooled.
             max_length: in tokens; ``None`` is the model's own.
             truncate: cut longer texts; ``False`` refuses them.
-            cut: which end of a longer text is cut. BOS and the prompt stay whichever it is.
+            cut: the end at which a longer text is cut. BOS and the prompt are kept in both cases.
+            first_row: the number of the first text in error messages.
 
         Raises:
-            InputError: a text or prompt that is no string or no valid Unicode; a text that is too long with
-                ``truncate=False``; a prompt that leaves no token to pool (where the published code returns
-                NaN).
+            InputError: a text or the prompt is not a string or not valid Unicode; a text is too long and
+                ``truncate`` is False; the prompt leaves no token to pool (the published code returns NaN).
         """
         limit = self.settings.max_length if max_length is None else max_length
         released = self.settings.mode == "released"
@@ -181,7 +179,7 @@ class TextTokenizer:
         for row, item in enumerate(tokens, first_row):
             if self._rows is not None and (item.input_ids >= self._rows).any():
                 unknown = self._tokenizer.id_to_token(int(item.input_ids.max()))
-                raise InputError(f"text {row} has the token {unknown!r}, which the model does not embed")
+                raise InputError(f"text {row} has the token {unknown!r}, which has no embedding in the model")
             if item.truncated and not truncate:
                 raise InputError(
                     f"text {row} is {item.full_length:,} tokens; max_length is {limit:,}: "
@@ -195,15 +193,11 @@ class TextTokenizer:
         return tokens
 
     def pieces(self, text: str, *, prompt: str = "") -> list[Piece]:
-        """Return the tokens of one text, uncut, as the model reads them.
-
-        Raises:
-            InputError: as when calling the tokenizer.
-        """
+        """Return all tokens of one text; raise InputError as ``__call__``."""
         [tokens] = self([text], prompt=prompt)
         released = self.settings.mode == "released"
         joined = prompt + text + (self.settings.eos_token if released else "")
-        # in a batch of one, which lets other threads run meanwhile
+        # encode_batch releases the GIL; encode does not
         [encoding] = self._tokenizer.encode_batch([joined], add_special_tokens=released)
         ids, spans = encoding.ids, encoding.offsets
         if not released:
@@ -222,11 +216,11 @@ class TextTokenizer:
         ]
 
     def text_of(self, ids: Sequence[int]) -> str:
-        """Return the text that has these tokens; one BOS before and one EOS behind them may be there or not.
+        """Return the text that has these tokens, with or without BOS and EOS.
 
         Raises:
-            InputError: an id that is not in the vocabulary, ids that this tokenizer makes of no text, as
-                another tokenizer's are, or none besides BOS and EOS.
+            InputError: an id is not in the vocabulary; no text has these tokens, so they are of another
+                tokenizer; or there are none besides BOS and EOS.
         """
         for token in ids:
             if not 0 <= token < 2**32 or self._tokenizer.id_to_token(token) is None:
@@ -238,13 +232,13 @@ class TextTokenizer:
         body = body[len(head) :] if body[: len(head)] == head else body
         body = body[: -len(tail)] if body[-len(tail) :] == tail else body
         if not body:
-            raise InputError("these token ids are of no text, so its vector would say nothing: leave it out")
-        # in batches of one: these let other threads run meanwhile
+            raise InputError("these token ids are of an empty text, whose vector is meaningless: omit it")
+        # the batch functions release the GIL
         [text] = self._tokenizer.decode_batch([body], skip_special_tokens=False)
         [again] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
         if again.ids != body:
             raise InputError(
-                f"these {len(body):,} token ids are what this model's tokenizer makes of no text: {_FOREIGN}"
+                f"this model's tokenizer has no text with these {len(body):,} token ids: {_FOREIGN}"
             )
         return text
 
@@ -272,51 +266,38 @@ class TextTokenizer:
         return head, encoding.ids[before:], offsets, list(tail)
 
     def _released(self, texts: Sequence[str], prompt: str, limit: int, cut: End) -> list[Tokens]:
-        """Released: EOS is text, and the count of the prompt's own tokens is what is masked."""
+        """Released mode: EOS is text, and as many tokens are masked as the prompt has by itself."""
         before = len(self._tokenizer.encode(prompt, add_special_tokens=False).ids) if prompt else 0
         masked = before if self.settings.mask_instruction else 0
         eos = self.settings.eos_token
         encodings = self._tokenizer.encode_batch_fast([prompt + text + eos for text in texts])
-        # BOS counts among the prompt's tokens (docs/explanation/quirks.md); without one it is kept too.
+        # BOS counts as a token of the prompt (docs/explanation/quirks.md); it is kept without one too
         kept = before or 1
         return [Tokens(_int32(_cut(e.ids, limit, kept, cut)), masked, len(e.ids)) for e in encodings]
 
     def _clean(self, texts: Sequence[str], prompt: str, limit: int, cut: End) -> list[Tokens]:
+        """Template mode masks as many tokens as the prompt has by itself, as sentence-transformers."""
         head, tail = self._head, self._tail
         room = limit - len(head) - len(tail)
         masking = bool(prompt) and self.settings.mask_instruction
-        if masking and self.settings.mode == "template":
-            return self._after_prompt(texts, prompt, room, cut)
-        located = masking or (bool(prompt) and cut == "start")
+        counted = masking and self.settings.mode == "template"
+        located = not counted and (masking or (bool(prompt) and cut == "start"))
+        before = len(self._tokenizer.encode(prompt, add_special_tokens=False).ids) if counted else 0
         encode = self._tokenizer.encode_batch if located else self._tokenizer.encode_batch_fast
-        encodings = encode([prompt + text for text in texts], add_special_tokens=False)
         tokens = []
-        for encoding in encodings:
-            before = _prompt_tokens(encoding, len(prompt)) if located else 0
+        for encoding in encode([prompt + text for text in texts], add_special_tokens=False):
+            if located:
+                before = _prompt_tokens(encoding, len(prompt))
             start = len(head) + before if masking else 0
             ids = _int32([*head, *_cut(encoding.ids, room, before, cut), *tail])
-            if len(encoding.ids) > room and start >= len(head) + room:
-                start = len(ids)  # only the EOS is left of this text: nothing to pool
+            if not counted and len(encoding.ids) > room and start >= len(head) + room:
+                start = len(ids)  # nothing of this text is left but the EOS
             tokens.append(Tokens(ids, start, len(head) + len(encoding.ids) + len(tail)))
         return tokens
 
-    def _after_prompt(self, texts: Sequence[str], prompt: str, room: int, cut: End) -> list[Tokens]:
-        """As sentence-transformers: what is not pooled is as many tokens as the prompt has by itself."""
-        before = len(self._tokenizer.encode(prompt, add_special_tokens=False).ids)
-        around = len(self._head) + len(self._tail)
-        encodings = self._tokenizer.encode_batch_fast([prompt + t for t in texts], add_special_tokens=False)
-        return [
-            Tokens(
-                _int32([*self._head, *_cut(encoding.ids, room, before, cut), *self._tail]),
-                len(self._head) + before,
-                around + len(encoding.ids),
-            )
-            for encoding in encodings
-        ]
-
 
 def _prompt_tokens(encoding: Encoding, prompt_length: int) -> int:
-    """Count the leading tokens that end within the prompt; one that reaches into the text is the text's."""
+    """Count the leading tokens that end within the prompt; a token across the border belongs to the text."""
     count = 0
     for _, end in encoding.offsets:
         if end > prompt_length:
@@ -326,7 +307,7 @@ def _prompt_tokens(encoding: Encoding, prompt_length: int) -> int:
 
 
 def _cut(ids: list[int], room: int, kept: int, cut: End) -> list[int]:
-    """Return at most ``room`` ids: the first ones, or the ``kept`` first ones and then the last."""
+    """Return at most ``room`` ids: the first, or the first ``kept`` and then the last."""
     if len(ids) <= room or cut == "end" or kept >= room:
         return ids[:room]
     return [*ids[:kept], *ids[kept - room :]]
@@ -339,7 +320,7 @@ def _int32(ids: list[int]) -> np.ndarray:
 def check_texts(texts: Sequence[str], first_row: int = 0) -> None:
     """Raise InputError naming the first text that is not a string or not valid Unicode."""
     if isinstance(texts, str | bytes):
-        raise InputError("texts is one string: expected a list of them; pass [text]")
+        raise InputError("texts is one string: expected a list of strings; pass [text]")
     for row, text in enumerate(texts, first_row):
         _check_text(text, f"text {row}")
 

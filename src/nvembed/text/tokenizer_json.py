@@ -1,4 +1,4 @@
-"""``tokenizer.json``, checked before it reaches the library: some contents would end the process there."""
+"""Reads ``tokenizer.json`` and checks it before the library does: some contents would end the process."""
 
 import base64
 import binascii
@@ -16,7 +16,7 @@ def read_tokenizer(tokenizer_json: bytes) -> Tokenizer:
     """Build a tokenizer from the content of ``tokenizer.json``.
 
     Raises:
-        ConfigError: it is not JSON, its normalizer's character map is damaged, or the library refuses it.
+        ConfigError: it is not JSON, its character map is damaged, or the library refuses it.
     """
     try:
         form = json.loads(tokenizer_json)
@@ -24,7 +24,7 @@ def read_tokenizer(tokenizer_json: bytes) -> Tokenizer:
             if part.get("type") == "Precompiled":
                 _check_charsmap(part.get("precompiled_charsmap"))
         return Tokenizer.from_buffer(tokenizer_json)
-    except BaseException as error:  # the library raises bare Exception, and a panic is not even that
+    except BaseException as error:  # the library raises Exception, and for a panic a BaseException
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise ConfigError(f"tokenizer.json cannot be read: {error}; copy the file again") from error
@@ -67,7 +67,7 @@ def _parts(value: Any) -> Iterator[dict[str, Any]]:
 def _check_charsmap(encoded: object) -> None:
     """Check a character map of SentencePiece: the size of a double array, the array, and replacement texts.
 
-    The library follows the array's offsets, and reads replacements, without looking at their bounds.
+    The library does not check the bounds of the array's offsets and of the replacements.
     """
     if not isinstance(encoded, str):
         raise ValueError(f"precompiled_charsmap is a {type(encoded).__name__}, expected text in base64")
@@ -77,13 +77,13 @@ def _check_charsmap(encoded: object) -> None:
         raise ValueError(f"precompiled_charsmap is not base64 ({error})") from error
     size = int.from_bytes(raw[:4], "little")
     if len(raw) < 8 or size % 4 or not 4 <= size <= len(raw) - 4:
-        raise ValueError(f"precompiled_charsmap says {size:,} bytes, and has {max(0, len(raw) - 4):,}")
+        raise ValueError(f"precompiled_charsmap has size {size:,}, but {max(0, len(raw) - 4):,} bytes")
     units = np.frombuffer(raw, dtype="<u4", count=size // 4, offset=4).astype(np.int64)
     texts = raw[4 + size :]
     try:
         texts.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError("precompiled_charsmap holds replacements that are not UTF-8") from error
+        raise ValueError("precompiled_charsmap has replacements that are not UTF-8") from error
     # A unit at i has its children at base ^ byte, and its value at base, where base = i ^ offset.
     base = np.arange(len(units)) ^ ((units >> 10) << ((units & 0x200) >> 6))
     nodes = units < 1 << 31  # the others are values

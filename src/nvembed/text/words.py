@@ -1,8 +1,8 @@
-"""Words of a text in any language: what search by words indexes, looks up and marks.
+"""The words of a text in any language, for search by words and for highlighting.
 
 A word is a run of letters, digits and marks; case, width and Latin accents are folded, and the endings of one
-language are removed. Chinese, Japanese, Korean, Thai, Lao, Khmer and Burmese text is indexed by single
-characters and by pairs of neighbours, and looked up by the pairs.
+language are removed. Chinese, Japanese, Korean, Thai, Lao, Khmer and Burmese text is indexed by characters
+and pairs of neighbouring characters, and looked up by pairs.
 """
 
 import re
@@ -18,7 +18,7 @@ from nvembed.errors import InputError
 Span = tuple[int, int]  # characters [start, end) of the text
 NO_LANGUAGE = "none"
 LANGUAGES: tuple[str, ...] = (NO_LANGUAGE, *Stemmer.algorithms())
-MAX_WORDS = 1 << 16  # words whose stem is remembered
+MAX_WORDS = 1 << 16  # words whose stem is cached
 
 _STOP_WORDS: dict[str, Sequence[str]] = {
     "danish": stopwords.STOPWORDS_DANISH,
@@ -37,7 +37,7 @@ _STOP_WORDS: dict[str, Sequence[str]] = {
 # The share of stop words in the words of a text that is written in one of these languages.
 MIN_STOP_WORDS = 0.1
 
-# Scripts that put no space between words; Korean does, but joins particles to them.
+# Scripts without spaces between words, and Korean, whose spaces do not separate particles.
 _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3130-\u318f\u31f0-\u31ff"
     "\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uff9f\U00020000-\U000323af"
@@ -52,7 +52,7 @@ class Words:
     """The words of texts, folded and stemmed.
 
     Args:
-        language: whose endings are removed, one of ``LANGUAGES``; ``none`` removes none.
+        language: one of ``LANGUAGES``, whose endings are removed; ``none`` removes none.
 
     Raises:
         InputError: an unknown language.
@@ -71,7 +71,7 @@ class Words:
         return [word for _, word in self.located(text)]
 
     def located(self, text: str) -> Iterator[tuple[Span, str]]:
-        """Yield each word with its place; the pairs of unspaced scripts overlap."""
+        """Yield each word with its position; the pairs of unspaced scripts overlap."""
         for match in _pattern().finditer(text):
             if match.lastgroup == "word":
                 yield match.span(), self._word(match.group())
@@ -79,17 +79,16 @@ class Words:
                 yield from _pairs(match.group(), match.start())
 
     def query(self, text: str) -> list[str]:
-        """Return the distinct words to look up: without stop words, unless there are only stop words."""
-        found: dict[str, None] = {}
+        """Return the distinct words to look up, without stop words if there are others."""
+        words: dict[str, None] = {}
         for match in _pattern().finditer(text):
             if match.lastgroup == "word":
-                found[self._word(match.group())] = None
+                words[self._word(match.group())] = None
             else:
                 pairs = [word for _, word in _pairs(match.group(), 0)]
                 longest = max(map(len, pairs), default=0)
-                found.update((word, None) for word in pairs if longest == 1 or len(word) > 1)
-        rare = [word for word in found if word not in self._stop_words]
-        return rare or list(found)
+                words.update((word, None) for word in pairs if longest == 1 or len(word) > 1)
+        return [word for word in words if word not in self._stop_words] or list(words)
 
     def _word(self, word: str) -> str:
         stem = self._stems.get(word)
@@ -104,7 +103,7 @@ class Words:
 
 
 def detect_language(texts: Sequence[str]) -> str:
-    """Return the language whose stop words are most of the words, or ``none`` if no language's are."""
+    """Return the language with the largest share of stop words among the words, or ``none``."""
     words = [match.group().casefold() for text in texts for match in _pattern().finditer(text)]
     shares = {
         language: sum(word in stop_words for word in words) / max(1, len(words))
@@ -122,7 +121,7 @@ def _pairs(run: str, start: int) -> Iterator[tuple[Span, str]]:
             category = unicodedata.category(part)[0]
             if category in "LN":
                 letters.append((start + i, part))
-            elif category == "M" and letters:  # a voicing mark of its own; a tone mark is left out
+            elif category == "M" and letters:  # a separate voicing mark; tone marks are left out
                 composed = unicodedata.normalize("NFC", letters[-1][1] + part)
                 if len(composed) == 1:
                     letters[-1] = (letters[-1][0], composed)

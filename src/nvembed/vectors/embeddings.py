@@ -1,4 +1,4 @@
-"""Vectors together with what the model read of each text."""
+"""Vectors, and for each text its token count and whether it was cut."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ class Embeddings:
     """The vectors of some texts, in the order of the texts.  B texts, D numbers."""
 
     vectors: np.ndarray  # (B, D) float32
-    num_tokens: np.ndarray  # (B,) int64, tokens that the model read: after any cut, with prompt, BOS and EOS
+    num_tokens: np.ndarray  # (B,) int64, tokens after any cut, including prompt, BOS and EOS
     truncated: np.ndarray  # (B,) bool, whether the text was cut
-    empty: np.ndarray  # (B,) bool, whether the text has only white space: its vector is meaningless
+    empty: np.ndarray  # (B,) bool, whether the text is only white space: its vector is meaningless
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -26,14 +26,14 @@ class Embeddings:
 
 
 def bare(vectors: np.ndarray) -> Embeddings:
-    """Return vectors (B, D) whose token counts are not known: 0 tokens, none cut, none empty."""
+    """Return vectors (B, D) without token counts: 0 tokens, none cut, none empty."""
     count = len(vectors)
     no = np.zeros(count, dtype=bool)
     return Embeddings(np.asarray(vectors, dtype=np.float32), np.zeros(count, dtype=np.int64), no, no)
 
 
 def join(parts: Sequence[Embeddings], dim: int = 0) -> Embeddings:
-    """Return the rows of all parts, in order; without parts, no rows of ``dim`` numbers."""
+    """Return the rows of all parts in order; without parts, (0, ``dim``)."""
     if len(parts) == 1:
         return parts[0]
     if not parts:

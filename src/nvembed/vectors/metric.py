@@ -19,7 +19,7 @@ def unit(x_ND: np.ndarray) -> np.ndarray:
     Computed in float64 where ``x`` is float64, else in float32.
 
     Raises:
-        NumericsError: a row is zero or not finite, so it has no direction.
+        NumericsError: a row is zero or not finite.
     """
     x_ND = np.asarray(x_ND)
     x_ND = x_ND if x_ND.dtype == np.float64 else x_ND.astype(np.float32)
@@ -27,8 +27,8 @@ def unit(x_ND: np.ndarray) -> np.ndarray:
     bad = np.flatnonzero(~np.isfinite(norm_N1.ravel()) | (norm_N1.ravel() == 0))
     if bad.size:
         raise NumericsError(
-            f"expected finite vectors other than zero, got {bad.size} of {norm_N1.size} without a direction "
-            f"(first: row {bad[0]}): look for empty texts or an overflow in half precision"
+            f"{bad.size} of {norm_N1.size} vectors are zero or not finite (first: row {bad[0]}): look for "
+            "empty texts or an overflow in half precision"
         )
     return np.asarray(x_ND / norm_N1)
 
@@ -39,7 +39,7 @@ def cosine(a_QD: np.ndarray, b_CD: np.ndarray) -> np.ndarray:
     Float32 in and out (float64 if either is).
 
     Raises:
-        InputError: rows of another length in ``a`` than in ``b``.
+        InputError: the rows of ``a`` and ``b`` differ in length.
         NumericsError: a row is zero or not finite.
     """
     a_QD, b_CD = unit(a_QD), unit(b_CD)
@@ -54,8 +54,8 @@ def cosine(a_QD: np.ndarray, b_CD: np.ndarray) -> np.ndarray:
 def paired_cosine(a_ND: np.ndarray, b_ND: np.ndarray) -> np.ndarray:
     """Cosine of row i of ``a`` with row i of ``b``: ``(N,)``, accumulated and returned in float64.
 
-    Computed as ``1 - |a - b|^2 / 2`` of the unit rows: equal rows get exactly 1, where a sum of products
-    leaves a rounding error that would put equal pairs in an order.
+    Computed as ``1 - |a - b|^2 / 2`` of the unit rows: equal rows have exactly 1. The rounding error of a sum
+    of products would sort equal pairs at random.
     """
     difference_ND = (unit(a_ND) - unit(b_ND)).astype(np.float64)
     return np.asarray(1 - np.sum(np.square(difference_ND), axis=-1) / 2)
@@ -67,17 +67,17 @@ def ranked(scores: Mapping[str, float]) -> list[str]:
 
 
 def score_run(run: Run, qrels: Qrels, cutoffs: Sequence[int]) -> dict[str, dict[str, float]]:
-    """Score a run with trec_eval's definitions, each query by itself.
+    """Score each query of a run with trec_eval's definitions.
 
-    For every cutoff k: ``ndcg@k`` (linear gain, discount ``1 / log2(rank + 1)``, the ideal ranking taken
-    from all judged passages), ``map@k`` (divided by all relevant passages), ``recall@k``, ``precision@k``
-    and ``mrr@k``. A passage is relevant if its grade is 1 or more; an unjudged one is not. Queries that
-    are in both ``run`` and ``qrels`` are scored; float64 throughout.
+    For every cutoff k: ``ndcg@k`` (linear gain, discount ``1 / log2(rank + 1)``, ideal ranking of all judged
+    passages), ``map@k`` (divided by all relevant passages), ``recall@k``, ``precision@k`` and ``mrr@k``. A
+    passage is relevant if its grade is 1 or more. Only queries in both ``run`` and ``qrels`` are scored.
+    Computed in float64.
 
     Returns: metric name -> query id -> value in [0, 1].
 
     Raises:
-        InputError: no cutoff, a cutoff below 1, or a score that is not a finite number.
+        InputError: there is no cutoff, a cutoff is below 1, or a score is not finite.
     """
     if not cutoffs or min(cutoffs) < 1:
         raise InputError(f"expected cutoffs of 1 or more, got {list(cutoffs)}")
@@ -93,7 +93,7 @@ def score_run(run: Run, qrels: Qrels, cutoffs: Sequence[int]) -> dict[str, dict[
     return table
 
 
-# Each metric sees the grades of the first k ranked passages, and the grades of all relevant ones, best first.
+# Arguments: the grades of the first k ranked passages; the grades of all relevant ones, best first; k.
 def _ndcg(grades: np.ndarray, judged: np.ndarray, k: int) -> float:
     return _dcg(grades) / _dcg(judged[:k])
 

@@ -17,14 +17,17 @@ QUERIES_AT_ONCE = 256  # the scores of one block take QUERIES_AT_ONCE * C * 12 b
 def top_k(queries_QD: np.ndarray, blocks: Iterable[np.ndarray], k: int) -> Hits:
     """The ``k`` passages with the largest dot product for each query, exactly.
 
-    ``blocks`` are successive slices ``(C, D)`` of one corpus, whose rows are numbered from 0 in the order
-    they come; one block at a time is held. On unit vectors the score is the cosine.
+    For unit vectors the score is the cosine.
 
-    Returns: scores ``(Q, k)`` float32, largest first, and ids ``(Q, k)`` int64; equal scores by lower id.
-    A corpus smaller than ``k`` gives that many columns.
+    Args:
+        blocks: successive slices ``(C, D)`` of one corpus, whose rows are numbered from 0. One block at a
+            time is in memory.
+
+    Returns: scores ``(Q, k)`` float32, largest first, and ids ``(Q, k)`` int64; equal scores by lower id. If
+    the corpus is smaller than ``k``, there are as many columns as passages.
 
     Raises:
-        InputError: ``k`` below 1, or arrays that are not ``(rows, D)`` of one ``D``.
+        InputError: ``k`` is below 1, or an array's shape is not ``(rows, D)`` with one ``D``.
         NumericsError: a score is not finite.
     """
     if k < 1:
@@ -37,7 +40,7 @@ def top_k(queries_QD: np.ndarray, blocks: Iterable[np.ndarray], k: int) -> Hits:
     for block_CD in blocks:
         if block_CD.ndim != 2 or block_CD.shape[1] != queries_QD.shape[1]:
             raise InputError(
-                f"a block has shape {block_CD.shape}; expected (passages, {queries_QD.shape[1]}) as the "
+                f"a block has shape {block_CD.shape}; expected (passages, {queries_QD.shape[1]}), as the "
                 "queries: embed both with the same model and truncate_dim"
             )
         if not len(block_CD):
@@ -53,8 +56,8 @@ def top_k(queries_QD: np.ndarray, blocks: Iterable[np.ndarray], k: int) -> Hits:
     return _hits(best_Qk)
 
 
-# A score and an id become one 64-bit key whose order is "larger score first, then lower id". Selecting the k
-# largest keys is then exact in the presence of ties, which selecting the k largest scores is not.
+# A score and an id become one 64-bit key, ordered by larger score, then lower id. So the k largest keys are
+# exact with ties, unlike the k largest scores.
 _LOW = np.uint64(0xFFFFFFFF)
 _SIGN = np.uint32(0x80000000)
 
@@ -63,9 +66,9 @@ def _keys(scores: np.ndarray, ids: np.ndarray) -> np.ndarray:
     if not np.isfinite(scores).all():
         raise NumericsError("a similarity is not finite: check the vectors for NaN, infinity or overflow")
     if ids.size and int(ids.max()) > int(_LOW):
-        raise InputError(f"id {int(ids.max()):,} does not fit in 32 bits: search the corpus in several parts")
-    bits = (scores.astype(np.float32) + np.float32(0)).view(np.uint32)  # adding 0 turns -0.0 into 0.0
-    rising = np.where(bits & _SIGN, ~bits, bits | _SIGN)  # unsigned order is now float order
+        raise InputError(f"id {int(ids.max()):,} does not fit in 32 bits: search the corpus in parts")
+    bits = (scores.astype(np.float32) + np.float32(0)).view(np.uint32)  # -0.0 becomes 0.0
+    rising = np.where(bits & _SIGN, ~bits, bits | _SIGN)  # the unsigned order is the float order
     return np.asarray((rising.astype(np.uint64) << np.uint64(32)) | (_LOW - ids.astype(np.uint64)))
 
 
@@ -76,7 +79,7 @@ def _hits(keys_Qk: np.ndarray) -> Hits:
 
 
 def _keep(keys: np.ndarray, k: int) -> np.ndarray:
-    """The ``k`` largest keys of every row, largest first."""
+    """Return the ``k`` largest keys of every row, largest first."""
     if keys.shape[1] > k:
         keys = np.partition(keys, keys.shape[1] - k, axis=1)[:, -k:]
     return np.asarray(np.sort(keys, axis=1)[:, ::-1])

@@ -1,17 +1,17 @@
-"""The cache of vectors on disk: no text is embedded twice with the same model and settings.
+"""The cache of vectors on disk, by model, settings and text.
 
 Shapes: B texts, D numbers of a vector.
 
-``ROOT/KEY/`` holds the vectors of one ``VectorSettings``, whose digest is ``KEY``: ``about.txt`` for people,
-and any number of blocks. A block is one file of four numpy arrays, one after the other:
+``ROOT/KEY/`` has the vectors of one ``VectorSettings``, whose digest is ``KEY``: ``about.txt`` with the
+settings, and any number of blocks. A block is a file of three numpy arrays, one after the other:
 
     keys     (B,) 16 bytes each, a digest of the text
     counts   (B, 3) int32: tokens, whether the text was cut, whether it is empty
     vectors  (B, D) float32
 
-Its name is a digest of its bytes, and it appears whole or not at all. So a killed run leaves only whole
-blocks, two processes may write at the same time, and damage is found when a block is first read: the block
-is then removed with a warning, and its texts are embedded again.
+The name of a block is a digest of its bytes, and a block appears whole or not at all. So a killed run leaves
+only whole blocks, and several processes may write at the same time. A block is checked when it is first read:
+a damaged one is removed with a warning, and its texts are embedded again.
 """
 
 import hashlib
@@ -32,17 +32,17 @@ from nvembed.errors import InputError, NumericsError, OutputError
 from nvembed.files import Damage, FolderReport, atomic_path, remove_leftovers
 from nvembed.vectors.embeddings import Embeddings, join
 
-BLOCK_TEXTS = 1024  # texts embedded and written at a time: what a kill can cost
+BLOCK_TEXTS = 1024  # texts embedded and written at a time: the most that a kill loses
 KEY_BYTES = 16
 _KEY = np.dtype(f"S{KEY_BYTES}")
 _WINDOW = 16_384  # texts looked up at a time
-_RECENT = 65_536  # new keys that are held in a dict before they are sorted into the index
+_RECENT = 65_536  # new keys in a dict before they are sorted into the index
 _SUFFIX = ".vectors"
 
 
 @dataclass(frozen=True)
 class VectorSettings:
-    """What decides a vector besides its text."""
+    """Everything besides the text that decides a vector."""
 
     fingerprint: str  # of the model
     prompt: str
@@ -58,15 +58,15 @@ class VectorStore:
     """The vectors of one ``VectorSettings``, on disk.
 
     >>> store = VectorStore(folder, settings)
-    >>> keys = store.fill(texts, encode)  # embeds what is not there yet
+    >>> keys = store.fill(texts, encode)  # embeds the texts that the store lacks
     >>> store.read(keys).vectors
 
     Memory: 32 bytes for every text in the store, and one block.
 
     Args:
-        root: the folder of all caches; made at the first write.
-        block_texts: texts passed to ``encode`` at a time, and written as one block. The missing texts are
-            always cut at the same places, so a run that was killed and resumed computes the same batches.
+        root: the folder of all stores; the first write creates it.
+        block_texts: texts passed to ``encode`` at a time and written as one block. A run that was killed and
+            resumed computes the same batches, because the missing texts are split at the same positions.
 
     Raises:
         OutputError: the folder cannot be read.
@@ -102,13 +102,12 @@ class VectorStore:
         Args:
             texts: read once, a window at a time.
             encode: texts (at most ``block_texts``) -> their embeddings.
-            progress: called with how many more texts were in the store, and how many more were embedded.
+            progress: called with the number of further texts that the store had, and that were embedded.
 
         Raises:
-            InputError: ``encode`` returned another number of rows than it was given texts, or vectors of
-                another length than those in the store.
+            InputError: ``encode`` returned a wrong number of rows, or vectors of a wrong length.
             NumericsError: a vector is not finite.
-            OutputError: the folder cannot be written; what was written before is kept.
+            OutputError: the folder cannot be written; earlier blocks are kept.
         """
         keys: list[np.ndarray] = []
         missing: dict[bytes, str] = {}
@@ -117,7 +116,7 @@ class VectorStore:
             digests = [text_key(text) for text in window]
             array = np.array(digests, dtype=_KEY)
             keys.append(array)
-            new: set[bytes] = set()  # keys of this window that the store did not have
+            new: set[bytes] = set()  # keys of this window that the store lacked
             for i in np.flatnonzero(self._sound_places(array) < 0):
                 if digests[i] in missing or digests[i] in new:
                     continue
@@ -134,18 +133,16 @@ class VectorStore:
         return np.concatenate(keys) if keys else np.empty(0, dtype=_KEY)
 
     def read(self, keys: np.ndarray) -> Embeddings:
-        """Return the embeddings of texts that ``fill`` returned the keys of.
+        """Return the embeddings of keys that ``fill`` returned.
 
         Raises:
-            OutputError: a block that was whole when it was filled is gone or damaged.
+            OutputError: a block was removed or damaged since.
         """
         places = self._places_of(keys)
         if len(places) == 0:
             return join([], self.dim)
         if places.min() < 0:
-            raise OutputError(
-                f"{self.folder}: vectors are gone that were there before: run the command again"
-            )
+            raise OutputError(f"{self.folder}: vectors were removed meanwhile: run the command again")
         block_of, row_of = places >> 32, places & 0xFFFFFFFF
         vectors = np.empty((len(keys), self.dim), dtype=np.float32)
         counts = np.empty((len(keys), 3), dtype=np.int32)
@@ -186,7 +183,7 @@ class VectorStore:
             self._merge()
 
     def _merge(self) -> None:
-        """Sort the recent keys into the index; of a key that is in several blocks, the first one counts."""
+        """Sort the recent keys into the index; the first of several blocks with a key counts."""
         keys = np.concatenate([self._keys, np.array(list(self._recent), dtype=_KEY)])
         places = np.concatenate([self._places, np.array(list(self._recent.values()), dtype=np.int64)])
         self._keys, first = np.unique(keys, return_index=True)
@@ -194,7 +191,7 @@ class VectorStore:
         self._recent = {}
 
     def _places_of(self, keys: np.ndarray) -> np.ndarray:
-        """Return block and row of each key; -1 where the store has none."""
+        """Return block and row of each key; -1 for a key that the store lacks."""
         at = np.searchsorted(self._keys, keys)
         places = np.full(len(keys), -1, dtype=np.int64)
         inside = np.flatnonzero(at < len(self._keys))
@@ -206,7 +203,7 @@ class VectorStore:
         return places
 
     def _sound_places(self, keys: np.ndarray) -> np.ndarray:
-        """Return ``_places_of`` after the blocks in question were compared with their checksums."""
+        """Return ``_places_of`` after a check of the blocks; damaged ones are removed."""
         places = self._places_of(keys)
         damaged = [n for n in np.unique(places[places >= 0] >> 32) if not self._blocks[n].is_sound()]
         if not damaged:
@@ -220,7 +217,7 @@ class VectorStore:
 
 
 def is_store(root: Path) -> bool:
-    """Whether a folder holds stores of vectors."""
+    """Return whether a folder has stores of vectors."""
     return any(root.glob("*/about.txt")) or any(root.glob(f"*/*{_SUFFIX}"))
 
 
@@ -232,11 +229,9 @@ def check_store(root: Path) -> FolderReport:
     for folder in stores:
         about, again = folder / "about.txt", "run the command that wrote it again: it embeds these texts anew"
         try:
-            known = json.loads(about.read_bytes())
-            if VectorSettings(**known).key != folder.name:
-                damages.append(
-                    Damage(about, "not the settings that its folder is named after", f"rm {about}")
-                )
+            settings = VectorSettings(**json.loads(about.read_bytes()))
+            if settings.key != folder.name:
+                damages.append(Damage(about, "not the settings of its folder's name", f"rm {about}"))
         except (OSError, ValueError, TypeError) as error:
             damages.append(Damage(about, f"missing or damaged ({error})", f"rm -f {about}; {again}"))
         for path in sorted(folder.glob(f"*{_SUFFIX}")):
@@ -259,14 +254,11 @@ def check_vectors(vectors: np.ndarray, texts: Sequence[str], dim: int = 0) -> No
         dim: the length that a vector must have; 0 allows any.
 
     Raises:
-        InputError: another number of vectors than texts, or vectors of another length.
-        NumericsError: NaN or infinity; the message shows the first such text.
+        InputError: the number of vectors or their length is wrong.
+        NumericsError: a vector is not finite; the message shows the first such text.
     """
-    if (
-        vectors.ndim != 2
-        or len(vectors) != len(texts)
-        or vectors.shape[1] != (dim or max(1, vectors.shape[1]))
-    ):
+    width = dim or max(1, vectors.shape[-1])
+    if vectors.ndim != 2 or vectors.shape != (len(texts), width):
         raise InputError(
             f"the model returned vectors of shape {vectors.shape}; expected ({len(texts)}, {dim or 'D'})"
         )
@@ -280,16 +272,16 @@ def check_vectors(vectors: np.ndarray, texts: Sequence[str], dim: int = 0) -> No
 
 @dataclass
 class _Block:
-    """A block's file and where its arrays are in it; the file is open only while it is read."""
+    """A block's file and the offsets of its arrays; the file is open only while it is read."""
 
     path: Path
     keys: np.ndarray
     dim: int
     offsets: tuple[int, int]  # of counts and vectors, in bytes
-    sound: bool | None = None  # whether it has its checksum; None: not compared yet
+    sound: bool | None = None  # whether its checksum is right; None: not checked yet
 
     def is_sound(self) -> bool:
-        """Return whether the file still has the bytes that it was written with."""
+        """Return whether the file's checksum is right."""
         if self.sound is None:
             try:
                 with self.path.open("rb") as handle:
@@ -307,7 +299,7 @@ class _Block:
 
 
 def _open_block(path: Path) -> _Block | None:
-    """Open a block; one that cannot be read as one is removed with a warning."""
+    """Open a block; a damaged one is removed with a warning."""
     try:
         with path.open("rb") as handle:
             size = path.stat().st_size
@@ -319,7 +311,7 @@ def _open_block(path: Path) -> _Block | None:
             if len(keys) != rows or shape != (rows, 3) or count != rows or size != vectors + 4 * rows * dim:
                 raise ValueError("its sizes do not agree")
         return _Block(path, keys, dim, (counts, vectors))
-    except FileNotFoundError:  # another process found it damaged and removed it
+    except FileNotFoundError:  # another process removed it
         return None
     except (ValueError, EOFError, OSError, SyntaxError, TypeError, OverflowError) as error:
         _drop(path, str(error))
@@ -327,19 +319,19 @@ def _open_block(path: Path) -> _Block | None:
 
 
 def _array_header(handle: BinaryIO, dtype: np.dtype[Any], file_size: int) -> tuple[tuple[int, ...], int]:
-    """Return the shape of the array at the handle's position, and where its values start."""
+    """Return the shape of the array at the handle's position, and the offset of its values."""
     if np.lib.format.read_magic(handle) != (1, 0):
         raise ValueError("not an array")
-    shape, fortran_order, found = np.lib.format.read_array_header_1_0(handle)
+    shape, fortran_order, array_dtype = np.lib.format.read_array_header_1_0(handle)
     start = handle.tell()
-    if fortran_order or found != dtype or start + dtype.itemsize * math.prod(shape) > file_size:
+    if fortran_order or array_dtype != dtype or start + dtype.itemsize * math.prod(shape) > file_size:
         raise ValueError("another array than expected")
     return shape, start
 
 
 def _drop(path: Path, reason: str) -> None:
     warnings.warn(f"{path} is damaged ({reason}): its texts are embedded again", stacklevel=4)
-    with suppress(OSError):  # still mapped, on Windows: the next run drops it
+    with suppress(OSError):  # Windows cannot remove a mapped file; the next run does
         path.unlink()
 
 
