@@ -211,7 +211,7 @@ def _not_written(target: Path, error: OSError) -> OutputError:
     if isinstance(error, OutputError):
         return error
     reason = error.strerror or str(error)
-    return OutputError(f"could not write {target}: {reason}; nothing was left behind")
+    return OutputError(f"could not write {target}: {reason}; no partial result remains")
 
 
 def _work_prefix(name: str) -> str:

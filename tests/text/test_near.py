@@ -101,9 +101,7 @@ def test_short_texts_match_only_exactly() -> None:
     assert index.matches(short) == ({0, 2}, {})
     assert index.matches(long) == ({1}, {})  # the short ones are nearer than 0.8, and not asked
     assert slow_jaccard(short, long) >= 0.8
-    assert NearIndex([short, long, short], shortest=59).matches(long)[1].keys() == {0, 2}
 
 
 def test_a_text_without_a_word_matches_nothing() -> None:
-    for shortest in (0, 60):
-        assert NearIndex(["", "a"], shortest=shortest).matches("") == (set(), {})
+    assert NearIndex(["", "a"]).matches("") == (set(), {})

@@ -149,3 +149,12 @@ def test_known_answer_is_the_model_card() -> None:
     card = json.loads((shared() / "parity" / "model_card.json").read_text())
     for key in ("queries", "passages", "scores_v1", "scores_v2"):
         assert known[key] == card[key]
+
+
+def test_every_name_has_one_meaning_and_one_line() -> None:
+    book = tomllib.loads((RECIPES / "instructions.toml").read_text("utf-8"))
+    assert not book["query"].keys() & book["both"].keys()
+    assert not {*book["query"], *book["both"], *book["training"]} & book["alias"].keys()
+    for task in known_tasks():
+        for instruction in (instruction_for(task), *training_instructions(task)):
+            assert format_prompt(instruction) != ""

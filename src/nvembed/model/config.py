@@ -89,10 +89,14 @@ class GemmaConfig:
     causal: bool = False
 
 
+@dataclass(frozen=True)
 class _HeadsOfHiddenSize:
-    """The heads divide the hidden size, and each has its own keys."""
+    """The sizes of encoders whose heads divide the hidden size; each head has its own keys."""
 
+    vocab_size: int
     hidden_size: int
+    intermediate_size: int
+    num_layers: int
     num_heads: int
 
     @property
@@ -108,11 +112,6 @@ class _HeadsOfHiddenSize:
 class BertConfig(_HeadsOfHiddenSize):
     """BERT, XLM-RoBERTa and MPNet: learned positions, norms after each block, biases everywhere."""
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
     position_rows: int  # rows of the position table
     first_position: int = 0  # row of a text's first token: 0 in BERT, 2 in XLM-RoBERTa and MPNet
     token_types: int = 2  # rows of the token type table; 0 without one (MPNet)
@@ -133,11 +132,6 @@ class ModernBertConfig(_HeadsOfHiddenSize):
     ``windows`` has one entry per layer: the inclusive radius of a local layer, None for a global one.
     """
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
     max_position: int
     windows: tuple[int | None, ...]
     layer_norm_eps: float = 1e-5

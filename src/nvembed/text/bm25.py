@@ -7,7 +7,7 @@ import numpy as np
 
 from nvembed.errors import InputError
 
-# Lucene's own defaults, which the Elasticsearch run of the BEIR paper uses too.
+# Term saturation and length normalisation: the defaults of Lucene, also in the Elasticsearch run of BEIR.
 K1 = 1.2
 B = 0.75
 
@@ -20,14 +20,12 @@ class Bm25:
 
     Args:
         passages: the C texts; an id is the position in this list.
-        k1: term saturation, >= 0.
-        b: length normalisation, 0 to 1.
 
     Raises:
         InputError: there are no passages.
     """
 
-    def __init__(self, passages: Sequence[str], *, k1: float = K1, b: float = B) -> None:
+    def __init__(self, passages: Sequence[str]) -> None:
         if isinstance(passages, str) or len(passages) == 0:
             raise InputError("BM25 needs a list of at least one passage")
         bm25s, stemmer = _libraries()
@@ -37,7 +35,7 @@ class Bm25:
         self._index: Any = None
         tokens = self._words(passages)
         if any(tokens):  # bm25s cannot index an empty vocabulary; without an index nothing matches
-            self._index = bm25s.BM25(k1=k1, b=b, method="lucene")
+            self._index = bm25s.BM25(k1=K1, b=B, method="lucene")
             self._index.index(tokens, show_progress=False)
 
     def top_k(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:

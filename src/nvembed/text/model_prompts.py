@@ -49,7 +49,7 @@ class ModelPrompts:
     texts: Mapping[str, str] = field(default_factory=dict)
     default: str | None = None
 
-    def named(self, name: str) -> str:
+    def by_name(self, name: str) -> str:
         """Return the prompt called ``name``; raise InputError with the nearest names if it does not exist."""
         if name not in self.texts:
             known = nearest(name, self.texts) if self.texts else "it has none"
@@ -72,7 +72,7 @@ class ModelPrompts:
             InputError: the model's prompt has no instruction to replace, or no prompt has that name.
         """
         if task is not None:
-            return self.named(f"{task}-query" if f"{task}-query" in self.texts else task)
+            return self.by_name(f"{task}-query" if f"{task}-query" in self.texts else task)
         own = self.texts.get("query", "")
         if instruction is None:
             return own
@@ -94,5 +94,5 @@ class ModelPrompts:
         if task is not None and f"{task}-document" in self.texts:
             return self.texts[f"{task}-document"]
         if task is not None and f"{task}-query" not in self.texts:
-            return self.named(task)
+            return self.by_name(task)
         return next((self.texts[name] for name in DOCUMENT_NAMES if name in self.texts), "")

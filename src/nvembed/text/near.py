@@ -33,24 +33,23 @@ class NearIndex:
     Args:
         texts: normal forms, as ``normalise`` returns them. An empty text matches no other.
         near: the similarity from which two texts are near, 0 to 1.
-        shortest: the number of characters from which texts can be near.
     """
 
-    def __init__(self, texts: Iterable[str], *, near: float = NEAR, shortest: int = SHORTEST) -> None:
-        self._near, self._shortest = near, shortest
+    def __init__(self, texts: Iterable[str], *, near: float = NEAR) -> None:
+        self._near = near
         self._numbers: dict[str, list[int]] = defaultdict(list)
         for number, text in enumerate(texts):
             if text:
                 self._numbers[text].append(number)
         self._bands: dict[bytes, list[str]] = defaultdict(list)
         for text in self._numbers:
-            for band in _fingerprint(text)[1] if len(text) >= shortest else ():
+            for band in _fingerprint(text)[1] if len(text) >= SHORTEST else ():
                 self._bands[band].append(text)
 
     def matches(self, text: str) -> tuple[set[int], dict[int, float]]:
         """Return the numbers of the equal texts, and the similarity of each near text by number."""
         equal = set(self._numbers.get(text, ()))
-        if len(text) < max(self._shortest, 1):
+        if len(text) < SHORTEST:
             return equal, {}
         own, keys = _fingerprint(text)
         candidates = {other for key in keys for other in self._bands.get(key, ())} - {text}

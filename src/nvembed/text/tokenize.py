@@ -272,8 +272,8 @@ class TextTokenizer:
         eos = self.settings.eos_token
         encodings = self._tokenizer.encode_batch_fast([prompt + text + eos for text in texts])
         # BOS counts as a token of the prompt (docs/explanation/quirks.md); it is kept without one too
-        kept = before or 1
-        return [Tokens(_int32(_cut(e.ids, limit, kept, cut)), masked, len(e.ids)) for e in encodings]
+        first = before or 1
+        return [Tokens(_int32(_cut(e.ids, limit, first, cut)), masked, len(e.ids)) for e in encodings]
 
     def _clean(self, texts: Sequence[str], prompt: str, limit: int, cut: End) -> list[Tokens]:
         """Template mode masks as many tokens as the prompt has by itself, as sentence-transformers."""
@@ -306,11 +306,11 @@ def _prompt_tokens(encoding: Encoding, prompt_length: int) -> int:
     return count
 
 
-def _cut(ids: list[int], room: int, kept: int, cut: End) -> list[int]:
-    """Return at most ``room`` ids: the first, or the first ``kept`` and then the last."""
-    if len(ids) <= room or cut == "end" or kept >= room:
+def _cut(ids: list[int], room: int, first: int, cut: End) -> list[int]:
+    """Return at most ``room`` ids: the first, or the ``first`` leading ones and then the last."""
+    if len(ids) <= room or cut == "end" or first >= room:
         return ids[:room]
-    return [*ids[:kept], *ids[kept - room :]]
+    return [*ids[:first], *ids[first - room :]]
 
 
 def _int32(ids: list[int]) -> np.ndarray:

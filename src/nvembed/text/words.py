@@ -135,7 +135,7 @@ def _fold(word: str) -> str:
     word = word.casefold()
     if word.isascii():
         return word
-    kept, base = [], "a"
+    letters, base = [], "a"
     for char in unicodedata.normalize("NFKD", word).casefold():
         if unicodedata.combining(char):
             if (
@@ -144,8 +144,8 @@ def _fold(word: str) -> str:
                 continue
         else:
             base = char
-        kept.append(char)
-    folded = unicodedata.normalize("NFC", "".join(kept)).translate(_FOLDED_LETTERS)
+        letters.append(char)
+    folded = unicodedata.normalize("NFC", "".join(letters)).translate(_FOLDED_LETTERS)
     return folded if folded.strip() else word
 
 

@@ -227,7 +227,7 @@ def check_store(root: Path) -> FolderReport:
     blocks = 0
     stores = sorted(path for path in root.iterdir() if path.is_dir())
     for folder in stores:
-        about, again = folder / "about.txt", "run the command that wrote it again: it embeds these texts anew"
+        about, again = folder / "about.txt", "run the command that wrote it again to embed these texts again"
         try:
             settings = VectorSettings(**json.loads(about.read_bytes()))
             if settings.key != folder.name:

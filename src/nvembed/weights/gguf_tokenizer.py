@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from nvembed.errors import WeightsError
 from nvembed.text.tokenizer_json import special_tokens_around
@@ -71,15 +72,18 @@ def tokenizer_files(metadata: Mapping[str, object]) -> dict[str, bytes]:
 
 def _vocabulary(metadata: Mapping[str, object]) -> tuple[list[str], list[int]]:
     tokens = _strings(metadata, "tokenizer.ggml.tokens")
-    types = metadata.get("tokenizer.ggml.token_type")
-    if not isinstance(types, list) or len(types) != len(tokens):
-        got = len(types) if isinstance(types, list) else "none"
-        raise WeightsError(
-            f"tokenizer.ggml.token_type must have one entry per token ({len(tokens)}); got {got}"
-        )
+    types = _per_token(metadata, "tokenizer.ggml.token_type", len(tokens))
     if len(set(tokens)) != len(tokens):
         raise WeightsError("tokenizer.ggml.tokens has a token twice: the file is damaged")
     return tokens, types
+
+
+def _per_token(metadata: Mapping[str, object], key: str, count: int) -> list[Any]:
+    values = metadata.get(key)
+    if not isinstance(values, list) or len(values) != count:
+        got = len(values) if isinstance(values, list) else "none"
+        raise WeightsError(f"{key} must have one entry per token ({count}); got {got}")
+    return values
 
 
 def _roles(metadata: Mapping[str, object], tokens: Sequence[str]) -> dict[str, str]:
@@ -133,10 +137,7 @@ def _byte_level(metadata: Mapping[str, object], vocab: Mapping[str, int]) -> dic
 def _sentencepiece(
     metadata: Mapping[str, object], tokens: Sequence[str], types: Sequence[int], roles: Mapping[str, str]
 ) -> dict[str, object]:
-    scores = metadata.get("tokenizer.ggml.scores")
-    if not isinstance(scores, list) or len(scores) != len(tokens):
-        got = len(scores) if isinstance(scores, list) else "none"
-        raise WeightsError(f"tokenizer.ggml.scores must have one entry per token ({len(tokens)}); got {got}")
+    scores = _per_token(metadata, "tokenizer.ggml.scores", len(tokens))
     vocab = {token: index for index, token in enumerate(tokens)}
     spaces: list[dict[str, object]] = [{"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]
     decoders: list[dict[str, object]] = [

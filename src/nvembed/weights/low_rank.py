@@ -52,7 +52,7 @@ def extract(model: Checkpoint, adapter: Adapter, base: CausalLM, rank: int) -> E
         WeightsError: nothing changed, or a change is not finite.
     """
     pairs, whole = {}, {}
-    lost = total = 0.0
+    residual = total = 0.0
     for name in (name for name in model.tensors if name.startswith(BACKBONE_PREFIX)):
         trained = adapter.merged(name, model.read(name), torch.float32)
         change = trained - base.read(name.removeprefix(BACKBONE_PREFIX), None).float()
@@ -64,14 +64,14 @@ def extract(model: Checkpoint, adapter: Adapter, base: CausalLM, rank: int) -> E
                 whole[name] = trained
             continue
         total += size
-        lost += size
+        residual += size
         if size > 0 and re.search(r"\.layers\.\d+\.", name):
             u, s, v = torch.linalg.svd(change, full_matrices=False)
             root = s[:rank].sqrt()
             a, b = root[:, None] * v[:rank], u[:, :rank] * root
             room = rank - len(root)  # above 0 for a matrix with fewer rows than the rank
             pairs[name] = F.pad(a, (0, 0, 0, room)), F.pad(b, (0, room))
-            lost -= float((b @ a).square().sum(dtype=torch.float64))
+            residual -= float((b @ a).square().sum(dtype=torch.float64))
     if total == 0:
         raise WeightsError("the trained backbone equals the base: there is no adapter to write")
-    return Extracted(pairs, whole, rank, (max(lost, 0.0) / total) ** 0.5)
+    return Extracted(pairs, whole, rank, (max(residual, 0.0) / total) ** 0.5)

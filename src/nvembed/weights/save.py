@@ -74,7 +74,7 @@ def save_model(
         try:
             stored = _write_shards(work, tensors, dtype, shard_bytes)
         except SafetensorError as error:
-            raise OutputError(f"could not write {folder}: {error}; nothing was left behind") from error
+            raise OutputError(f"could not write {folder}: {error}; no partial result remains") from error
         for name, content in files(stored).items():
             (work / name).parent.mkdir(exist_ok=True)
             (work / name).write_bytes(content)
@@ -137,8 +137,8 @@ def copy_model(source: Path, folder: Path, files: Mapping[str, bytes] | None = N
     """
 
     def others(place: str, names: list[str]) -> set[str]:
-        kept = {name for name in names if Path(name).suffix in MODEL_FILES or name.startswith("LICEN")}
-        return {name for name in names if name not in kept and not (Path(place) / name).is_dir()}
+        model_files = {name for name in names if Path(name).suffix in MODEL_FILES or name.startswith("LICEN")}
+        return {name for name in names if name not in model_files and not (Path(place) / name).is_dir()}
 
     with atomic_path(folder) as temporary:
         shutil.copytree(source, temporary, ignore=others)

@@ -156,8 +156,8 @@ def _tokenizer_files(model: Checkpoint) -> dict[str, bytes]:
     form: dict[str, Any] = json.loads(files["tokenizer.json"])
     form["post_processor"] = tokenizer.template()
     own = json.loads(files.get("tokenizer_config.json", b"{}"))
-    gone = ("auto_map", "add_bos_token", "add_eos_token", "add_prefix_space", "legacy", "use_fast")
-    config = {key: value for key, value in own.items() if key not in gone}
+    obsolete = ("auto_map", "add_bos_token", "add_eos_token", "add_prefix_space", "legacy", "use_fast")
+    config = {key: value for key, value in own.items() if key not in obsolete}
     config |= {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": model.text.max_length,

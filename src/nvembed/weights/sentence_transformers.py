@@ -86,7 +86,7 @@ def open_sentence_transformers(folder: Path, *, pooling: str | None = None) -> C
     if not normalized and settings.get("similarity_fn_name", "cosine") not in ("cosine", None):
         raise ConfigError(
             f"{folder}: vectors are not normalised and are compared by {settings['similarity_fn_name']!r}; "
-            "expected a Normalize module or cosine similarity: only unit vectors are made here"
+            "expected a Normalize module or cosine similarity"
         )
     config = ModelConfig(backbone, PoolerConfig(), kind, tuple(config for _, config in dense))
     prompts = _prompts(folder, settings)
