@@ -211,7 +211,7 @@ def _not_written(target: Path, error: OSError) -> OutputError:
     if isinstance(error, OutputError):
         return error
     reason = error.strerror or str(error)
-    return OutputError(f"could not write {target}: {reason}; no partial result remains")
+    return OutputError(f"could not write {target}: {reason}; nothing was left behind")
 
 
 def _work_prefix(name: str) -> str:
@@ -436,8 +436,8 @@ def locked(out: Path) -> Iterator[None]:
         except BlockingIOError as error:
             holder = os.read(handle, _LOCK_BYTES).decode(errors="replace").strip()
             raise OutputError(
-                f"{out} is in use by another job ({holder or 'unknown'}): wait for it, or write to another "
-                "folder"
+                f"{out} is being written by another job ({holder or 'unknown'}): wait for it, or write to "
+                "another folder"
             ) from error
         except OSError as error:
             raise OutputError(f"{lock} cannot be locked ({error.strerror}): write to a local disk") from error

@@ -192,7 +192,7 @@ class TestBadInput:
             ({"device": "mps"}, "device is 'mps': expected 'cpu', 'cuda', 'cuda:1' or several"),
             ({"device": "meta"}, "device is 'meta': expected 'cpu', 'cuda', 'cuda:1' or several"),
             ({"device": torch.device("cpu")}, "device is device.type='cpu'.: expected 'cpu', 'cuda'"),
-            ({"device": "cuda:99"}, r"device is 'cuda:99', but torch sees \d+ CUDA devices here"),
+            ({"device": "cuda:99"}, r"device is 'cuda:99', but torch sees \d+ CUDA devices on this machine"),
         ],
     )
     def test_loading_options(self, options: dict[str, object], message: str) -> None:

@@ -176,7 +176,7 @@ class TestBadInput:
                 tokenizer(["good"], prompt="bad \ud800")
 
     def test_one_string_is_not_a_list(self, released: TextTokenizer) -> None:
-        with pytest.raises(InputError, match=r"texts is one string: expected a list of them; pass \[text\]"):
+        with pytest.raises(InputError, match=r"texts is one string: .*; pass \[text\]"):
             released("hello")
 
     def test_broken_tokenizer_file(self) -> None:
@@ -218,9 +218,7 @@ def test_ids_back_to_their_text(released: TextTokenizer, clean: TextTokenizer, t
 
 def test_ids_of_another_tokenizer_are_refused(released: TextTokenizer, clean: TextTokenizer) -> None:
     for tokenizer in (released, clean):
-        with pytest.raises(
-            InputError, match=r"these 2 token ids are what this model's tokenizer makes of no"
-        ):
+        with pytest.raises(InputError, match=r"tokenizer has no text with these 2 token ids"):
             tokenizer.text_of([15339, 1917])  # "hello world" in cl100k_base
         for number in (100_000, -1, 2**40):
             with pytest.raises(
@@ -232,10 +230,10 @@ def test_ids_of_another_tokenizer_are_refused(released: TextTokenizer, clean: Te
 def test_special_tokens_among_ids_are_not_dropped(released: TextTokenizer, clean: TextTokenizer) -> None:
     for tokenizer in (released, clean):
         body = [int(i) for i in tokenizer(["hello"])[0].input_ids[1:-1]]
-        with pytest.raises(InputError, match=r"token ids are what this model's tokenizer makes of no text"):
+        with pytest.raises(InputError, match=r"tokenizer has no text with these .* token ids"):
             tokenizer.text_of([0, *body])  # <unk>, which is no BOS
         for ids in ([1], [2], [1, 2]):
-            with pytest.raises(InputError, match=r"these token ids are of no text"):
+            with pytest.raises(InputError, match=r"these token ids are of an empty text"):
                 tokenizer.text_of(ids)
 
 

@@ -218,5 +218,5 @@ def test_damage_after_the_lookup(tmp_path: Path) -> None:
     os.truncate(path, 2000)
     with pytest.raises(OutputError, match="damaged"):
         store.read(keys)
-    with pytest.raises(OutputError, match="gone"):
+    with pytest.raises(OutputError, match="removed"):
         VectorStore(tmp_path / "other", SETTINGS).read(keys)

@@ -88,7 +88,7 @@ def test_what_cannot_be_merged_is_refused(tmp_path: Path) -> None:
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
     (tmp_path / "gone").mkdir()
     (tmp_path / "gone" / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(WeightsError, match=r"has adapter_config.json and no adapter_model.safetensors"):
+    with pytest.raises(WeightsError, match=r"has adapter_config.json but no adapter_model.safetensors"):
         read_adapter(tmp_path / "gone")
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
     with pytest.raises(WeightsError, match=r"plain LoRA|peft_type"):
@@ -96,9 +96,7 @@ def test_what_cannot_be_merged_is_refused(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     adapter = read_adapter(tmp_path)
     assert adapter.scale == 2
-    with pytest.raises(
-        WeightsError, match=r"adapter's embedding_model.layers.0.mlp.up_proj.weight is \(3, 3\)"
-    ):
+    with pytest.raises(WeightsError, match=r"embedding_model.layers.0.mlp.up_proj.weight is \(3, 3\)"):
         list(merged_tensors(open_checkpoint(TINY_A), adapter))
     save_file({name.format("A"): a}, tmp_path / "adapter_model.safetensors")
     with pytest.raises(WeightsError, match=r"lora_A.weight has no .*lora_B.weight"):

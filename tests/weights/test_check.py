@@ -180,7 +180,7 @@ def test_tensors_that_do_not_fit_are_all_named(folder: Path) -> None:
     assert f"1 missing: {NORM}" in detail
     assert "1 unexpected: lm_head.weight" in detail
     assert f"1 misshapen: {LATENTS} is (5, 16), expected (4, 16)" in detail
-    assert "1 no floats: embedding_model.embed_tokens.weight is I8, expected F64, F32, F16, BF16" in detail
+    assert "1 not floats: embedding_model.embed_tokens.weight is I8, expected F64, F32, F16, BF16" in detail
 
 
 def test_an_index_that_is_wrong(folder: Path) -> None:
@@ -190,7 +190,7 @@ def test_an_index_that_is_wrong(folder: Path) -> None:
     index.write_text(json.dumps(content))
     status, detail = findings(folder)["tensors"]
     assert status == "warn"
-    assert "1 lie in another file than model.safetensors.index.json says" in detail
+    assert "1 are in another file than model.safetensors.index.json lists" in detail
     assert NORM in detail
 
 
@@ -205,12 +205,12 @@ def test_another_models_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_bytes(tokenizer([*WORDS, "more"]))
     assert findings(folder)["tokenizer"] == (
         "fail",
-        "tokenizer.json has 9 tokens, but the model embeds 8: it belongs to another model",
+        "tokenizer.json has 9 tokens, but the model has 8 embeddings: it belongs to another model",
     )
-    with pytest.raises(ConfigError, match="9 tokens, but the model embeds 8: it belongs to another model"):
+    with pytest.raises(ConfigError, match="9 tokens, but the model has 8 embeddings"):
         Encoder.from_pretrained(folder)
     (folder / "tokenizer.json").write_bytes(tokenizer(["<s>", "</s>", "<unk>", *WORDS[3:]]))
-    assert findings(folder)["tokenizer"] == ("fail", "a text ends in token 1, but the config's EOS is 2")
+    assert findings(folder)["tokenizer"] == ("fail", "a text ends with token 1; expected the config's EOS, 2")
     (folder / "tokenizer.json").write_bytes(b"{")
     assert findings(folder)["tokenizer"][1].startswith("tokenizer.json cannot be read")
 
@@ -305,7 +305,7 @@ def test_released_weights_are_recognised_by_size(folder: Path, known: KnownWeigh
     assert report.ok
     licence = report.findings[-1]
     assert licence.status == "warn"
-    assert licence.detail.startswith("their sizes are those of nvidia/NV-Embed-v2 (--hash makes sure)")
+    assert licence.detail.startswith("their sizes are those of nvidia/NV-Embed-v2 (verify with --hash)")
     assert "CC-BY-NC-4.0: not for commercial use; weights derived from them inherit it" in licence.detail
 
 
@@ -342,14 +342,12 @@ def test_derived_weights_inherit_the_licence(folder: Path) -> None:
     card.write_text("---\nlicense: mit\nbase_model:\n- nvidia/NV-Embed-v2\n---\ntext")
     status, detail = findings(folder)["licence"]
     assert status == "warn"
-    assert detail.startswith("the model card names nvidia/NV-Embed-v2 as their origin, CC-BY-NC-4.0")
+    assert detail.startswith("the model card names nvidia/NV-Embed-v2 as the origin, CC-BY-NC-4.0")
     card.write_text("---\nlicense: mit\n---\nBetter than nvidia/NV-Embed-v2.")
-    assert findings(folder)["licence"] == ("pass", "mit, says the model card here")
+    assert findings(folder)["licence"] == ("pass", "mit, according to the model card")
     status, said = licence_of(folder.parent, NV_EMBED_V2, None, known_weights())
     assert status == "warn"
-    assert said.startswith(
-        "unknown weights of exactly NV-Embed's sizes: if they come from nvidia/NV-Embed-v2 or"
-    )
+    assert said.startswith("unknown weights with exactly NV-Embed's sizes")
 
 
 def vectors_of(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

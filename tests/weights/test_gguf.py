@@ -147,13 +147,13 @@ def test_cut_short(tmp_path: Path, keep: int) -> None:
     path = tmp_path / "m.gguf"
     write(path, config, tiny_lm.tensors(config))
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(WeightsError, match=r"is not a whole GGUF file \(.*\): download it again"):
+    with pytest.raises(WeightsError, match=r"is not a complete GGUF file \(.*\): download it again"):
         read_causal_lm(path)
 
 
 def test_not_gguf_at_all(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    with pytest.raises(WeightsError, match=r"is not a whole GGUF file"):
+    with pytest.raises(WeightsError, match=r"is not a complete GGUF file"):
         read_causal_lm(tmp_path / "m.gguf")
 
 
@@ -162,5 +162,5 @@ def test_a_string_that_is_not_utf8(tmp_path: Path) -> None:
     write(tmp_path / "m.gguf", config, tiny_lm.tensors(config))
     raw = (tmp_path / "m.gguf").read_bytes()
     (tmp_path / "m.gguf").write_bytes(raw.replace(b"smollm", b"smol\xc3m", 1))
-    with pytest.raises(WeightsError, match="is not a whole GGUF file"):
+    with pytest.raises(WeightsError, match="is not a complete GGUF file"):
         read_causal_lm(tmp_path / "m.gguf")

@@ -71,7 +71,7 @@ DEEP = b"".join(struct.pack("<IQ", 9, 1) for _ in range(50))
 )
 def test_gguf_counts_that_do_not_fit_the_file(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.gguf").write_bytes(content)
-    with pytest.raises(WeightsError, match="not a whole GGUF file"):
+    with pytest.raises(WeightsError, match="not a complete GGUF file"):
         check_header(tmp_path / "x.gguf")
 
 

@@ -127,7 +127,7 @@ def test_a_title_that_would_not_be_pooled_is_refused(tmp_path: Path) -> None:
 def test_a_model_without_a_place_for_instructions_refuses_them(tmp_path: Path) -> None:
     sentence_folder(tmp_path / "model", prompts={"query": "query: "})
     ours = Encoder.from_pretrained(tmp_path / "model")
-    with pytest.raises(InputError, match="takes no instruction"):
+    with pytest.raises(InputError, match="no instruction to replace"):
         ours.encode_query(["a"], instruction="Find the law")
 
 
@@ -202,13 +202,13 @@ def _outside(folder: Path) -> None:
     [
         (_unknown_module, "my_code.Pooling"),
         (_outside, "inside the model"),
-        (lambda folder: (folder / "1_Pooling" / "config.json").unlink(), "not guessed"),
+        (lambda folder: (folder / "1_Pooling" / "config.json").unlink(), "names the pooling"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "no weights"),
         (lambda folder: changed(folder / "config.json", auto_map={"AutoModel": "x.Y"}), "code of its own"),
         (lambda folder: changed(folder / "config.json", model_type="t5"), "t5"),
         (lambda folder: changed(folder / "config.json", hidden_size=16), "pools vectors of 32"),
-        (lambda folder: changed(folder / "2_Dense" / "config.json", in_features=7), "takes 7"),
+        (lambda folder: changed(folder / "2_Dense" / "config.json", in_features=7), "in_features 7"),
         (lambda folder: changed(folder / "2_Dense" / "config.json", out_features=9), "do not fit"),
         (lambda folder: changed(folder / "2_Dense" / "config.json", activation_function="x.Wave"), "Wave"),
         (

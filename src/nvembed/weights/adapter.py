@@ -127,7 +127,7 @@ def write_folder(folder: Path, tensors: Mapping[str, dict[str, Tensor]], others:
                 save_file(values, work / file, metadata={"format": "pt"})
                 (work / file).chmod(0o644)  # the library makes it readable by its owner only
         except SafetensorError as error:
-            raise OutputError(f"could not write {folder}: {error}; no partial result remains") from error
+            raise OutputError(f"could not write {folder}: {error}; nothing was left behind") from error
         for name, content in others.items():
             (work / name).write_bytes(content)
         write_sums(work)

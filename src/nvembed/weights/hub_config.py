@@ -57,7 +57,9 @@ def backbone_config(config: Mapping[str, object]) -> BackboneConfig:
     """
     model_type = str(config.get("model_type"))
     if model_type not in ARCHITECTURES:
-        raise ConfigError(f"unsupported backbone: got model_type {model_type!r}; expected {SUPPORTED}")
+        raise ConfigError(
+            f"unsupported backbone: got model_type {config.get('model_type')!r}; expected {SUPPORTED}"
+        )
     architecture = ARCHITECTURES[model_type]
     defaults = _DEFAULTS[architecture]
     _refuse_unsupported(config)

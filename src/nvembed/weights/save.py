@@ -74,7 +74,7 @@ def save_model(
         try:
             stored = _write_shards(work, tensors, dtype, shard_bytes)
         except SafetensorError as error:
-            raise OutputError(f"could not write {folder}: {error}; no partial result remains") from error
+            raise OutputError(f"could not write {folder}: {error}; nothing was left behind") from error
         for name, content in files(stored).items():
             (work / name).parent.mkdir(exist_ok=True)
             (work / name).write_bytes(content)
