@@ -16,7 +16,7 @@ import torch
 
 from nvembed.errors import InputError, NumericsError, OutputError
 from nvembed.model.config import GemmaConfig
-from nvembed.model.device import batch_tokens_for, memory_errors, paced, parse_devices
+from nvembed.model.device import DTYPES, batch_tokens_for, memory_errors, paced, parse_devices
 from nvembed.model.nv_embed import NVEmbed, PackedBatch
 from nvembed.model.pooling import LATE_POOLINGS
 from nvembed.text.late import LateDocument, late_batches, late_windows
@@ -33,7 +33,6 @@ from nvembed.weights.save_sentence_transformers import save_sentence_transformer
 from nvembed.weights.tensors import Checkpoint
 
 Layout = Literal["nvembed", "sentence-transformers"]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # Texts are read, tokenised and sorted one window at a time, so that memory is limited for any stream.
 WINDOW_TEXTS = 16_384

@@ -9,6 +9,9 @@ import torch
 from nvembed.errors import InputError
 from nvembed.model.config import ModelConfig
 
+# Dtypes that a model runs in.
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
 # CPU: each batch reads all weights, so it should be large; its activations should fit in the cache.
 # Measured: docs/log.md.
 CPU_BATCH_TOKENS = 2048

@@ -12,7 +12,7 @@ import torch
 from nvembed.errors import NvembedError
 from nvembed.files import file_digest
 from nvembed.model.config import ModelConfig
-from nvembed.model.device import activation_bytes, batch_tokens_for
+from nvembed.model.device import DTYPES, activation_bytes, batch_tokens_for
 from nvembed.model.nv_embed import NVEmbed
 from nvembed.weights.checkpoint import load_tokenizer, open_checkpoint
 from nvembed.weights.known import Answer, expected_sha256, known_weights, licence_of, recognise
@@ -30,8 +30,6 @@ from nvembed.weights.tensors import (
 Status = Literal["pass", "warn", "fail", "skip"]
 Outcome = tuple[Status, str]
 Advance = Callable[[int], None]
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)

@@ -55,11 +55,9 @@ def backbone_config(config: Mapping[str, object]) -> BackboneConfig:
             invalid.
     Released: ``model_type`` is ``bidir_mistral`` and ``sliding_window`` (4096) is never applied.
     """
-    model_type = str(config.get("model_type"))
-    if model_type not in ARCHITECTURES:
-        raise ConfigError(
-            f"unsupported backbone: got model_type {config.get('model_type')!r}; expected {SUPPORTED}"
-        )
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
+        raise ConfigError(f"unsupported backbone: got model_type {model_type!r}; expected {SUPPORTED}")
     architecture = ARCHITECTURES[model_type]
     defaults = _DEFAULTS[architecture]
     _refuse_unsupported(config)

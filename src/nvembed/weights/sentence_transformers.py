@@ -52,6 +52,7 @@ _OLD_POOLING = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+_MODULE_TYPES = ("Transformer", "Pooling", "Dense", "Normalize")
 _EMBEDDING = "sentence_embedding"
 _TRANSFORMER_SETTINGS = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 _ACTIVATIONS: dict[str, Activation] = {
@@ -122,12 +123,7 @@ def _modules(folder: Path) -> list[str | None]:
     for entry in _json_list(folder / MODULES):
         kind, path = str(entry.get("type", "")), entry.get("path")
         name = kind.rpartition(".")[2]
-        if not kind.startswith("sentence_transformers.") or name not in (
-            "Transformer",
-            "Pooling",
-            "Dense",
-            "Normalize",
-        ):
+        if not kind.startswith("sentence_transformers.") or name not in _MODULE_TYPES:
             raise ConfigError(
                 f"{folder / MODULES} has a module of type {kind!r}; expected Transformer, Pooling, Dense or "
                 "Normalize of sentence_transformers; other code is not run"
