@@ -198,7 +198,7 @@ def test_weights_nobody_reads(folder: Path) -> None:
     save_file({"x": torch.ones(1)}, folder / "old.safetensors")
     status, detail = findings(folder)["files"]
     assert status == "warn"
-    assert detail.endswith("does not name them: old.safetensors")
+    assert detail.endswith("does not list them: old.safetensors")
 
 
 def test_another_models_tokenizer(folder: Path) -> None:
@@ -267,7 +267,7 @@ def test_too_little_memory(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert command.check(str(folder), compute=CPU_OPTION, known_answer=True) == 1
     assert "does not fit" in " ".join(capsys.readouterr().out.split())
     monkeypatch.setattr(room, "free_memory", lambda device: None)
-    assert findings(folder)["memory"][1].endswith("what is free here is unknown")
+    assert findings(folder)["memory"][1].endswith("the free memory is unknown")
 
 
 def test_free_memory_knows_containers(tmp_path: Path) -> None:
