@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from nvembed.train.loop import Encode, Teach, TrainingOutcome
     from nvembed.train.parallel import Ranks
     from nvembed.train.recipe import StageRecipe
-    from nvembed.weights.checkpoint import Checkpoint
+    from nvembed.weights.tensors import Checkpoint
 
 
 def train(
