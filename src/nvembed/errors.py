@@ -1,4 +1,17 @@
-"""All exceptions of this package. A message has what was expected, what was received, and what to do."""
+"""All exceptions of this package.
+
+NvembedError
+├── InputError        (ValueError)       a text, argument or option is invalid
+├── DataError         (ValueError)       a corpus, queries, qrels or a vector file is malformed
+├── ConfigError       (ValueError)       a model's config.json or a recipe is invalid or not supported
+├── WeightsError      (ValueError)       checkpoint files are missing, damaged, misnamed, misshapen or refused
+├── DownloadError     (OSError)          a model, or vectors of a server, could not be fetched
+├── OutputError       (OSError)          a result could not be written; no partial result remains
+├── NumericsError     (ArithmeticError)  a vector or loss is not finite
+└── MissingExtraError (ImportError)      an optional dependency is not installed
+
+A message has what was expected, what was received, and what to do.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer as Tokenizer  # other rooms use the type
 
 from nvembed.errors import ConfigError
 

@@ -83,12 +83,8 @@ def export(
     pairs, whole, error, config = adapter.pairs, {}, None, {}
     if rank is not None:
         extracted = extract(model, adapter, find_backbone(origin, folder), rank)
-        pairs, whole, error, config = (
-            extracted.pairs,
-            extracted.whole,
-            extracted.error,
-            extracted.peft_config(),
-        )
+        pairs, whole, error = extracted.pairs, extracted.whole, extracted.error
+        config = extracted.peft_config()
     elif pairs:
         config = read_json(state / ADAPTER_CONFIG)
     parts = {

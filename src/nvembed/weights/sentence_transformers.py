@@ -12,13 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from nvembed.errors import ConfigError, WeightsError
 from nvembed.model.config import Activation, DenseConfig, ModelConfig, PoolerConfig, PoolingKind
 from nvembed.text.model_prompts import ModelPrompts, takes_titles
 from nvembed.text.tokenize import TextSettings
-from nvembed.text.tokenizer_json import read_tokenizer
+from nvembed.text.tokenizer_json import Tokenizer, read_tokenizer
 from nvembed.weights.hub_backbone import read_backbone_config, tensor_name
 from nvembed.weights.tensors import (
     Checkpoint,

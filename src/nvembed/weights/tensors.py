@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from nvembed.errors import ConfigError, WeightsError
@@ -21,6 +20,7 @@ from nvembed.model.config import ModelConfig
 from nvembed.model.nv_embed import NVEmbed
 from nvembed.text.model_prompts import ModelPrompts
 from nvembed.text.tokenize import TextSettings
+from nvembed.text.tokenizer_json import Tokenizer
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
