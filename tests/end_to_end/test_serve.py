@@ -276,14 +276,16 @@ def test_several_values_in_a_variable() -> None:
 
 
 def test_killed_outright_it_leaves_nothing_and_starts_again_on_the_same_port() -> None:
-    with process(TINY_A, "--served-name", "nvembed-small", "--port", "0") as server:
+    # of an address of its own, where no other test gets the port meanwhile
+    host = ("--host", "127.0.0.77" if sys.platform == "linux" else "127.0.0.1")
+    with process(TINY_A, *host, "--served-name", "nvembed-small", "--port", "0") as server:
         port = server.url.rpartition(":")[2]
         with openai.OpenAI(base_url=f"{server.url}/v1", api_key="k", max_retries=0) as client:
             client.embeddings.create(model="nvembed-small", input="x")
             server.running.kill()
             with pytest.raises(openai.APIConnectionError):
                 client.embeddings.create(model="nvembed-small", input="x " * 2000)
-    with process(TINY_A, "--served-name", "nvembed-small", "--port", port) as server:
+    with process(TINY_A, *host, "--served-name", "nvembed-small", "--port", port) as server:
         assert len(embed(server.url).data) == 1
 
 
