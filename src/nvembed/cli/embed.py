@@ -1,7 +1,7 @@
 """``nvembed embed``: a corpus of any size into sharded Parquet, exactly once."""
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 from time import perf_counter
@@ -41,6 +41,8 @@ def embed(
     overlap_tokens: int | None = None,
     whole: Flag = False,
     late_chunking: Flag = False,
+    cut: Literal["sentences", "structure"] | None = None,
+    context: Literal["none", "title", "headings"] = "none",
     max_length: Count | None = None,
     storage: Storage = "float16",
     shard_passages: Count = 512,
@@ -53,10 +55,10 @@ def embed(
 ) -> None:
     """Embed a corpus into a folder of Parquet files. Run the same command again to resume.
 
-    Long documents are cut into passages at sentence ends. The command first reads the whole corpus and
-    reports every fault in it, then embeds. If it is interrupted, run it again: it keeps finished shards and
-    writes the same bytes. It refuses to resume with another model or other settings. If the corpus has
-    changed, --update embeds only the changes.
+    Long documents are cut into passages at headings, paragraphs, list items, table rows and sentence
+    ends. The command first reads the whole corpus and reports every fault in it, then embeds. If it is
+    interrupted, run it again: it keeps finished shards and writes the same bytes. It refuses to resume
+    with another model or other settings. If the corpus has changed, --update embeds only the changes.
 
     Examples:
 
@@ -75,8 +77,9 @@ def embed(
     Parameters
     ----------
     corpus
-        A folder of text, Markdown, HTML, PDF, JSONL, CSV and Parquet files, or one such file (a single .txt
-        has one text per line); a folder with corpus.jsonl (BEIR); or datasets:owner/name of the hub.
+        A folder of documents (text, Markdown, HTML, PDF, Word, PowerPoint, Excel, OpenDocument, EPUB, e-mail,
+        JSON, source code) and of records (JSONL, CSV, Parquet), or one such file (a single .txt has one text
+        per line); a folder with corpus.jsonl (BEIR); or datasets:owner/name of the hub.
     out
         Folder to write: a new one, or that of the same command, interrupted.
     model
@@ -96,6 +99,12 @@ def embed(
     late_chunking
         Read each document whole, or in overlapping windows of --max-length, and pool each passage from its
         tokens: a passage then knows what stands around it. For models that pool by the mean.
+    cut
+        Where documents are cut: structure (headings, blocks, rows, sentences), or sentences. Default:
+        structure, or the setting of the folder OUT.
+    context
+        Text to put before each passage for the model: none, the title of its document, or title and
+        headings. It takes up to 64 tokens of the passage.
     max_length
         Most tokens read of one passage, prompt included. Default: the model's limit.
     storage
@@ -116,11 +125,10 @@ def embed(
         raise InputError("--workers and --ray-address are for --engine ray: add it, or remove them")
     if engine == "ray" and (compute.device is not None or update):
         raise InputError("--device and --update are for the local engine: remove them, or --engine ray")
-    if whole and (chunk_tokens is not None or overlap_tokens is not None):
-        raise InputError("--whole leaves documents whole: remove it, or --chunk-tokens and --overlap-tokens")
-    if whole and late_chunking:
-        raise InputError("--late-chunking pools passages, and --whole makes none: remove one of them")
-    from nvembed.embed.job import EmbedSettings, open_job
+    sizes = {"--chunk-tokens": chunk_tokens, "--overlap-tokens": overlap_tokens, "--cut": cut}
+    _check_cutting(sizes, context, whole=whole, late=late_chunking)
+    from nvembed.embed.job import EmbedSettings, open_job, recorded_cut
+    from nvembed.embed.passages import CONTEXT_TOKENS
     from nvembed.embed.records import CorpusReading
 
     source = _source(corpus, out, reading)
@@ -143,11 +151,12 @@ def embed(
             from nvembed.encoder import check_late
 
             check_late(facts.pooling)
+        reserved = CONTEXT_TOKENS if context != "none" else 0
         tokens: int | None = None
         overlap: int | None = None
         if not whole:
             tokens, overlap = passage_sizes(
-                facts.max_length, facts.fixed_tokens, chunk_tokens, overlap_tokens
+                facts.max_length, facts.fixed_tokens + reserved, chunk_tokens, overlap_tokens
             )
         with long_progress("reading the corpus") as progress:
             job = stack.enter_context(open_job(out, source, how, progress, update=update))
@@ -162,10 +171,24 @@ def embed(
             chunk_tokens=tokens,
             overlap_tokens=overlap,
             late_chunking=late_chunking,
+            cut=cut or recorded_cut(out) or ("sentences" if whole else "structure"),
+            context=context,
         )
         tally = Tally()
         chosen = _engine(job, model, device, settings, facts, cluster, count, tally)
         _run(job, settings, chosen, tally, {"corpus": as_utf8(corpus), "model": as_utf8(model)})
+
+
+def _check_cutting(options: Mapping[str, object], context: str, *, whole: bool, late: bool) -> None:
+    """Refuse options that contradict each other; ``options`` are those of documents that are cut."""
+    if whole and (cutting := [name for name, value in options.items() if value is not None]):
+        raise InputError(f"--whole leaves documents whole: remove it, or {' and '.join(cutting)}")
+    if whole and late:
+        raise InputError("--late-chunking pools passages, and --whole makes none: remove one of them")
+    if context == "headings" and (whole or options["--cut"] == "sentences"):
+        raise InputError("--context headings needs --cut structure, which finds the headings")
+    if context != "none" and late:
+        raise InputError("--late-chunking reads the document around a passage: remove it, or --context")
 
 
 def _source(corpus: str, out: Path, reading: CorpusOptions) -> "CorpusFiles":
@@ -217,7 +240,7 @@ def _engine(
         return _tallied(ray_engine(cluster, count, facts.build_offsets, recipe.encode), tally)
     encode = counting(recipe.encode(), tally)
     # with late chunking a vector depends on the whole document, so none is used again
-    earlier = None if settings.late_chunking else job.earlier_shards(settings.prompt)
+    earlier = None if settings.late_chunking else job.earlier_shards(settings.prompt, settings.context)
     return local_engine(
         facts.build_offsets(), encode if earlier is None else earlier.reusing(encode, tally.add_reused)
     )

@@ -200,6 +200,7 @@ def embed_beside(
         storage="float32",
         chunk_tokens=sizes[0],
         overlap_tokens=sizes[1],
+        cut="sentences" if whole else "structure",
     )
     how = CorpusReading(
         field=reading.field,

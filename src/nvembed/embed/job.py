@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from nvembed.embed.folder import INDEX
+from nvembed.embed.passages import Context, CutMode, Cutting, Passages, cut_documents
 from nvembed.embed.plan import (
     Shard,
     Stamped,
@@ -44,8 +45,6 @@ from nvembed.embed.records import (
 )
 from nvembed.embed.shard import (
     Encode,
-    Passages,
-    cut_documents,
     digest_path,
     is_shard,
     shard_entry,
@@ -76,6 +75,14 @@ class EmbedSettings:
     chunk_tokens: int | None  # None: documents are left whole
     overlap_tokens: int | None
     late_chunking: bool = False  # a passage's vector is pooled from a pass over its document
+    cut: CutMode = "sentences"
+    context: Context = "none"
+
+    @property
+    def cutting(self) -> Cutting:
+        return Cutting(
+            self.chunk_tokens, self.overlap_tokens, self.cut, self.context, keep_whole=self.late_chunking
+        )
 
 
 @dataclass(frozen=True)
@@ -91,14 +98,7 @@ class Work:
     def read(self, shard: Shard, offsets: Offsets) -> Passages:
         """Read a shard's documents and cut them into passages."""
         documents = read_shard(shard, self.stamped, self.reading)
-        settings = self.settings
-        return cut_documents(
-            documents,
-            offsets,
-            max_tokens=settings.chunk_tokens,
-            overlap=settings.overlap_tokens,
-            keep_whole=settings.late_chunking,
-        )
+        return cut_documents(documents, offsets, self.settings.cutting)
 
     def write(
         self, number: int, passages: Passages, encode: Encode, advance: Advance = lambda *_: None
@@ -111,7 +111,7 @@ class Work:
                 target,
                 passages,
                 encode,
-                passages.whole(prompt) if late else passages.texts(prompt),
+                passages.whole(prompt) if late else passages.inputs(prompt),
                 {"job": self.key, "shard": number},
                 dim=self.settings.dim,
                 storage=self.settings.storage,
@@ -164,11 +164,11 @@ class CorpusJob:
         """Return how many shards are finished."""
         return sum(1 for _ in (self.out / "shards").glob("*.parquet"))
 
-    def earlier_shards(self, prompt: str) -> EarlierShards | None:
+    def earlier_shards(self, prompt: str, context: Context = "none") -> EarlierShards | None:
         """Return the passages whose vectors an update reuses, of documents with this prompt."""
         if self.earlier is None:
             return None
-        return EarlierShards(sorted((self.earlier / "shards").glob("*.parquet")), prompt)
+        return EarlierShards(sorted((self.earlier / "shards").glob("*.parquet")), prompt, context)
 
     def run(
         self, settings: EmbedSettings, engine: Engine, progress: Progress, *, names: dict[str, str]
@@ -335,6 +335,12 @@ def read_job(folder: Path) -> JobRecord | None:
         return JobRecord(format=manifest.format, dim=manifest.dim, **plain(manifest.settings))
     path = folder / "job.json"
     return read_json(path, JobRecord, cure=CURE, error=OutputError) if path.exists() else None
+
+
+def recorded_cut(folder: Path) -> CutMode | None:
+    """Return how the documents of the job in a folder are cut; None if there is no job."""
+    job = read_job(folder)
+    return None if job is None else job.cut
 
 
 def _reading_of(folder: Path) -> CorpusReading | None:

@@ -17,9 +17,10 @@ import pyarrow as pa
 
 from nvembed import errors
 from nvembed.embed.job import Advance, Engine, Work
+from nvembed.embed.passages import Passages
 from nvembed.embed.plan import Shard, Span, Stamped
 from nvembed.embed.records import ShardEntry, plain
-from nvembed.embed.shard import Encode, Passages
+from nvembed.embed.shard import Encode
 from nvembed.errors import InputError, NvembedError, needs_extra
 from nvembed.read.chunk import Offsets
 from nvembed.read.corpus import SourceFile
@@ -174,7 +175,8 @@ class _Embed:
         if row["error"]:
             return {"entry": "", "error": row["error"]}
         with pa.ipc.open_stream(row["passages"]) as reader:
-            passages = Passages(int(row["documents"]), reader.read_all())
+            context = self._work.settings.context
+            passages = Passages(int(row["documents"]), reader.read_all(), context)
         try:
             entry = self._work.write(int(row["shard"]), passages, self._encode)
         except NvembedError as error:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from nvembed.embed.passages import Context, CutMode
 from nvembed.errors import DataError
 from nvembed.files import Schema, parse_json, read_json
 from nvembed.read.lines import TextLayout
@@ -47,8 +48,10 @@ class RunSettings(CorpusReading):
     storage: Storage
     chunk_tokens: Size | None
     overlap_tokens: Count | None
-    # not written where it is false, so that the bytes of other corpora stay as they were
+    # not written where they have their defaults, so that the bytes of other corpora stay the same
     late_chunking: bool = Field(default=False, exclude_if=lambda value: not value)
+    cut: CutMode = Field(default="sentences", exclude_if=lambda value: value == "sentences")
+    context: Context = Field(default="none", exclude_if=lambda value: value == "none")
 
 
 class JobRecord(RunSettings):

@@ -1,11 +1,8 @@
 """Write one shard of an embedded corpus (docs/reference/embedded-corpus.md).  n passages, D numbers each."""
 
 import json
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,14 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from nvembed.embed.passages import TEXT_SCHEMA, Passages
 from nvembed.embed.records import FORMAT, ShardEntry, ShardFooter, Storage
 from nvembed.embed.write import as_output_error
 from nvembed.errors import DataError, NumericsError, OutputError
 from nvembed.files import atomic_path, file_digest, parse_json
-from nvembed.read.chunk import Offsets, cut_texts
-from nvembed.read.corpus import Document
-from nvembed.text.late import LateDocument
-from nvembed.text.model_prompts import place_titles, takes_titles
 
 ROW_GROUP = 1024
 METADATA_KEY = b"nvembed"
@@ -46,101 +40,11 @@ class Embedded(Protocol):
 Encode = Callable[[Sequence[Any]], Iterable[Embedded]]
 
 
-@dataclass(frozen=True)
-class Passages:
-    """The passages of one shard, in order."""
-
-    documents: int
-    table: pa.Table  # the columns id, document, start, end, text, metadata; those of _UNSTORED
-
-    def whole(self, prompt: str) -> list[LateDocument]:
-        """Return the documents with the places of their passages, for late chunking."""
-        rows = self.table.select(["start", "end", "title", "whole", "body_start"]).to_pylist()
-        firsts = [number for number, row in enumerate(rows) if row["whole"] is not None]
-        documents: list[LateDocument] = []
-        for first, behind in pairwise([*firsts, len(rows)]):
-            cuts = [(row["start"], row["end"]) for row in rows[first:behind]]
-            text, title, body = (rows[first][name] for name in ("whole", "title", "body_start"))
-            documents.append(LateDocument.of(text, cuts, prompt, title=title, body_start=body))
-        return documents
-
-    def texts(self, prompt: str) -> list[str]:
-        """Return what is passed to the model, whose document prompt may have a place for titles."""
-        texts: list[str] = self.table["text"].to_pylist()
-        if takes_titles(prompt):
-            texts = place_titles(prompt, self.table["body"].to_pylist(), self.table["title"].to_pylist())[1]
-        return texts
-
-
-def cut_documents(
-    documents: Iterable[Document],
-    offsets: Offsets,
-    *,
-    max_tokens: int | None,
-    overlap: int | None,
-    keep_whole: bool = False,
-) -> Passages:
-    """Cut documents into passages (``chunk.cut_texts``), or leave them whole where ``max_tokens`` is None.
-
-    Args:
-        keep_whole: keep the text of each document beside its first passage, for late chunking.
-    """
-    documents = list(documents)
-    columns = pa.schema([*_TEXT_SCHEMA, *_UNSTORED])
-    rows: dict[str, list[Any]] = {name: [] for name in columns.names}
-    if max_tokens is None:
-        cuts: Iterator[list[tuple[int, int]]] = ([(0, len(document.text))] for document in documents)
-    else:
-        texts = [document.text for document in documents]
-        cuts = cut_texts(texts, offsets, max_tokens=max_tokens, overlap=overlap or 0)
-    for document, its_cuts in zip(documents, cuts, strict=True):
-        for number, (start, end) in enumerate(its_cuts):
-            rows["id"].append(document.id if max_tokens is None else f"{document.id}#{number}")
-            rows["document"].append(document.id)
-            rows["start"].append(start)
-            rows["end"].append(end)
-            rows["text"].append(document.text[start:end])
-            rows["metadata"].append(_metadata(document, start))
-            rows["title"].append(document.title)
-            rows["body"].append(document.text[max(start, document.body_start) : end])
-            rows["whole"].append(document.text if keep_whole and number == 0 else None)
-            rows["body_start"].append(document.body_start)
-    return Passages(len(documents), pa.table(rows, schema=columns))
-
-
-def _metadata(document: Document, start: int) -> str:
-    if not document.sections:
-        return document.metadata
-    at = bisect_right(document.sections, start, key=lambda section: section.start) - 1
-    fields = document.sections[max(at, 0)].fields
-    return json.dumps({**json.loads(document.metadata), **fields})
-
-
-_TEXT_SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("document", pa.string(), nullable=False),
-        pa.field("start", pa.int64(), nullable=False),
-        pa.field("end", pa.int64(), nullable=False),
-        pa.field("text", pa.string(), nullable=False),
-        pa.field("metadata", pa.string(), nullable=False),
-    ]
-)
-
-
-_UNSTORED = [
-    ("title", pa.string()),
-    ("body", pa.string()),
-    ("whole", pa.large_string()),
-    ("body_start", pa.int64()),
-]
-
-
 def schema(dim: int, storage: Storage) -> pa.Schema:
     """Return the columns of a shard."""
     number = pa.float16() if storage == "float16" else pa.float32()
     vector = pa.list_(pa.field("element", number, nullable=False), dim)
-    fields = {field.name: field for field in _TEXT_SCHEMA}
+    fields = {field.name: field for field in TEXT_SCHEMA}
     fields["tokens"] = pa.field("tokens", pa.int32(), nullable=False)
     fields["truncated"] = pa.field("truncated", pa.bool_(), nullable=False)
     order = ("id", "document", "start", "end", "text", "tokens", "truncated", "metadata")
@@ -172,7 +76,7 @@ def write_shard(
     Memory holds the vectors of one part of ``encode`` at a time.
 
     Args:
-        inputs: the argument of ``encode``: ``passages.texts`` or ``passages.whole``.
+        inputs: the argument of ``encode``: ``passages.inputs`` or ``passages.whole``.
         made_by: ``job`` and ``shard``, for the file's metadata.
         advance: called after each part with the finished share of the shard, 0 to 1.
 

@@ -1,4 +1,4 @@
-"""Vectors of an earlier run, reused for passages whose text has not changed."""
+"""Vectors of an earlier run, reused for passages whose text and context have not changed."""
 
 import hashlib
 import json
@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nvembed.embed.embedded import vectors_of
+from nvembed.embed.passages import Context, model_input
 from nvembed.embed.shard import ROW_GROUP, Embedded, Encode
 from nvembed.read.beir import title_of
-from nvembed.text.model_prompts import place_titles, takes_titles
+from nvembed.text.model_prompts import takes_titles
 
 OPEN_SHARDS = 4  # held in memory at a time
 FAULTS = (OSError, pa.ArrowException)
@@ -33,9 +34,8 @@ class ReusedVectors:
 class EarlierShards:
     """The passages of finished shards by their text; a temporary database on disk has their places."""
 
-    def __init__(self, shards: Sequence[Path], prompt: str = "") -> None:
+    def __init__(self, shards: Sequence[Path], prompt: str = "", context: Context = "none") -> None:
         self._shards = shards
-        columns = ["text", "metadata"] if takes_titles(prompt) else ["text"]
         self._open: OrderedDict[int, pa.RecordBatch] = OrderedDict()
         self._places = sqlite3.connect("")
         self._places.execute("CREATE TABLE places (text BLOB PRIMARY KEY, shard INT, row INT) WITHOUT ROWID")
@@ -43,10 +43,10 @@ class EarlierShards:
             try:
                 with pq.ParquetFile(path, page_checksum_verification=True) as file:
                     row = 0
-                    for batch in file.iter_batches(ROW_GROUP, columns=columns):
+                    for batch in file.iter_batches(ROW_GROUP, columns=["text", "metadata"]):
                         places = [
                             (_digest(text), number, row + i)
-                            for i, texts in enumerate(_texts(batch, prompt))
+                            for i, texts in enumerate(_texts(batch, prompt, context))
                             for text in texts
                         ]
                         self._places.executemany("INSERT OR IGNORE INTO places VALUES (?, ?, ?)", places)
@@ -103,19 +103,20 @@ class EarlierShards:
         return self._open[number].slice(row, 1)
 
 
-def _texts(batch: pa.RecordBatch, prompt: str) -> Iterator[list[str]]:
-    """Yield what each row's text may have been passed to the model as (``Passages.texts``).
+def _texts(batch: pa.RecordBatch, prompt: str, context: Context) -> Iterator[list[str]]:
+    """Yield what each row's text may have been passed to the model as (``Passages.inputs``).
 
     With a place for titles: the title in its place, and behind it the whole text, or the text without the
     title that it begins with. Both are looked up: which it was depends on the corpus, which is the same.
     """
-    if not takes_titles(prompt):
+    if not takes_titles(prompt) and context == "none":
         yield from ([text.as_py()] for text in batch.column("text"))
         return
-    for text, metadata in zip(batch["text"].to_pylist(), batch["metadata"].to_pylist(), strict=True):
-        title = title_of(json.loads(metadata))
-        bodies = [text, text.removeprefix(f"{title} ")] if title else [text]
-        yield place_titles(prompt, bodies, [title] * len(bodies))[1]
+    for text, record in zip(batch["text"].to_pylist(), batch["metadata"].to_pylist(), strict=True):
+        metadata = json.loads(record)
+        title = title_of(metadata)
+        bodies = [text, text.removeprefix(f"{title} ")] if title and takes_titles(prompt) else [text]
+        yield [model_input(text, body, title, metadata, prompt, context) for body in bodies]
 
 
 def _digest(text: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Cutting long documents into overlapping passages of whole sentences, without losing text.
+"""Cutting long documents into overlapping passages at headings, blocks and sentences, without losing text.
 
 Shapes: T tokens of a text.
 """
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from nvembed.errors import InputError
+from nvembed.read.structure import HEADING, SENTENCE, Structure
 
 # texts -> for each an int64 (T, 2): the characters at which each token begins and ends
 Offsets = Callable[[Sequence[str]], list[np.ndarray]]
@@ -24,7 +25,12 @@ WINDOW_CHARACTERS = 200_000
 
 
 def cut_texts(
-    texts: Sequence[str], offsets: Offsets, *, max_tokens: int, overlap: int
+    texts: Sequence[str],
+    offsets: Offsets,
+    *,
+    max_tokens: int,
+    overlap: int,
+    structures: Sequence[Structure] | None = None,
 ) -> Iterator[list[Cut]]:
     """Yield the beginnings and ends of the passages of each text.
 
@@ -33,11 +39,15 @@ def cut_texts(
     sentences (or words) of the one before that fit in ``overlap`` tokens. Passages do not begin or end with
     white space, and there is only white space between them. A text without a word is one passage: (0, 0).
 
+    With ``structures`` a passage ends at the strongest place in its second half, the last one of equal
+    strength, and nothing overlaps across a heading.
+
     Args:
         offsets: returns the places of tokens, as the model's tokenizer cuts texts.
         max_tokens: of a passage, at least 1; counted in the whole text, so that a passage alone may have a
             token or two more or less.
         overlap: in tokens, less than ``max_tokens``.
+        structures: where each text can be cut. None: at ends of sentences and paragraphs.
 
     Raises:
         InputError: a size is out of range.
@@ -48,9 +58,10 @@ def cut_texts(
             "expected at least 1 token, and an overlap that is smaller"
         )
     beginnings = offsets([text[:WINDOW_CHARACTERS] for text in texts])
-    for text, spans in zip(texts, beginnings, strict=True):
+    for number, (text, spans) in enumerate(zip(texts, beginnings, strict=True)):
         cuts: list[Cut] = []
-        for cut in _cut(text, spans, offsets, max_tokens, overlap):
+        structure = None if structures is None else structures[number]
+        for cut in _cut(text, spans, offsets, (max_tokens, overlap), structure):
             start, end = _stripped(text, cut)
             if start < end and (not cuts or end > cuts[-1][1]):  # otherwise it only adds white space
                 if cuts and cuts[-1][0] == start:  # this passage contains the one before
@@ -59,26 +70,34 @@ def cut_texts(
         yield cuts or [(0, 0)]
 
 
-def _cut(text: str, spans: np.ndarray, offsets: Offsets, max_tokens: int, overlap: int) -> Iterator[Cut]:
+def _cut(
+    text: str, spans: np.ndarray, offsets: Offsets, sizes: tuple[int, int], structure: Structure | None
+) -> Iterator[Cut]:
+    max_tokens, overlap = sizes
     base = start = end = 0  # characters: begin of the window and of the next passage, end of the last one
     size = WINDOW_CHARACTERS
     while True:
         begins, ends = spans[:, 0] + base, spans[:, 1] + base
-        breaks = [match.end() for match in _SENTENCE.finditer(text, base, base + size)]
+        if structure is None:
+            breaks = [match.end() for match in _SENTENCE.finditer(text, base, base + size)]
+            strengths = [SENTENCE] * len(breaks)
+        else:
+            window = slice(bisect_right(structure.places, base), bisect_right(structure.places, base + size))
+            breaks, strengths = structure.places[window], structure.strengths[window]
         while (first := bisect_right(ends, start)) + max_tokens < len(begins):
             limit = max(int(begins[first + max_tokens]), end + 1)
             passage = start
-            end, whole = _end(text, breaks, (start, limit), end)
+            end, strength = _end(text, (breaks, strengths), (start, limit), end)
             yield passage, end
             earliest, new = end, bisect_left(begins, end)
-            if overlap and new < len(begins):
+            if overlap and new < len(begins) and strength < HEADING:
                 fits = bisect_right(begins, begins[new]) - max_tokens  # leave room for a new character
                 again = max(first + 1, new - overlap, fits)
                 whole_character = (
                     begins[again] != begins[again - 1]
                 )  # otherwise some of its tokens are cut off
                 earliest = int((begins if whole_character else ends)[again])
-            start = _next(text, breaks if whole else None, max(earliest, passage + 1), end)
+            start = _next(text, breaks if strength >= 0 else None, max(earliest, passage + 1), end)
         if base + size >= len(text):
             if end < len(text):
                 yield start, len(text)
@@ -88,18 +107,23 @@ def _cut(text: str, spans: np.ndarray, offsets: Offsets, max_tokens: int, overla
         (spans,) = offsets([text[base : base + size]])
 
 
-def _end(text: str, breaks: list[int], room: Cut, after: int) -> tuple[int, bool]:
-    """Return the end of a passage within ``room``, after ``after``, and whether a sentence ends there."""
+def _end(text: str, breaks: tuple[list[int], list[int]], room: Cut, after: int) -> tuple[int, int]:
+    """Return the end of a passage within ``room``, after ``after``, and the strength of that place.
+
+    The strength of the end of a word or token is -1.
+    """
+    places, strengths = breaks
     start, limit = room
-    place = bisect_right(breaks, limit)
-    sentence = breaks[place - 1] if place else 0
-    if sentence > after and sentence - start >= (limit - start) / 2:
-        return sentence, True
+    earliest = max(after + 1, start + -(-(limit - start) // 2))
+    candidates = range(bisect_left(places, earliest), bisect_right(places, limit))
+    if candidates:
+        best = max(candidates, key=lambda at: (strengths[at], at))
+        return places[best], strengths[best]
     word = limit
     if limit < len(text) and not text[limit].isspace():
         while word > after and not text[word - 1].isspace():
             word -= 1
-    return (word if word > after else limit), False
+    return (word if word > after else limit), -1
 
 
 def _next(text: str, breaks: list[int] | None, earliest: int, end: int) -> int:
