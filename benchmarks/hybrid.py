@@ -34,7 +34,7 @@ WORDS = Words("english")
 COLUMNS = ("vector", "text", "hybrid", "BM25", "hybrid, LanceDB's")
 
 
-def index_of(data: Retrieval, vectors: np.ndarray, folder: Path) -> LanceStore:
+def index_of(data: Retrieval, vectors: np.ndarray, folder: Path, words: Words = WORDS) -> LanceStore:
     ids, texts = list(data.passage_ids), list(data.passages())
     zeros = pa.array([0] * len(ids))
     flat = pa.array(vectors.astype(np.float16).reshape(-1))
@@ -45,7 +45,7 @@ def index_of(data: Retrieval, vectors: np.ndarray, folder: Path) -> LanceStore:
         "end": pa.array([len(text) for text in texts]),
         "text": texts,
         "metadata": pa.array(["{}"] * len(ids)),
-        "words": [" ".join(WORDS(text)) for text in texts],
+        "words": [" ".join(words(text)) for text in texts],
         "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
     }
     store = LanceStore(folder, "nvembed_00000000", "auto")

@@ -315,7 +315,7 @@ def test_json(tmp_path: Path) -> None:
 
 def test_code_stays_as_it_is(tmp_path: Path) -> None:
     document = read(tmp_path / "a.py", "def f():\n    return 1\n")
-    assert (document.text, document.metadata) == ("def f():\n    return 1\n", {"language": "python"})
+    assert (document.text, document.metadata) == ("def f():\n    return 1\n", {"code_language": "python"})
 
 
 # --- what must not work

@@ -57,6 +57,7 @@ def one(text: str) -> tuple[Any, ...]:
         ("tags = x", ("tags", "=", "x")),
         ("sizes != 3", ("sizes", "!=", 3)),
         ("id = a", ("id", "=", "a")),
+        ("metadata.year >= 2020", ("year", ">=", 2020)),
         ("metadata.document = a", ("metadata.document", "=", "a")),
         ("day = 2024-02", ("day", "=", ("2024-02-01T00:00:00.000000", "2024-03-01T00:00:00.000000"))),
         ("day > 2024", ("day", ">=", "2025-01-01T00:00:00.000000")),

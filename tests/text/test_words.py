@@ -31,6 +31,11 @@ from nvembed.text.words import Words, detect_language
             "\u0e41\u0e21\u0e27",
         ),
         ("none", "\uff25\uff32\uff30 system", "erp"),
+        ("none", "def getUserName(self)", "user name"),
+        ("english", "calls set_user_names()", "setUserName"),
+        ("none", "parseHTTPResponse2024", "http 2024"),
+        ("arabic", "\u0627\u0644\u0643\u062a\u0627\u0628", "\u0643\u062a\u0627\u0628"),
+        ("greek", "\u03b4\u03c1\u03cc\u03bc\u03bf\u03c2", "\u03b4\u03c1\u03cc\u03bc\u03bf\u03c5"),
         (
             "russian",
             "\u043d\u043e\u0432\u044b\u0435 \u043a\u043d\u0438\u0433\u0438",
@@ -57,6 +62,9 @@ def test_queries() -> None:
     assert english.query("?! ...") == []
     assert Words()("\u5ba1\u6279") == ["\u5ba1", "\u5ba1\u6279", "\u6279"]
     assert Words().query("\u5ba1\u6279") == ["\u5ba1\u6279"]
+    assert Words()("getUserName iPhone Hello NASA") == [
+        *("getusername", "get", "user", "name", "iphone", "hello", "nasa")
+    ]
     with pytest.raises(InputError, match="unknown language 'Klingon'"):
         Words("Klingon")
 
@@ -72,6 +80,9 @@ def test_language() -> None:
     assert detect_language(["Le chat est sur la table avec les souris."]) == "french"
     assert detect_language(["\u5ba1\u6279\u6d41\u7a0b", "x = 3", ""]) == "none"
     assert detect_language([]) == "none"
+    assert detect_language(["\u0647\u0630\u0627 \u0643\u062a\u0627\u0628 (book)"]) == "arabic"
+    assert detect_language(["\u0627\u06cc\u0646 \u06a9\u062a\u0627\u0628 \u067e\u062f\u0631"]) == "persian"
+    assert detect_language(["\u0391\u03c5\u03c4\u03cc \u03b5\u03af\u03bd\u03b1\u03b9"]) == "greek"
 
 
 def test_sentences() -> None:

@@ -11,6 +11,7 @@ from nvembed.cli.chat import chat_with, parse_parameters
 from nvembed.cli.options import Compute, Count, Flag, IndexServer
 from nvembed.cli.screen import print_json_line, printable, results, waiting, warn, write_line
 from nvembed.cli.search_index import (
+    PLACES,
     SearchOptions,
     find,
     load_for,
@@ -133,5 +134,5 @@ def ask(
 
 
 def _fields(hit: Hit) -> dict[str, object]:
-    page = {"page": hit.metadata["page"]} if "page" in hit.metadata else {}
+    page = {name: hit.metadata[name] for name in PLACES if name in hit.metadata}
     return passage_fields(hit) | page

@@ -17,6 +17,7 @@ from nvembed.cli.options import Dtype, FileOptions, Reading
 from nvembed.cli.screen import progress, say, warn
 from nvembed.errors import DataError, InputError
 from nvembed.files import as_utf8
+from nvembed.read.documents import SCANNED, UNREAD
 from nvembed.read.lines import LINE_KINDS, TABLE_KINDS, TextLayout
 from nvembed.text.model_prompts import place_titles
 
@@ -269,8 +270,13 @@ def warn_of(manifest: Mapping[str, Any]) -> None:
         if len(skipped) > SHOWN_NOTES:
             reasons.append(f"and {len(skipped) - SHOWN_NOTES:,} more (manifest.json lists them)")
         warnings.append("\n  ".join([f"files or records skipped: {len(skipped):,}", *reasons]))
+        if scanned := [entry["path"] for entry in skipped if SCANNED in entry["reason"]]:
+            names = ", ".join(scanned[:SHOWN_NOTES]) + (", ..." if len(scanned) > SHOWN_NOTES else "")
+            warnings.append(f"scanned PDFs without text: {len(scanned):,} ({names})")
     if ignored := manifest["ignored"]:
         kinds = ", ".join(f"{suffix or 'no suffix'}: {count:,}" for suffix, count in ignored.items())
         warnings.append(f"files of other kinds were not read ({kinds})")
+        advice = (f"{suffix} files: {UNREAD[suffix]}" for suffix in ignored if suffix in UNREAD)
+        warnings += advice
     for warning in warnings:
         warn(warning)

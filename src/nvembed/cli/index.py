@@ -29,7 +29,7 @@ def index(
     server: IndexServer = "",
     kind: Literal["auto", "exact", "rq"] = "auto",
     language: str = "auto",
-    types: Annotated[tuple[str, ...], Parameter(name="--type")] = (),
+    types: Annotated[tuple[str, ...], Parameter(name=("--type", "--schema"))] = (),
     instruction: str | None = None,
     task: str | None = None,
 ) -> None:

@@ -23,7 +23,7 @@ from nvembed.cli.search_index import (
     note_without_words,
     open_index,
     passage_fields,
-    place_of,
+    place_in,
 )
 from nvembed.embed.embedded import EmbeddedCorpus, open_embedded
 from nvembed.embed.folder import is_embedded
@@ -222,7 +222,7 @@ def _print_table(query: str, hits: Sequence[Hit]) -> None:
     table.add_column("id", style="cyan", overflow="fold", max_width=max(12, console.width // 4))
     table.add_column("passage", ratio=1)
     for hit in hits:
-        label = hit.id if "page" not in hit.metadata else f"{hit.id}\n{place_of(hit)}"
+        label = "\n".join(filter(None, (hit.id, place_in(hit.metadata))))
         table.add_row(f"{hit.score:.3f}", Text(printable(label)), _passage_text(hit, console.width * 3))
     console.print(table if hits else Text(f"{printable(query)}: nothing found"))
 

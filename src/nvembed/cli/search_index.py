@@ -1,6 +1,6 @@
 """An index that the user names: opened, its model loaded, searched. For search, ask, index and serve."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,10 +88,21 @@ def note_without_words(result: SearchResult, query: str, mode: Mode) -> None:
         say(f"no passage has a word of {query!r}: the hits are by meaning alone")
 
 
+PLACES = ("page", "slide", "sheet")  # metadata that says where in its document a passage is
+
+
 def place_of(hit: Hit) -> str:
-    """Return where in its document a passage is: its page if that is known, otherwise its characters."""
-    page = hit.metadata.get("page")
-    return f"characters {hit.start:,}-{hit.end:,}" if page is None else f"page {page}"
+    """Return where in its document a passage is: page, slide or sheet and headings, else its characters."""
+    return place_in(hit.metadata) or f"characters {hit.start:,}-{hit.end:,}"
+
+
+def place_in(metadata: Mapping[str, object]) -> str:
+    """Return the page, slide or sheet and the headings that a passage's metadata names; "" without any."""
+    places = [f"{name} {metadata[name]}" for name in PLACES if isinstance(metadata.get(name), str | int)]
+    headings = metadata.get("headings")
+    if isinstance(headings, list) and headings:
+        places.append(" > ".join(map(str, headings)))
+    return ", ".join(places)
 
 
 def passage_fields(hit: Hit) -> dict[str, object]:

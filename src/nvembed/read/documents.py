@@ -40,6 +40,7 @@ DOCUMENT_KINDS = {
     ".json": "json",
     **dict.fromkeys(CODE_LANGUAGES, "code"),
 }
+SCANNED = "scanned pages need text recognition first"
 # Formats that are not read, and what to do.
 UNREAD = {
     ".doc": "save it as .docx: soffice --headless --convert-to docx FILE",
@@ -79,7 +80,7 @@ def extract(path: Path, kind: str) -> DocumentText:
     """
     document = _plain(path, kind) if kind in ("text", "markdown", "code") else _native(path, kind)
     if not document.text or document.text.isspace():
-        hint = " (scanned pages need text recognition first)" if kind == "pdf" else ""
+        hint = f" ({SCANNED})" if kind == "pdf" else ""
         raise DataError(f"{path}: no text{hint}; expected at least one word: remove the file or add text")
     return document
 
@@ -91,7 +92,7 @@ def _plain(path: Path, kind: str) -> DocumentText:
         raise _too_large(path)
     text = _decoded(path, raw)
     if kind == "code":
-        return DocumentText(text, {"language": CODE_LANGUAGES[path.suffix.lower()]})
+        return DocumentText(text, {"code_language": CODE_LANGUAGES[path.suffix.lower()]})
     if kind == "markdown":
         body, metadata, warnings = split_front_matter(text)
         return DocumentText(body, metadata, (), warnings)

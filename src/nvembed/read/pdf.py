@@ -164,7 +164,7 @@ def _page_lines(document: Any, number: int) -> tuple[list[str], int]:
             page.close()
             runs, _ = _runs(document, number)
         upright = [_upright(run, turned) for run in runs if run.turned == turned]
-        rows = _rows(upright)
+        rows = _by_rows(_rows(upright))
         for note in notes:
             _place(rows, _upright(note, turned))
         notes = []
@@ -261,6 +261,72 @@ def _rows(runs: list[Run]) -> list[list[Run]]:
     return rows
 
 
+def _by_rows(rows: list[list[Run]]) -> list[list[Run]]:
+    """Put the cells of a table that is written column by column into rows.
+
+    A column is a descent of single runs; the next one has runs at the same heights, further to the right.
+    Columns of prose stay as they are.
+    """
+    descents: list[list[list[Run]]] = []
+    for row in rows:
+        before = descents[-1][-1] if descents else None
+        if before is None or len(row) > 1 or len(before) > 1 or not _below(before[0], row[0]):
+            descents.append([])
+        descents[-1].append(row)
+    result: list[list[Run]] = []
+    at = 0
+    while at < len(descents):
+        first, end = _table_of(descents, at)
+        if end - at < 2:
+            result += descents[at]
+            at += 1
+            continue
+        count = len(descents[at]) - first
+        columns = [descents[at][first:], *(descent[:count] for descent in descents[at + 1 : end])]
+        result += descents[at][:first]
+        result += [[run for (run,) in cells] for cells in zip(*columns, strict=True)]
+        descents[end - 1] = descents[end - 1][count:]  # what follows the table below its last column
+        at = end - 1
+    return result
+
+
+def _table_of(descents: list[list[list[Run]]], at: int) -> tuple[int, int]:
+    """Return where in its first descent a table begins, and the number of the descent after its last one."""
+    column = descents[at]
+    if at + 1 == len(descents):
+        return 0, at + 1
+    top = descents[at + 1][0][0]
+    first = next((number for number, (run, *_) in enumerate(column) if _level(run, top)), len(column))
+    count = len(column) - first
+    end = at + 1
+    while end < len(descents) and (end == at + 1 or len(descents[end - 1]) == count) and count > 1:
+        cells = descents[end][:count]
+        pairs = list(zip(descents[end - 1][first if end == at + 1 else 0 :][:count], cells, strict=False))
+        if len(cells) < count or not all(
+            len(one) == len(two) == 1 and _level(one[0], two[0]) for one, two in pairs
+        ):
+            break
+        end += 1
+    columns = [column[first:], *(descent[:count] for descent in descents[at + 1 : end])]
+    prose = any(_is_prose([run for (run, *_) in cells]) for cells in columns)
+    return first, at + 1 if prose else end
+
+
+def _below(above: Run, run: Run) -> bool:
+    return run.first[3] < above.first[3] - 0.3 * above.height
+
+
+def _level(left: Run, right: Run) -> bool:
+    return abs(left.first[1] - right.first[1]) < 0.3 * left.height and right.first[0] > left.last[2]
+
+
+def _is_prose(column: list[Run]) -> bool:
+    """Whether the runs of a column are lines of prose, and not cells."""
+    characters = sum(len(run.text) for run in column)
+    words = sum(run.text.count(" ") + 1 for run in column)
+    return characters >= COLUMN_CHARACTERS * len(column) and words >= COLUMN_WORDS * len(column)
+
+
 def _beside(left: Run, right: Run) -> bool:
     overlap = min(left.last[3], right.first[3]) - max(left.last[1], right.first[1])
     least = min(left.last[3] - left.last[1], right.first[3] - right.first[1])
@@ -315,11 +381,7 @@ def _columns(rows: list[list[Run]], start: int) -> tuple[list[list[Run]], int]:
         for place, run in zip(places, row, strict=True):
             columns[place].append(run)
         end += 1
-    prose = full >= COLUMN_LINES and all(
-        sum(len(run.text) for run in column) >= COLUMN_CHARACTERS * len(column)
-        and sum(run.text.count(" ") + 1 for run in column) >= COLUMN_WORDS * len(column)
-        for column in columns
-    )
+    prose = full >= COLUMN_LINES and all(map(_is_prose, columns))
     return columns if prose else [], max(end, start + 1)
 
 

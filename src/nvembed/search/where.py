@@ -3,6 +3,7 @@
 ``year >= 2020 and lang = "en"``: conditions joined by ``and``. A value with ``and``, a comparison sign or a
 quote in it is quoted: ``title = "cats and dogs"``; a quote inside is doubled: ``"5"" pipe, it's new"``. A
 passage without the field never matches. A list field matches ``=`` if the list contains the value.
+``metadata.year`` is the field ``year``, unless the metadata itself has an object ``metadata``.
 """
 
 import re
@@ -96,6 +97,8 @@ def _parse(text: str, kinds: Mapping[str, Kind]) -> Iterator[Condition]:
             i += 1
         if i < len(tokens) and (tokens[i].name != "word" or tokens[i].text.lower() != "and"):
             raise _unreadable(text, tokens[i].start)
+        if name not in kinds and name.startswith("metadata."):
+            name = name.removeprefix("metadata.")
         if name not in kinds:
             raise InputError(f"no field {_short(name)} to filter on; this index has {_listed(kinds)}")
         literal = value.text if value.name == "quoted" else text[value.start : end]

@@ -1,8 +1,9 @@
 """The words of a text in any language, for search by words and for highlighting.
 
 A word is a run of letters, digits and marks; case, width and Latin accents are folded, and the endings of one
-language are removed. Chinese, Japanese, Korean, Thai, Lao, Khmer and Burmese text is indexed by characters
-and pairs of neighbouring characters, and looked up by pairs.
+language are removed. A word in mixed case (``getUserName``) is indexed whole and by its parts. Chinese,
+Japanese, Korean, Thai, Lao, Khmer and Burmese text is indexed by characters and pairs of neighbouring
+characters, and looked up by pairs.
 """
 
 import re
@@ -18,6 +19,8 @@ from nvembed.errors import InputError
 Span = tuple[int, int]  # characters [start, end) of the text
 NO_LANGUAGE = "none"
 LANGUAGES: tuple[str, ...] = (NO_LANGUAGE, *Stemmer.algorithms())
+_PART = re.compile(r"[A-Z]{2,}(?![a-z])|[A-Z]?[a-z]+(?<=..)|\d{2,}")
+MAX_IDENTIFIER = 60  # a longer word in mixed case is a code of another kind
 MAX_WORDS = 1 << 16  # words whose stem is cached
 
 _STOP_WORDS: dict[str, Sequence[str]] = {
@@ -34,6 +37,16 @@ _STOP_WORDS: dict[str, Sequence[str]] = {
     "swedish": stopwords.STOPWORDS_SWEDISH,
     "turkish": stopwords.STOPWORDS_TURKISH,
 }
+# Scripts that are written in one language mostly, of those with a stemmer.
+_SCRIPTS = {
+    "arabic": "\u0621-\u064a\u067e\u0686\u0698\u06a9\u06af\u06cc",
+    "armenian": "\u0561-\u0587",
+    "greek": "\u0370-\u03ff\u1f00-\u1fff",
+    "hindi": "\u0904-\u0939\u0958-\u0961",
+    "tamil": "\u0b83-\u0bb9",
+}
+# Letters that Arabic lacks; Urdu has all of them.
+_PERSIAN, _URDU = re.compile("[\u067e\u0686\u0698\u06af]"), re.compile("[\u0679\u0688\u0691\u06d2]")
 # The share of stop words in the words of a text that is written in one of these languages.
 MIN_STOP_WORDS = 0.1
 
@@ -75,6 +88,9 @@ class Words:
         for match in _pattern().finditer(text):
             if match.lastgroup == "word":
                 yield match.span(), self._word(match.group())
+                for start, end in _parts(match.group()):
+                    part = self._word(match.group()[start:end])
+                    yield (match.start() + start, match.start() + end), part
             else:
                 yield from _pairs(match.group(), match.start())
 
@@ -83,7 +99,9 @@ class Words:
         words: dict[str, None] = {}
         for match in _pattern().finditer(text):
             if match.lastgroup == "word":
-                words[self._word(match.group())] = None
+                word = match.group()
+                pieces = [word, *(word[start:end] for start, end in _parts(word))]
+                words.update((self._word(piece), None) for piece in pieces)
             else:
                 pairs = [word for _, word in _pairs(match.group(), 0)]
                 longest = max(map(len, pairs), default=0)
@@ -103,7 +121,17 @@ class Words:
 
 
 def detect_language(texts: Sequence[str]) -> str:
-    """Return the language with the largest share of stop words among the words, or ``none``."""
+    """Return the language of texts: of their script, else the one whose stop words are most of the words.
+
+    It is ``none`` where neither is clear.
+    """
+    joined = "".join(texts)
+    letters = sum(map(str.isalpha, joined))
+    for language, script in _SCRIPTS.items():
+        if 2 * len(re.findall(f"[{script}]", joined)) > letters:
+            if language == "arabic" and _URDU.search(joined):
+                return NO_LANGUAGE
+            return "persian" if language == "arabic" and _PERSIAN.search(joined) else language
     words = [match.group().casefold() for text in texts for match in _pattern().finditer(text)]
     shares = {
         language: sum(word in stop_words for word in words) / max(1, len(words))
@@ -111,6 +139,14 @@ def detect_language(texts: Sequence[str]) -> str:
     }
     best = max(shares, key=lambda language: shares[language])
     return best if shares[best] >= MIN_STOP_WORDS else NO_LANGUAGE
+
+
+def _parts(word: str) -> Sequence[Span]:
+    """Return the parts of an identifier in mixed case, of two letters or more; none of any other word."""
+    if len(word) > MAX_IDENTIFIER or not word.isascii() or word[1:].islower() or word.upper() == word:
+        return ()
+    parts = [match.span() for match in _PART.finditer(word)]
+    return parts if len(parts) > 1 else ()
 
 
 def _pairs(run: str, start: int) -> Iterator[tuple[Span, str]]:
