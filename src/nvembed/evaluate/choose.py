@@ -103,7 +103,7 @@ def measure(subject: Subject, material: Material) -> Measurement:
         scores_QP = np.zeros((len(questions), len(material.passages)), dtype=np.float32)
         scores, rows = subject.lexical(material.passages, questions, len(material.passages))
         np.put_along_axis(scores_QP, rows, scores.astype(np.float32), axis=1)
-        return Measurement(_by_document(scores_QP, material))
+        return Measurement(best_passages(scores_QP, material))
     assert subject.encode is not None
     prompts = _prompts(subject, material)
     subject.encode(material.passages[:WARM_UP], prompts.corpus)
@@ -114,7 +114,7 @@ def measure(subject: Subject, material: Material) -> Measurement:
     vectors_QE = subject.encode(questions, prompts.query).vectors
     scores_QD = np.concatenate(
         [
-            _by_document(vectors_QE[first : first + QUESTIONS_AT_ONCE] @ encoded.vectors.T, material, first)
+            best_passages(vectors_QE[first : first + QUESTIONS_AT_ONCE] @ encoded.vectors.T, material, first)
             for first in range(0, len(questions), QUESTIONS_AT_ONCE)
         ]
     )
@@ -139,7 +139,8 @@ def _prompts(subject: Subject, material: Material) -> Prompts:
     return Prompts("" if material.own_document else format_prompt(material.instruction))
 
 
-def _by_document(scores_QP: np.ndarray, material: Material, first: int = 0) -> np.ndarray:
+def best_passages(scores_QP: np.ndarray, material: Material, first: int = 0) -> np.ndarray:
+    """Return scores (Q, D): of each document that of its best passage; ``first``: number of the first row."""
     scores_QD = np.maximum.reduceat(scores_QP, material.first_passages, axis=1)
     if material.own_document:
         row_of = {document: row for row, document in enumerate(material.documents)}
