@@ -222,7 +222,7 @@ class Encoder:
 
         Args:
             titles: one for each text, or ``""``. They go where the model's document prompt has a place for
-                them (``title: none | text: ``), else before the text, as in BEIR.
+                them (``title: none | text:``), else before the text, as in BEIR.
 
         Raises:
             InputError, NumericsError: as ``encode``; also another number of titles than of texts.
