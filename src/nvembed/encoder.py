@@ -19,6 +19,7 @@ from nvembed.model.config import GemmaConfig
 from nvembed.model.device import DTYPES, batch_tokens_for, memory_errors, paced, parse_devices
 from nvembed.model.nv_embed import NVEmbed, PackedBatch
 from nvembed.model.pooling import LATE_POOLINGS
+from nvembed.model.quantised import Scheme, activation_dtype, scheme_of
 from nvembed.text.late import LateDocument, late_batches, late_windows
 from nvembed.text.model_prompts import ModelPrompts, place_titles
 from nvembed.text.pack import Batch, batches, windows
@@ -33,6 +34,8 @@ from nvembed.weights.save_sentence_transformers import save_sentence_transformer
 from nvembed.weights.tensors import Checkpoint
 
 Layout = Literal["nvembed", "sentence-transformers"]
+
+SCHEMES: dict[str, Scheme] = {"int8": "int8", "int4": "int4"}
 
 # Texts are read, tokenised and sorted one window at a time, so that memory is limited for any stream.
 WINDOW_TEXTS = 16_384
@@ -78,7 +81,9 @@ class Encoder:
             device: ``cpu``, ``cuda``, ``cuda:1``, or several of them, which share the work; ``None`` is
                 ``cuda`` if there is one.
             dtype: of weights and activations: ``float32``, ``bfloat16`` or ``float16``. Softmax, norms,
-                pooling and output are float32. ``None`` is bfloat16 on CUDA and float32 on CPU.
+                pooling and output are float32. ``int8`` rounds weights and activations to 8 bits for the
+                products, ``int4`` the weights alone to 4 bits (`model.quantised`). ``None`` is the
+                dtype of a compressed model, else bfloat16 on CUDA and float32 on CPU.
             revision: a hub branch, tag or commit.
             pooling: ``mean``, ``cls`` or ``last``, for a transformers folder whose config does not name it.
 
@@ -90,15 +95,19 @@ class Encoder:
             InputError: ``device`` or ``dtype`` is unknown, or the model overflows in ``float16``.
         """
         devices = parse_devices(device)
-        if dtype is None:
-            dtype = "bfloat16" if devices[0].type == "cuda" else "float32"
-        if dtype not in DTYPES:
-            raise InputError(f"dtype is {dtype!r}: expected one of {', '.join(DTYPES)}")
+        if dtype is not None and dtype not in DTYPES and dtype not in SCHEMES:
+            raise InputError(f"dtype is {dtype!r}: expected one of {', '.join([*DTYPES, *SCHEMES])}")
         checkpoint = open_checkpoint(model_folder(path_or_id, revision=revision), pooling=pooling)
+        if dtype is None:
+            dtype = checkpoint.dtype or ("bfloat16" if devices[0].type == "cuda" else "float32")
         if dtype == "float16" and isinstance(checkpoint.config.backbone, GemmaConfig):
             raise InputError("dtype is float16, in which Gemma overflows: use bfloat16 or float32")
         tokenizer = load_tokenizer(checkpoint)
-        replicas = [load_model(checkpoint, device=d, dtype=DTYPES[dtype]) for d in devices]
+        scheme = SCHEMES.get(dtype)
+        replicas = [
+            load_model(checkpoint, device=d, dtype=DTYPES.get(dtype) or activation_dtype(d), scheme=scheme)
+            for d in devices
+        ]
         return cls(replicas, tokenizer, checkpoint=checkpoint)
 
     def save_pretrained(
@@ -159,8 +168,8 @@ class Encoder:
 
     @property
     def dtype(self) -> str:
-        """Dtype of weights and activations, such as ``"bfloat16"``."""
-        return str(self.replicas[0].dtype).removeprefix("torch.")
+        """Dtype of weights and activations, such as ``"bfloat16"`` or ``"int8"``."""
+        return scheme_of(self.replicas[0]) or str(self.replicas[0].dtype).removeprefix("torch.")
 
     @cached_property
     def fingerprint(self) -> str:

@@ -186,7 +186,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"dtype": "int8"}, "dtype is 'int8': expected one of float32, bfloat16, float16"),
+            ({"dtype": "int7"}, "dtype is 'int7': expected one of float32, bfloat16, float16"),
             ({"device": "gpu"}, "device is 'gpu': expected 'cpu', 'cuda', 'cuda:1' or several"),
             ({"device": []}, r"device is \[\]: expected 'cpu', 'cuda', 'cuda:1' or several"),
             ({"device": "mps"}, "device is 'mps': expected 'cpu', 'cuda', 'cuda:1' or several"),

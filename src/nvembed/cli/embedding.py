@@ -73,7 +73,7 @@ def describe(
         fingerprint=fingerprint(checkpoint),
         dim=checkpoint.truncate_dim or checkpoint.config.dim,
         max_length=max_length or checkpoint.text.max_length,
-        dtype=dtype or ("bfloat16" if kind == "cuda" else "float32"),
+        dtype=dtype or checkpoint.dtype or ("bfloat16" if kind == "cuda" else "float32"),
         batch_tokens=BATCH_TOKENS[kind],
         fixed_tokens=one.full_length - 1,
         pooling=checkpoint.config.pooling,

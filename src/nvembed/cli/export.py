@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from nvembed.cli.models import find_model, own_prompts, prompts
-from nvembed.cli.options import Count, Dtype, Prompt
+from nvembed.cli.options import Count, Prompt, StoredDtype
 from nvembed.cli.screen import say
 from nvembed.errors import InputError
 
@@ -18,7 +18,7 @@ def export(
     layout: Literal["nvembed", "sentence-transformers"] | None = None,
     prompt: Prompt = Prompt(),
     rank: Count | None = None,
-    dtype: Dtype | None = None,
+    dtype: StoredDtype | None = None,
     licence: str | None = None,
 ) -> None:
     """Write a model without its backbone, or in the layout of sentence-transformers.

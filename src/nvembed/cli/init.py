@@ -8,7 +8,7 @@ import torch
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from nvembed.cli.options import Count, Dtype, Flag
+from nvembed.cli.options import Count, Flag, StoredDtype
 from nvembed.cli.screen import say
 from nvembed.errors import InputError, OutputError
 from nvembed.model.config import PoolerConfig, PoolingKind
@@ -40,7 +40,7 @@ def init(
     bos: str | None = None,
     eos: str | None = None,
     max_length: Count | None = None,
-    dtype: Dtype | None = None,
+    dtype: StoredDtype | None = None,
     seed: Seed = 0,
 ) -> None:
     """Make an untrained NV-Embed checkpoint from a causal language model.

@@ -41,6 +41,7 @@ COMMANDS = {
     "train": "Train one stage from a recipe.",
     "merge": "Merge a trained adapter into its checkpoint.",
     "average": "Average states of training into one.",
+    "compress": "Make a model smaller: fewer bits, tokens, layers or dimensions.",
     "export": "Write a model without its backbone, or in the layout of sentence-transformers.",
     "demo": "Embed a labelled corpus with a small model, answer its questions and score the answers.",
 }

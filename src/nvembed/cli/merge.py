@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nvembed.cli.models import find_model
-from nvembed.cli.options import Dtype
+from nvembed.cli.options import StoredDtype
 from nvembed.cli.screen import warn
 from nvembed.files import read_json
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from nvembed.weights.tensors import Checkpoint
 
 
-def merge(model: str, adapter: Path, out: Path, /, *, dtype: Dtype | None = None) -> None:
+def merge(model: str, adapter: Path, out: Path, /, *, dtype: StoredDtype | None = None) -> None:
     """Merge a trained adapter into its checkpoint.
 
     The result is a checkpoint in the layout of the released NV-Embed v2.

@@ -1,6 +1,7 @@
 """Opens the model that a user names, for every command."""
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
@@ -19,6 +20,7 @@ from nvembed.vectors.embeddings import Embeddings, join
 if TYPE_CHECKING:
     from nvembed.encoder import Encoder
     from nvembed.text.model_prompts import ModelPrompts
+    from nvembed.weights.tensors import Checkpoint
 
 
 def load(
@@ -201,7 +203,7 @@ def _encoder(folder: Path, loading: Loading) -> Subject:
         precision=model.dtype,
         max_tokens=limit,
         dim=model.dim,
-        **_measures(list(model.replicas[0].parameters())),
+        **_measures([*model.replicas[0].parameters(), *model.replicas[0].buffers()], model.checkpoint),
     )
 
 
@@ -237,8 +239,8 @@ def _sentence_transformer(folder: Path, loading: Loading) -> Subject:
     )
 
 
-def _measures(weights: list[Any]) -> dict[str, Any]:
-    """Return size and device of a model as the fields of a ``Subject``."""
+def _measures(weights: list[Any], checkpoint: "Checkpoint | None" = None) -> dict[str, Any]:
+    """Return size and device of a model as the fields of a ``Subject``; packed weights count as stored."""
     import torch
 
     device = weights[0].device
@@ -249,9 +251,11 @@ def _measures(weights: list[Any]) -> dict[str, Any]:
         return peak
 
     cuda = device.type == "cuda"
+    packed = checkpoint is not None and not all(weight.is_floating_point() for weight in weights)
+    shapes = [tensor.shape for tensor in checkpoint.tensors.values()] if checkpoint and packed else []
     return {
         "size_bytes": sum(weight.nbytes for weight in weights),
-        "num_parameters": sum(weight.numel() for weight in weights),
+        "num_parameters": sum(map(math.prod, shapes)) or sum(weight.numel() for weight in weights),
         "device": torch.cuda.get_device_name(device) if cuda else device.type,
         "peak_bytes": peak_since_last if cuda else None,
     }

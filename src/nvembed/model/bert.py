@@ -31,10 +31,12 @@ class BertLayer(nn.Module):
         self.mlp_norm = nn.LayerNorm(size, eps)
         self.activation = config.activation
         self.attend = attention  # training replaces it with a function that is not compiled with the layer
+        self.to_rows: nn.Module = nn.Identity()  # replaced where the projections are quantised
 
     def forward(self, x_ND: Tensor, bias_HTT: Tensor | None, segments: Segments, pause: Pause) -> Tensor:
+        rows = self.to_rows(x_ND)
         q, k, v = (
-            proj(x_ND).view(len(x_ND), self.num_heads, -1) for proj in (self.q_proj, self.k_proj, self.v_proj)
+            proj(rows).view(len(x_ND), self.num_heads, -1) for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         attended = self.attend(q, k, v, segments, bias_HTT=bias_HTT).flatten(1)
         x_ND = self.attention_norm(self.o_proj(attended).add_(x_ND))

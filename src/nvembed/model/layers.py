@@ -97,7 +97,13 @@ class Rotary(NamedTuple):
     def rotate(self, x_NHE: Tensor) -> Tensor:
         """Rotate the two halves of each head by its token's angle (half-split style, as in Mistral)."""
         low, high = x_NHE.chunk(2, -1)
-        return x_NHE * self.cos + torch.cat((-high, low), -1) * self.sin
+        if torch.is_grad_enabled():
+            return x_NHE * self.cos + torch.cat((-high, low), -1) * self.sin
+        turned, sin = x_NHE * self.cos, self.sin[..., : low.shape[-1]]  # both halves have the same angles
+        first, second = turned.chunk(2, -1)
+        first.sub_(high * sin)
+        second.add_(low * sin)
+        return turned
 
 
 def frequencies(theta: float, head_dim: int, device: torch.device) -> Tensor:

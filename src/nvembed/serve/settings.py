@@ -33,7 +33,7 @@ class ServerSettings(Recipe):
     model: str = Field("", description="A checkpoint folder or a hub id.")
     served_name: Names = Field((), description="Names of the model in requests, separated by commas.")
     device: str | None = Field(None, description="cpu, cuda, cuda:1, or several: cuda:0,cuda:1.")
-    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+    dtype: Literal["float32", "bfloat16", "float16", "int8", "int4"] | None = Field(
         None, description="Number format. Default: bfloat16 on CUDA, float32 on CPU."
     )
     revision: str | None = Field(None, description="A hub branch, tag or commit.")

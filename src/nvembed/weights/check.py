@@ -31,6 +31,8 @@ Status = Literal["pass", "warn", "fail", "skip"]
 Outcome = tuple[Status, str]
 Advance = Callable[[int], None]
 
+_SCHEME_BYTES = {"int8": 1.01, "int4": 0.6}  # of a weight, scales included
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -155,6 +157,11 @@ def memory_table(checkpoint: Checkpoint, device: torch.device) -> list[MemoryRow
                 weights + activations * activation_bytes(checkpoint.config, dtype),
             ]
             rows.append(MemoryRow(name, folded, weights, max(moments), free))
+    for name, bytes_per_weight in _SCHEME_BYTES.items():
+        numbers, pooler = _model_bytes(checkpoint.config, torch.int8, True)
+        weights = int(numbers * bytes_per_weight)
+        needed = max(pooler * 4, weights + largest * 4)  # float32 until they are rounded
+        rows.append(MemoryRow(name, True, weights, needed, free))
     return rows
 
 
@@ -241,7 +248,7 @@ def _tensors(checkpoint: Checkpoint) -> Outcome:
 
 def _values(checkpoint: Checkpoint, dtype: str, advance: Advance) -> Outcome:
     """Read every tensor once. A NaN or infinity shows in the minimum or maximum."""
-    limit = torch.finfo(DTYPES[dtype]).max
+    limit = torch.finfo(DTYPES.get(dtype, torch.float32)).max
     bad: list[str] = []
     too_large: list[str] = []
     constant: list[str] = []
@@ -322,7 +329,7 @@ def _bytes_to_read(folder: Path, checkpoint: Checkpoint | None, hash_files: bool
 
 
 def _stored_bytes(stored: StoredTensor) -> int:
-    return math.prod(stored.shape) * ITEM_BYTES[stored.dtype]
+    return int(math.prod(stored.shape) * ITEM_BYTES[stored.dtype])
 
 
 def bytes_text(size_bytes: int) -> str:

@@ -18,13 +18,15 @@ from nvembed.errors import ConfigError, WeightsError
 from nvembed.files import file_digest
 from nvembed.model.config import ModelConfig
 from nvembed.model.nv_embed import NVEmbed
+from nvembed.model.quantised import QUANTISED, Scheme, load_weight, prepare, replace_layers, replace_pooler
 from nvembed.text.tokenize import TextSettings, TextTokenizer
 from nvembed.weights.adapter import Adapter, check_fit, read_adapter
 from nvembed.weights.backbone import Base, locate, package_file, read_base
 from nvembed.weights.base import read_causal_lm
 from nvembed.weights.causal_lm import PREFIX, CausalLM
+from nvembed.weights.compression import default_dtype
 from nvembed.weights.hub import model_folder
-from nvembed.weights.model_config import read_config
+from nvembed.weights.model_config import read_config, read_truncate_dim
 from nvembed.weights.sentence_transformers import MODULES, open_sentence_transformers
 from nvembed.weights.tensors import (
     BACKBONE_TENSORS,
@@ -35,6 +37,7 @@ from nvembed.weights.tensors import (
     file_tensors,
     incomplete,
     read_json,
+    read_parts,
     stored_tensors,
     tensor_head,
     values_fingerprint,
@@ -69,7 +72,14 @@ def open_checkpoint(folder: str | os.PathLike[str], *, pooling: str | None = Non
         return _open_adapted(folder, read_base(config_json["nvembed"]["base"]), config, text)
     tensors = stored_tensors(folder)
     compare_tensors(folder, tensors, expected_tensors(config))
-    return Checkpoint(folder, config, text, tensors)
+    return Checkpoint(
+        folder,
+        config,
+        text,
+        tensors,
+        truncate_dim=read_truncate_dim(config_json, config),
+        dtype=default_dtype(config_json),
+    )
 
 
 def _open_adapted(folder: Path, base: Base, config: ModelConfig, text: TextSettings) -> Checkpoint:
@@ -135,6 +145,7 @@ def load_model(
     device: torch.device | str,
     dtype: torch.dtype,
     fold: bool = True,
+    scheme: Scheme | None = None,
 ) -> NVEmbed:
     """Load a checkpoint's weights.
 
@@ -143,18 +154,34 @@ def load_model(
     Args:
         fold: fold latent attention for inference (exact; smaller and faster) and freeze the weights.
             ``False`` keeps the plain, trainable form.
+        scheme: hold the weights of linear layers and of the token embedding in 8 or 4 bits; ``dtype`` is
+            that of the rest.
     """
     with torch.device("meta"):
         model = NVEmbed(checkpoint.config)
+        if scheme is not None:
+            replace_layers(model, scheme, dtype)
     names = sorted(checkpoint.tensors, key=lambda name: name.startswith("embedding_model."))
     folded = not fold
     for name in names:
         if not folded and name.startswith("embedding_model."):
             model.fold_pooler()
             folded = True
-        tensor = checkpoint.read(name).to(device=device, dtype=dtype, copy=True)
+            if scheme is not None:
+                replace_pooler(model, scheme, dtype)
         parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, nn.Parameter(tensor, requires_grad=not fold))
+        module = model.get_submodule(parent)
+        if leaf == "weight" and isinstance(module, QUANTISED):
+            stored = checkpoint.tensors[name]
+            if stored.dtype == module.stored:
+                module.load(*(part.to(device) for part in read_parts(stored)))
+            else:
+                load_weight(module, checkpoint.read(name).to(device))
+            continue
+        tensor = checkpoint.read(name).to(device=device, dtype=dtype, copy=True)
+        setattr(module, leaf, nn.Parameter(tensor, requires_grad=not fold))
+    if scheme is not None:
+        prepare(model, torch.device(device))
     return model.eval() if fold else model.train()
 
 

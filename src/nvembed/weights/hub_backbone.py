@@ -17,6 +17,7 @@ from nvembed.model.config import (
     GemmaConfig,
     ModernBertConfig,
 )
+from nvembed.weights.compression import read_compression
 from nvembed.weights.hub_config import ARCHITECTURES, backbone_config, number, refuse, size_of
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -37,6 +38,7 @@ def read_backbone_config(config: Config) -> AnyBackbone:
     Raises:
         ConfigError: the architecture or a setting is not supported, or a value is out of range.
     """
+    read_compression(config)
     kind = config.get("model_type")
     if kind in ARCHITECTURES:
         return _decoder(config)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from nvembed.errors import ConfigError
 from nvembed.model.config import Architecture, BackboneConfig, RopeScaling, YarnScaling
+from nvembed.weights.compression import read_compression
 
 # "bidir_mistral" is NV-Embed v2's name of a Mistral without its causal mask
 ARCHITECTURES: dict[str, Architecture] = {
@@ -152,11 +153,7 @@ def _refuse_unsupported(config: Mapping[str, object]) -> None:
     if hidden_act != "silu":
         raise ConfigError(f"hidden_act is {hidden_act!r}; only 'silu' is supported")
     refuse(config, "attention_bias", "mlp_bias")
-    if config.get("quantization_config"):
-        raise ConfigError(
-            "the config has a quantization_config, but quantised weights are not supported: use the model's "
-            "float weights, or a GGUF file"
-        )
+    read_compression(config)
 
 
 def refuse(config: Mapping[str, object], *keys: str) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, cast, get_args
 
 from nvembed.errors import ConfigError
-from nvembed.model.config import ModelConfig, PoolerConfig, PoolingKind
+from nvembed.model.config import DenseConfig, ModelConfig, PoolerConfig, PoolingKind
 from nvembed.text.tokenize import Mode, TextSettings
 from nvembed.weights.hub_config import backbone_config, hub_config_dict, size_of
 from nvembed.weights.tensors import token_text
@@ -41,6 +41,7 @@ def read_config(
         backbone=backbone,
         pooler=_pooler(_section(config, "latent_attention_config"), backbone.hidden_size),
         pooling=cast(PoolingKind, pooling),
+        dense=_dense(ours, backbone.hidden_size),
     )
     bos = ours.get("bos_token_id", text_config.get("bos_token_id"))
     masked = bool(config.get("is_mask_instruction", True)) and config.get("padding_side", "right") == "right"
@@ -52,6 +53,30 @@ def read_config(
         bos_id=None if bos is None else _token_id({"bos_token_id": bos}, "bos_token_id", backbone.vocab_size),
         mask_instruction=masked,
     )
+
+
+def read_truncate_dim(config: Mapping[str, Any], model: ModelConfig) -> int | None:
+    """Return how many numbers of a vector are kept by default; None is all.
+
+    Raises:
+        ConfigError: more than the model makes.
+    """
+    ours = _section(config, "nvembed")
+    if ours.get("truncate_dim") is None:
+        return None
+    value = size_of(ours, "truncate_dim")
+    if value > model.dim:
+        raise ConfigError(f"config.json has nvembed.truncate_dim {value}: expected at most {model.dim}")
+    return value
+
+
+def _dense(ours: Mapping[str, Any], size: int) -> tuple[DenseConfig, ...]:
+    """Return the layers after pooling: a rotation to fewer dimensions."""
+    layers = []
+    for out in ours.get("rotations") or ():
+        layers.append(DenseConfig(size, size_of({"rotations": out}, "rotations"), False, "identity"))
+        size = layers[-1].out_size
+    return tuple(layers)
 
 
 def write_config(model: ModelConfig, text: TextSettings, dtype: str) -> dict[str, Any]:
@@ -85,6 +110,7 @@ def write_config(model: ModelConfig, text: TextSettings, dtype: str) -> dict[str
         "model_type": "nvembed",
         "nvembed": {
             **causal,
+            **({"rotations": [layer.out_size for layer in model.dense]} if model.dense else {}),
             "bos_token_id": text.bos_id,
             "eos_token_id": text.eos_id,
             "max_length": text.max_length,

@@ -17,6 +17,7 @@ from nvembed.model.config import Activation, DenseConfig, ModelConfig, PoolerCon
 from nvembed.text.model_prompts import ModelPrompts, takes_titles
 from nvembed.text.tokenize import TextSettings
 from nvembed.text.tokenizer_json import Tokenizer, read_tokenizer
+from nvembed.weights.compression import default_dtype
 from nvembed.weights.hub_backbone import read_backbone_config, tensor_name
 from nvembed.weights.tensors import (
     Checkpoint,
@@ -109,6 +110,7 @@ def open_sentence_transformers(folder: Path, *, pooling: str | None = None) -> C
         prompts=prompts,
         truncate_dim=None if truncate_dim is None else int(truncate_dim),
         notes=(note,) if text.eos_id >= 0 else (),
+        dtype=default_dtype(hub),
     )
 
 

@@ -18,13 +18,23 @@ from torch import Tensor
 from nvembed.errors import ConfigError, WeightsError
 from nvembed.model.config import ModelConfig
 from nvembed.model.nv_embed import NVEmbed
+from nvembed.model.quantised import (
+    GROUP,
+    Scheme,
+    dequantise_groups,
+    dequantise_rows,
+    quantise_groups,
+    quantise_rows,
+)
 from nvembed.text.model_prompts import ModelPrompts
 from nvembed.text.tokenize import TextSettings
 from nvembed.text.tokenizer_json import Tokenizer
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # tensors of other types are not weights
+# INT8 and INT4 are ours: codes that have scales beside them. Tensors of other types are not weights.
+ITEM_BYTES = {"F64": 8.0, "F32": 4.0, "F16": 2.0, "BF16": 2.0, "INT8": 1.0, "INT4": 0.5}
+SCALE, ZERO = ".scale", ".zero"  # what is added to the name of a quantised tensor
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 ADAPTER_TENSORS = "adapter_model.safetensors"
@@ -38,7 +48,8 @@ HEAD_NUMBERS = 2048  # the numbers of each tensor that fingerprints are computed
 class StoredTensor:
     file: Path
     shape: tuple[int, ...]
-    dtype: str  # as safetensors names it: F16, BF16, F32
+    dtype: str  # as safetensors names it: F16, BF16, F32; INT8 and INT4 of quantised tensors
+    parts: "tuple[tuple[Path, str], ...]" = ()  # of a quantised tensor: codes, scales, zero points
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,7 @@ class Checkpoint:
         prompts: of a folder in the layout of sentence-transformers; None for NV-Embed's.
         truncate_dim: the number of dimensions that are kept by default.
         notes: contradictions in the folder, and how they were resolved.
+        dtype: the dtype in which a compressed model is computed by default; None for other models.
     """
 
     folder: Path
@@ -65,6 +77,7 @@ class Checkpoint:
     prompts: ModelPrompts | None = None
     truncate_dim: int | None = None
     notes: tuple[str, ...] = ()
+    dtype: str | None = None
 
     def read(self, name: str, rows: int | None = None) -> Tensor:
         """Read one tensor, or its first ``rows`` rows, in the dtype it is stored in."""
@@ -82,23 +95,75 @@ def read_tokenizer_files(folder: Path) -> dict[str, bytes]:
 
 
 def read_tensor(stored: StoredTensor, name: str, rows: int | None = None) -> Tensor:
-    """Read one tensor, or its first rows.
+    """Read one tensor, or its first rows; a quantised one as float32.
 
     The file is mapped for this call only, so that its pages do not stay in memory.
     """
+    if stored.dtype == "INT8":
+        return dequantise_rows(*read_parts(stored, rows))
+    if stored.dtype == "INT4":
+        return dequantise_groups(*read_parts(stored, rows))
+    return _read(stored.file, name, rows)
+
+
+def read_parts(stored: StoredTensor, rows: int | None = None) -> list[Tensor]:
+    """Read codes and scales of a quantised tensor; of INT4 also the zero point of each group."""
+    parts = [_read(path, name, rows) for path, name in stored.parts]
+    if stored.dtype == "INT4":
+        pairs, groups = parts[2], parts[1].shape[1]
+        parts[2] = torch.stack((pairs & 15, pairs >> 4), 2).flatten(1)[:, :groups]
+    return parts
+
+
+def quantised_parts(name: str, weight: Tensor, scheme: Scheme) -> list[tuple[str, Tensor]]:
+    """Quantise a matrix for a file: names and tensors. One that int4 cannot hold is int8."""
+    if scheme == "int8" or weight.shape[1] % GROUP:
+        codes, scale = quantise_rows(weight)
+        return [(name, codes), (name + SCALE, scale)]
+    packed, scale, zero = quantise_groups(weight)
+    if zero.shape[1] % 2:
+        zero = torch.nn.functional.pad(zero, (0, 1))
+    return [(name, packed), (name + SCALE, scale), (name + ZERO, zero[:, ::2] | zero[:, 1::2] << 4)]
+
+
+def _read(path: Path, name: str, rows: int | None) -> Tensor:
     try:
-        with safe_open(stored.file, framework="pt") as file:
+        with safe_open(path, framework="pt") as file:
             tensor: Tensor = file.get_tensor(name) if rows is None else file.get_slice(name)[:rows]
             return tensor
     except (SafetensorError, OSError) as error:
-        raise _unreadable(stored.file, error) from error
+        raise _unreadable(path, error) from error
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Read the header of every safetensors file of a folder: name -> file, shape, dtype."""
-    return {
+    stored = {
         name: tensor for shard in shard_names(folder) for name, tensor in file_tensors(folder / shard).items()
     }
+    return _with_parts(stored)
+
+
+def _with_parts(stored: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Put codes, scales and zero points together: one entry with the shape of the matrix."""
+    whole = dict(stored)
+    for name, codes in stored.items():
+        names = [part for part in (name, name + SCALE, name + ZERO) if part in stored]
+        expected = {"I8": ("INT8", 1, 2), "U8": ("INT4", 2, 3)}.get(codes.dtype)
+        if expected is None or len(codes.shape) != 2 or len(names) != expected[2]:
+            continue
+        dtype, per_byte, _ = expected
+        size, width = codes.shape[0], codes.shape[1] * per_byte
+        groups = width // GROUP
+        shapes = [stored[part].shape for part in names[1:]]
+        if shapes != ([(size,)] if dtype == "INT8" else [(size, groups), (size, -(-groups // 2))]):
+            raise WeightsError(
+                f"{codes.file} is damaged: {name} is {codes.shape} and its scales are {shapes}"
+            )
+        for part in names:
+            whole.pop(part)
+        parts = tuple((stored[part].file, part) for part in names)
+        whole[name] = StoredTensor(codes.file, (size, width), dtype, parts)
+    return whole
 
 
 def file_tensors(path: Path) -> dict[str, StoredTensor]:

@@ -1,0 +1,187 @@
+"""``nvembed compress``: make a model smaller."""
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from nvembed.cli.embedding import text_layout
+from nvembed.cli.models import find_model
+from nvembed.cli.options import Compute, Count, FileOptions
+from nvembed.cli.screen import long_progress, results, say
+from nvembed.errors import DataError, InputError, OutputError
+from nvembed.text.pack import windows
+
+if TYPE_CHECKING:
+    from nvembed.weights.tensors import Checkpoint
+
+Bits = Literal["int8", "int4"]
+FIT_TEXTS = 20_000  # of a corpus, for a rotation
+COUNT_CHARACTERS = 4_000  # long documents are counted in pieces
+
+
+def compress(
+    model: str,
+    out: Path,
+    /,
+    *,
+    scheme: Bits | None = None,
+    embedding: Bits | None = None,
+    dtype: Literal["float32", "bfloat16", "int8", "int4"] | None = None,
+    vocabulary: list[Path] | None = None,
+    tokens: Count | None = None,
+    layers: Count | None = None,
+    mlp_width: Count | None = None,
+    dims: Count | None = None,
+    fit: Path | None = None,
+    reading: FileOptions = FileOptions(),
+    compute: Compute = Compute(),
+) -> None:
+    """Make a model smaller: weights in 8 or 4 bits, fewer tokens, fewer layers, shorter vectors.
+
+    OUT opens like any other model. Measure it with `nvembed evaluate` before you use it.
+
+    Examples:
+
+        nvembed compress all-MiniLM-L6-v2 minilm-int8 --scheme int8
+
+        nvembed compress nvidia/NV-Embed-v2 nv-embed-int4 --scheme int4
+
+        nvembed compress google/embeddinggemma-300m gemma-en --vocabulary english/ --tokens 32000 \\
+            --scheme int4 --dtype int8
+
+    Parameters
+    ----------
+    model
+        A folder or a hub id.
+    out
+        Folder for the new model; it must not exist.
+    scheme
+        Bits of the stored weights of linear layers: int8, one scale per output; int4, a scale and a zero
+        point per group of 32 inputs. Default: the numbers of MODEL.
+    embedding
+        Bits of the token embedding. Default with a scheme: int8.
+    dtype
+        How OUT is computed unless --dtype says otherwise. int8 is fastest on CPUs; int4 needs least memory.
+        Default: the scheme.
+    vocabulary
+        Corpus whose tokens are kept: a file or a folder. Repeat it for several. Tokens that any text may
+        need are kept in any case.
+    tokens
+        With --vocabulary: how many tokens are kept, the most frequent first. Default: all that occur.
+    layers
+        Keep only the first layers.
+    mlp_width
+        Keep only so many neurons of each feed-forward block, those with the largest weights.
+    dims
+        Length of the vectors. Alone: the first numbers, for models that are trained for it (Matryoshka).
+    fit
+        With --dims: corpus on whose vectors a rotation is fitted, so that the first numbers hold the most.
+    """
+    from nvembed.compress.folder import Reduction, size_bytes
+    from nvembed.compress.folder import compress as write
+    from nvembed.weights.checkpoint import open_checkpoint
+
+    if out.exists():
+        raise OutputError(f"{out} exists already: remove it, or write to another path")
+    if tokens is not None and vocabulary is None:
+        raise InputError("--tokens needs --vocabulary: the corpus whose most frequent tokens are kept")
+    if fit is not None and dims is None:
+        raise InputError("--fit needs --dims: the length of the vectors")
+    if all(value is None for value in (scheme, embedding, vocabulary, layers, mlp_width, dims)):
+        raise InputError("nothing to make smaller: pass --scheme, --vocabulary, --layers or --dims")
+    folder = find_model(model)
+    source = open_checkpoint(folder)
+    kept = None
+    if vocabulary is not None:
+        kept = _kept_tokens(source, vocabulary, tokens, reading)
+    reduction = Reduction(
+        scheme=scheme,
+        embedding=embedding or ("int8" if scheme is not None else None),
+        dtype=dtype,
+        tokens=kept,
+        layers=layers,
+        mlp_width=mlp_width,
+        dims=dims,
+        rotation=None if fit is None or dims is None else _rotation(folder, fit, dims, reading, compute),
+    )
+    write(out, source, reduction)
+    results().print(f"{out}: {size_bytes(out) / 1e6:,.1f} MB, {model} has {size_bytes(folder) / 1e6:,.1f} MB")
+
+
+def _documents(corpus: Path, reading: FileOptions) -> Iterator[str]:
+    """Yield the texts of a corpus.
+
+    Raises:
+        DataError: a document that cannot be read.
+    """
+    from nvembed.read.corpus import list_files, read_documents
+
+    for file in list_files(str(corpus)).files:
+        for read in read_documents(file, field=reading.field, layout=text_layout(reading)):
+            if isinstance(read.document, DataError):
+                raise read.document
+            yield read.document.text
+
+
+def _kept_tokens(
+    source: "Checkpoint", corpora: list[Path], size: int | None, reading: FileOptions
+) -> np.ndarray:
+    """Return the ids of the tokens that corpora use, with those that templates and prompts need."""
+    from nvembed.compress.vocabulary import choose_tokens, counted, special_tokens
+    from nvembed.weights.checkpoint import load_tokenizer
+
+    tokenizer, rows = load_tokenizer(source), source.config.backbone.vocab_size
+    texts = (
+        text[start : start + COUNT_CHARACTERS]
+        for corpus in corpora
+        for text in _documents(corpus, reading)
+        for start in range(0, len(text), COUNT_CHARACTERS)
+    )
+    with long_progress("counting tokens") as update:
+        characters = 0
+
+        def ids() -> Iterator[np.ndarray]:
+            nonlocal characters
+            for window in windows(texts, 4096, 4_000_000):
+                characters += sum(map(len, window))
+                update(characters, characters)
+                yield np.concatenate([item.input_ids for item in tokenizer([t or " " for t in window])])
+
+        counts = counted(ids(), rows)
+    if not counts.any():
+        raise DataError(f"{', '.join(map(str, corpora))}: no text to count tokens of")
+    prompts = [] if source.prompts is None else [*source.prompts.texts.values(), source.prompts.plain]
+    files = source.tokenizer_files()
+    form = json.loads(files["tokenizer.json"])
+    configs = [json.loads(files[name]) for name in files if name != "tokenizer.json"]
+    config_path = (source.tokenizer_folder or source.folder) / "config.json"
+    needed = special_tokens(form, *configs, json.loads(config_path.read_bytes()))
+    needed |= {int(n) for prompt in prompts if prompt for n in tokenizer([prompt])[0].input_ids}
+    needed |= {n for n in (source.text.bos_id, source.text.eos_id) if n is not None and n >= 0}
+    kept = choose_tokens(form, counts, needed, size)
+    kept = kept[kept < rows]
+    share = counts[kept].sum() / counts.sum()
+    say(f"{len(kept):,} of {rows:,} tokens are kept; they are {100 * share:.2f} % of the corpus's tokens")
+    return kept
+
+
+def _rotation(folder: Path, corpus: Path, dims: int, reading: FileOptions, compute: Compute) -> np.ndarray:
+    """Return the rotation that keeps most of the vectors of a corpus's first texts."""
+    from nvembed.cli.models import load
+    from nvembed.compress.folder import principal_rotation
+
+    encoder = load(str(folder), device=compute.device, dtype=compute.dtype)
+    texts = list(islice(_documents(corpus, reading), FIT_TEXTS))
+    if not 1 <= dims <= encoder.dim:
+        raise InputError(f"--dims is {dims:,}: expected 1 to {encoder.dim:,}")
+    vectors = np.concatenate(
+        [part.vectors for part in encoder.stream(texts, prompt=encoder.document_prompt(), show_progress=True)]
+    )
+    rotation = principal_rotation(vectors, dims)
+    share = np.square(vectors @ rotation.T).sum(1).mean()
+    say(f"{dims:,} of {encoder.dim:,} dimensions hold {100 * share:.1f} % of {len(texts):,} texts' vectors")
+    return rotation
