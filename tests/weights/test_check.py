@@ -233,8 +233,10 @@ def test_one_tensor_at_a_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_memory_is_what_a_loaded_model_takes(folder: Path) -> None:
     checkpoint = open_checkpoint(folder)
     rows = {(row.dtype, row.folded): row for row in memory_table(checkpoint, CPU)}
-    assert len(rows) == 6
+    assert len(rows) == 8
     for (dtype, folded), row in rows.items():
+        if dtype in ("int8", "int4"):
+            continue  # estimates for large models, where norms and biases are few
         model = load_model(checkpoint, device="cpu", dtype=getattr(torch, dtype), fold=folded)
         held = sum(value.nbytes for value in model.state_dict().values())
         assert row.weights_bytes == held
@@ -252,6 +254,8 @@ def test_memory_of_the_released_model() -> None:
     assert rows["float16", False].weights_bytes == known.total_bytes == 15_702_032_384
     saved = 8 * 4096 * 4096 * 4 - 2 * 4096 * 4096 + 512 * 4096 + 2 * 4096
     assert rows["float16", True].weights_bytes == known.total_bytes - 2 * saved
+    assert 7.2e9 < rows["int8", True].weights_bytes < 7.6e9
+    assert 4.2e9 < rows["int4", True].weights_bytes < 4.6e9
     row = rows["bfloat16", True]
     assert row.needed_bytes - row.weights_bytes >= 2 * 65536 * 4096, "room for the largest tensor"
     assert row.needed_bytes < 16e9 < rows["float32", True].needed_bytes
