@@ -411,7 +411,7 @@ def test_the_command_line(folder: Path, known: KnownWeights, capsys: Any) -> Non
     report = json.loads(capsys.readouterr().out)
     assert report["ok"]
     assert report["findings"][-1] == {"check": "known answer", "status": "skip", "detail": "not requested"}
-    assert len(report["memory"]) == 6
+    assert len(report["memory"]) == 8
     assert report["known_answer"] is None
     assert run("check", str(folder), "--device", "cpu", "--json") == 1
     report = json.loads(capsys.readouterr().out)
