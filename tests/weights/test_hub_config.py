@@ -114,7 +114,7 @@ def test_round_trip(architecture: str, head_dim: int, scaling: RopeScaling | Non
         ({"head_dim": 3}, "head_dim is 3; rotary embeddings need an even number"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; only 'silu'"),
         ({"attention_bias": True}, "attention_bias is True, which is not supported"),
-        ({"quantization_config": {"bits": 4}}, "quantised weights are not supported"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config of another library"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rotary scaling of type 'linear'"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "lacks low_freq_factor, high_freq_factor"),
         ({"rope_scaling": {**LLAMA3, "low_freq_factor": 4.0}}, r"low_freq_factor \(4.0\) must be below"),
