@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from nvembed.compress.vocabulary import renumber_config, trim_tokenizer, trim_tokenizer_config
@@ -21,7 +20,7 @@ from nvembed.model.config import DenseConfig, ModelConfig
 from nvembed.weights.adapter import json_bytes
 from nvembed.weights.compression import KEY, Compression
 from nvembed.weights.model_config import write_config
-from nvembed.weights.save import MODEL_FILES, SHARD_BYTES, save_model
+from nvembed.weights.save import MODEL_FILES, SHARD_BYTES, safetensors_bytes, save_model
 from nvembed.weights.sentence_transformers import MODULES, SETTINGS
 from nvembed.weights.tensors import Checkpoint, quantised_parts, read_json
 
@@ -221,8 +220,8 @@ def _sentence_files(source: Checkpoint, reduction: Reduction, scheme: dict[str, 
         files[MODULES] = json_bytes(modules)
     places = [entry["path"] for entry in modules if str(entry["type"]).endswith(".Dense")]
     for where, parts in zip(places, _dense(source, reduction), strict=True):
-        stored = {name.split(".", 2)[2]: tensor.contiguous() for name, tensor in parts}
-        files[f"{where}/model.safetensors"] = save(stored, metadata={"format": "pt"})
+        stored = {name.split(".", 2)[2]: tensor for name, tensor in parts}
+        files[f"{where}/model.safetensors"] = safetensors_bytes(stored)
     if reduction.dims is not None:
         settings = json.loads(files.get(SETTINGS, b"{}"))
         kept = reduction.dims if reduction.rotation is None else None

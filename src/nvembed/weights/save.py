@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from nvembed.errors import OutputError
@@ -79,6 +79,12 @@ def save_model(
             (work / name).parent.mkdir(exist_ok=True)
             (work / name).write_bytes(content)
         write_sums(work)
+
+
+def safetensors_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """Return the content of a safetensors file."""
+    content: bytes = save({name: tensor.contiguous() for name, tensor in tensors.items()}, {"format": "pt"})
+    return content
 
 
 def _write_shards(
