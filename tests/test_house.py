@@ -114,8 +114,8 @@ BUDGETS: dict[str, tuple[set[str], int]] = {
     # 50 for titles that go where a prompt has a place for them
     # 30 for threads of Ray Data that end before Ray does
     # 40 for late chunking
-    # 340 for cutting by structure in any script, headings of passages and context for the model
-    "read, embed, search, learn": ({"read", "embed", "search", "learn"}, 10_380),
+    # 360 for cutting by structure in any script, headings of passages and context for the model
+    "read, embed, search, learn": ({"read", "embed", "search", "learn"}, 10_400),
     "compress": ({"compress"}, 700),
     # 40 for the check of results, 10 for the digest of model_meta.json
     # 225 for models measured on the user's own documents

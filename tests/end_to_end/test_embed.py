@@ -58,7 +58,7 @@ class Encoder:
         time.sleep(0.05)
         yield from encode(texts)
 
-facts = embedding.Facts("f" * 32, DIM, 52, "float32", 2048, 2, lambda: word_offsets)
+facts = embedding.Facts("f" * 32, DIM, 52, "float32", 2048, 2, "mean", lambda: word_offsets)
 embedding.describe = lambda model, **_: facts
 embedding.load = lambda name, **_: Encoder(name)
 from nvembed.cli.main import main
@@ -168,11 +168,14 @@ def test_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "another storage" in run(
         corpus, out, *always, "--on-error", "skip", "--overlap-tokens", "0", "--storage", "float32", code=1
     )
-    facts = Facts("f" * 32, DIM, 52, "float32", 2048, 2, lambda: word_offsets)
+    facts = Facts("f" * 32, DIM, 52, "float32", 2048, 2, "mean", lambda: word_offsets)
     monkeypatch.setattr("nvembed.cli.embed.describe", lambda model, **_: facts)
     monkeypatch.setattr("nvembed.cli.embed.own_prompts", lambda model, **_: None)
     for options, message in [
         (["--whole", "--chunk-tokens", "9"], "--whole leaves documents whole"),
+        (["--whole", "--cut", "structure"], "--whole leaves documents whole: remove it, or --cut"),
+        (["--cut", "sentences", "--context", "headings"], "--context headings needs --cut structure"),
+        (["--late-chunking", "--context", "title"], "remove it, or --context"),
         (["--workers", "2"], "--workers and --ray-address are for --engine ray"),
         (["--engine", "ray", "--device", "cpu"], "--device and --update are for the local engine"),
         (["--task", "NQ", "--prompt", "p"], "at most one of --task and --prompt"),
@@ -184,7 +187,7 @@ def test_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(InputError, match=re.escape(message)):
             app_for(["embed"])([str(argument) for argument in arguments])
     assert not (tmp_path / "new").exists(), "a wrong option is said before the corpus is read"
-    with pytest.raises(InputError, match="in lies in the corpus"):
+    with pytest.raises(InputError, match="in is inside the corpus"):
         app_for(["embed"])(["embed", str(corpus), str(corpus / "in"), "--model", "m"])
 
 

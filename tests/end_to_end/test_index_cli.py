@@ -86,7 +86,7 @@ def test_a_folder_that_looks_like_one_is_none(tmp_path: Path, capfd: pytest.Capt
     run("search", tmp_path / "notes", "judo", "--json", "--model", TINY_A)
     assert json.loads(capfd.readouterr().out)["id"] == "a.md#0"
     embedded = tmp_path / "embedded"
-    run("embed", tmp_path / "notes", embedded, "--model", TINY_A, "--on-error", "skip")  # no text in {}
+    run("embed", tmp_path / "notes", embedded, "--model", TINY_A)
     run("search", embedded, "judo", "--json")
     assert json.loads(capfd.readouterr().out)["id"] == "a.md#0"
     with pytest.raises(InputError, match="is a model"):

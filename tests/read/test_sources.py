@@ -48,6 +48,14 @@ def test_a_folder_of_every_kind(tmp_path: Path) -> None:
     assert json.loads(found["sub/g.parquet:7"].metadata) == {"n": 7}, "vectors are no metadata"
 
 
+def test_blank_code_and_json_are_ignored(tmp_path: Path) -> None:
+    for name, content in {"__init__.py": "", "a.py": "x = 1\n", "b.json": "{}\n", "c.sh": " \n"}.items():
+        (tmp_path / name).write_text(content)
+    source = list_files(str(tmp_path))
+    assert [file.name for file in source.files] == ["a.py"]
+    assert source.ignored == {"blank file": 3}
+
+
 def test_single_files_and_beir(tmp_path: Path) -> None:
     (tmp_path / "lines.txt").write_text("one\ntwo\n")
     assert [d.id for d in documents(list_files(str(tmp_path / "lines.txt")).files[0])] == ["0", "1"]

@@ -27,10 +27,11 @@ from nvembed.read.lines import (
     known_format,
 )
 from nvembed.read.rows import named_line
-from nvembed.read.streams import START, Place
+from nvembed.read.streams import START, Place, open_binary
 
 RECORD_KINDS = (*LINE_KINDS, *TABLE_KINDS)
 HUB = "datasets:"
+BLANK_BYTES = 16
 
 
 class SourceFile(NamedTuple):
@@ -127,7 +128,9 @@ def _folder(folder: Path, follow_links: bool) -> CorpusFiles:
             ignored["symbolic link"] += 1
         elif not path.is_file():
             continue
-        elif kind := DOCUMENT_KINDS.get(path.suffix.lower()):
+        elif (kind := DOCUMENT_KINDS.get(path.suffix.lower())) in ("code", "json") and _is_blank(path):
+            ignored["blank file"] += 1
+        elif kind is not None:
             files.append(SourceFile(path, name, kind))
         elif kind := known_format(path):
             files.append(SourceFile(path, name, kind, f"{name}:"))
@@ -139,6 +142,14 @@ def _folder(folder: Path, follow_links: bool) -> CorpusFiles:
             f"{_known_suffixes()}"
         )
     return CorpusFiles(files, dict(sorted(ignored.items())))
+
+
+def _is_blank(path: Path) -> bool:
+    """Whether a file of code or JSON has no content, which is common: an empty ``__init__.py``, or ``{}``."""
+    if path.stat().st_size > BLANK_BYTES:
+        return False
+    with open_binary(path) as stream:
+        return stream.read(BLANK_BYTES).strip() in (b"", b"{}", b"[]", b"null")
 
 
 def hub(
