@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +151,20 @@ def test_agreement_counts_common_documents() -> None:
     opposite = agreement(Measurement(-scores), Measurement(scores), material)
     assert (opposite.values["overlap@10"][0], opposite.values["correlation"][0]) == (0, pytest.approx(-1))
     assert 0.5 <= agreement(Measurement(other), Measurement(scores), material).values["overlap@10"][0] < 1
+
+
+def test_a_model_that_fails_does_not_stop_the_others(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(model, broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    task = make_retrieval(tmp_path / "task")
+    options = ("--questions", task / "queries.jsonl", "--qrels", task / "qrels" / "test.tsv")
+    out = tmp_path / "out"
+    assert run("choose", broken, "random", "--corpus", task, *options, "--sample", 20, "--out", out) == 1
+    assert set(chosen(out)) == {"random", "words (BM25)"}
+    errors = capsys.readouterr().err
+    assert "broken could not be measured" in errors
+    assert "1 of 2 models" in errors
