@@ -25,7 +25,12 @@ class GemmaNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, 1 + self.weight.float(), self.eps).to(x.dtype)
+        x32, weight = x.float(), 1 + self.weight.float()
+        if torch.is_grad_enabled() or x.is_cuda:
+            return F.rms_norm(x32, weight.shape, weight, self.eps).to(x.dtype)
+        # two passes over x; torch's function writes the squares and each product to fresh memory
+        squares = torch.linalg.vector_norm(x32, dim=-1, keepdim=True).square_()
+        return (x32 * squares.div_(x.shape[-1]).add_(self.eps).rsqrt_()).mul_(weight).to(x.dtype)
 
 
 class GemmaLayer(nn.Module):
