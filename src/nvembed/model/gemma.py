@@ -30,7 +30,8 @@ class GemmaNorm(nn.Module):
             return F.rms_norm(x32, weight.shape, weight, self.eps).to(x.dtype)
         # two passes over x; torch's function writes the squares and each product to fresh memory
         squares = torch.linalg.vector_norm(x32, dim=-1, keepdim=True).square_()
-        return (x32 * squares.div_(x.shape[-1]).add_(self.eps).rsqrt_()).mul_(weight).to(x.dtype)
+        out: Tensor = (x32 * squares.div_(x.shape[-1]).add_(self.eps).rsqrt_()).mul_(weight).to(x.dtype)
+        return out
 
 
 class GemmaLayer(nn.Module):
