@@ -313,6 +313,7 @@ def report(results: dict[str, Any]) -> str:
         *head,
     ]
     lines += _rows(results, "speed")
+    lines += ["", results["note"]] if results.get("note") else []
     if any("cpu_time" in entry for entry in results["models"].values()):
         lines += ["", "CPU seconds of one thread, on a machine that others used:", "", *head]
         lines += _rows(results, "cpu_time")
