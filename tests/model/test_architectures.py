@@ -9,7 +9,14 @@ import transformers
 from torch import nn
 
 from nvembed.model.attention import Segments
-from nvembed.model.config import BackboneConfig, BertConfig, GemmaConfig, ModernBertConfig, YarnScaling
+from nvembed.model.config import (
+    BackboneConfig,
+    BertConfig,
+    EmbeddingGemma2Config,
+    GemmaConfig,
+    ModernBertConfig,
+    YarnScaling,
+)
 from nvembed.model.nv_embed import build_backbone
 
 LENGTHS = (1, 3, 40, 7, 40)
@@ -78,6 +85,30 @@ def test_gemma3(causal: bool) -> None:
     torch.testing.assert_close(
         packed_states(ours, texts), expected_states(model, texts), atol=1e-5, rtol=1e-5
     )
+
+
+def test_embedding_gemma2() -> None:
+    """The window is a radius; global layers have other heads; the projection follows pooling in ours."""
+    config = transformers.EmbeddingGemma2TextConfig(
+        **COMMON, num_key_value_heads=2, head_dim=16, global_head_dim=24, num_global_key_value_heads=1,
+        sliding_window=4, sliding_window_pattern=3, hidden_size_per_layer_input=12, embedding_dim=40,
+        attn_implementation="eager",
+    )  # fmt: skip
+    model = randomised(transformers.EmbeddingGemma2TextModel(config))
+    for layer in model.layers:
+        layer.layer_scalar.uniform_(0.5, 1.5)
+    ours = build_backbone(
+        EmbeddingGemma2Config(
+            **OURS, num_kv_heads=2, head_dim=16, global_kv_heads=1, global_head_dim=24, gate_size=12,
+            max_position=512, windows=(4, 4, None),
+        )
+    )  # fmt: skip
+    state = model.state_dict()
+    projection = state.pop("embedding_projection.weight")
+    ours.load_state_dict(state)
+    texts = some_texts()
+    packed = packed_states(ours, texts) @ projection.T
+    torch.testing.assert_close(packed, expected_states(model, texts), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("long", [False, True], ids=["short", "beyond the original context"])

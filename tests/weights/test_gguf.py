@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 import tiny_lm
 import torch
-from gguf_writer import write
+import transformers
+from gguf_writer import write, write_gemma
 
 from nvembed.errors import ConfigError, WeightsError
-from nvembed.model.config import Architecture, RopeScaling
+from nvembed.model.attention import Segments
+from nvembed.model.config import Architecture, GemmaConfig, RopeScaling
 from nvembed.model.decoder import rope_frequencies
+from nvembed.model.nv_embed import build_backbone
 from nvembed.weights.base import read_causal_lm
 
 gguf = pytest.importorskip("gguf")
@@ -164,3 +167,32 @@ def test_a_string_that_is_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(raw.replace(b"smollm", b"smol\xc3m", 1))
     with pytest.raises(WeightsError, match="is not a complete GGUF file"):
         read_causal_lm(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize("pattern", [6, 2])
+def test_gemma3(tmp_path: Path, pattern: int) -> None:
+    """Values, window, rotary bases and hidden states as transformers reads them from the same file."""
+    windows = tuple(7 if (number + 1) % pattern else None for number in range(7))
+    config = GemmaConfig(
+        vocab_size=320, hidden_size=32, intermediate_size=48, num_layers=7, num_heads=2, num_kv_heads=1,
+        head_dim=256, max_position=128, windows=windows, query_scale=256**-0.5, causal=True,
+    )  # fmt: skip
+    ours = build_backbone(config).eval()
+    torch.manual_seed(0)
+    for name, value in ours.named_parameters():
+        value.data.normal_(0.0, 1.0 if "embed" in name else 0.2)
+    values = {name: value.detach() for name, value in ours.state_dict().items()}
+    write_gemma(tmp_path / "m.gguf", config, values, pattern)
+    lm = read_causal_lm(tmp_path / "m.gguf")
+    assert lm.config == config
+    for name, value in lm.tensors():
+        torch.testing.assert_close(value, values[name], atol=1e-6, rtol=0)
+    ids = torch.arange(3, 43) * 7 % 320
+    packed = Segments.of((40,), torch.device("cpu"))
+    if pattern == 6:  # transformers does not read the pattern from the file
+        theirs = transformers.AutoModel.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32)
+        with torch.no_grad():
+            expected = theirs(input_ids=ids[None]).last_hidden_state[0]
+            torch.testing.assert_close(ours(ids, packed), expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ConfigError, match="Gemma"):
+        _ = lm.decoder

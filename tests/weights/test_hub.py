@@ -16,7 +16,7 @@ import pytest
 from huggingface_hub import constants
 
 from nvembed.errors import DownloadError, WeightsError
-from nvembed.weights.hub import model_folder
+from nvembed.weights.hub import model_folder, unknown_files
 from nvembed.weights.tensors import INDEX
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -169,6 +169,23 @@ def test_downloads_data_only_then_works_offline(hub: Hub, monkeypatch: pytest.Mo
     assert model_folder("nvidia/tiny") == folder
     assert model_folder("nvidia/tiny", revision=COMMIT) == folder
     assert len(hub.requests) == asked
+
+
+def test_what_another_library_left_is_completed(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FILES, "config.json", b'{"model_type": "bert"}')
+    monkeypatch.setitem(FILES, "modules.json", b"[]")
+    folder = model_folder("nvidia/tiny")
+    assert (folder / "modules.json").is_file()
+    (folder / "modules.json").unlink()
+    hub.requests.clear()
+    assert (model_folder("nvidia/tiny") / "modules.json").is_file()
+    hub.requests.clear()
+    model_folder("nvidia/tiny")
+    assert not hub.requests, "the model has no config_sentence_transformers.json, which is known now"
+    (folder / "modules.json").unlink()
+    use_endpoint(monkeypatch, "http://127.0.0.1:9")
+    assert model_folder("nvidia/tiny") == folder
+    assert unknown_files(folder) == ["modules.json"]
 
 
 def test_a_tag_is_resolved_to_its_commit(hub: Hub) -> None:

@@ -7,6 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
 from tiny_sentence import MODELS, byte_level, sentence_folder, transformer_folder
 
 from conftest import TINY_A
@@ -137,13 +141,124 @@ def test_eos_that_the_tokenizer_file_lacks_is_appended_and_said(tmp_path: Path) 
     folder = tmp_path / "model"
     byte_level("<|im_start|> $A").save(str(folder / "tokenizer.json"))
     changed(folder / "tokenizer_config.json", add_eos_token=True, eos_token="<|endoftext|>")
-    ours = Encoder.from_pretrained(folder)
+    with pytest.warns(UserWarning, match="add_eos_token"):
+        ours = Encoder.from_pretrained(folder)
     [tokens] = ours.tokenizer(["it's"])
     assert tokens.input_ids[0] == 1
     assert tokens.input_ids[-1] == 0
-    assert ours.checkpoint is not None
-    assert "add_eos_token" in ours.checkpoint.notes[0]
     assert with_eos.tokenizer("it's")["input_ids"][-1] == 0
+
+
+def test_embedding_gemma2_with_towers_of_other_media(tmp_path: Path) -> None:
+    """Of the whole model, the text tower is read; its names are those that transformers writes."""
+    text = transformer_folder(tmp_path / "text", "embedding_gemma2_text")
+    whole = tmp_path / "whole"
+    shutil.copytree(text, whole)
+    config = json.loads((text / "config.json").read_text())
+    content = {"model_type": "embedding_gemma2", "text_config": config, "vision_config": None}
+    (whole / "config.json").write_text(json.dumps(content))
+    tensors = {f"language_model.{name}": t for name, t in load_file(text / "model.safetensors").items()}
+    both = transformers.EmbeddingGemma2Config(text_config=config, vision_config=None, audio_config=None)
+    assert set(transformers.AutoModel.from_config(both).state_dict()) == set(tensors)
+    tensors |= {name: torch.ones(2, 2) for name in ("vision_tower.patch.weight", "embed_vision.weight")}
+    save_file(tensors, whole / "model.safetensors")
+    ours = Encoder.from_pretrained(whole, pooling="mean")
+    assert ours.dim == 40
+    expected = Encoder.from_pretrained(text, pooling="mean").encode(TEXTS)
+    np.testing.assert_array_equal(ours.encode(TEXTS), expected)
+    with pytest.raises(InputError, match="bfloat16"):
+        Encoder.from_pretrained(whole, pooling="mean", dtype="float16")
+
+
+def test_the_template_wins_over_the_name_of_the_eos_token(tmp_path: Path) -> None:
+    """As in Qwen3-Embedding: the tokenizer appends another token than the one that is called EOS."""
+    sentence_folder(tmp_path / "model", "qwen3", pooling="lasttoken")
+    folder = tmp_path / "model"
+    changed(folder / "tokenizer_config.json", eos_token="<|im_end|>")
+    changed(folder / "config.json", eos_token_id=2)
+    theirs, ours = SentenceTransformer(str(folder), device="cpu"), Encoder.from_pretrained(folder)
+    [tokens] = ours.tokenizer(["it's"])
+    assert tokens.input_ids[-1] == theirs.tokenizer("it's")["input_ids"][-1] == 0
+    np.testing.assert_allclose(ours.encode(TEXTS), theirs.encode(TEXTS), atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["lasttoken", "mean"])
+def test_padding_on_the_left_makes_no_difference(tmp_path: Path, pooling: str) -> None:
+    """Packed texts have no padding; a model whose tokenizer pads on the left gives the same vectors."""
+    sentence_folder(tmp_path / "model", "qwen3", pooling=pooling, max_length=None)
+    folder = tmp_path / "model"
+    right = Encoder.from_pretrained(folder).encode(TEXTS)
+    changed(folder / "tokenizer_config.json", padding_side="left")
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    assert theirs.tokenizer.padding_side == "left"
+    ours = Encoder.from_pretrained(folder).encode(TEXTS)
+    np.testing.assert_array_equal(ours, right)
+    np.testing.assert_allclose(ours, theirs.encode(TEXTS), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("own", "tokenizer", "expected"),
+    [
+        ({"max_seq_length": 24}, {"model_max_length": 30}, 24),
+        ({}, {"model_max_length": 30}, 30),
+        ({}, {}, 96),
+    ],
+)
+def test_places_of_the_longest_text(
+    tmp_path: Path, own: dict[str, int], tokenizer: dict[str, int], expected: int
+) -> None:
+    sentence_folder(tmp_path / "model", max_length=None)
+    folder = tmp_path / "model"
+    for name, values in (("sentence_bert_config.json", own), ("tokenizer_config.json", tokenizer)):
+        content = json.loads((folder / name).read_text())
+        content = {key: value for key, value in content.items() if "max" not in key}
+        (folder / name).write_text(json.dumps({**content, **values}))
+    theirs, ours = SentenceTransformer(str(folder), device="cpu"), Encoder.from_pretrained(folder)
+    assert ours.max_length == expected
+    assert theirs.max_seq_length in (expected, None)
+    short = [text for text in TEXTS if len(text) < 60] if expected == 96 else TEXTS
+    np.testing.assert_allclose(ours.encode(short), theirs.encode(short), atol=1e-5)
+
+
+def test_the_layout_of_version_2(tmp_path: Path) -> None:
+    """The model in 0_Transformer, its settings in a file of the model's kind, booleans for the pooling."""
+    sentence_folder(tmp_path / "model", "xlm-roberta", pooling="cls", max_length=20)
+    folder, inner = tmp_path / "model", tmp_path / "model" / "0_Transformer"
+    inner.mkdir()
+    for path in list(folder.iterdir()):
+        if path.is_file() and path.name not in ("modules.json", "config_sentence_transformers.json"):
+            path.rename(inner / path.name)
+    (inner / "sentence_bert_config.json").unlink()
+    settings = {"max_seq_length": 20, "do_lower_case": True}
+    (inner / "sentence_xlm-roberta_config.json").write_text(json.dumps(settings))
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[0]["path"] = "0_Transformer"
+    for module, kind in zip(modules, ("Transformer", "Pooling", "Normalize"), strict=True):
+        module["type"] = f"sentence_transformers.models.{kind}"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "config_sentence_transformers.json").unlink()
+    pooling = {
+        "word_embedding_dimension": 32,
+        "pooling_mode_cls_token": True,
+        "pooling_mode_mean_tokens": False,
+    }
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    theirs, ours = SentenceTransformer(str(folder), device="cpu"), Encoder.from_pretrained(folder)
+    assert ours.max_length == theirs.max_seq_length == 20
+    np.testing.assert_allclose(ours.encode(TEXTS), theirs.encode(TEXTS), atol=1e-5)
+
+
+def test_a_tokenizer_without_the_token_that_is_pooled(tmp_path: Path) -> None:
+    folder = transformer_folder(tmp_path / "plain", "bert")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps({**tokenizer, "post_processor": None}))
+    with pytest.raises(ConfigError, match="no special token before a text"):
+        Encoder.from_pretrained(folder, pooling="cls")
+    with pytest.warns(UserWarning, match="no special token after a text"):
+        Encoder.from_pretrained(folder, pooling="last")
+    changed(folder / "tokenizer_config.json", add_eos_token=True, eos_token="</never>")
+    with pytest.raises(ConfigError, match="</never>"):
+        Encoder.from_pretrained(folder, pooling="last")
 
 
 def test_plain_folder(tmp_path: Path) -> None:
@@ -154,6 +269,21 @@ def test_plain_folder(tmp_path: Path) -> None:
     named = Encoder.from_pretrained(folder, pooling="mean").encode(TEXTS[:1])
     changed(folder / "config.json", pooling="avg")
     np.testing.assert_array_equal(Encoder.from_pretrained(folder).encode(TEXTS[:1]), named)
+
+
+def test_a_snapshot_of_the_hub_without_its_modules(tmp_path: Path) -> None:
+    """What another library left in the cache: weights and tokenizer, no pooling and no prompts."""
+    commit = "0" * 40
+    folder = transformer_folder(tmp_path / "models--owner--name" / "snapshots" / commit, "bert")
+    with pytest.raises(ConfigError, match=r"modules\.json.*hf download owner/name"):
+        Encoder.from_pretrained(folder)
+    with pytest.warns(UserWarning, match=r"no modules\.json.*hf download owner/name"):
+        Encoder.from_pretrained(folder, pooling="mean")
+    marks = tmp_path / "models--owner--name" / ".no_exist" / commit
+    marks.mkdir(parents=True)
+    for name in ("modules.json", "config_sentence_transformers.json"):
+        (marks / name).touch()  # as the hub's client marks what a commit does not have
+    Encoder.from_pretrained(folder, pooling="mean")
 
 
 def test_a_causal_model_that_its_config_calls_bidirectional(tmp_path: Path) -> None:

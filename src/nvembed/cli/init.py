@@ -93,7 +93,7 @@ def init(
     if out.exists():
         raise OutputError(f"{out} exists already: remove it, or write to another path")
     causal_lm = read_backbone(locate(base))
-    hidden_size = causal_lm.config.hidden_size
+    hidden_size = causal_lm.decoder.hidden_size
     defaults = {} if recipe is None else read_recipe(recipe, StageRecipe).model.model_dump()
     kind: PoolingKind = pooling or defaults.get("pooling", "latent")
     pooler = PoolerConfig(
@@ -108,7 +108,7 @@ def init(
         )
     causal_lm = first_layers(causal_lm, layers)
     causal = causal or not defaults.get("bidirectional", True)
-    causal_lm = replace(causal_lm, config=replace(causal_lm.config, causal=causal))
+    causal_lm = replace(causal_lm, config=replace(causal_lm.decoder, causal=causal))
     settings = text_settings(causal_lm, bos=bos, eos=eos, max_length=max_length)
     config, tensors = untrained(causal_lm, pooler, pooling=kind, seed=seed)
     stored = next(causal_lm.tensors())[1].dtype if dtype is None else getattr(torch, dtype)

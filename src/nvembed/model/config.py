@@ -90,6 +90,31 @@ class GemmaConfig:
 
 
 @dataclass(frozen=True)
+class EmbeddingGemma2Config:
+    """EmbeddingGemma 2's text tower; ``num_kv_heads`` and ``head_dim`` are those of its local layers.
+
+    ``windows`` has one entry per layer: the inclusive radius of a local layer, None for a global one.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    global_kv_heads: int
+    global_head_dim: int
+    gate_size: int  # numbers per token and layer that gate the layer's last block
+    max_position: int
+    windows: tuple[int | None, ...]
+    rms_norm_eps: float = 1e-6
+    global_theta: float = 1_000_000.0
+    local_theta: float = 10_000.0
+    activation: Activation = "gelu_tanh"
+
+
+@dataclass(frozen=True)
 class _HeadsOfHiddenSize:
     """The sizes of encoders whose heads divide the hidden size; each head has its own keys."""
 
@@ -143,7 +168,7 @@ class ModernBertConfig(_HeadsOfHiddenSize):
     mlp_bias: bool = False
 
 
-AnyBackbone = BackboneConfig | GemmaConfig | BertConfig | ModernBertConfig
+AnyBackbone = BackboneConfig | GemmaConfig | EmbeddingGemma2Config | BertConfig | ModernBertConfig
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nvembed.model.attention import Reach, Segments, attention
-from nvembed.model.config import Activation, BackboneConfig, GemmaConfig, ModernBertConfig
+from nvembed.model.config import (
+    Activation,
+    BackboneConfig,
+    EmbeddingGemma2Config,
+    GemmaConfig,
+    ModernBertConfig,
+)
 from nvembed.model.device import randn
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
@@ -139,15 +145,17 @@ class SelfAttention(nn.Module):
     Args:
         bias: of the projections of queries, keys and values.
         norm: makes the norms of each query's and key's heads from their size; None is no norm.
+        value_norm: as ``norm``, of the values.
     """
 
     def __init__(
         self,
-        config: BackboneConfig | GemmaConfig,
+        config: BackboneConfig | GemmaConfig | EmbeddingGemma2Config,
         reach: Reach,
         *,
         bias: bool = False,
         norm: Callable[[int, float], nn.Module] | None = None,
+        value_norm: Callable[[int, float], nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.head_dim = config.head_dim
@@ -158,6 +166,7 @@ class SelfAttention(nn.Module):
         self.o_proj = nn.Linear(heads, config.hidden_size, bias=False)
         self.q_norm = nn.Identity() if norm is None else norm(config.head_dim, config.rms_norm_eps)
         self.k_norm = nn.Identity() if norm is None else norm(config.head_dim, config.rms_norm_eps)
+        self.v_norm = None if value_norm is None else value_norm(config.head_dim, config.rms_norm_eps)
         self.attend = attention  # training replaces it with a function that is not compiled with the layer
         self.reach = reach
 
@@ -166,6 +175,8 @@ class SelfAttention(nn.Module):
             proj(x_ND).view(len(x_ND), -1, self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         q, k = rotary.rotate(self.q_norm(q)), rotary.rotate(self.k_norm(k))
+        if self.v_norm is not None:
+            v = self.v_norm(v)
         if rotary.query_scale is not None:
             q = q * rotary.query_scale
         out: Tensor = self.o_proj(self.attend(q, k, v, segments, self.reach).flatten(1))
@@ -175,7 +186,9 @@ class SelfAttention(nn.Module):
 class GatedMLP(nn.Module):
     """``down(act(gate(x)) * up(x))``."""
 
-    def __init__(self, config: BackboneConfig | GemmaConfig, activation: Activation) -> None:
+    def __init__(
+        self, config: BackboneConfig | GemmaConfig | EmbeddingGemma2Config, activation: Activation
+    ) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)

@@ -17,10 +17,12 @@ from nvembed.model.config import (
     BackboneConfig,
     BertConfig,
     DenseConfig,
+    EmbeddingGemma2Config,
     GemmaConfig,
     ModelConfig,
 )
 from nvembed.model.decoder import Decoder
+from nvembed.model.embedding_gemma2 import EmbeddingGemma2
 from nvembed.model.gemma import Gemma
 from nvembed.model.latent import FoldedLatentAttention, LatentAttention, fold
 from nvembed.model.layers import ACTIVATIONS, Backbone, Pause
@@ -61,6 +63,8 @@ def build_backbone(config: AnyBackbone) -> Backbone:
         return Decoder(config)
     if isinstance(config, GemmaConfig):
         return Gemma(config)
+    if isinstance(config, EmbeddingGemma2Config):
+        return EmbeddingGemma2(config)
     return Bert(config) if isinstance(config, BertConfig) else ModernBert(config)
 
 

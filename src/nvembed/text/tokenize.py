@@ -121,6 +121,16 @@ class TextTokenizer:
         return example.ids[: content[0]], [*example.ids[content[-1] + 1 :], *appended]
 
     @property
+    def special_before(self) -> int:
+        """How many tokens of its own the tokenizer puts before a text."""
+        return len(self._head)
+
+    @property
+    def special_after(self) -> int:
+        """How many it puts after a text; in released mode EOS is part of the text."""
+        return len(self._tail)
+
+    @property
     def vocab_size(self) -> int:
         return self._tokenizer.get_vocab_size()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from nvembed.errors import InputError, WeightsError
-from nvembed.model.config import BackboneConfig, ModelConfig, PoolerConfig
+from nvembed.model.config import AnyBackbone, BackboneConfig, ModelConfig, PoolerConfig
 from nvembed.weights.hub_config import backbone_config
 from nvembed.weights.tensors import (
     StoredTensor,
@@ -30,10 +30,19 @@ class CausalLM:
     tensor, or its first rows, in the dtype it is stored in (float32 where it comes from GGUF).
     """
 
-    config: BackboneConfig
+    config: AnyBackbone
     stored: dict[str, StoredTensor]
     read: Callable[[str, int | None], Tensor]
     tokenizer_files: dict[str, bytes]
+
+    @property
+    def decoder(self) -> BackboneConfig:
+        """The config of a decoder of the Llama family, which NV-Embed's layout requires.
+
+        Raises:
+            ConfigError: it is another.
+        """
+        return ModelConfig(self.config, PoolerConfig(), "mean").decoder
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every name and tensor, one in memory at a time."""
@@ -88,7 +97,7 @@ def first_layers(causal_lm: CausalLM, num_layers: int) -> CausalLM:
     return replace(causal_lm, config=replace(causal_lm.config, num_layers=num_layers), stored=stored)
 
 
-def check_backbone(source: Path, tensors: dict[str, StoredTensor], config: BackboneConfig) -> None:
+def check_backbone(source: Path, tensors: dict[str, StoredTensor], config: AnyBackbone) -> None:
     """Raise WeightsError if the tensors of a backbone do not fit its config."""
     model = ModelConfig(config, PoolerConfig(), "mean")
     expected = {

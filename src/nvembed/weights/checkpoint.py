@@ -5,6 +5,7 @@ A folder has all weights, or an adapter and a pooler for the backbone that it na
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import partial
@@ -136,7 +137,25 @@ def load_tokenizer(checkpoint: Checkpoint) -> TextTokenizer:
             f"tokenizer.json has {tokenizer.vocab_size:,} tokens, but the model has {rows:,} embeddings: it "
             "belongs to another model"
         )
+    if checkpoint.text.mode == "template":
+        _check_pooled_token(checkpoint, tokenizer)
     return tokenizer
+
+
+def _check_pooled_token(checkpoint: Checkpoint, tokenizer: TextTokenizer) -> None:
+    """Check that the tokenizer adds the token whose state is the vector."""
+    where = f"tokenizer.json of {checkpoint.folder}"
+    if checkpoint.config.pooling == "cls" and not tokenizer.special_before:
+        raise ConfigError(
+            f"{where} puts no special token before a text, but the model pools the first token: it is of "
+            "another model, or its post_processor is missing; fetch the file again"
+        )
+    if checkpoint.config.pooling == "eos" and not tokenizer.special_after:
+        warnings.warn(
+            f"{where} puts no special token after a text: the state of the last word is the vector. If the "
+            "model was trained with an end token, set add_eos_token in tokenizer_config.json",
+            stacklevel=3,
+        )
 
 
 def load_model(

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from nvembed.errors import ConfigError, WeightsError
-from nvembed.model.config import BackboneConfig, RopeScaling
+from nvembed.model.config import BackboneConfig, GemmaConfig, RopeScaling
 from nvembed.model.decoder import rope_frequencies
 from nvembed.weights.causal_lm import CausalLM, check_backbone
 from nvembed.weights.gguf_header import check_header
 from nvembed.weights.gguf_tokenizer import tokenizer_files
+from nvembed.weights.hub_backbone import read_backbone_config
 from nvembed.weights.hub_config import backbone_config
 from nvembed.weights.tensors import StoredTensor
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from gguf.gguf_reader import GGUFReader, ReaderTensor
 
 # GGUF writes Mistral as "llama" too
-_ARCHITECTURES = ("llama", "qwen2", "qwen3")
+_ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma3")
 _WHOLE = {"token_embd.weight": "embed_tokens.weight", "output_norm.weight": "norm.weight"}
 _PER_LAYER = {
     "attn_norm": "input_layernorm",
@@ -37,6 +38,14 @@ _PER_LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+# Gemma 3 has a norm before and one after each block; "ffn_norm" is that before the gated layers.
+_GEMMA = {
+    **_PER_LAYER,
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_GEMMA_27B_LAYERS = 62  # whose scores are divided by sqrt(hidden size / heads), as nothing in the file says
 _ROPE_FACTORS = "rope_freqs.weight"
 _IGNORED = {"output.weight", _ROPE_FACTORS}  # the output layer; factors that the config describes
 
@@ -48,7 +57,7 @@ def read_gguf(path: Path) -> CausalLM:
     """Read a GGUF file: sizes and tokenizer from its metadata, each tensor as float32 when it is read.
 
     llama.cpp's converter reorders the rows of q and k of the ``llama`` architecture from rotary halves to
-    rotary pairs; this is undone. The output layer is not read.
+    rotary pairs, and adds 1 to the norms of ``gemma3``; this is undone. The output layer is not read.
 
     Raises:
         ConfigError: an architecture or setting is not supported, or sizes are missing.
@@ -65,7 +74,9 @@ def read_gguf(path: Path) -> CausalLM:
     if _ROPE_FACTORS in stored:
         factors = np.array(stored[_ROPE_FACTORS].data, dtype=np.float64)
     config = _config(metadata, vocab_size=int(stored["token_embd.weight"].shape[1]), rope_factors=factors)
-    names = {_released_name(name): name for name in stored if name not in _IGNORED}
+    gemma = isinstance(config, GemmaConfig)
+    modules = _GEMMA if gemma else _PER_LAYER
+    names = {_released_name(name, modules): name for name in stored if name not in _IGNORED}
     tensors = {
         # GGUF has shapes innermost first; all types become float32
         released: StoredTensor(path, tuple(int(size) for size in reversed(stored[name].shape)), "F32")
@@ -80,13 +91,16 @@ def read_gguf(path: Path) -> CausalLM:
 
     def read(released: str, rows: int | None) -> torch.Tensor:
         name = names[released]
-        permuted = config.architecture == "llama" and re.search(r"\.attn_[qk]\.weight$", name)
+        llama = isinstance(config, BackboneConfig) and config.architecture == "llama"
+        permuted = llama and re.search(r"\.attn_[qk]\.weight$", name)
         if rows is not None and permuted:  # whole heads
             array = _dequantised(path, stored[name], -(-rows // config.head_dim) * config.head_dim)
         else:
             array = _dequantised(path, stored[name], rows)
         if permuted:
             array = _rotary_halves(array, len(array) // config.head_dim)
+        if gemma and name.endswith("norm.weight"):
+            array = array - 1
         return torch.from_numpy(np.array(array[:rows], dtype=np.float32, order="C"))
 
     return CausalLM(config, tensors, read, tokenizer_files(metadata))
@@ -114,16 +128,16 @@ def _open(path: Path) -> tuple["GGUFReader", dict[str, Any]]:
 
 def _config(
     metadata: Mapping[str, object], *, vocab_size: int, rope_factors: np.ndarray | None
-) -> BackboneConfig:
+) -> BackboneConfig | GemmaConfig:
     """Translate the metadata to the hub's keys, which `backbone_config` checks."""
     architecture = metadata.get("general.architecture")
     if architecture not in _ARCHITECTURES:
         raise ConfigError(
             f"GGUF architecture {architecture!r} cannot be used; supported are llama (also Mistral and "
-            "SmolLM2), qwen2, qwen3"
+            "SmolLM2), qwen2, qwen3, gemma3"
         )
     scaling = metadata.get(f"{architecture}.rope.scaling.type", "none")
-    if scaling != "none":
+    if scaling != "none" and (architecture, scaling) != ("gemma3", "linear"):
         raise ConfigError(f"{architecture}.rope.scaling.type is {scaling!r}; only 'none' is supported")
     hub_keys = {
         "hidden_size": "embedding_length",
@@ -142,6 +156,8 @@ def _config(
     rotated = metadata.get(f"{architecture}.rope.dimension_count")
     if rotated is not None and head_dim is not None and rotated != head_dim:
         raise ConfigError(f"rope.dimension_count is {rotated} of {head_dim}; only whole heads are supported")
+    if architecture == "gemma3":
+        return _gemma_config(metadata, hub, vocab_size)
     config = backbone_config(
         hub
         | {
@@ -165,6 +181,38 @@ def _config(
     return config
 
 
+def _gemma_config(metadata: Mapping[str, object], hub: dict[str, object], vocab_size: int) -> GemmaConfig:
+    """Read what is Gemma 3's own: the window of local layers, and two rotary bases."""
+
+    def value(key: str, default: object) -> object:
+        return _as_written(metadata.get(f"gemma3.{key}", default))
+
+    layers, heads = hub["num_hidden_layers"], hub["num_attention_heads"]
+    scalar = head_dim = value("attention.key_length", 256)
+    if layers == _GEMMA_27B_LAYERS and isinstance(heads, int) and isinstance(hub["hidden_size"], int):
+        scalar = hub["hidden_size"] // heads
+    theta, local = value("rope.freq_base", 1_000_000.0), value("rope.freq_base_swa", 10_000.0)
+    whole: dict[str, object] = {"rope_theta": theta}
+    if value("rope.scaling.type", "none") == "linear":
+        whole |= {"rope_type": "linear", "factor": value("rope.scaling.factor", 1.0)}
+    config = read_backbone_config(
+        hub
+        | {
+            "model_type": "gemma3_text",
+            "vocab_size": vocab_size,
+            "num_key_value_heads": metadata.get("gemma3.attention.head_count_kv"),
+            "head_dim": head_dim,
+            "query_pre_attn_scalar": scalar,
+            "rms_norm_eps": _as_written(hub["rms_norm_eps"]),
+            "sliding_window": value("attention.sliding_window", 512),
+            "sliding_window_pattern": value("attention.sliding_window_pattern", 6),
+            "rope_parameters": {"full_attention": whole, "sliding_attention": {"rope_theta": local}},
+        }
+    )
+    assert isinstance(config, GemmaConfig)
+    return config
+
+
 def _as_written(value: object) -> object:
     """Return the decimal number that was stored as float32: 1e-05, not 9.99999974737875e-06."""
     return float(str(np.float32(value))) if isinstance(value, float) else value
@@ -182,12 +230,12 @@ def _llama3_scaling(factors: np.ndarray) -> dict[str, object] | None:
     }
 
 
-def _released_name(name: str) -> str:
+def _released_name(name: str, modules: Mapping[str, str]) -> str:
     if name in _WHOLE:
         return _WHOLE[name]
     match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
-    if match and match[2] in _PER_LAYER:
-        return f"layers.{match[1]}.{_PER_LAYER[match[2]]}.{match[3]}"
+    if match and match[2] in modules:
+        return f"layers.{match[1]}.{modules[match[2]]}.{match[3]}"
     return name  # the comparison with the config reports it as unexpected
 
 

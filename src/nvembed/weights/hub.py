@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from nvembed.errors import DownloadError, WeightsError
-from nvembed.weights.tensors import missing_files
+from nvembed.weights.tensors import missing_files, read_json
 
 # Code and pickles are never downloaded.
 ALLOWED = ["*.json", "*.safetensors", "*.md", "LICENSE*"]
@@ -16,6 +16,9 @@ NEEDED = [
     "*.safetensors",
     "*.safetensors.index.json",
 ]
+# Of sentence-transformers' layout. The cache may lack them although the model has them: another library
+# fetched only what it reads.
+LAYOUT = ("modules.json", "config_sentence_transformers.json")
 
 
 def model_folder(
@@ -56,14 +59,21 @@ def _fetch(repo: str, revision: str | None, download: bool) -> Path:
         cached = Path(
             snapshot_download(repo, revision=revision, allow_patterns=NEEDED, local_files_only=True)
         )
-        if not missing_files(cached):
+        usable = not missing_files(cached)
+        if usable and not unknown_files(cached):
             return cached
     except (LocalEntryNotFoundError, ValueError):  # not in the cache, or not a valid name: reported below
-        pass
+        usable = False
     if not download:
+        if usable:
+            return cached
         raise DownloadError(f"{repo} is not complete on this machine")
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=ALLOWED))
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=ALLOWED))
+        for name in unknown_files(folder):  # the model does not have them: the next time, nobody is asked
+            _marker(folder, name).parent.mkdir(parents=True, exist_ok=True)
+            _marker(folder, name).touch()
+        return folder
     except GatedRepoError as error:
         raise DownloadError(
             f"{repo} is gated: accept its licence at https://huggingface.co/{repo}, then log in with "
@@ -79,9 +89,39 @@ def _fetch(repo: str, revision: str | None, download: bool) -> Path:
             f"{repo} has no revision {revision!r}: check the branch, tag or commit"
         ) from error
     except Exception as error:
+        if usable:  # what may be missing is reported when the folder is opened
+            return cached
         # Versions of the hub's client use different HTTP libraries with different exceptions.
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise DownloadError(
             f"{repo} is not complete on this machine and could not be downloaded ({reason}). Complete files "
             "are kept: try again to resume, or pass the path of a folder with the model"
         ) from error
+
+
+def unknown_files(folder: Path) -> list[str]:
+    """Return which files of ``LAYOUT`` a folder of the hub's cache lacks although the model may have them.
+
+    NV-Embed's layout does not need them. In other folders nothing is missing: they are what they are.
+    """
+    if not _is_snapshot(folder) or read_json(folder / "config.json").get("model_type") == "nvembed":
+        return []
+    return [name for name in LAYOUT if not (folder / name).is_file() and not _marker(folder, name).is_file()]
+
+
+def repo_of(folder: Path) -> str:
+    """Return the hub id of a folder of the hub's cache."""
+    return folder.parent.parent.name.removeprefix("models--").replace("--", "/")
+
+
+def _is_snapshot(folder: Path) -> bool:
+    return (
+        folder.parent.name == "snapshots"
+        and folder.parent.parent.name.startswith("models--")
+        and (folder / "config.json").is_file()
+    )
+
+
+def _marker(folder: Path, name: str) -> Path:
+    """Return where the hub's client marks that a commit does not have a file."""
+    return folder.parent.parent / ".no_exist" / folder.name / name

@@ -6,6 +6,7 @@ Settings that would change the result and that our modules do not have are refus
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from nvembed.errors import ConfigError
@@ -14,6 +15,7 @@ from nvembed.model.config import (
     AnyBackbone,
     BackboneConfig,
     BertConfig,
+    EmbeddingGemma2Config,
     GemmaConfig,
     ModernBertConfig,
 )
@@ -30,6 +32,8 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 Config = Mapping[str, Any]
+
+EMBEDDING_GEMMA_2 = ("embedding_gemma2", "embedding_gemma2_text")
 
 
 def read_backbone_config(config: Config) -> AnyBackbone:
@@ -50,7 +54,8 @@ def read_backbone_config(config: Config) -> AnyBackbone:
 
 def tensor_name(kind: str, name: str) -> str | None:
     """Return our name of a stored tensor, or None if an embedding model does not use it."""
-    for prefix in ("model.", "bert.", "roberta.", "mpnet.", "distilbert.", "transformer."):
+    prefixes = ("model.", "bert.", "roberta.", "mpnet.", "distilbert.", "transformer.", "language_model.")
+    for prefix in prefixes:
         if name.startswith(prefix) and not name.startswith("transformer.layer."):
             name = name.removeprefix(prefix)
     if _UNUSED.search(name):
@@ -108,6 +113,68 @@ def _gemma(config: Config) -> GemmaConfig:
         activation=_activation(config, "hidden_activation", "gelu_pytorch_tanh"),
         causal=not bidirectional,
     )
+
+
+def _embedding_gemma2(config: Config) -> EmbeddingGemma2Config:
+    """Read the text tower's config; of one with towers of other media, ``text_config``."""
+    config = text_tower(config)
+    refuse(config, "attention_bias")
+    layers = size_of(config, "num_hidden_layers", 24)
+    default = ["full_attention" if (n + 1) % 6 == 0 else "sliding_attention" for n in range(layers)]
+    windows = _windows(config, default, size_of(config, "sliding_window", 512))
+    whole, local = _rotary(config, "rope_theta", 1_000_000.0), _rotary(config, "rope_local", 10_000.0)
+    if whole[1] != 1 or local[1] != 1:
+        raise ConfigError("rotary scaling is not supported in EmbeddingGemma 2")
+    own = config.get("per_layer_config") or {}
+    if not isinstance(own, Mapping) or not all(isinstance(sizes, Mapping) for sizes in own.values()):
+        raise ConfigError(f"per_layer_config is {own!r:.60}; expected sizes by the number of a layer")
+    local_heads = (size_of(config, "num_key_value_heads", 2), size_of(config, "head_dim", 256))
+    if "per_layer_config" not in config:
+        own = {
+            str(n): {"num_key_value_heads": 1, "head_dim": 512} for n in range(layers) if windows[n] is None
+        }
+    heads = [
+        tuple(map(partial(size_of, own.get(str(n), {})), ("num_key_value_heads", "head_dim"), local_heads))
+        for n in range(layers)
+    ]
+    whole_heads = {pair for pair, window in zip(heads, windows, strict=True) if window is None}
+    others = {pair for pair, window in zip(heads, windows, strict=True) if window is not None}
+    if others - {local_heads} or len(whole_heads) != 1:
+        raise ConfigError(
+            "per_layer_config has several sizes of heads in local or in global layers; expected one of each"
+        )
+    [(global_kv_heads, global_head_dim)] = whole_heads
+    return EmbeddingGemma2Config(
+        vocab_size=size_of(config, "vocab_size", 262_144),
+        hidden_size=size_of(config, "hidden_size", 512),
+        intermediate_size=size_of(config, "intermediate_size", 2048),
+        num_layers=layers,
+        num_heads=size_of(config, "num_attention_heads", 4),
+        num_kv_heads=local_heads[0],
+        head_dim=local_heads[1],
+        global_kv_heads=global_kv_heads,
+        global_head_dim=global_head_dim,
+        gate_size=size_of(config, "hidden_size_per_layer_input", 512),
+        max_position=size_of(config, "max_position_embeddings", 262_144),
+        windows=windows,
+        rms_norm_eps=number(config, "rms_norm_eps", 1e-6),
+        global_theta=whole[0],
+        local_theta=local[0],
+        activation=_activation(config, "hidden_activation", "gelu_pytorch_tanh"),
+    )
+
+
+def text_tower(config: Config) -> Config:
+    """Return the config of the text tower where a model has towers of other media too."""
+    tower = config.get("text_config")
+    return {"model_type": "embedding_gemma2_text", **tower} if isinstance(tower, Mapping) else config
+
+
+def projection_size(config: Config) -> int | None:
+    """Return the width of a last projection of the token states, or None where the model has none."""
+    if config.get("model_type") not in EMBEDDING_GEMMA_2:
+        return None
+    return size_of(text_tower(config), "embedding_dim", 768)
 
 
 def _bert(config: Config) -> BertConfig:
@@ -168,6 +235,7 @@ def _modernbert(config: Config) -> ModernBertConfig:
 
 _READERS: dict[str, Callable[[Config], AnyBackbone]] = {
     "gemma3_text": _gemma,
+    **dict.fromkeys(EMBEDDING_GEMMA_2, _embedding_gemma2),
     "bert": _bert,
     "roberta": _bert,
     "xlm-roberta": _bert,
@@ -177,8 +245,12 @@ _READERS: dict[str, Callable[[Config], AnyBackbone]] = {
     "modernbert": _modernbert,
 }
 
-# Heads of other tasks, computed buffers, and BERT's pooler, which embedding models do not use.
-_UNUSED = re.compile(r"^(pooler|lm_head|cls|head|decoder|vocab_\w+)\.|position_ids$|rotary_emb|inv_freq$")
+# Heads of other tasks, towers of other media, computed buffers, and BERT's pooler, which embedding models do
+# not use.
+_UNUSED = re.compile(
+    r"^(pooler|lm_head|cls|head|decoder|vocab_\w+|(vision|audio)_tower|embed_(vision|audio))\.|position_ids$"
+    r"|rotary_emb|inv_freq$"
+)
 _BERT_NAMES = (
     (r"^embeddings\.word_embeddings\.", "embed_tokens."),
     (r"^embeddings\.position_embeddings\.", "position_embeddings."),

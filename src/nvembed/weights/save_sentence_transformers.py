@@ -132,7 +132,7 @@ def _module_configs(model: Checkpoint) -> dict[str, bytes]:
     pooling = model.config.pooling
     pool = {
         # the names of version 2, which all later versions read
-        "word_embedding_dimension": model.config.backbone.hidden_size,
+        "word_embedding_dimension": model.config.dim,
         **{key: kind == pooling for kind, key in _POOLING.items()},
         "include_prompt": pooling == "eos" or not model.text.mask_instruction,
     }

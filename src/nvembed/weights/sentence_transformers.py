@@ -18,7 +18,8 @@ from nvembed.text.model_prompts import ModelPrompts, takes_titles
 from nvembed.text.tokenize import TextSettings
 from nvembed.text.tokenizer_json import Tokenizer, read_tokenizer
 from nvembed.weights.compression import default_dtype
-from nvembed.weights.hub_backbone import read_backbone_config, tensor_name
+from nvembed.weights.hub import repo_of, unknown_files
+from nvembed.weights.hub_backbone import projection_size, read_backbone_config, tensor_name
 from nvembed.weights.tensors import (
     Checkpoint,
     StoredTensor,
@@ -80,25 +81,31 @@ def open_sentence_transformers(folder: Path, *, pooling: str | None = None) -> C
     hub = read_json(root / "config.json")
     _refuse_code(hub)
     backbone = read_backbone_config(hub)
-    kind, include_prompt = _pooling(folder, modules, hub, pooling, backbone.hidden_size)
-    dense = _dense(folder, modules[2:], backbone.hidden_size)
+    width = projection_size(hub) or backbone.hidden_size
+    kind, include_prompt = _pooling(folder, modules, hub, pooling, {width, backbone.hidden_size})
+    dense = _dense(folder, modules[2:], width)
     normalized = not modules or any(path is None for path in modules[2:])
     if not normalized and settings.get("similarity_fn_name", "cosine") not in ("cosine", None):
         raise ConfigError(
             f"{folder}: vectors are not normalised and are compared by {settings['similarity_fn_name']!r}; "
             "expected a Normalize module or cosine similarity"
         )
-    config = ModelConfig(backbone, PoolerConfig(), kind, tuple(config for _, config in dense))
-    prompts = _prompts(folder, settings)
-    if not include_prompt and any(map(takes_titles, prompts.texts.values())):
-        raise ConfigError(f"{folder} has a prompt with a title that is not pooled, which is not supported")
+    layers = [config for _, config in dense]
+    if projection_size(hub) is not None:  # linear: pooled states are projected, which are fewer than tokens
+        if kind == "max":
+            raise ConfigError(f"{folder} pools projected states by their maximum, which is not supported")
+        layers.insert(0, DenseConfig(backbone.hidden_size, width, bias=False, activation="identity"))
+    config = ModelConfig(backbone, PoolerConfig(), kind, tuple(layers))
+    prompts = _prompts(folder, settings, include_prompt)
     text, tokenizer = _text(root, hub, config, include_prompt)
-    names, tensors = _tensors(folder, root, str(hub.get("model_type")), dense)
+    names, tensors = _tensors(folder, root, str(hub.get("model_type")), [path for path, _ in dense])
     compare_tensors(folder, tensors, expected_tensors(config))
     truncate_dim = settings.get("truncate_dim")
-    note = (
-        f"tokenizer_config.json sets add_eos_token, tokenizer.json does not: token {text.eos_id} is appended"
-    )
+    notes = _not_fetched(folder)
+    if text.eos_id >= 0:
+        notes.append(
+            f"tokenizer_config.json sets add_eos_token, tokenizer.json does not: token {text.eos_id} is added"
+        )
     return Checkpoint(
         folder,
         config,
@@ -109,9 +116,19 @@ def open_sentence_transformers(folder: Path, *, pooling: str | None = None) -> C
         tokenizer,
         prompts=prompts,
         truncate_dim=None if truncate_dim is None else int(truncate_dim),
-        notes=(note,) if text.eos_id >= 0 else (),
+        notes=tuple(notes),
         dtype=default_dtype(hub),
     )
+
+
+def _not_fetched(folder: Path) -> list[str]:
+    """Return what to say about a folder of the hub's cache that may lack files of this layout."""
+    if not (names := unknown_files(folder)):
+        return []
+    return [
+        f"no {' and no '.join(names)} in the hub's cache: if only a part of the model was fetched, its "
+        f"pooling, prompts or dense layers are missing. To fetch the rest: hf download {repo_of(folder)}"
+    ]
 
 
 def _modules(folder: Path) -> list[str | None]:
@@ -142,22 +159,25 @@ def _modules(folder: Path) -> list[str | None]:
 
 
 def _pooling(
-    folder: Path, modules: list[str | None], hub: Mapping[str, Any], pooling: str | None, size: int
+    folder: Path, modules: list[str | None], hub: Mapping[str, Any], pooling: str | None, sizes: set[int]
 ) -> tuple[PoolingKind, bool]:
     if not modules:
         mode = pooling or hub.get("pooling")
         if mode not in _POOLING:
+            hint = "; ".join(["", *_not_fetched(folder)])
             raise ConfigError(
                 f"{folder} has pooling {mode!r}; expected one of {', '.join(sorted(_POOLING))}: pass pooling"
+                f"{hint}"
             )
         return _POOLING[str(mode)], True
     path = folder / str(modules[1]) / "config.json"
     if not path.is_file():
         raise ConfigError(f"{path} is missing: it names the pooling; fetch the file")
     config = read_json(path)
-    width = config.get("embedding_dimension", config.get("word_embedding_dimension", size))
-    if width != size:
-        raise ConfigError(f"{path} pools vectors of {width} numbers; those of the backbone have {size}")
+    width = config.get("embedding_dimension", config.get("word_embedding_dimension"))
+    if width is not None and width not in sizes:  # before a last projection, or behind it
+        own = " or ".join(map(str, sorted(sizes)))
+        raise ConfigError(f"{path} pools vectors of {width!r} numbers; those of the backbone have {own}")
     modes = config.get("pooling_mode") or [mode for key, mode in _OLD_POOLING.items() if config.get(key)]
     modes = [modes] if isinstance(modes, str) else list(modes) or ["mean"]
     if len(modes) != 1 or modes[0] not in _POOLING:
@@ -240,7 +260,7 @@ def _missing_eos(root: Path, hub: Mapping[str, Any], token: str | None, tokenize
 
 
 def _tensors(
-    folder: Path, root: Path, kind: str, dense: list[tuple[Path, DenseConfig]]
+    folder: Path, root: Path, kind: str, dense: list[Path]
 ) -> tuple[dict[str, str], dict[str, StoredTensor]]:
     """Return our name -> name in the file, and our name -> stored tensor."""
     names: dict[str, str] = {}
@@ -249,18 +269,19 @@ def _tensors(
         ours = tensor_name(kind, name)
         if ours is None:
             continue
-        ours = f"embedding_model.{ours}"
+        projection = ours == "embedding_projection.weight"
+        ours = "dense.0.linear.weight" if projection else f"embedding_model.{ours}"
         if ours in tensors:
             raise WeightsError(f"{folder}: {name} and {names[ours]} are the same tensor of the model: {ours}")
         names[ours], tensors[ours] = name, stored
-    for number, (path, _) in enumerate(dense):
+    for number, path in enumerate(dense, 1 if "dense.0.linear.weight" in tensors else 0):
         for name, stored in stored_tensors(path).items():
             ours = f"dense.{number}.{name}"
             names[ours], tensors[ours] = name, stored
     return names, tensors
 
 
-def _prompts(folder: Path, settings: Mapping[str, Any]) -> ModelPrompts:
+def _prompts(folder: Path, settings: Mapping[str, Any], include_prompt: bool) -> ModelPrompts:
     prompts = settings.get("prompts") or {}
     if not isinstance(prompts, Mapping) or not all(isinstance(text, str | None) for text in prompts.values()):
         raise ConfigError(f"{folder / SETTINGS} has prompts {prompts!r:.60}; expected names with texts")
@@ -269,7 +290,10 @@ def _prompts(folder: Path, settings: Mapping[str, Any]) -> ModelPrompts:
         raise ConfigError(
             f"{folder / SETTINGS} has default_prompt_name {default!r}; expected one of {', '.join(prompts)}"
         )
-    return ModelPrompts({str(name): text or "" for name, text in prompts.items()}, default)
+    texts = {str(name): text or "" for name, text in prompts.items()}
+    if not include_prompt and any(map(takes_titles, texts.values())):
+        raise ConfigError(f"{folder} has a prompt with a title that is not pooled, which is not supported")
+    return ModelPrompts(texts, default)
 
 
 def _refuse_code(hub: Mapping[str, Any]) -> None:
