@@ -328,21 +328,22 @@ def report(results: dict[str, Any]) -> str:
         f"{results['hardware']}, float32, {results['threads']} threads; "
         + ", ".join(f"{name} {number}" for name, number in results["versions"].items())
         + ". `python benchmarks/real_models.py MODEL --data DATA`",
-        "",
-        "## Exactness",
-        "",
-        "200 texts of mixed lengths and scripts; the largest difference of any number of a vector, over no "
-        "prompt and every prompt of the model.",
-        "",
-        "| model | prompts | largest difference |",
-        "|---|---:|---:|",
     ]
-    for name, entry in results["models"].items():
-        if "exactness" in entry:
-            exact = entry["exactness"]
-            lines.append(f"| {name} | {len(exact['by_prompt'])} | {exact['largest_difference']:.1e} |")
-    for entry in results["models"].values():
-        for who, scores in entry.get("exactness", {}).get("card_example", {}).items():
+    compared = {n: entry["exactness"] for n, entry in results["models"].items() if "exactness" in entry}
+    if compared:
+        lines += ["", "## Exactness", ""]
+        lines += [
+            "Texts of mixed lengths and scripts; the largest difference of any number of a vector, over no "
+            "prompt and every prompt of the model.",
+            "",
+            "| model | texts | prompts | largest difference |",
+            "|---|---:|---:|---:|",
+        ]
+    for name, exact in compared.items():
+        largest = f"{exact['largest_difference']:.1e}"
+        lines.append(f"| {name} | {exact['texts']} | {len(exact['by_prompt'])} | {largest} |")
+    for exact in compared.values():
+        for who, scores in exact.get("card_example", {}).items():
             lines += ([""] if who == "card" else []) + [
                 f"- example of embeddinggemma's card, {who}: {', '.join(f'{s:.4f}' for s in scores)}"
             ]
