@@ -444,7 +444,7 @@ def main() -> None:
                 stored.write_text(json.dumps(results, indent=1) + "\n")
                 (options.out / "real_models.md").write_text(report(results))
     for path in options.gguf:
-        texts = [text for text in some_texts(options.data, 60) if len(text) > 200][:12]
+        texts = [text for text in some_texts(options.data, 60, 10_000) if len(text) > 200][:12]
         results.setdefault("gguf", {})[path.name] = compare_gguf(path, texts)
         stored.write_text(json.dumps(results, indent=1) + "\n")
         (options.out / "real_models.md").write_text(report(results))
