@@ -128,10 +128,10 @@ BUDGETS: dict[str, tuple[set[str], int]] = {
     # 140 for nvembed check on folders of every kind, and prompts that models bring
     # 50 for nvembed export --layout
     # 60 for signals at odd moments
-    # 200 for nvembed compress
+    # 410 for nvembed compress and nvembed ladder
     # 370 for nvembed choose, and embed --late-chunking
     # 40 for --cut, --context and the places of hits
-    "cli": ({"cli"}, 5_300),
+    "cli": ({"cli"}, 5_510),
 }
 
 

@@ -42,6 +42,7 @@ COMMANDS = {
     "merge": "Merge a trained adapter into its checkpoint.",
     "average": "Average states of training into one.",
     "compress": "Make a model smaller: fewer bits, tokens, layers or dimensions.",
+    "ladder": "Measure a model in every precision, and smaller forms of it.",
     "export": "Write a model without its backbone, or in the layout of sentence-transformers.",
     "demo": "Embed a labelled corpus with a small model, answer its questions and score the answers.",
 }
