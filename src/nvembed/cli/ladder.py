@@ -190,13 +190,13 @@ def _cells(rung: Rung) -> list[str]:
     ]
 
 
-_COLUMNS = ("score", "cosine", "least cosine", "tokens/s", "load s", "peak MiB", "disk MB", "dim")
+_COLUMNS = ("score", "cosine", "least", "tokens/s", "load s", "peak MiB", "disk MB", "dim")
 
 
 def _report(rungs: list[Rung], out: Path) -> None:
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for name in ("model", "precision"):
-        table.add_column(name, overflow="fold")
+    table.add_column("model", overflow="fold")
+    table.add_column("dtype", no_wrap=True)
     for name in _COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
     for rung in rungs:
@@ -205,8 +205,8 @@ def _report(rungs: list[Rung], out: Path) -> None:
     rows = [[rung.name, rung.precision, *_cells(rung)] for rung in rungs]
     conditions = environment(Subject("", ""))
     names = ", ".join(rungs[0].scores)
-    text = markdown_table(["model", "precision"], _COLUMNS, rows)
-    note = f"Score: mean main score of {names}. Cosine: with the first row's vectors."
+    text = markdown_table(["model", "dtype"], _COLUMNS, rows)
+    note = f"Score: mean main score of {names}. Cosine: with the first row's vectors, mean and least."
     (out / "ladder.md").write_text(f"{text}\n{note} {conditions['processor']}.\n", encoding="utf-8")
     content: dict[str, Any] = {"environment": conditions, "rungs": [_finite(rung) for rung in rungs]}
     write_json(out / "ladder.json", content)
