@@ -131,7 +131,7 @@ BUDGETS: dict[str, tuple[set[str], int]] = {
     # 410 for nvembed compress and nvembed ladder
     # 370 for nvembed choose, and embed --late-chunking
     # 40 for --cut, --context and the places of hits
-    "cli": ({"cli"}, 5_510),
+    "cli": ({"cli"}, 5_530),
 }
 
 
