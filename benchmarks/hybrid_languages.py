@@ -119,14 +119,17 @@ def main() -> None:
         "machine": hardware(),
         "tasks": {},
     }
+    args.out.mkdir(parents=True, exist_ok=True)
+    saved = args.out / "hybrid-languages.json"
+    if saved.exists():  # tasks that were measured before, one at a time
+        results["tasks"] = json.loads(saved.read_text())["tasks"]
     for path in find_tasks(args.data, args.tasks.split(",")):
         task = load_task(path, drop_unanswerable=True)
         assert subject.encode is not None
         embed = Embedder(subject, subject.encode, folder=args.work / ".embeddings", on_texts=lambda _: None)
         results["tasks"][task.name] = run_task(task, embed, prompts_of(subject, task, {}), args.queries)
         print(task.name, results["tasks"][task.name], flush=True)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "hybrid-languages.json").write_text(json.dumps(results, indent=1) + "\n")
+    saved.write_text(json.dumps(results, indent=1) + "\n")
     (args.out / "hybrid-languages.md").write_text(markdown(results))
 
 
