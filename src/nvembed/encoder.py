@@ -147,7 +147,7 @@ class Encoder:
             raise InputError(f"{source.folder} is not in NV-Embed's layout: expected 'sentence-transformers'")
         if prompts is not None:
             raise InputError("prompts are stored with layout='sentence-transformers' only")
-        if source.prompts is not None:
+        if source.prompts is not None or source.dtype is not None:  # compressed: kept as it is
             copy_model(source.folder, Path(folder))
             return
         save_checkpoint(

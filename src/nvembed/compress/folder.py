@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,6 +80,9 @@ def compress(
             yield from _stored(name.removeprefix(prefix), _reduced(source, name, reduction), reduction)
         if source.prompts is None:
             yield from (part for parts in _dense(source, reduction) for part in parts)
+        elif _own_projection(source):
+            name, tensor = "embedding_projection.weight", source.read("dense.0.linear.weight")
+            yield from _stored(name, tensor, _in_8_bits(reduction))
 
     save_model(folder, tensors(), lambda dtype: _files(source, reduction, dtype), shard_bytes=shard_bytes)
 
@@ -133,6 +137,17 @@ def _stored(name: str, tensor: Tensor, reduction: Reduction) -> list[tuple[str, 
     return quantised_parts(name, tensor, scheme) if scheme is not None and matrix else [(name, tensor)]
 
 
+def _own_projection(source: Checkpoint) -> bool:
+    """Whether the first layer after pooling is part of the backbone's files (EmbeddingGemma 2)."""
+    stored = source.tensors.get("dense.0.linear.weight")
+    root = source.tokenizer_folder or source.folder
+    return source.prompts is not None and stored is not None and stored.file.parent == root
+
+
+def _in_8_bits(reduction: Reduction) -> Reduction:
+    return replace(reduction, scheme="int8" if reduction.scheme is not None else None)
+
+
 def _dense_configs(source: Checkpoint, reduction: Reduction) -> tuple[DenseConfig, ...]:
     configs = source.config.dense
     if reduction.rotation is not None:
@@ -143,7 +158,7 @@ def _dense_configs(source: Checkpoint, reduction: Reduction) -> tuple[DenseConfi
 
 def _dense(source: Checkpoint, reduction: Reduction) -> Iterator[list[tuple[str, Tensor]]]:
     """Yield the tensors of each layer after pooling, the rotation last."""
-    eight = replace(reduction, scheme="int8" if reduction.scheme is not None else None)
+    eight = _in_8_bits(reduction)
     for number in range(len(source.config.dense)):
         start = f"dense.{number}."
         layer = [name for name in sorted(source.tensors) if name.startswith(start)]
@@ -219,7 +234,8 @@ def _sentence_files(source: Checkpoint, reduction: Reduction, scheme: dict[str, 
         modules = _with_rotation(modules, files, source, reduction.rotation)
         files[MODULES] = json_bytes(modules)
     places = [entry["path"] for entry in modules if str(entry["type"]).endswith(".Dense")]
-    for where, parts in zip(places, _dense(source, reduction), strict=True):
+    layers = islice(_dense(source, reduction), _own_projection(source), None)
+    for where, parts in zip(places, layers, strict=True):
         stored = {name.split(".", 2)[2]: tensor for name, tensor in parts}
         files[f"{where}/model.safetensors"] = safetensors_bytes(stored)
     if reduction.dims is not None:
@@ -230,6 +246,11 @@ def _sentence_files(source: Checkpoint, reduction: Reduction, scheme: dict[str, 
 
 
 def _backbone_config(config: dict[str, Any], reduction: Reduction) -> dict[str, Any]:
+    changed = (reduction.tokens, reduction.layers, reduction.mlp_width)
+    if "text_config" in config and any(value is not None for value in changed):
+        raise InputError(
+            "tokens, layers and neurons of a model with towers for other media cannot be dropped"
+        )
     if reduction.tokens is not None:
         config = renumber_config(config, reduction.tokens)
     changes = {
