@@ -8,12 +8,15 @@ transformers  transformers' own Mistral on the same weights: bidirectional, padd
 ceiling       nothing but the same matrix products: every linear layer on as many rows, and attention's two
               products at the rate that the linear layers reach
 
-    python benchmarks/encode_gpu.py [--device cpu --tiny]
+    python benchmarks/encode_gpu.py [--device cpu --tiny] [--variant compiled]
+
+A variant of ours is timed alone, and its vectors are compared with those of the plain layers.
 
 Without CUDA the script only shows that it runs: the result files then say "not measured".
 """
 
 import argparse
+import copy
 import json
 import statistics
 import time
@@ -29,16 +32,20 @@ from torch.nn import functional as F
 
 from memory import hardware
 from nvembed.model.attention import Segments
+from nvembed.model.compiled import compile_layers
 from nvembed.model.config import NV_EMBED_V2, ModelConfig
 from nvembed.model.latent import FoldedLatentAttention, LatentAttention, fold
 from nvembed.model.nv_embed import NVEmbed, PackedBatch
+from nvembed.model.quantised import activation_dtype, quantise
 from nvembed.text.pack import batches
 from nvembed.text.tokenize import Tokens
-from rehearsal import tiny
+from sizes import tiny
 
 RESULTS = Path(__file__).parent / "results"
 LENGTHS = (16, 128, 512, 2048, 8192, 32768)
 BATCH_TOKENS = 32768
+VARIANTS = ("plain", "compiled", "fp8")  # fp8: compiled too
+LOWEST = {"compiled": 0.99, "fp8": 0.5}  # cosine to the plain layers; below, something is wrong
 BATCH_TEXTS = 32  # of transformers, on the mix
 MIX = "512 texts, log-normal lengths: median 120 tokens, sigma 1, 8 to 4,096"
 
@@ -48,8 +55,8 @@ class Models:
     """Ours and transformers' on the same tensors, and the plain pooler that ours was folded from."""
 
     ours: NVEmbed
-    plain: LatentAttention
-    mistral: torch.nn.Module
+    plain: LatentAttention | None  # None, as transformers', where ours is timed alone
+    mistral: torch.nn.Module | None
 
 
 def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> NVEmbed:
@@ -178,6 +185,8 @@ def run_ours(models: Models, work: list[tuple[PackedBatch, np.ndarray]], out: Te
 
 
 def run_transformers(models: Models, work: list[PaddedBatch], out: Tensor) -> None:
+    assert models.plain is not None
+    assert models.mistral is not None
     for batch in work:
         hidden = models.mistral(
             input_ids=batch.ids, attention_mask=batch.attention_mask, use_cache=False
@@ -296,9 +305,37 @@ def measure(models: Models, lengths: list[int], name: str, clock: Clock) -> dict
     }
 
 
+@torch.inference_mode()
+def measure_variant(
+    plain: Callable[[PackedBatch], Tensor], variant: Models, lengths: list[int], name: str, clock: Clock
+) -> dict[str, Any]:
+    """Time a variant of ours alone, and compare its vectors with the plain model's."""
+    config, device = variant.ours.config, clock.device
+    packed = packed_batches(random_texts(lengths, config.backbone.vocab_size), device)
+    started = time.perf_counter()
+    out = torch.empty(len(lengths), config.backbone.hidden_size)
+    peak = peak_gib(device, lambda: run_ours(variant, packed, out))
+    first_s = time.perf_counter() - started
+    seconds = statistics.median(
+        clock.once(lambda: run_ours(variant, packed, out)) for _ in range(clock.repeats)
+    )
+    lowest = min(
+        float((out[torch.from_numpy(rows)] * plain(batch).cpu()).sum(1).min()) for batch, rows in packed
+    )
+    return {
+        "case": name,
+        "texts": len(lengths),
+        "tokens": sum(lengths),
+        "ours_tokens_per_s": round(sum(lengths) / seconds, 1),
+        "first_s": round(first_s, 2),
+        "ours_peak_gib": peak,
+        "lowest_cosine": round(lowest, 5),
+    }
+
+
 def cases(small: bool) -> dict[str, list[int]]:
     lengths = (16, 64) if small else LENGTHS
-    budget = 256 if small else 2 * BATCH_TOKENS
+    budget = 256 if small else BATCH_TOKENS
     lengths_of = {f"{length:,} tokens": [length] * max(1, budget // length) for length in lengths}
     lengths_of["mix"] = mixed_lengths(8 if small else 512)
     return lengths_of
@@ -377,11 +414,14 @@ def report(
     device = device_of(args)
     measured = not args.tiny
     gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
+    variant = {"variant": args.variant} if "variant" in args else {}
     result = {
-        "command": f"python benchmarks/{script}.py"
+        **variant,
+        "command": f"python benchmarks/{script.removesuffix('_' + variant.get('variant', ''))}.py"
         + f" --device {device.type}" * (device.type != "cuda")
         + " --tiny" * args.tiny
         + f" --repeats {args.repeats}"
+        + (f" --variant {args.variant}" if variant and args.variant != "plain" else "")
         + flags,
         "hardware": {**hardware(), **gpu},
         "measured": measured,
@@ -394,8 +434,56 @@ def report(
     return page(result)
 
 
+def variant_markdown(result: dict[str, Any]) -> str:
+    lines = [f"# Tokens per second on a GPU: {result['variant']} layers, the same sizes and texts", ""]
+    if not result["measured"]:
+        lines += [f"**not measured**: {result['reason']}", ""]
+    lines += [
+        "| texts of | tokens/s | first pass, s | peak GiB | lowest cosine to plain layers |",
+        "|---|---|---|---|---|",
+    ]
+    lines += rows(result["cases"], ("ours_tokens_per_s", "first_s", "ours_peak_gib", "lowest_cosine"))
+    return "\n".join([*lines, *ending(result)])
+
+
+def main_variant(args: argparse.Namespace) -> None:
+    device = device_of(args)
+    config = tiny(NV_EMBED_V2) if args.tiny else NV_EMBED_V2
+    dtype = activation_dtype(device) if args.variant == "fp8" else torch.bfloat16
+    plain = random_model(config, device, dtype).requires_grad_(False).eval()
+    plain.fold_pooler()
+    models = Models(make_variant(plain, args.variant), None, None)
+    clock = Clock(device, args.repeats)
+    results: dict[str, dict[str, Any]] = {name: {"case": name} for name in cases(False)}
+    page = ""
+    for name, lengths in cases(args.tiny).items():
+        case = measure_variant(plain, models, lengths, name, clock)
+        if case["lowest_cosine"] < LOWEST[args.variant]:
+            raise SystemExit(f"{name}: other vectors than with plain layers ({case['lowest_cosine']})")
+        print(json.dumps(case), flush=True)
+        if not args.tiny:
+            results[name] = case
+        page = report(f"encode_gpu_{args.variant}", args, results, variant_markdown)
+    print(page)
+
+
+def make_variant(plain: NVEmbed, variant: str) -> NVEmbed:
+    """Return the model with other layers over the same weights; the plain one stays as it is."""
+    ours = copy.deepcopy(plain, {id(value): value for value in (*plain.parameters(), *plain.buffers())})
+    if variant == "fp8":
+        quantise(ours, "fp8")
+    if variant != "plain":
+        compile_layers(ours)
+    return ours
+
+
 def main() -> None:
-    args = gpu_parser(__doc__, repeats=5).parse_args()
+    parser = gpu_parser(__doc__, repeats=5)
+    parser.add_argument("--variant", choices=VARIANTS, default=VARIANTS[0])
+    args = parser.parse_args()
+    if args.variant != "plain":
+        main_variant(args)
+        return
     device = device_of(args)
     config = tiny(NV_EMBED_V2) if args.tiny else NV_EMBED_V2
     models = build(config, device, torch.bfloat16)

@@ -22,7 +22,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import redirect_stdout
-from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -34,24 +33,18 @@ from memory import GIB, hardware, phase
 from nvembed.cli.check import check
 from nvembed.cli.options import Compute
 from nvembed.encoder import Encoder
-from nvembed.model.config import NV_EMBED_V2, ModelConfig, PoolerConfig
+from nvembed.model.config import NV_EMBED_V2, ModelConfig
 from nvembed.text.tokenize import TextSettings
 from nvembed.weights.check import free_memory
 from nvembed.weights.known import known_weights
 from nvembed.weights.save import SHARD_BYTES, save_checkpoint
 from nvembed.weights.tensors import TOKENIZER_FILES, expected_tensors
+from sizes import tiny
 
 LIMIT_GIB = 20.0
 TEXT = "Judo throws are allowed in freestyle and folkstyle wrestling."
 RELEASED = TextSettings("released", NV_EMBED_V2.backbone.max_position, "</s>", 2, 1)
 RESULTS = Path(__file__).parent / "results"
-
-
-def tiny(config: ModelConfig) -> ModelConfig:
-    """The same architecture, small enough for a test."""
-    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2}
-    backbone = replace(config.backbone, head_dim=16, **sizes)
-    return ModelConfig(backbone, PoolerConfig(num_latents=8, num_heads=2, head_dim=64))
 
 
 def released_order(name: str) -> tuple[int, int, bool]:

@@ -37,7 +37,7 @@ from nvembed.train.loss import loss_and_gradient
 from nvembed.train.optim import Optimizer
 from nvembed.train.recipe import StageRecipe
 from nvembed.train.step_batch import micro_batches
-from rehearsal import tiny
+from sizes import tiny
 
 LENGTH = 512
 STAGE = read_recipe(data_path("recipes") / "nv_embed_v2" / "stage1.toml", StageRecipe)

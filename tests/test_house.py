@@ -97,7 +97,8 @@ BUDGETS: dict[str, tuple[set[str], int]] = {
     # 560 for 8- and 4-bit layers, and compressed folders
     # 35 for words in mixed case and languages by script
     # 420 for EmbeddingGemma 2, Gemma 3 from GGUF, models of the hub that were fetched in part
-    "core": ({"model", "text", "vectors", "weights", "encoder", "files", "recipe", "errors"}, 9_630),
+    # 400 for GPUs: FP8 products, compiled layers, graphs of short texts, copies beside the computation
+    "core": ({"model", "text", "vectors", "weights", "encoder", "files", "recipe", "errors"}, 10_040),
     # 400 lines for training formats of other tools, own instructions, documented recipe keys, digests, the
     # plan before step 1 and evaluations made up for at resume
     # 100 for the checks of runs, states and mined sets
@@ -122,7 +123,7 @@ BUDGETS: dict[str, tuple[set[str], int]] = {
     # 225 for models measured on the user's own documents
     "evaluate": ({"evaluate"}, 2_745),
     # 550 lines for what clients really send (Cohere v1, NIM, TEI, Voyage), limits before work, pieces, CORS
-    "serve": ({"serve"}, 3_020),
+    "serve": ({"serve"}, 3_026),
     "integrations": ({"integrations"}, 760),
     # 100 lines for corpora embedded beside themselves, --update and the options of corpora
     # 140 for nvembed check on folders of every kind, and prompts that models bring
@@ -131,7 +132,7 @@ BUDGETS: dict[str, tuple[set[str], int]] = {
     # 410 for nvembed compress and nvembed ladder
     # 370 for nvembed choose, and embed --late-chunking
     # 40 for --cut, --context and the places of hits
-    "cli": ({"cli"}, 5_530),
+    "cli": ({"cli"}, 5_542),
 }
 
 

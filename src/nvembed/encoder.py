@@ -2,11 +2,11 @@
 
 import os
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Literal, get_args
@@ -15,17 +15,27 @@ import numpy as np
 import torch
 
 from nvembed.errors import InputError, NumericsError, OutputError
+from nvembed.model.compiled import compile_layers, graph_short_texts
 from nvembed.model.config import EmbeddingGemma2Config, GemmaConfig
-from nvembed.model.device import DTYPES, batch_tokens_for, memory_errors, paced, parse_devices
+from nvembed.model.device import (
+    DTYPES,
+    OnHost,
+    batch_tokens_for,
+    memory_errors,
+    no_pause,
+    paced,
+    parse_devices,
+)
+from nvembed.model.float8 import check_float8
 from nvembed.model.nv_embed import NVEmbed, PackedBatch
 from nvembed.model.pooling import LATE_POOLINGS
-from nvembed.model.quantised import Scheme, activation_dtype, scheme_of
-from nvembed.text.late import LateDocument, late_batches, late_windows
+from nvembed.model.quantised import Products, activation_dtype, scheme_of
+from nvembed.text.late import LateDocument, late_batches, late_groups, late_windows
 from nvembed.text.model_prompts import ModelPrompts, place_titles
 from nvembed.text.pack import Batch, batches, windows
 from nvembed.text.prompt import format_prompt, instruction_for
 from nvembed.text.tokenize import TextTokenizer, Tokens, check_texts
-from nvembed.vectors.embeddings import Embeddings, join
+from nvembed.vectors.embeddings import Embeddings, join, shortened
 from nvembed.vectors.metric import cosine
 from nvembed.weights.checkpoint import fingerprint, load_model, load_tokenizer, open_checkpoint
 from nvembed.weights.hub import model_folder
@@ -36,12 +46,11 @@ from nvembed.weights.tensors import Checkpoint
 Layout = Literal["nvembed", "sentence-transformers"]
 _OVERFLOWING = (GemmaConfig, EmbeddingGemma2Config)  # their activations leave float16's range
 
-SCHEMES: dict[str, Scheme] = {"int8": "int8", "int4": "int4"}
+SCHEMES: dict[str, Products] = {"int8": "int8", "int4": "int4", "fp8": "fp8"}
 
 # Texts are read, tokenised and sorted one window at a time, so that memory is limited for any stream.
 WINDOW_TEXTS = 16_384
 WINDOW_CHARACTERS = 16_000_000
-LATE_CHARACTERS = 400_000  # of documents whose tokens are in memory with their characters
 
 
 class Encoder:
@@ -74,6 +83,7 @@ class Encoder:
         dtype: str | None = None,
         revision: str | None = None,
         pooling: str | None = None,
+        compiled: bool = False,
     ) -> "Encoder":
         """Load a model from a folder or the hub, in the layout of NV-Embed or of sentence-transformers.
 
@@ -83,21 +93,28 @@ class Encoder:
                 ``cuda`` if there is one.
             dtype: of weights and activations: ``float32``, ``bfloat16`` or ``float16``. Softmax, norms,
                 pooling and output are float32. ``int8`` rounds weights and activations to 8 bits for the
-                products, ``int4`` the weights alone to 4 bits (`model.quantised`). ``None`` is the
-                dtype of a compressed model, else bfloat16 on CUDA and float32 on CPU.
+                products, ``int4`` the weights alone to 4 bits (`model.quantised`), ``fp8`` both to 8-bit
+                floats, for GPUs with FP8 products (`model.float8`). ``None`` is the dtype of a compressed
+                model, else bfloat16 on CUDA and float32 on CPU.
             revision: a hub branch, tag or commit.
             pooling: ``mean``, ``cls`` or ``last``, for a transformers folder whose config does not name it.
+            compiled: compile the layers with torch.compile, and on CUDA also replay the work of single short
+                texts as graphs. The first batches take up to minutes; vectors change only by rounding.
 
         Raises:
             ConfigError: a config or tokenizer is missing, damaged, or of an architecture that is not
                 supported.
             WeightsError: the folder or its weights are missing or damaged, or do not fit the config.
             DownloadError: the hub cannot be reached, or has no such model.
-            InputError: ``device`` or ``dtype`` is unknown, or the model overflows in ``float16``.
+            InputError: ``device`` or ``dtype`` is unknown, the device has no FP8 products, or the model
+                overflows in ``float16``.
         """
         devices = parse_devices(device)
         if dtype is not None and dtype not in DTYPES and dtype not in SCHEMES:
             raise InputError(f"dtype is {dtype!r}: expected one of {', '.join([*DTYPES, *SCHEMES])}")
+        if dtype == "fp8":
+            for each in devices:
+                check_float8(each)
         checkpoint = open_checkpoint(model_folder(path_or_id, revision=revision), pooling=pooling)
         for note in checkpoint.notes:
             warnings.warn(f"{checkpoint.folder}: {note}", stacklevel=2)
@@ -111,6 +128,9 @@ class Encoder:
             load_model(checkpoint, device=d, dtype=DTYPES.get(dtype) or activation_dtype(d), scheme=scheme)
             for d in devices
         ]
+        for model in replicas if compiled else ():
+            compile_layers(model)
+            graph_short_texts(model)
         return cls(replicas, tokenizer, checkpoint=checkpoint)
 
     def save_pretrained(
@@ -354,40 +374,28 @@ class Encoder:
             )
 
         budget = batch_tokens or min(map(self.batch_tokens, range(len(self.replicas))))
-        with ThreadPoolExecutor(1, "tokenise") as ahead, _progress(total, show_progress) as advance:
-            first_row = 0
-            pending: tuple[list[str], Future[list[Tokens]]] | None = None
-            for window in chain(windows(texts, WINDOW_TEXTS, WINDOW_CHARACTERS), [None]):
-                ready, pending = pending, None
-                if window is not None and first_row:  # tokenised while the previous window is computed
-                    pending = window, ahead.submit(tokenise, window, first_row)
-                elif window is not None:  # few texts need no second thread
-                    pending = window, Future()
-                    pending[1].set_result(tokenise(window, 0))
-                first_row += len(window or ())
-                if ready is not None:
-                    earlier, tokens = ready
-                    yield self._embed(earlier, tokens.result(), budget, truncate_dim, advance)
 
-    def _embed(
-        self,
-        texts: list[str],
-        tokens: list[Tokens],
-        budget: int,
-        truncate_dim: int | None,
-        advance: Callable[[int], None],
-    ) -> Embeddings:
-        vectors = np.empty((len(tokens), self.replicas[0].config.dim), dtype=np.float32)
-        for batch, result in self._run(batches(tokens, budget)):
-            vectors[batch.rows] = result.cpu().numpy()
-            advance(len(batch.rows))
-        self._check_finite(vectors)
-        return Embeddings(
-            _shortened(vectors, truncate_dim),
-            np.array([len(item.input_ids) for item in tokens], dtype=np.int64),
-            np.array([item.truncated for item in tokens], dtype=bool),
-            np.array([not text or text.isspace() for text in texts], dtype=bool),
-        )
+        def prepare(window: list[str], first_row: int) -> "_Window":
+            tokens = tokenise(window, first_row)
+            return _Window(window, tokens, batches(tokens, budget), self.replicas[0].config.dim)
+
+        opened: deque[_Window] = deque()  # whose batches are being computed
+        with ThreadPoolExecutor(1, "tokenise") as ahead, _progress(total, show_progress) as advance:
+
+            def work() -> Iterator[Batch]:
+                for window in _prepared(windows(texts, WINDOW_TEXTS, WINDOW_CHARACTERS), prepare, ahead):
+                    opened.append(window)
+                    yield from window.batches
+
+            for batch, vectors in self._run(work()):
+                window = opened[0]
+                window.vectors[batch.rows] = vectors
+                window.left -= 1
+                advance(len(batch.rows))
+                if not window.left:
+                    opened.popleft()
+                    self._check_finite(window.vectors)
+                    yield window.embeddings(truncate_dim)
 
     def stream_late(
         self,
@@ -410,17 +418,17 @@ class Encoder:
         if truncate_dim is None and self.checkpoint is not None:
             truncate_dim = self.checkpoint.truncate_dim
         budget = batch_tokens or min(map(self.batch_tokens, range(len(self.replicas))))
-        for group in _grouped(documents):
+        for group in late_groups(documents):
             passes = list(late_windows(self.tokenizer, group, max_length=max_length or self.max_length))
             texts = [d.text[start:end] for d in group for start, end in d.passages]
             vectors = np.empty((len(texts), self.replicas[0].config.dim), dtype=np.float32)
             work = list(late_batches(passes, budget))
             results = self._run([batch for batch, _ in work])
             for (_, rows), (_, result) in zip(work, results, strict=True):
-                vectors[rows] = result.cpu().numpy()
+                vectors[rows] = result
             self._check_finite(vectors)
             yield Embeddings(
-                _shortened(vectors, truncate_dim),
+                shortened(vectors, truncate_dim),
                 np.array([b - a for each in passes for a, b in each.passages], dtype=np.int64),
                 np.array([cut for each in passes for cut in each.cut], dtype=bool),
                 np.array([not text or text.isspace() for text in texts], dtype=bool),
@@ -444,10 +452,10 @@ class Encoder:
         count = sum(len(item.input_ids) for item in tokens)
         [batch] = batches(tokens, count)
         with memory_errors(f"a batch of {count:,} tokens does not fit on {model.device}"):
-            result = _forward(model, batch, paced(pause, model.device)).cpu().numpy()
+            result = _forward(model, batch, paced(pause, model.device)).numpy()
         self._check_finite(result)
         stored = None if self.checkpoint is None else self.checkpoint.truncate_dim
-        return _shortened(np.asarray(result[np.argsort(batch.rows)]), stored)
+        return shortened(np.asarray(result[np.argsort(batch.rows)]), stored)
 
     def batch_tokens(self, replica: int = 0) -> int:
         """Return how many tokens a batch should have on a device; on CUDA this depends on the free memory."""
@@ -462,31 +470,45 @@ class Encoder:
                 "load with dtype='float32' or 'bfloat16', and check the weights with `nvembed check`"
             )
 
-    def _run(self, work: list[Batch]) -> Iterator[tuple[Batch, torch.Tensor]]:
-        """Compute batches on the replicas; each takes the next batch when it is free."""
+    def _run(self, work: Iterable[Batch]) -> Iterator[tuple[Batch, np.ndarray]]:
+        """Compute batches on the replicas; each takes the next batch when it is free.
+
+        A CUDA device computes the next batch while the caller uses the previous result.
+        """
+        pending: deque[tuple[Batch, OnHost]] = deque()
         if len(self.replicas) == 1:
-            ahead: tuple[Batch, torch.Tensor] | None = None
-            for batch in work:  # the device computes it while the caller uses the previous result
-                current = batch, _forward(self.replicas[0], batch)
-                if ahead is not None:
-                    yield ahead
-                ahead = current
-            if ahead is not None:
-                yield ahead
+            lag = int(self.replicas[0].device.type == "cuda")
+            for batch in work:
+                pending.append((batch, _forward(self.replicas[0], batch)))
+                if len(pending) > lag:
+                    batch, result = pending.popleft()
+                    yield batch, result.numpy()
+            for batch, result in pending:
+                yield batch, result.numpy()
             return
         free: SimpleQueue[NVEmbed] = SimpleQueue()
         for replica in self.replicas:
             free.put(replica)
 
-        def run(batch: Batch) -> tuple[Batch, torch.Tensor]:
+        def run(batch: Batch) -> tuple[Batch, np.ndarray]:
             replica = free.get()
             try:
-                return batch, _forward(replica, batch).cpu()
+                return batch, _forward(replica, batch).numpy()
             finally:
                 free.put(replica)
 
+        futures: deque[Future[tuple[Batch, np.ndarray]]] = deque()
         with ThreadPoolExecutor(len(self.replicas), "replica") as pool:
-            yield from pool.map(run, work)
+            try:
+                for batch in work:
+                    futures.append(pool.submit(run, batch))
+                    if len(futures) > 2 * len(self.replicas):
+                        yield futures.popleft().result()
+                while futures:
+                    yield futures.popleft().result()
+            finally:
+                for future in futures:
+                    future.cancel()
 
     def similarity(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Return the cosine of each row of ``a`` (n, d) with each row of ``b`` (m, d): (n, m) float32."""
@@ -511,35 +533,50 @@ def check_late(pooling: str) -> None:
         )
 
 
-def _grouped(documents: Iterable[LateDocument]) -> Iterator[list[LateDocument]]:
-    """Yield documents in lists that end once they have ``LATE_CHARACTERS``."""
-    group: list[LateDocument] = []
-    characters = 0
-    for document in documents:
-        group.append(document)
-        characters += len(document.text)
-        if characters >= LATE_CHARACTERS:
-            yield group
-            group, characters = [], 0
-    if group:
-        yield group
+class _Window:
+    """Tokenised texts, their batches, and the vectors computed so far."""
+
+    def __init__(self, texts: list[str], tokens: list[Tokens], batches: list[Batch], dim: int) -> None:
+        self.texts = texts
+        self.tokens = tokens
+        self.batches = batches
+        self.left = len(batches)
+        self.vectors = np.empty((len(tokens), dim), dtype=np.float32)
+
+    def embeddings(self, truncate_dim: int | None) -> Embeddings:
+        return Embeddings(
+            shortened(self.vectors, truncate_dim),
+            np.array([len(item.input_ids) for item in self.tokens], dtype=np.int64),
+            np.array([item.truncated for item in self.tokens], dtype=bool),
+            np.array([not text or text.isspace() for text in self.texts], dtype=bool),
+        )
 
 
-def _shortened(vectors: np.ndarray, dim: int | None) -> np.ndarray:
-    """Return the first ``dim`` numbers of each vector, normalised again; None keeps all."""
-    if dim is None:
-        return vectors
-    vectors = vectors[:, :dim]
-    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+def _prepared(
+    windows: Iterable[list[str]], prepare: Callable[[list[str], int], _Window], ahead: ThreadPoolExecutor
+) -> Iterator[_Window]:
+    """Tokenise and pack each window while the previous one is computed."""
+    first_row = 0
+    pending: Future[_Window] | None = None
+    for texts in windows:
+        if pending is not None:
+            following = ahead.submit(prepare, texts, first_row)
+            yield pending.result()
+            pending = following
+        else:  # few texts need no second thread
+            pending = Future()
+            pending.set_result(prepare(texts, 0))
+        first_row += len(texts)
+    if pending is not None:
+        yield pending.result()
 
 
 @torch.inference_mode()
-def _forward(model: NVEmbed, batch: Batch, pause: Callable[[], None] = lambda: None) -> torch.Tensor:
+def _forward(model: NVEmbed, batch: Batch, pause: Callable[[], None] = no_pause) -> OnHost:
     packed = PackedBatch.of(
         batch.input_ids, batch.lengths, batch.pool_index, batch.pool_lengths, model.device
     )
-    result: torch.Tensor = model(packed, pause)
-    return result
+    return OnHost(model(packed, pause))
 
 
 def _warn(rows: np.ndarray, what: str) -> None:

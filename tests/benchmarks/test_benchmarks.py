@@ -16,10 +16,13 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 import curve
 import encode_gpu
+import latency_gpu
 import rehearsal
 import train_gpu
 from nvembed.errors import DataError, InputError
+from nvembed.model.compiled import compile_layers
 from nvembed.model.config import NV_EMBED_V2
+from nvembed.model.nv_embed import NVEmbed
 from nvembed.weights.known import known_weights
 from nvembed.weights.save import SHARD_BYTES
 from nvembed.weights.tensors import expected_tensors
@@ -134,6 +137,28 @@ def test_gpu_benchmarks_on_cpu(
     assert not result["measured"]
     assert all(list(case) == ["case"] for case in result["cases"]), "nothing is claimed"
     assert "**not measured**: no CUDA device" in (tmp_path / f"{name}.md").read_text()
+
+
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+@pytest.mark.parametrize(
+    ("script", "flags", "page"),
+    [(encode_gpu, ["--variant", "fp8"], "encode_gpu_fp8"), (latency_gpu, [], "latency_gpu")],
+    ids=["fp8", "latency"],
+)
+def test_other_gpu_benchmarks_on_cpu(
+    script: ModuleType, flags: list[str], page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compile_eagerly(model: NVEmbed) -> None:
+        compile_layers(model, backend="eager")
+
+    monkeypatch.setattr(encode_gpu, "compile_layers", compile_eagerly)
+    argv = [f"{script.__name__}.py", "--device", "cpu", "--tiny", "--repeats", "1", *flags]
+    monkeypatch.setattr(sys, "argv", [*argv, "--results", str(tmp_path)])
+    script.main()
+    result = json.loads((tmp_path / f"{page}.json").read_text())
+    assert f"python benchmarks/{script.__name__}.py" in result["command"]
+    assert not result["measured"]
+    assert "**not measured**" in (tmp_path / f"{page}.md").read_text()
 
 
 def test_train_gpu_counts_the_products_of_a_step() -> None:

@@ -15,9 +15,11 @@ from conftest import TINY_A, tiny_backbone, tiny_model
 from helpers.attention_oracle import attention_oracle
 from nvembed.encoder import Encoder
 from nvembed.files import data_path
-from nvembed.model.attention import Segments, attention
+from nvembed.model.attention import DENSE_TOKENS, WHOLE, Segments, _attention_varlen, attention, is_dense
+from nvembed.model.compiled import CAPACITIES, compile_layers, graph_short_texts
 from nvembed.model.config import ModelConfig, PoolerConfig
 from nvembed.model.nv_embed import NVEmbed, PackedBatch
+from nvembed.model.quantised import quantise
 from nvembed.recipe import read_recipe
 from nvembed.train.optim import Optimizer
 from nvembed.train.recipe import StageRecipe
@@ -65,6 +67,40 @@ def test_attention_matches_float64_forward_and_backward(
     torch.testing.assert_close(out.double(), expected, atol=TOLERANCE[dtype], rtol=0)
     for got, want in zip(gradients, expected_gradients, strict=True):
         torch.testing.assert_close(got.double(), want, atol=8 * TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=ids_by_dtype)
+@pytest.mark.parametrize("lengths", [(DENSE_TOKENS,), (2048, 2048)], ids=str)
+def test_long_texts_of_equal_length_match_float64(lengths: tuple[int, ...], dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(len(lengths))
+    shapes = [(sum(lengths), count, 64) for count in (4, 2, 2)]
+    q, k, v = (torch.randn(s, generator=generator).to(DEVICE, dtype) for s in shapes)
+    segments = Segments.of(lengths, torch.device(DEVICE))
+    assert is_dense(segments, WHOLE)
+    expected = attention_oracle(q.double(), k.double(), v.double(), segments)
+    torch.testing.assert_close(attention(q, k, v, segments).double(), expected, atol=TOLERANCE[dtype], rtol=0)
+
+
+@pytest.mark.parametrize("length", [1, 17, 700, 3000])
+def test_varlen_attention_of_a_text_does_not_depend_on_its_batch(length: int) -> None:
+    """To the last bit, whatever the lengths beside it."""
+    generator = torch.Generator().manual_seed(length)
+
+    def heads(tokens: int) -> list[torch.Tensor]:
+        return [
+            torch.randn(tokens, count, 128, generator=generator).to(DEVICE, torch.bfloat16)
+            for count in (8, 2, 2)
+        ]
+
+    text = heads(length)
+    expected = None
+    for before, after in ((), ()), ((5,), ()), ((1, 300), (4096,)), ((8192,), (2,)):
+        others = heads(sum(before)), heads(sum(after))
+        q, k, v = (torch.cat(parts) for parts in zip(others[0], text, others[1], strict=True))
+        segments = Segments.of((*before, length, *after), torch.device(DEVICE))
+        out = _attention_varlen(q, k, v, segments, WHOLE)[sum(before) :][:length]
+        expected = out if expected is None else expected
+        assert torch.equal(out, expected)
 
 
 def packed(lengths: tuple[int, ...], seed: int, device: str) -> tuple[PackedBatch, list[PackedBatch]]:
@@ -213,3 +249,70 @@ def test_masters_in_the_hosts_memory_change_nothing(dtype: torch.dtype) -> None:
     torch.testing.assert_close(
         found[True], found[False], atol=1e-6 if dtype == torch.float32 else 8e-3, rtol=0
     )
+
+
+@pytest.fixture
+def wide() -> NVEmbed:
+    """Heads and layers of sizes that every kernel takes."""
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_heads": 4, "num_kv_heads": 2, "head_dim": 64}
+    made = tiny_model(**sizes).requires_grad_(False).eval()
+    made.fold_pooler()
+    return made.to(DEVICE, torch.bfloat16)
+
+
+@torch.inference_mode()
+def test_graphs_repeat_the_padded_batch_to_the_last_bit(wide: NVEmbed) -> None:
+    graph_short_texts(wide)
+    assert wide.graphs is not None
+    for length in (1, 16, 17, 60, 60, 200, 1024, 3):
+        batch, _ = packed((length,), length, DEVICE)
+        capacity = next(size for size in CAPACITIES if size >= length)
+        vector = wide(batch)
+        states = wide.graphs(batch)
+        assert states is not None
+        for filler in (0, 7):  # what the padding holds changes nothing
+            ids = torch.full((capacity,), filler, device=DEVICE)
+            ids[:length] = batch.input_ids
+            offsets = torch.tensor([0, length, capacity], dtype=torch.int32, device=DEVICE)
+            eager = wide.embedding_model(ids, Segments((capacity, 0), offsets))[:length]
+            assert torch.equal(states, eager)
+        assert torch.equal(wide.pool(eager, batch), vector)
+        graphs, wide.graphs = wide.graphs, None
+        torch.testing.assert_close(vector, wide(batch), atol=VECTOR_TOLERANCE[torch.bfloat16], rtol=0)
+        wide.graphs = graphs
+
+
+@torch.inference_mode()
+def test_compiled_layers_and_graphs_of_them(wide: NVEmbed) -> None:
+    plain = copy.deepcopy(wide)
+    compile_layers(wide)
+    graph_short_texts(wide)
+    for lengths in ((5, 130, 64, 64), (300, 1), (12,), (200,)):
+        batch, _ = packed(lengths, 4, DEVICE)
+        tolerance = VECTOR_TOLERANCE[torch.bfloat16]
+        torch.testing.assert_close(wide(batch), plain(batch), atol=tolerance, rtol=0)
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9), reason="needs FP8 products"
+)
+@torch.inference_mode()
+def test_fp8_is_near_bfloat16_and_independent_of_the_batch(wide: NVEmbed) -> None:
+    plain = copy.deepcopy(wide)
+    quantise(wide, "fp8")
+    batch, alone = packed((5, 1, 130, 64, 400), 5, DEVICE)
+    vectors = wide(batch)
+    assert 0.97 < (vectors * plain(batch)).sum(1).min() < 1 - 1e-6
+    apart = torch.cat([wide(one) for one in alone])
+    torch.testing.assert_close(vectors, apart, atol=VECTOR_TOLERANCE[torch.bfloat16], rtol=0)
+
+
+def test_a_stream_of_many_windows_is_each_text_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies run while the device computes: no result may be read before it is there."""
+    monkeypatch.setattr("nvembed.encoder.WINDOW_TEXTS", 7)
+    encoder = Encoder.from_pretrained(TINY_A, device=DEVICE, dtype="float32")
+    texts = [f"{text} {number}" for number in range(20) for text in TEXTS]
+    parts = list(encoder.stream(texts, batch_tokens=300))
+    assert [len(part.vectors) for part in parts] == [7] * 14 + [2]
+    together = np.concatenate([part.vectors for part in parts])
+    np.testing.assert_allclose(together, encoder.encode(texts, batch_tokens=100_000), atol=2e-5)

@@ -6,7 +6,8 @@ import torch
 from test_grad_cache import batch_of, gradient_of, plain_backward, take_gradients
 from training import recipe, tiny
 
-from nvembed.train.adapt import adapt, compile_layers
+from nvembed.model.compiled import compile_layers
+from nvembed.train.adapt import adapt
 from nvembed.train.grad_cache import backward, embed
 
 settings = recipe(adapter={"dropout": 0.0}).adapter

@@ -5,12 +5,15 @@ import torch
 from torch import Tensor
 
 from helpers.attention_oracle import attention_oracle
+from nvembed.errors import InputError, MissingExtraError
 from nvembed.model.attention import (
     WHOLE,
     Reach,
     Segments,
     _attention_varlen,
     attention,
+    is_dense,
+    use_flash_attention,
 )
 
 LENGTHS = [(1,), (5,), (3, 3, 3), (7, 7, 2, 1, 1), (1, 9, 4, 4, 130)]
@@ -82,11 +85,11 @@ def test_positions_restart_with_each_text() -> None:
     assert segments.cu_seqlens.dtype == torch.int32
 
 
-@pytest.mark.parametrize("told", [True, False], ids=["later", "torch 2.11"])
-def test_the_varlen_kernel_is_told_of_groups_where_it_asks(
-    told: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("later", [True, False], ids=["torch 2.12", "torch 2.11"])
+def test_options_of_the_varlen_kernel_follow_its_release(
+    later: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its wrapper has no ``enable_gqa`` in torch 2.11, and refuses grouped heads without it in later ones."""
+    """From torch 2.12 on, grouped heads need a flag, and results independent of the batch another one."""
     segments = Segments.of((3, 5), torch.device("cpu"))
     q, k, v = (torch.randn(8, heads, 16) for heads in (4, 2, 2))
 
@@ -97,13 +100,52 @@ def test_the_varlen_kernel_is_told_of_groups_where_it_asks(
         assert scale is None
         return attention_oracle(q, k, v, segments)
 
-    def later(*args: Any, enable_gqa: bool = False, **named: Any) -> Tensor:
+    def later_kernel(
+        *args: Any, enable_gqa: bool = False, num_splits: int | None = None, **named: Any
+    ) -> Tensor:
         assert enable_gqa
+        assert num_splits == 1
         return kernel(*args, **named)
 
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", later if told else kernel)
-    found = _attention_varlen(q, k, v, segments, WHOLE)
-    torch.testing.assert_close(found, attention_oracle(q, k, v, segments))
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", later_kernel if later else kernel)
+    out = _attention_varlen(q, k, v, segments, WHOLE)
+    torch.testing.assert_close(out, attention_oracle(q, k, v, segments))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "reach", "dense"),
+    [
+        ((1024,), WHOLE, True),
+        ((2048, 2048, 2048), Reach(causal=True), True),
+        ((2048, 2048), Reach(window=4000), True),
+        ((2048, 2048), Reach(window=512), False),  # SDPA has no window
+        ((2048, 2047), WHOLE, False),
+        ((1023, 1023), WHOLE, False),
+        ((2048, 0), WHOLE, False),  # what a graph of 2,048 tokens is recorded with
+    ],
+    ids=str,
+)
+def test_long_texts_of_equal_length_are_dense(lengths: tuple[int, ...], reach: Reach, dense: bool) -> None:
+    assert is_dense(Segments.of(lengths, torch.device("cpu")), reach) == dense
+
+
+def test_flash_attention_that_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="FA3, FA4"):
+        use_flash_attention("FA5")
+    monkeypatch.setattr("torch.nn.attention.activate_flash_attention_impl", None, raising=False)
+    with pytest.raises(MissingExtraError, match="torch"):
+        use_flash_attention("FA3")
+    names: list[str] = []
+    monkeypatch.setattr("torch.nn.attention.activate_flash_attention_impl", names.append)
+    use_flash_attention("FA4")
+    assert names == ["FA4"]
+
+    def absent(_: str) -> None:
+        raise ImportError("No module named 'flash_attn'")
+
+    monkeypatch.setattr("torch.nn.attention.activate_flash_attention_impl", absent)
+    with pytest.raises(MissingExtraError, match="flash_attn"):
+        use_flash_attention("FA4")
 
 
 @pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])

@@ -9,10 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from nvembed.errors import NumericsError
+from conftest import tiny_model
+from nvembed.errors import InputError, NumericsError
+from nvembed.model.attention import Segments
 from nvembed.model.decoder import RMSNorm
+from nvembed.model.float8 import LARGEST, Float8Linear, Float8Rows, check_float8, float8_rows
 from nvembed.model.gemma import GemmaNorm
 from nvembed.model.layers import frequencies, rotary
+from nvembed.model.nv_embed import PackedBatch
 from nvembed.model.quantised import (
     GROUP,
     FastRMSNorm,
@@ -24,8 +28,10 @@ from nvembed.model.quantised import (
     dequantise_groups,
     dequantise_rows,
     int8_product,
+    quantise,
     quantise_groups,
     quantise_rows,
+    scheme_of,
 )
 
 
@@ -149,7 +155,7 @@ def test_norms(kind: type[RMSNorm | GemmaNorm]) -> None:
     x = values(1, 9, 64, 2, 1)
     exact = norm(x).detach()
     np.testing.assert_allclose(FastRMSNorm(gain, 1e-6)(x), exact, atol=2e-5)
-    rows = NormToRows(None, gain, 1e-6)(x)
+    rows = NormToRows(Rows, None, gain, 1e-6)(x)
     decoded = (rows.codes_NK.float() - 128) * rows.scale_N1
     assert (decoded - exact).abs().le(rounding(exact) * 1.01 + 1e-6).all()
 
@@ -160,3 +166,44 @@ def test_rotation_without_gradients_has_the_same_bits() -> None:
     expected = turned.rotate(x)
     with torch.no_grad():
         assert torch.equal(turned.rotate(x), expected)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 40])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "plain"])
+def test_fp8_products_are_those_of_the_rounded_numbers(rows: int, bias: bool) -> None:
+    x, weight = values(1, rows, 64, 2, rows // 5), values(2, 48, 64, 1, 1)
+    layer = Float8Linear(nn.Parameter(torch.randn(48).bfloat16(), requires_grad=False) if bias else None)
+    layer.load(*float8_rows(weight))
+    codes, scale = float8_rows(x)
+    weight_codes, weight_scale = float8_rows(weight)
+    assert codes.float().abs().amax(1).tolist() == [LARGEST if row.any() else 0 for row in x]
+    torch.testing.assert_close(codes.float() * scale, x, rtol=2**-4, atol=float(scale.max()) * 2**-10)
+    expected = (codes.double() * scale) @ (weight_codes.double() * weight_scale).t()
+    if layer.bias is not None:
+        expected += layer.bias.double()
+    out = layer(x)
+    assert out.dtype == torch.bfloat16
+    bound = 2e-2 * float(expected.abs().max())
+    torch.testing.assert_close(out.double(), expected, rtol=1e-2, atol=bound)
+    torch.testing.assert_close(layer(Float8Rows.of(x)), out, rtol=0, atol=0)
+
+
+@torch.inference_mode()
+def test_a_model_in_fp8_is_near_the_model() -> None:
+    model, other = tiny_model().eval(), tiny_model().eval()
+    for each in (model, other):
+        each.requires_grad_(False).fold_pooler()
+    quantise(other, "fp8")
+    assert scheme_of(other) == "fp8"
+    assert not any(type(part) is nn.Linear for part in other.embedding_model.modules())
+    ids = torch.arange(30)
+    lengths = (20, 10)
+    segments = Segments.of(lengths, torch.device("cpu"))
+    batch = PackedBatch(ids, segments, ids, lengths)
+    cosine = (model(batch) * other(batch)).sum(1)
+    assert 0.97 < cosine.min() < 1 - 1e-6
+
+
+def test_fp8_is_refused_where_a_device_has_no_products() -> None:
+    with pytest.raises(InputError, match="FP8 products"):
+        check_float8(torch.device("cpu"))

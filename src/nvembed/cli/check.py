@@ -182,11 +182,11 @@ def _ask(report: "Report", device: "torch.device", dtype: Dtype, requested: bool
         return Finding(name, "skip", reason)
     if not report.ok:
         return Finding(name, failure, "not computed, because another check failed")
+    if dtype == "int8" or dtype == "int4" or dtype == "fp8":
+        return Finding(name, failure, f"no published tolerance for {dtype}: use another --dtype")
     row = next(row for row in report.memory if row.dtype == dtype and row.folded)
     if row.fits is False:
         return Finding(name, failure, f"not computed: the model does not fit in memory in {dtype}")
-    if dtype == "int8" or dtype == "int4":
-        return Finding(name, failure, f"no published tolerance for {dtype}: use another --dtype")
     encoder = load(str(report.folder), device=str(device), dtype=dtype)
     report.answer = answer = ask(lambda texts, prompt: encoder.encode(list(texts), prompt=prompt), dtype)
     detail = (

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
@@ -24,14 +25,24 @@ if TYPE_CHECKING:
 
 
 def load(
-    model: str, *, device: str | None = None, dtype: Dtype | None = None, revision: str | None = None
+    model: str,
+    *,
+    device: str | None = None,
+    dtype: Dtype | None = None,
+    revision: str | None = None,
+    compiled: bool = False,
 ) -> "Encoder":
     """Load a model from a folder or the hub; ``device`` may name several, separated by commas."""
     devices = device.split(",") if device else None
+    if compiled:  # what is compiled is kept for the next process
+        os.environ.setdefault(
+            "TORCHINDUCTOR_CACHE_DIR", str(platformdirs.user_cache_path("nvembed") / "compiled")
+        )
     with waiting(f"loading {model}"):
         from nvembed.encoder import Encoder  # torch takes seconds to import
 
-        return Encoder.from_pretrained(find_model(model, revision=revision), device=devices, dtype=dtype)
+        folder = find_model(model, revision=revision)
+        return Encoder.from_pretrained(folder, device=devices, dtype=dtype, compiled=compiled)
 
 
 def check_same_model(model: str, fingerprint: str, expected: str, owner: str) -> None:

@@ -12,7 +12,7 @@ from nvembed.errors import InputError
 from nvembed.recipe import nearest
 
 StoredDtype = Literal["float32", "bfloat16", "float16"]
-Dtype = Literal["float32", "bfloat16", "float16", "int8", "int4"]
+Dtype = Literal["float32", "bfloat16", "float16", "int8", "int4", "fp8"]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
 Flag = Annotated[bool, Parameter(negative=())]
 # A name, or "-" for standard input or output, which would otherwise be taken for an option.
@@ -45,8 +45,8 @@ class Compute:
     device: str | None = None
     """Device: cpu, cuda, cuda:1, or several separated by commas. Default: cuda if available."""
     dtype: Dtype | None = None
-    """Number format. int8: products in 8 bits; int4: weights of 4 bits. Default: bfloat16 on CUDA, float32 on
-    CPU."""
+    """Number format. int8: products in 8 bits; int4: weights of 4 bits; fp8: products in FP8, on GPUs
+    that have them. Default: bfloat16 on CUDA, float32 on CPU."""
 
 
 @_panel("Prompt", 20)

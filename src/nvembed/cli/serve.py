@@ -150,6 +150,7 @@ def loaded(settings: ServerSettings) -> "ServedModel":
         device=settings.device,
         dtype=settings.dtype,
         revision=settings.revision,
+        compiled=settings.compiled,
     )
     devices = [
         Device(

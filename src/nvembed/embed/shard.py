@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -73,7 +74,7 @@ def write_shard(
 ) -> None:
     """Embed the passages of a shard and write it, whole or not at all.
 
-    Memory holds the vectors of one part of ``encode`` at a time.
+    Memory holds the vectors of two parts of ``encode`` at a time.
 
     Args:
         inputs: the argument of ``encode``: ``passages.inputs`` or ``passages.whole``.
@@ -88,7 +89,17 @@ def write_shard(
     columns = schema(dim, storage)
     counts = {"documents": passages.documents, "tokens": 0, "truncated": 0, "empty": 0}
     done = 0
-    with atomic_path(target) as temporary, _writer(temporary, target, columns) as writer:
+    with (
+        atomic_path(target) as temporary,
+        _writer(temporary, target, columns) as writer,
+        ThreadPoolExecutor(1, "write") as background,  # writes a part while the next one is computed
+    ):
+
+        def write(table: pa.Table) -> None:
+            with _as_output_error(target):
+                writer.write_table(table, row_group_size=ROW_GROUP)
+
+        writing: Future[None] | None = None
         for part in encode(inputs):
             rows = passages.table.slice(done, len(part.vectors))
             done += len(part.vectors)
@@ -96,9 +107,12 @@ def write_shard(
             counts["truncated"] += int(part.truncated.sum())
             counts["empty"] += sum(not text or text.isspace() for text in rows["text"].to_pylist())
             table = _with_vectors(rows, part, columns, dim, storage)
-            with _as_output_error(target):
-                writer.write_table(table, row_group_size=ROW_GROUP)
+            if writing is not None:
+                writing.result()
+            writing = background.submit(write, table)
             advance(done / max(1, passages.table.num_rows))
+        if writing is not None:
+            writing.result()
         if done != passages.table.num_rows:
             raise DataError(f"{done:,} vectors of {passages.table.num_rows:,} passages")
         about = json.dumps({"format": FORMAT, **made_by, **counts})

@@ -5,11 +5,12 @@ one run.
 Every token attends to the tokens of its own text and to no other. ``causal`` leaves out the tokens that
 follow; ``window`` is an inclusive radius: token ``i`` attends to ``j`` where ``|i - j| <= window``.
 
-- ``_attention_sdpa``: torch's fused kernel per run of equally long texts (CPU; CUDA in float32).
+- ``_attention_sdpa``: torch's fused kernel per run of equally long texts (CPU; CUDA in float32, with wide
+  heads, and for a batch of equally long texts of ``DENSE_TOKENS`` or more, where cuDNN's kernel is faster).
 - ``_Products``: plain matrix products, forward and backward, over texts padded to similar lengths (CPU, half
   precision, with a gradient).
 - ``_attention_varlen``: ``torch.nn.attention.varlen.varlen_attn``, FlashAttention over all texts at once
-  (CUDA, half precision).
+  (CUDA, half precision). A text's result does not depend on the texts beside it, to the last bit.
 
 Memory is linear in the length, except in ``_Products``.
 """
@@ -25,6 +26,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nvembed.errors import InputError, MissingExtraError
+from nvembed.model.device import to_device
+
 
 @dataclass(frozen=True)
 class Segments:
@@ -37,7 +41,7 @@ class Segments:
     def of(cls, lengths: tuple[int, ...], device: torch.device) -> "Segments":
         offsets = torch.zeros(len(lengths) + 1, dtype=torch.int32)
         offsets[1:] = torch.tensor(lengths, dtype=torch.int32).cumsum(0)
-        return cls(lengths, offsets.to(device, non_blocking=True))
+        return cls(lengths, to_device(offsets, device))
 
     def positions(self) -> Tensor:
         """Return each token's position within its own text, (N,) int64 on the offsets' device."""
@@ -59,6 +63,11 @@ class Reach:
 
 WHOLE = Reach()
 
+# From this length on, equally long texts go to SDPA on CUDA. Below, attention takes less than 4 % of a layer
+# of NV-Embed v2, and one kernel for all batches keeps a text's vector independent of its batch.
+DENSE_TOKENS = 1024
+VARLEN_HEAD_DIM = 256  # the widest heads of FlashAttention; EmbeddingGemma 2 has wider ones
+
 
 def attention(
     q_NHE: Tensor,
@@ -77,13 +86,20 @@ def attention(
         bias_HTT: is added to the scores of each text; T is the length of the longest one.
     """
     half = q_NHE.dtype in (torch.float16, torch.bfloat16)
-    if q_NHE.is_cuda and half and bias_HTT is None:
+    narrow = q_NHE.shape[-1] <= VARLEN_HEAD_DIM
+    if q_NHE.is_cuda and half and narrow and bias_HTT is None and not is_dense(segments, reach):
         return _attention_varlen(q_NHE, k_NKE, v_NKE, segments, reach)
     plain = bias_HTT is None and reach.window is None
     if half and plain and q_NHE.requires_grad and q_NHE.device.type == "cpu":
         out: Tensor = _Products.apply(q_NHE, k_NKE, v_NKE, segments, reach)  # type: ignore[no-untyped-call]
         return out
     return _attention_sdpa(q_NHE, k_NKE, v_NKE, segments, reach, bias_HTT)
+
+
+def is_dense(segments: Segments, reach: Reach) -> bool:
+    """Whether a batch on CUDA is equally long texts, long enough for SDPA, each read whole."""
+    shortest, longest = min(segments.lengths), max(segments.lengths)
+    return shortest == longest >= DENSE_TOKENS and (reach.window is None or reach.window >= longest - 1)
 
 
 def _attention_varlen(
@@ -93,8 +109,10 @@ def _attention_varlen(
 
     longest = max(segments.lengths)
     offsets = segments.cu_seqlens
-    # The kernel reads grouped heads in every release; its wrapper requires a flag from torch 2.12 on.
-    grouped: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in _parameters(varlen_attn) else {}
+    # The kernel reads grouped heads in every release; its wrapper requires a flag from torch 2.12 on. From
+    # then on it also splits texts by the longest one of the batch, unless one split is asked for.
+    options: dict[str, Any] = {"enable_gqa": True, "num_splits": 1}
+    options = {name: value for name, value in options.items() if name in _parameters(varlen_attn)}
     radius = -1 if reach.window is None else reach.window
     out = varlen_attn(
         q_NHE,
@@ -106,10 +124,33 @@ def _attention_varlen(
         longest,
         scale=reach.scale,
         window_size=(radius, 0 if reach.causal else radius),
-        **grouped,
+        **options,
     )
     assert isinstance(out, Tensor)
     return out
+
+
+def use_flash_attention(version: str) -> None:
+    """Let all attention of this process run on an installed FlashAttention, ``"FA3"`` or ``"FA4"``.
+
+    Raises:
+        MissingExtraError: it is not installed, or this torch cannot use it.
+        InputError: another version.
+    """
+    packages = {"FA3": "flash_attn_interface", "FA4": "flash_attn"}
+    if version not in packages:
+        raise InputError(f"FlashAttention is {version!r}: expected one of {', '.join(packages)}")
+    activate = getattr(torch.nn.attention, "activate_flash_attention_impl", None)
+    if activate is None:
+        raise MissingExtraError(
+            f"torch {torch.__version__} cannot use {version}: expected torch 2.11 or later"
+        )
+    try:
+        activate(version)
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise MissingExtraError(
+            f"{version} is not available ({error}): install {packages[version]} for this GPU, or leave it out"
+        ) from error
 
 
 @cache

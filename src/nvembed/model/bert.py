@@ -30,7 +30,7 @@ class BertLayer(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, size)
         self.mlp_norm = nn.LayerNorm(size, eps)
         self.activation = config.activation
-        self.attend = attention  # training replaces it with a function that is not compiled with the layer
+        self.attend = attention  # compiled layers have a function that is not compiled with them
         self.to_rows: nn.Module = nn.Identity()  # replaced where the projections are quantised
 
     def forward(self, x_ND: Tensor, bias_HTT: Tensor | None, segments: Segments, pause: Pause) -> Tensor:

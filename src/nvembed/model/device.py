@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 from nvembed.errors import InputError
@@ -70,10 +71,40 @@ def memory_errors(message: str) -> Iterator[None]:
         raise
 
 
+def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy from CPU; to CUDA from page-locked memory, so that the host does not wait for the device."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+class OnHost:
+    """The copy of a tensor on its way to the CPU; on CUDA, work that is queued later does not delay it."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        if values.is_cuda:
+            self._host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._host.copy_(values, non_blocking=True)
+            self._event = torch.cuda.current_stream(values.device).record_event()
+        else:
+            self._host = values
+
+    def numpy(self) -> np.ndarray:
+        """Wait for the copy and return it."""
+        if self._event is not None:
+            self._event.synchronize()
+        return np.asarray(self._host.numpy())
+
+
+def no_pause() -> None:
+    """The ``pause`` of a batch that nothing interrupts."""
+
+
 def paced(pause: Callable[[], None] | None, device: torch.device) -> Callable[[], None]:
     """Return ``pause``; on CUDA it first waits for the device, so that work it starts there runs soon."""
     if pause is None:
-        return lambda: None
+        return no_pause
     if device.type != "cuda":
         return pause
     pending: deque[torch.cuda.Event] = deque()

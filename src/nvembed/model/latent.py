@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nvembed.model.config import PoolerConfig
-from nvembed.model.device import randn
+from nvembed.model.device import randn, to_device
 from nvembed.model.pooling import FeedForward, mean_pool
 
 
@@ -111,14 +111,14 @@ class FoldedLatentAttention(nn.Module):
             hidden = gate(first(self.feed_forward.norm(y)))
             mean_y[texts] += _sums(y, pieces)
             mean_hidden[texts] += _sums(hidden, pieces)
-        counts = torch.tensor(lengths, dtype=torch.float32, device=x_PD.device)[:, None]
+        counts = to_device(torch.tensor(lengths, dtype=torch.float32), x_PD.device)[:, None]
         mean_y /= counts
         mean_hidden /= counts
         return mean_y + F.linear(mean_hidden, last.weight.float(), last.bias.float())
 
 
 def _sums(x_PD: Tensor, lengths: list[int]) -> Tensor:
-    sizes = torch.tensor(lengths, device=x_PD.device)
+    sizes = to_device(torch.tensor(lengths), x_PD.device)
     return torch.segment_reduce(x_PD.float(), "sum", lengths=sizes, unsafe=True)
 
 

@@ -19,7 +19,7 @@ from nvembed.model.config import (
     GemmaConfig,
     ModernBertConfig,
 )
-from nvembed.model.device import randn
+from nvembed.model.device import no_pause, randn
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
@@ -61,7 +61,7 @@ class Backbone(nn.Module):
     layers: nn.ModuleList
     norm: nn.Module
 
-    def forward(self, input_ids_N: Tensor, segments: Segments, pause: Pause = lambda: None) -> Tensor:
+    def forward(self, input_ids_N: Tensor, segments: Segments, pause: Pause = no_pause) -> Tensor:
         """Return the last hidden states, (N, D) in the weights' dtype.
 
         ``pause`` is called twice in each layer. It may compute another batch.
@@ -79,7 +79,7 @@ class Backbone(nn.Module):
         """Return what each layer knows about the tokens' positions."""
         raise NotImplementedError
 
-    def run(self, x_ND: Tensor, segments: Segments, layers: range, pause: Pause = lambda: None) -> Tensor:
+    def run(self, x_ND: Tensor, segments: Segments, layers: range, pause: Pause = no_pause) -> Tensor:
         """Return the output of the last of ``layers`` for the input ``x_ND``, without the final norm."""
         positions = self.positions(x_ND, segments)
         for number in layers:
@@ -167,7 +167,7 @@ class SelfAttention(nn.Module):
         self.q_norm = nn.Identity() if norm is None else norm(config.head_dim, config.rms_norm_eps)
         self.k_norm = nn.Identity() if norm is None else norm(config.head_dim, config.rms_norm_eps)
         self.v_norm = None if value_norm is None else value_norm(config.head_dim, config.rms_norm_eps)
-        self.attend = attention  # training replaces it with a function that is not compiled with the layer
+        self.attend = attention  # compiled layers have a function that is not compiled with them
         self.reach = reach
 
     def forward(self, x_ND: Tensor, rotary: Rotary, segments: Segments) -> Tensor:

@@ -17,7 +17,7 @@ class ModernBertAttention(nn.Module):
         self.num_heads = config.num_heads
         self.Wqkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.attention_bias)
         self.Wo = nn.Linear(config.hidden_size, config.hidden_size, bias=config.attention_bias)
-        self.attend = attention  # training replaces it with a function that is not compiled with the layer
+        self.attend = attention  # compiled layers have a function that is not compiled with them
         self.reach = Reach(window=window)
 
     def forward(self, x_ND: Tensor, rotary: Rotary, segments: Segments) -> Tensor:

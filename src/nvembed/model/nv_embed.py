@@ -3,6 +3,7 @@
 Shapes: N packed tokens, P pooled tokens, B texts, D hidden size.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ from nvembed.model.config import (
     ModelConfig,
 )
 from nvembed.model.decoder import Decoder
+from nvembed.model.device import no_pause, to_device
 from nvembed.model.embedding_gemma2 import EmbeddingGemma2
 from nvembed.model.gemma import Gemma
 from nvembed.model.latent import FoldedLatentAttention, LatentAttention, fold
@@ -50,9 +52,9 @@ class PackedBatch:
     ) -> "PackedBatch":
         """Send a batch to a device. ``input_ids`` (N,) and ``pool_index`` (P,) are int64."""
         return cls(
-            torch.from_numpy(input_ids).to(device, non_blocking=True),
+            to_device(torch.from_numpy(input_ids), device),
             Segments.of(lengths, device),
-            torch.from_numpy(pool_index).to(device, non_blocking=True),
+            to_device(torch.from_numpy(pool_index), device),
             pool_lengths,
         )
 
@@ -92,17 +94,22 @@ class NVEmbed(nn.Module):
         self.dense = nn.ModuleList(map(Dense, config.dense))
         self.latent_attention_model: LatentAttention | FoldedLatentAttention | None = None
         self.self_attention_model: SelfAttentionPooler | None = None
+        # The backbone's states of a batch from a recorded graph; None for a batch that has none.
+        self.graphs: Callable[[PackedBatch], Tensor | None] | None = None
         if config.pooling == "latent":
             self.latent_attention_model = LatentAttention(size, pooler)
         elif config.pooling == "self":
             self.self_attention_model = SelfAttentionPooler(size, pooler.num_heads, pooler.ffn_mult)
 
-    def forward(self, batch: PackedBatch, pause: Pause = lambda: None) -> Tensor:
+    def forward(self, batch: PackedBatch, pause: Pause = no_pause) -> Tensor:
         """Return unit vectors, (B, D) float32; pooling and norm are computed in float32.
 
         The pooler reads only the tokens that are pooled. ``pause`` is called within each layer.
         """
-        return self.pool(self.embedding_model(batch.input_ids, batch.segments, pause), batch)
+        x_ND = self.graphs(batch) if self.graphs is not None and pause is no_pause else None
+        if x_ND is None:
+            x_ND = self.embedding_model(batch.input_ids, batch.segments, pause)
+        return self.pool(x_ND, batch)
 
     def pool(self, x_ND: Tensor, batch: PackedBatch) -> Tensor:
         """Return the unit vectors (B, D) float32 of the backbone's last hidden states."""

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nvembed.model.attention import Segments, attention
+from nvembed.model.device import to_device
 
 
 def mean_pool(x_PD: Tensor, lengths: tuple[int, ...]) -> Tensor:
     """Return the mean of each text's tokens. Released: sum, division and norm run in float32."""
-    sizes = torch.tensor(lengths, device=x_PD.device)
+    sizes = to_device(torch.tensor(lengths), x_PD.device)
     if x_PD.dtype != torch.float64:
         x_PD = x_PD.float()
     return torch.segment_reduce(x_PD, "mean", lengths=sizes, unsafe=True)
@@ -24,33 +25,33 @@ def mean_pool(x_PD: Tensor, lengths: tuple[int, ...]) -> Tensor:
 
 def eos_pool(x_PD: Tensor, lengths: tuple[int, ...]) -> Tensor:
     """Return each text's last pooled token, the EOS. Paper: section 3.2, Tables 2 and 3."""
-    last = torch.tensor(lengths, device=x_PD.device).cumsum(0) - 1
+    last = to_device(torch.tensor(lengths), x_PD.device).cumsum(0) - 1
     return x_PD[last].float()
 
 
 def cls_pool(x_PD: Tensor, lengths: tuple[int, ...]) -> Tensor:
     """Return each text's first pooled token."""
-    sizes = torch.tensor(lengths, device=x_PD.device)
+    sizes = to_device(torch.tensor(lengths), x_PD.device)
     return x_PD[sizes.cumsum(0) - sizes].float()
 
 
 def max_pool(x_PD: Tensor, lengths: tuple[int, ...]) -> Tensor:
     """Return the maximum of each dimension over each text's tokens."""
-    sizes = torch.tensor(lengths, device=x_PD.device)
+    sizes = to_device(torch.tensor(lengths), x_PD.device)
     return torch.segment_reduce(x_PD.float(), "max", lengths=sizes, unsafe=True)
 
 
 def mean_sqrt_len_pool(x_PD: Tensor, lengths: tuple[int, ...]) -> Tensor:
     """Return each text's sum divided by the square root of its number of tokens."""
-    sizes = torch.tensor(lengths, device=x_PD.device, dtype=torch.float32)
+    sizes = to_device(torch.tensor(lengths, dtype=torch.float32), x_PD.device)
     return mean_pool(x_PD, lengths) * sizes.sqrt()[:, None]
 
 
 def weighted_mean_pool(x_PD: Tensor, lengths: tuple[int, ...]) -> Tensor:
     """Return the mean of each text's tokens, weighted 1, 2, 3, ... from the first one (SGPT)."""
     weights_P = torch.cat([torch.arange(1, n + 1, device=x_PD.device, dtype=torch.float32) for n in lengths])
-    totals_B = torch.tensor([n * (n + 1) / 2 for n in lengths], device=x_PD.device)
-    sizes = torch.tensor(lengths, device=x_PD.device)
+    totals_B = to_device(torch.tensor([n * (n + 1) / 2 for n in lengths]), x_PD.device)
+    sizes = to_device(torch.tensor(lengths), x_PD.device)
     sums = torch.segment_reduce(x_PD.float() * weights_P[:, None], "sum", lengths=sizes, unsafe=True)
     return sums / totals_B[:, None]
 

@@ -9,6 +9,8 @@ int4   ``w_mk = s_mg (c_mk - z_mg)`` with 4-bit codes ``c`` and zero points ``z`
        unpacked to bfloat16 when it runs; activations are not rounded. Layers whose inputs are not a multiple
        of ``GROUP`` are int8.
 
+fp8    as int8, with float8_e4m3fn in place of integers (`model.float8`); only in memory, and only on CUDA.
+
 On CPU everything but int8 products and attention is float32: conversions to bfloat16 cost more there than
 they save. Products use oneDNN's (AMX, AVX512-VNNI, AVX2-VNNI); on CUDA ``torch._int_mm``.
 """
@@ -23,6 +25,7 @@ from nvembed.errors import NumericsError
 from nvembed.model.attention import WHOLE, Reach, Segments, attention
 from nvembed.model.bert import BertLayer
 from nvembed.model.decoder import DecoderLayer, RMSNorm
+from nvembed.model.float8 import Float8Linear, Float8Rows, fits_float8, float8_rows
 from nvembed.model.gemma import GemmaLayer, GemmaNorm
 from nvembed.model.latent import FoldedLatentAttention
 from nvembed.model.layers import GatedMLP
@@ -30,7 +33,8 @@ from nvembed.model.modernbert import ModernBertLayer
 from nvembed.model.nv_embed import NVEmbed
 from nvembed.model.pooling import FeedForward
 
-Scheme = Literal["int8", "int4"]
+Scheme = Literal["int8", "int4"]  # of stored weights
+Products = Literal["int8", "int4", "fp8"]  # of a model in memory
 GROUP = 32  # inputs that share a scale and a zero point in int4
 ZERO_POINT = 128  # what is added to activations on CPU: VNNI multiplies unsigned by signed
 _TINY = 1e-30  # smallest scale: a row of zeros stays zero
@@ -58,30 +62,38 @@ class Rows:
         return cls(codes_NK, scale_N1)
 
 
+AnyRows = Rows | Float8Rows
+
+
 class ToRows(nn.Module):
     """``Rows.of`` as a module: what several layers read is rounded once."""
 
-    def forward(self, x_NK: Tensor) -> Rows:
-        return Rows.of(x_NK)
+    def __init__(self, kind: type[AnyRows]) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x_NK: Tensor) -> AnyRows:
+        return self.kind.of(x_NK)
 
 
 class NormToRows(nn.Module):
-    """A norm whose result is read by quantised layers alone, as ``Rows``.
+    """A norm whose result is read by quantised layers alone, as rows of ``kind``.
 
     Of an RMS norm the division by the mean square goes into the scale, which saves a pass.
     """
 
-    def __init__(self, norm: nn.Module | None, gain: Tensor | None, eps: float) -> None:
+    def __init__(self, kind: type[AnyRows], norm: nn.Module | None, gain: Tensor | None, eps: float) -> None:
         super().__init__()
+        self.kind = kind
         self.norm = norm  # a LayerNorm, or none in a model's first layer
         self.gain = None if gain is None else nn.Parameter(gain, requires_grad=False)  # of an RMS norm
         self.eps = eps
 
-    def forward(self, x_NK: Tensor) -> Rows:
+    def forward(self, x_NK: Tensor) -> AnyRows:
         if self.gain is None:
-            return Rows.of(x_NK if self.norm is None else self.norm(x_NK))
+            return self.kind.of(x_NK if self.norm is None else self.norm(x_NK))
         x_NK = x_NK.float()
-        rows = Rows.of(x_NK * self.gain)
+        rows = self.kind.of(x_NK * self.gain)
         rows.scale_N1 *= _inverse_rms(x_NK, self.eps)
         return rows
 
@@ -284,7 +296,7 @@ def activation_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
-def replace_layers(model: NVEmbed, scheme: Scheme, dtype: torch.dtype) -> None:
+def replace_layers(model: NVEmbed, scheme: Products, dtype: torch.dtype) -> None:
     """Put quantised layers, still without weights, in place of the backbone's linear layers and embedding.
 
     Args:
@@ -294,12 +306,18 @@ def replace_layers(model: NVEmbed, scheme: Scheme, dtype: torch.dtype) -> None:
     for name, module in list(root.named_modules()):
         parent, _, leaf = name.rpartition(".")
         if isinstance(module, nn.Linear):
+            if scheme == "fp8" and not fits_float8(module):
+                continue
             root.get_submodule(parent).register_module(leaf, _empty(module, scheme, dtype))
-        elif isinstance(module, nn.Embedding) and leaf in ("embed_tokens", "tok_embeddings"):
+        elif (
+            isinstance(module, nn.Embedding)
+            and leaf in ("embed_tokens", "tok_embeddings")
+            and scheme != "fp8"  # whose purpose is speed
+        ):
             root.get_submodule(parent).register_module(leaf, Int8Embedding(dtype))
 
 
-def replace_pooler(model: NVEmbed, scheme: Scheme, dtype: torch.dtype) -> None:
+def replace_pooler(model: NVEmbed, scheme: Products, dtype: torch.dtype) -> None:
     """Quantise the one large layer of a folded latent pooler that runs once per token."""
     pooler = model.latent_attention_model
     if isinstance(pooler, FoldedLatentAttention):
@@ -310,51 +328,84 @@ def replace_pooler(model: NVEmbed, scheme: Scheme, dtype: torch.dtype) -> None:
         net[0] = layer
 
 
-def _empty(linear: nn.Linear, scheme: Scheme, dtype: torch.dtype) -> "Int8Linear | Int4Linear":
+def _empty(
+    linear: nn.Linear, scheme: Products, dtype: torch.dtype
+) -> "Int8Linear | Int4Linear | Float8Linear":
+    if scheme == "fp8":
+        return Float8Linear(linear.bias)
     if scheme == "int4" and linear.in_features % GROUP == 0:
         return Int4Linear(linear.bias, dtype)
     return Int8Linear(linear.bias)
 
 
-QUANTISED = (Int8Linear, Int4Linear, Int8Embedding)
+QUANTISED = (Int8Linear, Int4Linear, Int8Embedding, Float8Linear)
 
 
-def scheme_of(model: nn.Module) -> Scheme | None:
+def scheme_of(model: nn.Module) -> Products | None:
     """Return how a model's linear layers are quantised; None where they are not."""
     kinds = {type(module) for module in model.modules()}
+    if Float8Linear in kinds:
+        return "fp8"
     return "int4" if Int4Linear in kinds else "int8" if Int8Linear in kinds else None
 
 
 def load_weight(layer: nn.Module, weight: Tensor) -> None:
     """Quantise a float weight into one of the ``QUANTISED``."""
-    if isinstance(layer, Int4Linear):
+    if isinstance(layer, Float8Linear):
+        layer.load(*float8_rows(_finite(weight)))
+    elif isinstance(layer, Int4Linear):
         layer.load(*quantise_groups(weight))
     else:
         assert isinstance(layer, Int8Linear | Int8Embedding)
         layer.load(*quantise_rows(weight))
 
 
+def quantise(model: NVEmbed, scheme: Products) -> None:
+    """Quantise a model in place that is loaded in ``activation_dtype``, with its pooler folded."""
+    weights = {
+        name: module.weight
+        for name, module in model.embedding_model.named_modules()
+        if isinstance(module, nn.Linear | nn.Embedding)
+    }
+    device, dtype = model.device, activation_dtype(model.device)
+    replace_layers(model, scheme, dtype)
+    for name, weight in weights.items():
+        module = model.embedding_model.get_submodule(name)
+        if isinstance(module, QUANTISED):
+            load_weight(module, weight)
+    replace_pooler(model, scheme, dtype)
+    prepare(model, device)
+
+
 def prepare(model: NVEmbed, device: torch.device) -> None:
     """After loading: round what several products read once, within norms, and use the faster functions."""
     for name, module in list(model.named_modules()):
         parent, leaf = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
-        shared = leaf in _NORMS.get(type(parent), ()) and _only_int8(parent)
+        kind = _rows_of(parent)
+        shared = leaf in _NORMS.get(type(parent), ()) and kind is not None
         if isinstance(module, RMSNorm | GemmaNorm) and (shared or device.type == "cpu"):
             gain = module.weight.detach().float() + (1 if isinstance(module, GemmaNorm) else 0)
-            fast = NormToRows(None, gain, module.eps) if shared else FastRMSNorm(gain, module.eps)
+            fast = (
+                NormToRows(kind, None, gain, module.eps)
+                if kind is not None and shared
+                else FastRMSNorm(gain, module.eps)
+            )
             setattr(parent, leaf, fast)
-        elif shared:
-            setattr(parent, leaf, NormToRows(module, None, 0))
-        if isinstance(module, BertLayer) and _only_int8(module):
-            module.to_rows = ToRows()
+        elif kind is not None and shared:
+            setattr(parent, leaf, NormToRows(kind, module, None, 0))
+        if isinstance(module, BertLayer) and (kind := _rows_of(module)) is not None:
+            module.to_rows = ToRows(kind)
         if device.type == "cpu":
             _prepare_for_cpu(module, device)
 
 
-def _only_int8(layer: nn.Module) -> bool:
-    """Whether all products of a layer but that of a pooler's mean take ``Rows``."""
+def _rows_of(layer: nn.Module) -> type[AnyRows] | None:
+    """Return the rows that all products of a layer take, but for that of a pooler's mean; None is no rows."""
     parts = [layer.fn.net[0]] if isinstance(layer, FeedForward) else list(layer.modules())
-    return not any(isinstance(part, nn.Linear | Int4Linear) for part in parts)
+    kinds = {type(part) for part in parts} & {nn.Linear, Int4Linear, Int8Linear, Float8Linear}
+    if kinds == {Int8Linear}:
+        return Rows
+    return Float8Rows if kinds == {Float8Linear} else None
 
 
 def _prepare_for_cpu(module: nn.Module, device: torch.device) -> None:

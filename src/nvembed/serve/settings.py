@@ -33,8 +33,13 @@ class ServerSettings(Recipe):
     model: str = Field("", description="A checkpoint folder or a hub id.")
     served_name: Names = Field((), description="Names of the model in requests, separated by commas.")
     device: str | None = Field(None, description="cpu, cuda, cuda:1, or several: cuda:0,cuda:1.")
-    dtype: Literal["float32", "bfloat16", "float16", "int8", "int4"] | None = Field(
+    dtype: Literal["float32", "bfloat16", "float16", "int8", "int4", "fp8"] | None = Field(
         None, description="Number format. Default: bfloat16 on CUDA, float32 on CPU."
+    )
+    compiled: bool = Field(
+        False,
+        description="Compile the layers at the first batches, which takes minutes; on CUDA, replay single "
+        "short texts as graphs.",
     )
     revision: str | None = Field(None, description="A hub branch, tag or commit.")
 

@@ -17,6 +17,7 @@ from nvembed.text.pack import Batch, batches
 from nvembed.text.tokenize import TextTokenizer, Tokens
 
 Cut = tuple[int, int]  # characters, or tokens: from the first to before the last
+GROUP_CHARACTERS = 400_000  # of documents whose tokens are in memory with their characters
 CONTEXT_SHARE = 8  # a window ends behind its last passage by a share of its length
 
 
@@ -51,6 +52,20 @@ class LateWindow:
     passages: list[Cut]  # tokens
     first_row: int  # the row of the first of these passages
     cut: list[bool]  # passages that are longer than the model reads
+
+
+def late_groups(documents: Iterable[LateDocument]) -> Iterator[list[LateDocument]]:
+    """Yield documents in lists that end once they have ``GROUP_CHARACTERS``."""
+    group: list[LateDocument] = []
+    characters = 0
+    for document in documents:
+        group.append(document)
+        characters += len(document.text)
+        if characters >= GROUP_CHARACTERS:
+            yield group
+            group, characters = [], 0
+    if group:
+        yield group
 
 
 def late_windows(

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nvembed.errors import ConfigError, needs_extra
-from nvembed.model.attention import attention
 from nvembed.model.layers import Backbone
 from nvembed.model.nv_embed import NVEmbed
 from nvembed.recipe import nearest
@@ -95,18 +94,6 @@ def checkpoint_activations(model: NVEmbed) -> None:
     """Keep only the input of each layer, and compute the layer again in the backward pass."""
     for layer in model.embedding_model.layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
-
-
-def compile_layers(model: NVEmbed) -> None:
-    """Compile each layer except its attention, for batches of any size; results change only by rounding.
-
-    This fuses the operations between matrix products, which cost more than the products on a CPU in bfloat16
-    (docs/log.md). Attention depends on the lengths of the texts and would be compiled for every batch.
-    """
-    eager = torch.compiler.disable(attention)  # type: ignore[no-untyped-call]
-    for layer in model.embedding_model.layers:
-        layer.get_submodule("self_attn").attend = eager
-        layer.forward = torch.compile(layer.forward, dynamic=True)
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -30,10 +30,11 @@ from nvembed.data.collate import collate
 from nvembed.data.example import Example
 from nvembed.errors import ConfigError, NumericsError, OutputError
 from nvembed.files import read_json, same_run, write_json
+from nvembed.model.compiled import compile_layers
 from nvembed.model.nv_embed import NVEmbed
 from nvembed.text.tokenize import TextTokenizer, Tokens
 from nvembed.train import checkpoint
-from nvembed.train.adapt import adapt, checkpoint_activations, compile_layers, frozen_layers, trained
+from nvembed.train.adapt import adapt, checkpoint_activations, frozen_layers, trained
 from nvembed.train.checkpoint import TrainingProgress
 from nvembed.train.grad_cache import backward, embed, kept_graphs
 from nvembed.train.log import StepRecord, TrainingLog

@@ -44,3 +44,11 @@ def join(parts: Sequence[Embeddings], dim: int = 0) -> Embeddings:
         np.concatenate([part.truncated for part in parts]),
         np.concatenate([part.empty for part in parts]),
     )
+
+
+def shortened(vectors: np.ndarray, dim: int | None) -> np.ndarray:
+    """Return the first ``dim`` numbers of each vector, normalised again; None keeps all."""
+    if dim is None:
+        return vectors
+    vectors = vectors[:, :dim]
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))

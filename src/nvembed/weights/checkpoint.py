@@ -19,7 +19,7 @@ from nvembed.errors import ConfigError, WeightsError
 from nvembed.files import file_digest
 from nvembed.model.config import ModelConfig
 from nvembed.model.nv_embed import NVEmbed
-from nvembed.model.quantised import QUANTISED, Scheme, load_weight, prepare, replace_layers, replace_pooler
+from nvembed.model.quantised import QUANTISED, Products, load_weight, prepare, replace_layers, replace_pooler
 from nvembed.text.tokenize import TextSettings, TextTokenizer
 from nvembed.weights.adapter import Adapter, check_fit, read_adapter
 from nvembed.weights.backbone import Base, locate, package_file, read_base
@@ -164,7 +164,7 @@ def load_model(
     device: torch.device | str,
     dtype: torch.dtype,
     fold: bool = True,
-    scheme: Scheme | None = None,
+    scheme: Products | None = None,
 ) -> NVEmbed:
     """Load a checkpoint's weights.
 
@@ -173,8 +173,8 @@ def load_model(
     Args:
         fold: fold latent attention for inference (exact; smaller and faster) and freeze the weights.
             ``False`` keeps the plain, trainable form.
-        scheme: hold the weights of linear layers and of the token embedding in 8 or 4 bits; ``dtype`` is
-            that of the rest.
+        scheme: hold the weights of linear layers and of the token embedding in 8 or 4 bits, or those of
+            linear layers in FP8; ``dtype`` is that of the rest.
     """
     with torch.device("meta"):
         model = NVEmbed(checkpoint.config)
