@@ -8,13 +8,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Encoder", "NvembedError", "__version__"]
+__all__ = ["Encoder", "Index", "NvembedError", "__version__"]
 
 if TYPE_CHECKING:
     from nvembed.encoder import Encoder as Encoder
     from nvembed.errors import NvembedError as NvembedError
+    from nvembed.indexing.index import Index as Index
 
-_HOME = {"Encoder": "nvembed.encoder", "NvembedError": "nvembed.errors"}
+_HOME = {
+    "Encoder": "nvembed.encoder",
+    "Index": "nvembed.indexing.index",
+    "NvembedError": "nvembed.errors",
+}
 
 
 def __getattr__(name: str) -> Any:

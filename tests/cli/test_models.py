@@ -12,15 +12,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from conftest import TINY_A
-from nvembed.cli.models import (
-    Loading,
-    encode_with,
-    find_model,
-    load_sentence_transformer,
-    model_content,
-    open_model,
-)
+from nvembed.cli.models import Loading, encode_with, load_sentence_transformer, model_content, open_model
 from nvembed.errors import DownloadError, InputError, MissingExtraError, WeightsError
+from nvembed.indexing.models import find_model
 
 
 class Library:

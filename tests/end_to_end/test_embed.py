@@ -19,11 +19,11 @@ pq = pytest.importorskip("pyarrow.parquet", reason="the extra 'corpus' is not in
 from corpora import DIM, content, make_corpus, sentences, word_offsets  # noqa: E402
 
 from conftest import TINY_A  # noqa: E402
-from nvembed.cli.embedding import Facts  # noqa: E402
 from nvembed.cli.main import app_for  # noqa: E402
 from nvembed.embed.embedded import open_embedded  # noqa: E402
 from nvembed.encoder import Encoder  # noqa: E402
 from nvembed.errors import InputError  # noqa: E402
+from nvembed.indexing.models import Facts  # noqa: E402
 
 UNIT = Path(__file__).parents[1] / "helpers"
 

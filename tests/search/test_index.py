@@ -20,7 +20,7 @@ from nvembed.errors import DataError, InputError, OutputError
 from nvembed.files import locked
 from nvembed.search import index as indexes
 from nvembed.search.check import check_index
-from nvembed.search.index import Index, IndexOptions, add, build, delete, open_index
+from nvembed.search.index import IndexOptions, PassageIndex, add, build, delete, open_index
 from nvembed.search.record import is_index
 from nvembed.search.retrieve import Hit
 
@@ -40,18 +40,18 @@ def options(request: pytest.FixtureRequest) -> IndexOptions:
 
 
 @pytest.fixture
-def index(tmp_path: Path, options: IndexOptions) -> Iterator[Index]:
+def index(tmp_path: Path, options: IndexOptions) -> Iterator[PassageIndex]:
     source = open_embedded(write_embedded(tmp_path / "out"))
     with build(source, tmp_path / "out" / "index", options) as opened:
         yield opened
         opened.store.drop()
 
 
-def search(index: Index, query: str, **options: Any) -> list[Hit]:
+def search(index: PassageIndex, query: str, **options: Any) -> list[Hit]:
     return index.search(query, embed([query])[0], **options).hits
 
 
-def test_vector_search_is_exact(index: Index) -> None:
+def test_vector_search_is_exact(index: PassageIndex) -> None:
     hits = search(index, "a cat sleeps", mode="vector", top=10)
     texts = [text for texts, _ in DOCUMENTS.values() for text in texts]
     scores = embed(texts).astype(np.float16).astype(np.float32) @ embed(["a cat sleeps"])[0]
@@ -63,7 +63,7 @@ def test_vector_search_is_exact(index: Index) -> None:
     assert hits[0].ranks == {"vector": 1}
 
 
-def test_passages_come_back_as_they_were(index: Index) -> None:
+def test_passages_come_back_as_they_were(index: PassageIndex) -> None:
     (hit,) = search(index, "gatto", mode="text", top=1)
     text, metadata = DOCUMENTS["it's; DROP TABLE x.md"]
     assert (hit.id, hit.document) == ("it's; DROP TABLE x.md#0", "it's; DROP TABLE x.md")
@@ -72,7 +72,7 @@ def test_passages_come_back_as_they_were(index: Index) -> None:
     assert index.store.count() == (4, 6)
 
 
-def test_words_are_stemmed_and_rare_ones_count(index: Index) -> None:
+def test_words_are_stemmed_and_rare_ones_count(index: PassageIndex) -> None:
     assert [hit.document for hit in search(index, "throwing wrestlers", mode="text")] == ["judo.md"]
     assert search(index, "and a dog", mode="text", top=10)[0].document == "empty"
     assert search(index, "unheard-of xyzzy", mode="text") == []
@@ -82,7 +82,7 @@ def test_words_are_stemmed_and_rare_ones_count(index: Index) -> None:
     }
 
 
-def test_hybrid_joins_both_lists(index: Index) -> None:
+def test_hybrid_joins_both_lists(index: PassageIndex) -> None:
     hits = search(index, "judo throws", mode="hybrid", top=10)
     assert hits[0].id == "judo.md#0"
     assert hits[0].ranks == {"vector": 1, "text": 1}
@@ -109,7 +109,7 @@ def test_hybrid_joins_both_lists(index: Index) -> None:
         (["year < 99999999999999999999 and year >= 2021"], {"radio.md", "it's; DROP TABLE x.md"}),
     ],
 )
-def test_filters(index: Index, where: list[str], documents: set[str]) -> None:
+def test_filters(index: PassageIndex, where: list[str], documents: set[str]) -> None:
     for mode in ("vector", "hybrid"):
         found = search(index, "all day judo", mode=mode, top=10, where=where)
         assert {hit.document for hit in found} == documents
@@ -117,7 +117,7 @@ def test_filters(index: Index, where: list[str], documents: set[str]) -> None:
     assert {hit.document for hit in words} == documents - ({"empty"})
 
 
-def test_add_replaces_whole_documents(index: Index, tmp_path: Path) -> None:
+def test_add_replaces_whole_documents(index: PassageIndex, tmp_path: Path) -> None:
     new = {
         "judo.md": (["Sambo allows leg locks."], {"year": 2024, "lang": "en", "stars": 4.5}),
         "new.md": (["A new document."], {"year": 2025}),
@@ -221,7 +221,7 @@ def test_a_table_that_cannot_be_read_is_cured_by_the_option_that_the_message_nam
 
 
 def test_an_open_index_sees_what_another_process_changes(
-    index: Index, options: IndexOptions, tmp_path: Path
+    index: PassageIndex, options: IndexOptions, tmp_path: Path
 ) -> None:
     """New documents and fields, deleted documents, a rebuild."""
     new = {"new.md": (["Sambo allows leg locks."], {"stars": 4})}
@@ -240,7 +240,7 @@ def test_an_open_index_sees_what_another_process_changes(
         again.store.drop()
 
 
-def test_delete(index: Index) -> None:
+def test_delete(index: PassageIndex) -> None:
     assert delete(index, ["radio.md", "nowhere"]) == ["nowhere"]
     assert delete(index, ["radio.md", "it's; DROP TABLE x.md"]) == ["radio.md"]
     assert delete(index, ["radio.md"]) == ["radio.md"]
@@ -252,7 +252,7 @@ def test_delete(index: Index) -> None:
     }
 
 
-def test_another_model_is_refused(index: Index, tmp_path: Path) -> None:
+def test_another_model_is_refused(index: PassageIndex, tmp_path: Path) -> None:
     other = open_embedded(write_embedded(tmp_path / "other", fingerprint="f" * 32))
     with pytest.raises(InputError, match=r"the model fingerprint of the index is '0{32}', that of"):
         add(index, other)
@@ -262,7 +262,7 @@ def test_another_model_is_refused(index: Index, tmp_path: Path) -> None:
     assert index.store.count() == (4, 6)
 
 
-def test_build_again_replaces(index: Index, tmp_path: Path, options: IndexOptions) -> None:
+def test_build_again_replaces(index: PassageIndex, tmp_path: Path, options: IndexOptions) -> None:
     source = open_embedded(write_embedded(tmp_path / "second", {"one": (["Only one."], {})}))
     former = index.record
     with build(source, index.folder, options) as again:
@@ -277,7 +277,9 @@ def test_build_again_replaces(index: Index, tmp_path: Path, options: IndexOption
         again.store.drop()
 
 
-def test_a_changed_index_is_not_replaced_unasked(index: Index, tmp_path: Path, options: IndexOptions) -> None:
+def test_a_changed_index_is_not_replaced_unasked(
+    index: PassageIndex, tmp_path: Path, options: IndexOptions
+) -> None:
     source = open_embedded(tmp_path / "out")
     delete(index, ["radio.md"])
     with pytest.raises(InputError, match="--rebuild"):
@@ -289,7 +291,7 @@ def test_a_changed_index_is_not_replaced_unasked(index: Index, tmp_path: Path, o
 
 
 def test_a_killed_build_leaves_the_old_index(
-    index: Index, tmp_path: Path, options: IndexOptions, monkeypatch: pytest.MonkeyPatch
+    index: PassageIndex, tmp_path: Path, options: IndexOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = open_embedded(write_embedded(tmp_path / "second", {"one": (["Only one."], {})}))
     former = index.record
@@ -311,7 +313,7 @@ def test_a_killed_build_leaves_the_old_index(
 
 
 def test_a_build_that_lost_data_is_not_taken_up(
-    index: Index, tmp_path: Path, options: IndexOptions, monkeypatch: pytest.MonkeyPatch
+    index: PassageIndex, tmp_path: Path, options: IndexOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The library may drop an I/O error: what was written is read back before the record is replaced."""
     source = open_embedded(write_embedded(tmp_path / "second", {"one": (["Only one.", "And two."], {})}))

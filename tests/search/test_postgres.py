@@ -11,7 +11,7 @@ from servers import postgres
 
 from nvembed.embed.embedded import open_embedded
 from nvembed.errors import DataError, InputError
-from nvembed.search.index import Index, IndexOptions, build, open_index
+from nvembed.search.index import IndexOptions, PassageIndex, build, open_index
 from nvembed.search.postgres import without_password
 
 
@@ -22,14 +22,14 @@ def server() -> Iterator[str]:
 
 
 @pytest.fixture
-def index(tmp_path: Path, server: str) -> Iterator[Index]:
+def index(tmp_path: Path, server: str) -> Iterator[PassageIndex]:
     source = open_embedded(write_embedded(tmp_path / "out"))
     with build(source, tmp_path / "out" / "index", IndexOptions(server=server)) as opened:
         yield opened
         opened.store.drop()
 
 
-def test_many_threads_search_at_once(index: Index) -> None:
+def test_many_threads_search_at_once(index: PassageIndex) -> None:
     expected = index.search("judo", embed(["judo"])[0]).hits
     results: list[Any] = []
 
@@ -47,7 +47,7 @@ def test_many_threads_search_at_once(index: Index) -> None:
     assert results == [True] * 160
 
 
-def test_a_lost_connection_is_replaced(index: Index, server: str) -> None:
+def test_a_lost_connection_is_replaced(index: PassageIndex, server: str) -> None:
     import psycopg
 
     index.ping()
@@ -60,7 +60,7 @@ def test_a_lost_connection_is_replaced(index: Index, server: str) -> None:
             assert index.search("judo", None, mode="text").hits
 
 
-def test_what_is_wrong_is_said(index: Index, tmp_path: Path) -> None:
+def test_what_is_wrong_is_said(index: PassageIndex, tmp_path: Path) -> None:
     index.store.drop()
     with pytest.raises(DataError, match=rf'PostgreSQL at .*"{index.record.name}" does not exist'):
         index.ping()
@@ -71,7 +71,7 @@ def test_what_is_wrong_is_said(index: Index, tmp_path: Path) -> None:
         assert "secret" not in str(caught.value)
 
 
-def test_the_folder_never_names_the_server(index: Index) -> None:
+def test_the_folder_never_names_the_server(index: PassageIndex) -> None:
     """A folder from elsewhere would otherwise get the user's password."""
     with pytest.raises(InputError, match="--server URL"):
         open_index(index.folder)

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Literal
 from rich.table import Table
 from rich.text import Text
 
-from nvembed.cli.models import find_model, load
+from nvembed.cli.models import load
 from nvembed.cli.options import Compute, Dtype, Flag
 from nvembed.cli.screen import printable, progress, results, table
 from nvembed.files import FolderReport
+from nvembed.indexing.models import find_model
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ from cyclopts import Parameter
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from nvembed.cli.models import Loading, find_model, open_model
+from nvembed.cli.models import Loading, open_model
 from nvembed.cli.options import Compute, Count, Flag
 from nvembed.cli.screen import results, say, warn
 from nvembed.errors import DataError, InputError, NvembedError
@@ -33,6 +33,7 @@ from nvembed.evaluate.record import environment
 from nvembed.evaluate.report import Point, chart_points
 from nvembed.evaluate.subject import Subject
 from nvembed.files import write_json
+from nvembed.indexing.models import find_model
 from nvembed.read.beir import read_qrels, read_texts
 from nvembed.read.chunk import cut_texts
 from nvembed.read.corpus import Document, list_files, read_documents

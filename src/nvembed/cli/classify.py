@@ -11,12 +11,13 @@ from cyclopts import App, Parameter
 
 from nvembed.cli.embedding import check_corpus, text_layout
 from nvembed.cli.learners import Seed, embedded_by, open_embedded_source, open_source
-from nvembed.cli.models import check_same_model, load, symmetric_prompt
+from nvembed.cli.models import load, symmetric_prompt
 from nvembed.cli.options import Compute, Count, Prompt, Reading
 from nvembed.cli.screen import print_json_line, results, say, waiting
 from nvembed.embed.folder import is_embedded
 from nvembed.errors import InputError, OutputError
 from nvembed.files import as_utf8
+from nvembed.indexing.models import check_same_model
 from nvembed.text.prompt import format_prompt
 
 classify = App(

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from nvembed.cli.embedding import text_layout
-from nvembed.cli.models import find_model
 from nvembed.cli.options import Compute, Count, FileOptions
 from nvembed.cli.screen import long_progress, results, say
 from nvembed.errors import DataError, InputError, OutputError
+from nvembed.indexing.models import find_model
 from nvembed.text.pack import windows
 
 if TYPE_CHECKING:

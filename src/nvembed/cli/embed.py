@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from nvembed.cli.embedding import Facts, ModelRecipe, counting, describe, passage_sizes, warn_of
-from nvembed.cli.models import Tally, own_prompts, prompts
+from nvembed.cli.embedding import ModelRecipe, counting, warn_of
+from nvembed.cli.models import Tally
 from nvembed.cli.options import Compute, CorpusOptions, Count, Flag
 from nvembed.cli.screen import long_progress, say, warn
 from nvembed.errors import InputError
 from nvembed.files import as_utf8
+from nvembed.indexing.models import Facts, describe, own_prompts, passage_sizes, prompts
 from nvembed.search.record import is_index
 from nvembed.text.model_prompts import place_titles
 

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from nvembed.cli.models import Tally, find_model, load
+from nvembed.cli.models import Tally, load
 from nvembed.cli.options import Dtype, FileOptions, Reading
 from nvembed.cli.screen import progress, say, warn
-from nvembed.errors import DataError, InputError
+from nvembed.embed.folder import HOME
+from nvembed.errors import DataError
 from nvembed.files import as_utf8
+from nvembed.indexing.models import BATCH_TOKENS, passage_sizes
 from nvembed.read.documents import SCANNED, UNREAD
 from nvembed.read.lines import LINE_KINDS, TABLE_KINDS, TextLayout
 from nvembed.text.model_prompts import place_titles
@@ -24,87 +26,13 @@ from nvembed.text.model_prompts import place_titles
 if TYPE_CHECKING:
     from nvembed.embed.embedded import EmbeddedCorpus
     from nvembed.encoder import Encoder
-    from nvembed.text.tokenize import TextSettings
     from nvembed.vectors.embeddings import Embeddings
 
 Offsets = Callable[[Sequence[str]], list[np.ndarray]]
 Encode = Callable[[Sequence[str]], Iterable["Embeddings"]]
 
-# Tokens computed at a time. They do not depend on the free memory, because batches decide the last bits of a
-# vector. 16,384 tokens of a 7B model take 2 GiB of activations.
-BATCH_TOKENS = {"cpu": 2048, "cuda": 16_384}
-
 RECORD_KINDS = (*LINE_KINDS, *TABLE_KINDS)
-DEFAULT_CHUNK = 512
 SHOWN_NOTES = 10
-# A passage by itself may be a token or two longer than it was in its document.
-SPARE_TOKENS = 2
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What decides a model's vectors."""
-
-    fingerprint: str
-    dim: int
-    max_length: int
-    dtype: str
-    batch_tokens: int
-    fixed_tokens: int  # prompt, BOS and EOS
-    pooling: str
-    build_offsets: Callable[[], Offsets]  # can be sent to another process
-
-
-def describe(
-    model: str, *, device: str | None, dtype: Dtype | None, prompt: str, max_length: int | None
-) -> Facts:
-    """Return a model's facts from its configs and tokenizer; download it if needed, but load no weights.
-
-    Args:
-        device: None is cuda where there is one.
-    """
-    from nvembed.model.device import parse_devices
-    from nvembed.weights.checkpoint import fingerprint, load_tokenizer, open_checkpoint
-
-    kind = parse_devices(device.split(",") if device else None)[0].type
-    checkpoint = open_checkpoint(find_model(model))
-    (one,) = load_tokenizer(checkpoint)(["a"], prompt=prompt, max_length=max_length)
-    return Facts(
-        fingerprint=fingerprint(checkpoint),
-        dim=checkpoint.truncate_dim or checkpoint.config.dim,
-        max_length=max_length or checkpoint.text.max_length,
-        dtype=dtype or checkpoint.dtype or ("bfloat16" if kind == "cuda" else "float32"),
-        batch_tokens=BATCH_TOKENS[kind],
-        fixed_tokens=one.full_length - 1,
-        pooling=checkpoint.config.pooling,
-        build_offsets=partial(_offsets, checkpoint.tokenizer_files()["tokenizer.json"], checkpoint.text),
-    )
-
-
-def _offsets(tokenizer_json: bytes, settings: "TextSettings") -> Offsets:
-    """Return the function that locates tokens; it needs neither torch nor the model."""
-    from nvembed.text.tokenize import TextTokenizer
-
-    return TextTokenizer(tokenizer_json, settings).offsets
-
-
-def passage_sizes(
-    max_length: int, fixed_tokens: int, chunk_tokens: int | None = None, overlap_tokens: int | None = None
-) -> tuple[int, int]:
-    """Return the most tokens of a passage and of an overlap. Default: 512 or what fits; an eighth of it."""
-    room = max_length - fixed_tokens
-    tokens = max(1, min(DEFAULT_CHUNK, room - SPARE_TOKENS)) if chunk_tokens is None else chunk_tokens
-    overlap = tokens // 8 if overlap_tokens is None else overlap_tokens
-    if not 1 <= tokens <= room:
-        raise InputError(
-            f"--chunk-tokens is {tokens:,}; expected 1 to {room:,}: the model reads {max_length:,} tokens, "
-            f"and prompt, BOS and EOS take {fixed_tokens:,} of them"
-        )
-    if not 0 <= overlap < tokens:
-        raise InputError(
-            f"--overlap-tokens is {overlap:,}; expected 0 to {tokens - 1:,}, less than a passage"
-        )
-    return tokens, overlap
 
 
 @dataclass(frozen=True)
@@ -244,8 +172,8 @@ def cache_folder(corpus: Path, root: Path | None = None) -> Path:
         root: in place of ``.nvembed``. Several corpora may share it: each has a folder of its name in it.
     """
     if root is None and corpus.is_dir():
-        return corpus / ".nvembed"
-    return (root or corpus.parent / ".nvembed") / corpus.resolve().name
+        return corpus / HOME
+    return (root or corpus.parent / HOME) / corpus.resolve().name
 
 
 def _remove_old_caches(home: Path) -> None:

@@ -10,11 +10,12 @@ from typing import Literal
 
 import numpy as np
 
-from nvembed.cli.models import Tally, counted, load, own_prompts, symmetric_prompt
+from nvembed.cli.models import Tally, counted, load, symmetric_prompt
 from nvembed.cli.options import Compute, Count, Dash, InputOptions, Prompt
 from nvembed.cli.screen import say, warn
 from nvembed.embed.write import output_format, write_jsonl, write_vectors
 from nvembed.errors import InputError
+from nvembed.indexing.models import own_prompts
 from nvembed.read.beir import Passage, read_stream, read_texts
 from nvembed.read.lines import TextLayout
 from nvembed.text.model_prompts import place_titles, takes_titles

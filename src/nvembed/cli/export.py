@@ -4,10 +4,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
-from nvembed.cli.models import find_model, own_prompts, prompts
 from nvembed.cli.options import Count, Prompt, StoredDtype
 from nvembed.cli.screen import say
 from nvembed.errors import InputError
+from nvembed.indexing.models import find_model, own_prompts, prompts
 
 
 def export(

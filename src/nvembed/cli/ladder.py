@@ -14,7 +14,7 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from nvembed.cli.models import Loading, find_model, open_model
+from nvembed.cli.models import Loading, open_model
 from nvembed.cli.options import Compute, Count
 from nvembed.cli.screen import results, say, warn
 from nvembed.errors import InputError, NvembedError
@@ -25,6 +25,7 @@ from nvembed.evaluate.run import evaluate as run
 from nvembed.evaluate.subject import Subject
 from nvembed.evaluate.tasks import Data, Labelled, Pairs, Retrieval, Sets, find_tasks, load_task
 from nvembed.files import write_json
+from nvembed.indexing.models import find_model
 
 PRECISIONS = ("float32", "bfloat16", "int8", "int4")
 WARM_UP = 8

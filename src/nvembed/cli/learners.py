@@ -8,10 +8,11 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from nvembed.cli.embedding import check_corpus, embed_beside
-from nvembed.cli.models import load, own_prompts, symmetric_prompt
+from nvembed.cli.models import load, symmetric_prompt
 from nvembed.cli.options import Compute, Prompt, Reading
 from nvembed.embed.folder import is_embedded
 from nvembed.errors import InputError
+from nvembed.indexing.models import own_prompts
 from nvembed.learn.source import EmbeddedSource, from_embedded
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ COMMANDS = {
     "encode": "Embed the texts of a file.",
     "embed": "Embed a corpus into a folder of Parquet files. Run the same command again to resume.",
     "search": "Search a folder, a file, an embedded corpus or an index by meaning.",
-    "index": "Index an embedded corpus for search by meaning and by words.",
+    "index": "Index a folder, a file or an embedded corpus for search by meaning and by words.",
     "ask": "Answer a question from an index, with numbered citations.",
     "cluster": "Group a corpus by meaning, name the groups, and draw a map.",
     "classify": "Fit a classifier on labelled texts, predict with it, or classify without examples.",

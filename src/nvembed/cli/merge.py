@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nvembed.cli.models import find_model
 from nvembed.cli.options import StoredDtype
 from nvembed.cli.screen import warn
 from nvembed.files import read_json
+from nvembed.indexing.models import find_model
 
 if TYPE_CHECKING:
     from nvembed.weights.tensors import Checkpoint

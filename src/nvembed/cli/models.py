@@ -5,7 +5,6 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from nvembed.cli.options import Dtype, Prompt
 from nvembed.cli.screen import say, waiting
 from nvembed.errors import ConfigError, DownloadError, InputError, MissingExtraError, WeightsError
 from nvembed.evaluate.subject import Subject, bm25, random_encoder
+from nvembed.indexing.models import find_model, prompts
 from nvembed.vectors.embeddings import Embeddings, join
 
 if TYPE_CHECKING:
@@ -43,25 +43,6 @@ def load(
 
         folder = find_model(model, revision=revision)
         return Encoder.from_pretrained(folder, device=devices, dtype=dtype, compiled=compiled)
-
-
-def check_same_model(model: str, fingerprint: str, expected: str, owner: str) -> None:
-    """Refuse a model whose vectors cannot be compared with stored ones.
-
-    Args:
-        owner: what has the stored vectors, and the name of its model.
-    """
-    if fingerprint != expected:
-        raise InputError(
-            f"{model} has the fingerprint {fingerprint}; expected {expected}, that of {owner}. Vectors of "
-            "two models cannot be compared: use that model, or embed the corpus again"
-        )
-
-
-def embed_texts(encoder: "Encoder", texts: Sequence[str], prompt: str, max_length: int) -> np.ndarray:
-    """Return the vectors of a few texts, (n, d) float32."""
-    parts = encoder.stream(list(texts), prompt=prompt, max_length=max_length)
-    return np.concatenate([part.vectors for part in parts])
 
 
 @dataclass(frozen=True)
@@ -100,28 +81,6 @@ def open_model(spec: str, loading: Loading) -> Subject:
         say(f"{name} is computed by the library sentence-transformers: {reason}")
         make = _sentence_transformer
     return replace(make(folder, loading), name=name)
-
-
-def find_model(spec: str, *, revision: str | None = None, download: bool = True) -> Path:
-    """Return the folder of a model; a model of the hub is downloaded if it is not here.
-
-    Args:
-        spec: a folder; ``package/inner/path``, a folder of an installed package, which is not imported; or
-            a hub id.
-    """
-    from nvembed.weights.hub import model_folder
-
-    if spec.startswith("sentence-transformers:"):
-        raise InputError(f"{spec}: expected {spec.partition(':')[2]}; leave the prefix out")
-    if spec.endswith(".gguf"):
-        raise WeightsError(f"{spec} is a language model: make an embedding model of it with  nvembed init")
-    if not Path(spec).expanduser().is_dir():
-        package, _, inner = spec.partition("/")
-        module = find_spec(package) if package.isidentifier() and inner else None
-        for location in (module.submodule_search_locations or []) if module else []:
-            if (Path(location) / inner).is_dir():
-                return Path(location) / inner
-    return model_folder(spec, revision=revision, download=download)
 
 
 def needs_library(folder: Path) -> str | None:
@@ -283,44 +242,6 @@ def _hash_folder(folder: Path) -> str:
             while block := handle.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()[:32]
-
-
-def own_prompts(spec: str, *, download: bool = True) -> "ModelPrompts | None":
-    """Return the prompts that a model brings itself, from its configs; None for an NV-Embed."""
-    from nvembed.weights.checkpoint import open_checkpoint
-
-    return open_checkpoint(find_model(spec, download=download)).prompts
-
-
-def prompts(
-    *,
-    task: str | None = None,
-    instruction: str | None = None,
-    prompt: str | None = None,
-    own: "ModelPrompts | None" = None,
-) -> tuple[str, str]:
-    """Return the prompt of queries and that of passages, from at most one of the three options.
-
-    Args:
-        task: a task with a known instruction, or the name of one of the model's own prompts.
-        instruction: the sentence that describes the task.
-        prompt: the exact string for both.
-        own: the prompts that the model brings itself; without options they are its query and its document
-            prompt.
-    """
-    from nvembed.text.prompt import format_prompt, instruction_for
-
-    options = {"--task": task, "--instruction": instruction, "--prompt": prompt}
-    names = [name for name, value in options.items() if value is not None]
-    if len(names) > 1:
-        raise InputError(f"expected at most one of {' and '.join(names)}, got both: each sets the prompt")
-    if prompt is not None:
-        return prompt, prompt
-    if own is not None:
-        return own.query(instruction=instruction, task=task), own.document(task=task)
-    if task is not None:
-        return format_prompt(instruction_for(task)), format_prompt(instruction_for(task, "corpus"))
-    return format_prompt(instruction or ""), ""
 
 
 def symmetric_prompt(options: Prompt, own: "ModelPrompts | None") -> str:

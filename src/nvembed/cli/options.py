@@ -87,6 +87,21 @@ class Reading(FileOptions):
     """Folder for the vectors. Default: .nvembed beside the corpus."""
 
 
+@_panel("Folder", 10)
+@dataclass(frozen=True, kw_only=True)
+class FolderOptions(FileOptions):
+    """How `nvembed index FOLDER` reads, cuts and embeds documents; an index keeps these settings."""
+
+    follow_links: Flag = False
+    """Read files of the folder that are symbolic links."""
+    chunk_tokens: Count | None = None
+    """Most tokens of a passage. Default: 512."""
+    context: Literal["none", "title", "headings"] = "none"
+    """Text to put before each passage for the model: none, its document's title, or title and headings."""
+    max_length: Count | None = None
+    """Most tokens read of one passage, prompt included. Default: the model's limit."""
+
+
 @_panel("Input", 10)
 @dataclass(frozen=True, kw_only=True)
 class InputOptions(FileOptions):

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from nvembed.cli.embedding import check_corpus, embed_beside
-from nvembed.cli.models import check_same_model, embed_texts, load, prompts
+from nvembed.cli.models import load
 from nvembed.cli.options import Compute, Count, Dash, Flag, IndexServer, Reading
 from nvembed.cli.screen import print_json_line, printable, results
 from nvembed.cli.search_index import (
@@ -28,6 +28,7 @@ from nvembed.cli.search_index import (
 from nvembed.embed.embedded import EmbeddedCorpus, open_embedded
 from nvembed.embed.folder import is_embedded
 from nvembed.errors import InputError
+from nvembed.indexing.models import check_same_model, embed_texts, prompts
 from nvembed.read.beir import read_stream, read_texts
 from nvembed.search.record import is_index
 from nvembed.search.retrieve import Hit, Mark, Mode

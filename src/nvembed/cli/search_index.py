@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nvembed.cli.models import check_same_model, embed_texts, load, prompts
+from nvembed.cli.models import load
 from nvembed.cli.options import Compute
 from nvembed.cli.screen import say, warn
 from nvembed.errors import InputError, NvembedError
+from nvembed.indexing.models import check_same_model, embed_texts, prompts
 from nvembed.search.retrieve import Hit, Mark, Mode, SearchResult, mark_sentences, mark_words
 
 if TYPE_CHECKING:
     from nvembed.encoder import Encoder
-    from nvembed.search.index import Index
+    from nvembed.search.index import PassageIndex
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class SearchOptions:
     task: str | None = None
 
 
-def open_index(path: Path, server: str) -> "Index":
+def open_index(path: Path, server: str) -> "PassageIndex":
     """Open an index on the server that the user named; warn if its corpus has changed since it was built."""
     from nvembed.search import index as indexes  # LanceDB takes a second to import
 
@@ -41,7 +42,7 @@ def open_index(path: Path, server: str) -> "Index":
     return index
 
 
-def load_for(index: "Index", model: str | None, compute: Compute) -> "Encoder":
+def load_for(index: "PassageIndex", model: str | None, compute: Compute) -> "Encoder":
     """Load the model that embedded an index's passages, or ``model`` if it is the same one."""
     record = index.record
     try:
@@ -58,7 +59,7 @@ def load_for(index: "Index", model: str | None, compute: Compute) -> "Encoder":
 
 
 def find(
-    index: "Index", encoder: "Encoder | None", queries: Sequence[str], options: SearchOptions
+    index: "PassageIndex", encoder: "Encoder | None", queries: Sequence[str], options: SearchOptions
 ) -> Iterator[SearchResult]:
     """Yield the hits of each query; ``encoder`` is not needed in mode ``text`` with words marked."""
     prompt = index.record.query_prompt

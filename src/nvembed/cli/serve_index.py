@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nvembed.cli.models import check_same_model
 from nvembed.cli.search_index import open_index
 from nvembed.errors import DataError
+from nvembed.indexing.models import check_same_model
 from nvembed.search.retrieve import mark_words
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 INDEX = "index"  # the folder of its index
+HOME = ".nvembed"  # beside a corpus: vectors and indexes of it
 
 
 def is_embedded(path: str | Path) -> bool:

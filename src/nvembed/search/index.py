@@ -6,7 +6,7 @@ replaced: if the build is killed, the old index is unchanged, and the next build
 """
 
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -29,6 +29,7 @@ from nvembed.search.record import (
     RECORD,
     IndexRecord,
     StoreName,
+    index_folder,
     read_record,
     read_record_if_whole,
 )
@@ -64,7 +65,7 @@ class IndexOptions:
     kinds: Mapping[str, Kind] = field(default_factory=dict)
 
 
-class Index:
+class PassageIndex:
     """An open index, also in a ``with`` statement. It follows changes by other processes.
 
     ``record``: as last read. ``store``: its passages. ``words`` splits texts into words. Several threads may
@@ -163,8 +164,8 @@ class Index:
         self.store.close()
 
 
-def open_index(path: str | Path, *, server: str = "") -> Index:
-    """Open an index: its own folder, or the embedded corpus that contains it.
+def open_index(path: str | Path, *, server: str = "") -> PassageIndex:
+    """Open an index: its own folder, the embedded corpus that contains it, or the folder or file it is of.
 
     Args:
         server: the server with the passages. The server in the record is not used: the folder may come from
@@ -175,11 +176,10 @@ def open_index(path: str | Path, *, server: str = "") -> Index:
         InputError: the passages are in a server, which is not named or cannot be reached.
         MissingExtraError: a package for the store is not installed.
     """
-    path = Path(path)
-    folder = path if (path / RECORD).is_file() else path / INDEX
-    if not (folder / RECORD).is_file():
+    folder = index_folder(path)
+    if folder is None:
         raise DataError(f"{path} is not an index ({RECORD} is missing). Make one: nvembed index {path}")
-    return Index(folder, server)
+    return PassageIndex(folder, server)
 
 
 def build(
@@ -190,7 +190,7 @@ def build(
     rebuild: bool = False,
     progress: Progress | None = None,
     warn: Warn | None = None,
-) -> Index:
+) -> PassageIndex:
     """Index an embedded corpus; an existing index is replaced when the new one is finished and checked.
 
     Args:
@@ -225,16 +225,24 @@ def build(
         write_json(folder / RECORD, record)
         write_sums(folder, record, source.rows, {})
         _remove_leftovers(folder, record, options.server, warn)
-    return Index(folder, options.server)
+    return PassageIndex(folder, options.server)
 
 
 def add(
-    index: Index, source: EmbeddedCorpus, *, progress: Progress | None = None, warn: Warn | None = None
+    index: PassageIndex,
+    source: EmbeddedCorpus,
+    *,
+    only: Collection[str] | None = None,
+    progress: Progress | None = None,
+    warn: Warn | None = None,
 ) -> None:
     """Add the documents of another embedded corpus; existing documents are replaced as a whole.
 
     A call that was killed can be repeated: each shard is one transaction. A metadata field keeps its type;
     values of another type match no filter and are reported.
+
+    Args:
+        only: the documents to add; None adds all.
 
     Raises:
         InputError: the corpus has another model, prompt or size of vectors.
@@ -259,14 +267,14 @@ def add(
             warn(str(misfit))
         samples: list[_Sample] = []
         with _changing(index, kinds):
-            for batch in _shards(source, index.words, samples, progress):
+            for batch in _shards(source, index.words, samples, progress, only):
                 for note in index.store.put(batch, kinds):
                     warn(note)
             index.store.finish()
             _check(index.store, samples)
 
 
-def delete(index: Index, documents: Sequence[str]) -> list[str]:
+def delete(index: PassageIndex, documents: Sequence[str]) -> list[str]:
     """Remove documents, and return the names that are not in the index.
 
     Raises:
@@ -283,8 +291,16 @@ def delete(index: Index, documents: Sequence[str]) -> list[str]:
     return sorted(set(documents) - names)
 
 
+def finish(index: PassageIndex) -> None:
+    """Complete a change that was killed after its last transaction."""
+    with locked(index.folder):
+        index.refresh()
+        with _changing(index, index.record.fields):
+            index.store.finish()
+
+
 @contextmanager
-def _changing(index: Index, fields: dict[str, Kind]) -> Iterator[None]:
+def _changing(index: PassageIndex, fields: dict[str, Kind]) -> Iterator[None]:
     """Change the table of an index, whose record has these fields from now on.
 
     An error restores the index; in a server, the documents that were added before the error stay.
@@ -374,7 +390,11 @@ def _language(source: EmbeddedCorpus) -> str:
 
 
 def _shards(
-    source: EmbeddedCorpus, words: Words, samples: list[_Sample], progress: Progress | None
+    source: EmbeddedCorpus,
+    words: Words,
+    samples: list[_Sample],
+    progress: Progress | None,
+    only: Collection[str] | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Yield a batch for each shard (of whole documents), with words, and vectors in half precision.
 
@@ -387,6 +407,11 @@ def _shards(
         while sum(part.num_rows for part in parts) < shard["rows"]:
             parts.append(next(batches))
         batch = pa.Table.from_batches(parts).combine_chunks().to_batches()[0]
+        done += batch.num_rows
+        if only is not None:
+            batch = batch.filter(pa.array([name in only for name in batch["document"].to_pylist()]))
+            if not batch.num_rows:
+                continue
         half = vectors_of(batch).astype(np.float16, copy=False)
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(half.reshape(-1)), source.dim)
         batch = batch.set_column(batch.schema.names.index("vector"), "vector", vectors)
@@ -396,7 +421,6 @@ def _shards(
         sample = _Sample(batch["id"][row].as_py(), texts[row][:SAMPLE_WORDS], half[row].astype(np.float32))
         samples[1:] = [sample]
         yield batch
-        done += batch.num_rows
         if progress is not None:
             progress(done, source.rows)
 

@@ -98,6 +98,18 @@ class LanceStore:
         query = self._table().search().select(["document"]).where(column.isin(list(documents)))
         return set(query.limit(None).to_arrow()["document"].to_pylist())
 
+    @_reading
+    def documents(self) -> set[str]:
+        column = self._table().search().select(["document"]).limit(None).to_arrow()["document"]
+        return set(column.unique().to_pylist())
+
+    @_reading
+    def passages(self, documents: Sequence[str]) -> pa.Table:
+        column = lancedb.expr.col("document")
+        query = self._table().search().select([*_COLUMNS, "tokens", "truncated", "vector"])
+        table: pa.Table = query.where(column.isin(list(documents))).limit(None).to_arrow()
+        return table
+
     @_writing
     def finish(self) -> None:
         table = self._table()

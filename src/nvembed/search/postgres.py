@@ -89,6 +89,22 @@ class PostgresStore:
         query = self._format("SELECT DISTINCT document FROM {} WHERE document = ANY(%s)")
         return {row[0] for row in self._rows(query, [list(documents)])}
 
+    def documents(self) -> set[str]:
+        return {row[0] for row in self._rows(self._format("SELECT DISTINCT document FROM {}"), [])}
+
+    def passages(self, documents: Sequence[str]) -> pa.Table:
+        query = self._format(
+            "SELECT {1}, vector FROM {0} WHERE document = ANY(%s)", self._psycopg.sql.SQL(_COLUMNS)
+        )
+        rows = self._rows(query, [list(documents)])
+        names = ("id", "document", "start", "end", "text", "metadata")
+        arrays = {name: pa.array([row[at] for row in rows]) for at, name in enumerate(names)}
+        arrays["tokens"] = pa.array(np.zeros(len(rows), np.int32))  # the table does not keep these two
+        arrays["truncated"] = pa.array(np.zeros(len(rows), bool))
+        vectors = np.array([row[-1].to_numpy() for row in rows], np.float16).reshape(-1)
+        arrays["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors), self._dim)
+        return pa.table(arrays)
+
     def finish(self) -> None:
         large = self._kind != "exact" and self.count()[1] >= EXACT_ROWS
         with self._errors(writing=True), self._pool.connection() as connection:

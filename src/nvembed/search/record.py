@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from nvembed.embed.folder import INDEX
+from nvembed.embed.folder import HOME, INDEX
 from nvembed.errors import DataError
 from nvembed.files import Schema, read_json
 from nvembed.search.fields import Kind
@@ -43,8 +43,25 @@ class IndexRecord(Schema):
 
 
 def is_index(path: str | Path) -> bool:
-    """Whether ``path`` is an index, or an embedded corpus with an index in it."""
-    return any((Path(path) / name / RECORD).is_file() for name in ("", INDEX))
+    """Whether ``path`` is an index, or has one (``index_folder``)."""
+    return index_folder(path) is not None
+
+
+def index_folder(path: str | Path) -> Path | None:
+    """Return the index that a path names, or None.
+
+    It is the path itself; in an embedded corpus its folder ``index``; of a folder or file that
+    ``nvembed index`` follows, the index in ``.nvembed``.
+    """
+    path = Path(path)
+    places = (path, path / INDEX, living_folder(path))
+    return next((place for place in places if (place / RECORD).is_file()), None)
+
+
+def living_folder(corpus: Path) -> Path:
+    """Return where ``nvembed index`` writes the index of a folder or a file."""
+    home = corpus / HOME if corpus.is_dir() else corpus.parent / HOME / corpus.name
+    return home / INDEX
 
 
 def read_record(path: Path) -> IndexRecord:

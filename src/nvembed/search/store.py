@@ -67,6 +67,12 @@ class Store(Protocol):
     def known(self, documents: Sequence[str]) -> set[str]:
         """Return those of these documents that exist."""
 
+    def documents(self) -> set[str]:
+        """Return the names of all documents."""
+
+    def passages(self, documents: Sequence[str]) -> "pa.Table":
+        """Return the passages of some documents, with their vectors, in any order."""
+
     def finish(self) -> None:
         """Update the indexes after ``put`` and ``delete``."""
 
