@@ -33,7 +33,7 @@ from nvembed.recipe import read_recipe
 from nvembed.text.tokenize import Tokens
 from nvembed.train.adapt import adapt, checkpoint_activations, trained
 from nvembed.train.grad_cache import backward, embed
-from nvembed.train.loss import loss_and_gradient
+from nvembed.train.loss import Terms, loss_and_gradient
 from nvembed.train.optim import Optimizer
 from nvembed.train.recipe import StageRecipe
 from nvembed.train.step_batch import micro_batches
@@ -83,7 +83,7 @@ def step(model: NVEmbed, optimizer: Optimizer, case: Case, tokens: list[Tokens],
             passage_rows=passages,
             positive_Q=torch.arange(0, len(passages), case.texts_each - 1, device=model.device),
             allowed_QC=torch.ones(len(queries), len(passages), dtype=torch.bool, device=model.device),
-            temperature=0.02,
+            terms=Terms(temperature=0.02),
         )
         losses.append(loss)
         return gradient

@@ -12,7 +12,7 @@ from nvembed.data.prepare import MiningRecipe
 from nvembed.data.read import read_held_out, read_passages, read_records, read_source
 from nvembed.data.rows import write_rows
 from nvembed.data.sources import BlendRecipe, HeldOutSet, TrainingSource
-from nvembed.data.tables import Places
+from nvembed.data.tables import Places, local_digests
 from nvembed.errors import ConfigError, DataError
 from nvembed.files import data_path
 from nvembed.recipe import read_recipe
@@ -208,6 +208,8 @@ def test_counts_of_the_recipe_are_the_papers() -> None:
     [
         ("nv_embed_v2", {1: True, 2: False}),  # paper: section 3.3
         ("small", {1: True, 2: True}),  # ours: recipes/small/stage2.toml
+        ("small-distil", {1: False, 2: True}),  # ours: stage 1 has no InfoNCE
+        ("multilingual", {1: False, 2: True}),
     ],
 )
 def test_recipes_of_both_models_fit_together(model: str, in_batch: dict[int, bool]) -> None:
@@ -385,3 +387,15 @@ def test_held_out_qrels_that_cannot_be_read(tmp_path: Path, qrels: str, queries:
     write_rows(tmp_path / "set" / "queries.jsonl", queries)
     with pytest.raises(DataError, match=message):
         list(read_held_out(HeldOutSet(path="set", form="qrels"), Places(root=tmp_path)))
+
+
+def test_unlabelled_text_of_a_folder_of_documents(tmp_path: Path) -> None:
+    (tmp_path / "texts" / "more").mkdir(parents=True)
+    sentence = "The {} river flows through the old town to the sea. It has many bridges made of grey stone."
+    (tmp_path / "texts" / "a.txt").write_text(sentence.format("first"))
+    (tmp_path / "texts" / "more" / "b.md").write_text(sentence.format("second"))
+    places = Places(root=tmp_path)
+    for path, count in (("texts", 2), ("texts/more/b.md", 1)):
+        source = local(tmp_path, [], form="text", path=path, mine=False)
+        assert len(list(read_source(source, places, seed=0))) == count
+        assert len(local_digests(path, "train", places)) == count

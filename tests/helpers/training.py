@@ -12,6 +12,7 @@ from conftest import TINY_A
 from nvembed.data.example import Example
 from nvembed.model.nv_embed import NVEmbed
 from nvembed.text.tokenize import TextTokenizer
+from nvembed.train.distil import Teacher
 from nvembed.train.loop import TrainingJob
 from nvembed.train.recipe import StageRecipe
 from nvembed.weights.checkpoint import load_model, open_checkpoint
@@ -129,7 +130,7 @@ def job(folder: Path, settings: StageRecipe, **changes: Any) -> TrainingJob:
         "examples": examples,
         "folder": folder,
         "identity": {"base": "tiny"},
-        "teach": teach if settings.teacher else None,
+        "teachers": {"": Teacher(len(WORDS), teach)} if settings.teacher else {},
     }
     return TrainingJob(**{**values, **changes})
 

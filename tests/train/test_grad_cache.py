@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_sentence import sentence_folder
 from torch import Tensor
 from training import examples, recipe, tiny
 
@@ -13,8 +14,9 @@ from nvembed.data.collate import collate
 from nvembed.model.nv_embed import NVEmbed
 from nvembed.train.adapt import adapt, checkpoint_activations, frozen_layers, trained
 from nvembed.train.grad_cache import backward, embed, seeded
-from nvembed.train.loss import info_nce, loss_and_gradient
+from nvembed.train.loss import Terms, info_nce, loss_and_gradient
 from nvembed.train.step_batch import MicroBatch, StepBatch, micro_batches, step_batch, tokenise
+from nvembed.weights.checkpoint import load_model, load_tokenizer, open_checkpoint
 
 CPU = torch.device("cpu")
 
@@ -51,6 +53,25 @@ def take_gradients(model: NVEmbed) -> dict[str, Tensor]:
     return found
 
 
+@pytest.mark.parametrize("family", ["bert", "mpnet", "gemma3"])
+def test_other_backbones_equal_plain_backward(tmp_path: Path, family: str) -> None:
+    sentence_folder(tmp_path / "model", family, dense=(12,))
+    checkpoint = open_checkpoint(tmp_path / "model")
+    batch = collate(examples(0, 8), negatives=2, in_batch=True, prompts=lambda _: ("", ""))
+    plan = step_batch(batch, ranks=1, gather=True)
+    pieces = micro_batches(tokenise(plan.texts, load_tokenizer(checkpoint), 24), 60, CPU)
+    assert len(pieces) > 2
+    gradients = []
+    for graph_tokens in (0, 10_000):
+        model = load_model(checkpoint, device="cpu", dtype=torch.float32, fold=False)
+        adapt(model, recipe(adapter={"kind": "full"}).adapter, seed=0)
+        backward(partial(embed, model), pieces, partial(gradient_of, plan), seed=1, graph_tokens=graph_tokens)
+        gradients.append(take_gradients(model))
+    for name, value in gradients[1].items():
+        torch.testing.assert_close(gradients[0][name], value, atol=1e-5, rtol=1e-4)
+        assert torch.isfinite(value).all()
+
+
 def gradient_of(plan: StepBatch, vectors: Tensor) -> Tensor:
     return loss_and_gradient(
         vectors,
@@ -58,7 +79,7 @@ def gradient_of(plan: StepBatch, vectors: Tensor) -> Tensor:
         passage_rows=plan.passage_rows,
         positive_Q=plan.positive,
         allowed_QC=plan.allowed,
-        temperature=0.05,
+        terms=Terms(temperature=0.05),
     )[1]
 
 

@@ -9,7 +9,17 @@ from training import examples
 from conftest import unit_rows
 from nvembed.data.collate import collate
 from nvembed.errors import NumericsError
-from nvembed.train.loss import Guide, info_nce, loss_and_gradient, neighbour_divergence
+from nvembed.train.loss import (
+    Guide,
+    Target,
+    Terms,
+    distillation,
+    info_nce,
+    loss_and_gradient,
+    neighbour_divergence,
+    quantised,
+    spread_out,
+)
 from nvembed.train.step_batch import step_batch
 
 
@@ -76,7 +86,7 @@ def test_gradient_is_that_of_the_repeated_rows() -> None:
         passage_rows=plan.passage_rows,
         positive_Q=plan.positive,
         allowed_QC=plan.allowed,
-        temperature=0.1,
+        terms=Terms(temperature=0.1),
     )
 
     def value(at: Tensor) -> float:
@@ -124,11 +134,11 @@ def test_a_guide_adds_its_term_of_each_text_once() -> None:
         "passage_rows": torch.tensor([1, 2]),
         "positive_Q": torch.tensor([0]),
         "allowed_QC": torch.ones(1, 2, dtype=torch.bool),
-        "temperature": 0.1,
     }
     distinct = torch.tensor([0, 1, 2, 4])
-    without, _ = loss_and_gradient(vectors, **plain)
-    found, gradient = loss_and_gradient(vectors, **plain, guide=Guide(teacher, distinct, 3.0, 0.2))
+    without, _ = loss_and_gradient(vectors, **plain, terms=Terms(0.1))
+    guided = Terms(0.1, distinct=distinct, guide=Guide(teacher, 3.0, 0.2))
+    found, gradient = loss_and_gradient(vectors, **plain, terms=guided)
     expected = np.mean(slow_divergence(vectors[distinct], teacher[distinct], 0.2))
     assert found == pytest.approx(without + 3.0 * expected, abs=1e-9)
     assert gradient[3].abs().max() == 0
@@ -168,5 +178,103 @@ def test_a_vector_that_is_not_finite_is_refused() -> None:
             passage_rows=torch.tensor([1, 2]),
             positive_Q=torch.tensor([0]),
             allowed_QC=torch.ones(1, 2, dtype=torch.bool),
-            temperature=0.1,
+            terms=Terms(temperature=0.1),
         )
+
+
+def test_distillation_against_a_double_loop() -> None:
+    student, teacher = (torch.from_numpy(unit_rows(6, dim, dim)).double() for dim in (8, 5))
+    projection = torch.randn(5, 8, generator=torch.Generator().manual_seed(0)).double()
+    for width in (8, 3):  # a Matryoshka size uses the first columns
+        cosines, squares = [], []
+        for s, t in zip(student.tolist(), teacher.tolist(), strict=True):
+            image = [sum(projection[e, d].item() * s[d] for d in range(width)) for e in range(5)]
+            length = math.sqrt(sum(x * x for x in image))
+            cosines.append(1 - sum(a * b for a, b in zip(image, t, strict=True)) / length)
+            squares.append(sum((a - b) ** 2 for a, b in zip(image, t, strict=True)))
+        cosine, squared = distillation(student[:, :width], teacher, projection)
+        np.testing.assert_allclose(cosine.numpy(), cosines, atol=1e-6)
+        np.testing.assert_allclose(squared.numpy(), squares, atol=1e-6)
+
+
+def test_spread_out_against_a_double_loop() -> None:
+    rows = torch.from_numpy(unit_rows(7, 3)).double()
+    cosines = [float(rows[i] @ rows[j]) for i in range(7) for j in range(7) if i != j]
+    second = sum(c * c for c in cosines) / len(cosines)
+    expected = (sum(cosines) / len(cosines)) ** 2 + max(0.0, second - 1 / 3)
+    assert spread_out(rows).item() == pytest.approx(expected, abs=1e-6)
+    assert spread_out(torch.eye(4)).item() == 0
+    assert spread_out(rows[:1]).item() == 0
+    assert spread_out(rows[:1].repeat(4, 1)).item() == pytest.approx(1 + 2 / 3, abs=1e-6)
+
+
+def test_quantised_outputs_and_their_straight_gradient() -> None:
+    rows = torch.from_numpy(unit_rows(4, 6)).double().requires_grad_()
+    for output in ("int8", "binary"):
+        shown = quantised(rows, output)
+        for row, quantised_row in zip(rows.tolist(), shown.tolist(), strict=True):
+            codes = [
+                float(round(127 * x / max(map(abs, row)))) if output == "int8" else math.copysign(1, x)
+                for x in row
+            ]
+            length = math.sqrt(sum(code * code for code in codes))
+            np.testing.assert_allclose(quantised_row, [code / length for code in codes], atol=1e-12)
+        weights = torch.arange(24).view(4, 6).double()
+        (gradient,) = torch.autograd.grad((shown * weights).sum(), rows)
+        assert torch.equal(gradient, weights)
+    assert quantised(rows, "float32") is rows
+
+
+def test_all_terms_are_averaged_over_sizes_and_outputs() -> None:
+    vectors = torch.nn.functional.normalize(torch.from_numpy(unit_rows(5, 6)).double(), dim=1)
+    teachers = [torch.from_numpy(unit_rows(5, dim, dim)).double() for dim in (4, 3)]
+    projections = [
+        torch.randn(dim, 6, generator=torch.Generator().manual_seed(dim)).double().requires_grad_()
+        for dim in (4, 3)
+    ]
+    plain = {
+        "query_rows": torch.tensor([0, 1]),
+        "passage_rows": torch.tensor([2, 3]),
+        "positive_Q": torch.tensor([0, 1]),
+        "allowed_QC": torch.ones(2, 2, dtype=torch.bool),
+    }
+    targets = tuple(
+        Target(teacher, projection, 2.0, 0.5)
+        for teacher, projection in zip(teachers, projections, strict=True)
+    )
+    terms = Terms(
+        0.1, info_nce=0.7, spread_out=0.3, dims=(4,), outputs=("float32", "binary"), targets=targets,
+        guide=Guide(teachers[0], 1.5, 0.2),
+    )  # fmt: skip
+
+    def value(at: Tensor) -> float:
+        total = 0.0
+        for dim in (6, 4):
+            for output in ("float32", "binary"):
+                rows = at[:, :dim] / at[:, :dim].norm(dim=1, keepdim=True)
+                if output == "binary":
+                    rows = rows.sign() / math.sqrt(dim)
+                right, allowed = plain["positive_Q"], plain["allowed_QC"]
+                total += 0.7 * float(np.mean(double_loop(rows[:2], rows[2:4], right, allowed, 0.1)))
+                total += 0.3 * spread_out(rows).item()
+                total += 1.5 * float(np.mean(slow_divergence(rows, teachers[0], 0.2)))
+                for teacher, projection in zip(teachers, projections, strict=True):
+                    cosine, squared = distillation(rows, teacher, projection.detach())
+                    total += 2.0 * cosine.mean().item() + 0.5 * squared.mean().item()
+        return total / 4
+
+    loss, gradient = loss_and_gradient(vectors, **plain, terms=terms)
+    assert loss == pytest.approx(value(vectors), abs=1e-9)
+    assert gradient[:, 4:].abs().max() > 0
+    for projection in projections:  # the rows that are binary do not depend on it: plain finite differences
+        assert projection.grad is not None
+        step = torch.zeros_like(projection)
+        step[1, 2] = 1e-6
+        slopes = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                projection += sign * step
+            slopes.append(value(vectors))
+            with torch.no_grad():
+                projection -= sign * step
+        assert projection.grad[1, 2].item() == pytest.approx((slopes[0] - slopes[1]) / 2e-6, abs=1e-6)

@@ -16,7 +16,7 @@ import pytest
 
 from nvembed.errors import InputError, NumericsError, OutputError
 from nvembed.vectors.embeddings import Embeddings, bare
-from nvembed.vectors.store import VectorSettings, VectorStore, text_key
+from nvembed.vectors.store import VectorSettings, VectorStore, check_store, text_key
 
 SETTINGS = VectorSettings("f" * 32, "query: ", 512, "float32")
 TEXTS = [f"text {i}" for i in range(50)]
@@ -220,3 +220,23 @@ def test_damage_after_the_lookup(tmp_path: Path) -> None:
         store.read(keys)
     with pytest.raises(OutputError, match="removed"):
         VectorStore(tmp_path / "other", SETTINGS).read(keys)
+
+
+@pytest.mark.parametrize(("stored", "error"), [("float16", 1e-3), ("int8", 1e-2)])
+def test_fewer_bits_on_disk(tmp_path: Path, stored: Any, error: float) -> None:
+    settings = replace(SETTINGS, stored=stored)
+    assert settings.key != SETTINGS.key
+    units = np.array([vector(text) / np.linalg.norm(vector(text)) for text in TEXTS])
+    keys = VectorStore(tmp_path, settings).fill(TEXTS, lambda _: bare(units))
+    again = VectorStore(tmp_path, settings)
+    assert np.array_equal(again.fill(TEXTS, Model(stop_after=0)), keys), "nothing is embedded again"
+    vectors = again.read(keys).vectors
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors, units, atol=error)
+    if stored == "int8":
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+        with pytest.raises(InputError, match="unit vectors"):
+            VectorStore(tmp_path.with_name("other"), settings).fill(["a"], lambda _: bare(2 * units[:1]))
+    (block,) = tmp_path.rglob("*.vectors")
+    assert block.stat().st_size < 50 * (16 + 12 + 6 * 2) + 600
+    assert not check_store(tmp_path).damages

@@ -38,6 +38,7 @@ COMMANDS = {
     "choose": "Measure several models on your own documents and questions.",
     "mine": "Make training files: choose examples, leave out leaks, mine hard negatives.",
     "leaks": "Find evaluation texts in training data, equal or nearly equal.",
+    "teach": "Compute the vectors of a recipe's teachers once, for training.",
     "train": "Train one stage from a recipe.",
     "merge": "Merge a trained adapter into its checkpoint.",
     "average": "Average states of training into one.",

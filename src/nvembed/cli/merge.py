@@ -15,11 +15,14 @@ if TYPE_CHECKING:
 def merge(model: str, adapter: Path, out: Path, /, *, dtype: StoredDtype | None = None) -> None:
     """Merge a trained adapter into its checkpoint.
 
-    The result is a checkpoint in the layout of the released NV-Embed v2.
+    The result has the layout of the checkpoint: that of the released NV-Embed v2, or that of
+    sentence-transformers, with the number of layers that were trained.
 
     Examples:
 
         nvembed merge base runs/stage2/best models/mine
+
+        nvembed merge sentence-transformers/all-MiniLM-L6-v2 runs/distil/last models/small
 
     Parameters
     ----------
@@ -36,43 +39,59 @@ def merge(model: str, adapter: Path, out: Path, /, *, dtype: StoredDtype | None 
 
     from nvembed.errors import OutputError, WeightsError
     from nvembed.weights.adapter import read_adapter
-    from nvembed.weights.checkpoint import merged_before, merged_tensors, open_checkpoint
+    from nvembed.weights.checkpoint import first_layers, merged_before, merged_tensors, open_checkpoint
     from nvembed.weights.save import save_checkpoint
+    from nvembed.weights.save_sentence_transformers import save_trained
 
     if out.exists():
         raise OutputError(f"{out} exists already: remove it, or write to another path")
-    checkpoint = open_checkpoint(find_model(model))
+    settings = _settings(adapter)
+    checkpoint = first_layers(open_checkpoint(find_model(model)), _num_layers(settings))
     trained = read_adapter(adapter)
     merged = merged_before(checkpoint)
     if trained.digest in merged:
         raise WeightsError(
             f"{adapter} is merged into {model} already: merge it into the model that it was trained on"
         )
-    _check_base(checkpoint, adapter, model)
-    save_checkpoint(
-        out,
-        checkpoint.config,
-        checkpoint.text,
-        merged_tensors(checkpoint, trained, dtype=None if dtype is None else getattr(torch, dtype)),
-        tokenizer_files=checkpoint.tokenizer_files(),
-        merged=(*merged, trained.digest),
-    )
+    _check_base(checkpoint, settings.get("base"), adapter, model)
+    tensors = merged_tensors(checkpoint, trained, dtype=None if dtype is None else getattr(torch, dtype))
+    if checkpoint.prompts is not None:
+        save_trained(out, checkpoint, tensors)
+    else:
+        save_checkpoint(
+            out,
+            checkpoint.config,
+            checkpoint.text,
+            tensors,
+            tokenizer_files=checkpoint.tokenizer_files(),
+            merged=(*merged, trained.digest),
+        )
     print(
         f"{out}: {model} with {len(trained.pairs):,} adapted and {len(trained.replaced):,} replaced tensors"
     )
 
 
-def _check_base(checkpoint: "Checkpoint", adapter: Path, model: str) -> None:
+def _settings(adapter: Path) -> dict[str, Any]:
+    """Return the settings of the run that made a state; empty for an adapter from another tool, or a copy."""
+    from nvembed.errors import WeightsError
+
+    path = adapter.resolve().parent / "settings.json"
+    cure = "copy the adapter to another folder to merge it without this check"
+    return read_json(path, dict[str, Any], cure=cure, error=WeightsError) if path.is_file() else {}
+
+
+def _num_layers(settings: dict[str, Any]) -> int | None:
+    section = settings.get("recipe", {}).get("model", {})
+    count = section.get("num_layers")
+    return count if isinstance(count, int) else None
+
+
+def _check_base(checkpoint: "Checkpoint", base: object, adapter: Path, model: str) -> None:
     """Compare a checkpoint with the one that the adapter was trained on; warn if that is not recorded."""
     from nvembed.errors import WeightsError
     from nvembed.weights.checkpoint import fingerprint
 
-    settings = adapter.resolve().parent / "settings.json"
-    base = None
-    if settings.is_file():
-        cure = "copy the adapter to another folder to merge it without this check"
-        base = read_json(settings, dict[str, Any], cure=cure, error=WeightsError).get("base")
-    if base is None:  # from another tool, or a copy
+    if base is None:
         warn(
             f"{adapter} does not record the checkpoint it was trained on: only names and shapes are "
             f"compared with {model}. On another checkpoint of the same shapes the result is meaningless"

@@ -1,7 +1,6 @@
 """``nvembed train``: one stage of training, from a recipe."""
 
 import sys
-import tomllib
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -9,19 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from nvembed.cli.options import Count, Flag, named_instructions
 from nvembed.cli.screen import messages, say
+from nvembed.cli.stage import changed, set_files
+from nvembed.cli.teach import open_teachers
 from nvembed.errors import ConfigError, InputError
-from nvembed.files import fault_text, locked
+from nvembed.files import locked
+from nvembed.indexing.models import find_model
 from nvembed.recipe import nearest, read_recipe
 
 if TYPE_CHECKING:
     from nvembed.data.blend import Blend
     from nvembed.evaluate.tasks import Task
+    from nvembed.text.model_prompts import ModelPrompts
     from nvembed.train.log import StepRecord
-    from nvembed.train.loop import Encode, Teach, TrainingOutcome
+    from nvembed.train.loop import Encode, TrainingOutcome
     from nvembed.train.parallel import Ranks
     from nvembed.train.recipe import StageRecipe
     from nvembed.weights.tensors import Checkpoint
@@ -35,6 +37,7 @@ def train(
     data: Path,
     out: Path,
     start: Path | None = None,
+    vectors: Path | None = None,
     dev: list[Path] | None = None,
     instruction: list[str] | None = None,
     dev_passages: Count = 1000,
@@ -48,6 +51,9 @@ def train(
     Writes OUT/log.jsonl, with every step, and keeps the last and the best state as OUT/step-N: an adapter in
     peft's format and a pooler, for `nvembed merge` or `nvembed export`. Ctrl-C and SIGTERM save the state
     first. Run the same command again to resume. On several GPUs, start it with torchrun.
+
+    MODEL may also have the layout of sentence-transformers. If it has more layers than model.num_layers, its
+    first layers are trained.
 
     Examples:
 
@@ -66,13 +72,15 @@ def train(
     recipe
         TOML file of a stage; its blend is in the same folder.
     model
-        Checkpoint to train: a folder or a hub id. `nvembed init` makes one.
+        Model to train: a folder, a hub id, or package/folder. `nvembed init` makes one of a language model.
     data
         Folder with the training files that `nvembed mine` made.
     out
         Folder of the run.
     start
         State of an earlier stage to start from, such as runs/stage1/best: its adapter and pooler.
+    vectors
+        Folder with the teachers' vectors, which `nvembed teach` made. Default: the teachers embed each step.
     dev
         Folder of an evaluation task. The best state has the highest mean score. May be repeated.
     instruction
@@ -94,20 +102,26 @@ def train(
     from nvembed.train.loop import train as run
     from nvembed.train.parallel import join
     from nvembed.train.recipe import StageRecipe
-    from nvembed.weights.checkpoint import fingerprint, load_model, load_tokenizer, open_checkpoint
-    from nvembed.weights.hub import model_folder
+    from nvembed.weights.checkpoint import (
+        fingerprint,
+        first_layers,
+        load_model,
+        load_tokenizer,
+        open_checkpoint,
+    )
 
-    stage = _changed(read_recipe(recipe, StageRecipe), set or [])
-    evaluate, dev_identity = _development(dev or [], dev_passages, instruction or [])
+    stage = changed(read_recipe(recipe, StageRecipe), set or [])
     ranks, torch_device = join(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if sharded and ranks.count == 1:
         raise InputError("--sharded needs several processes: start it with torchrun")
     with locked(out) if ranks.first else nullcontext():
         blend = _blend(stage, recipe, data, check=ranks.first and not (out / "log.jsonl").exists())
         try:
-            checkpoint = open_checkpoint(model_folder(model))
+            checkpoint = first_layers(open_checkpoint(find_model(model)), stage.model.num_layers)
             _check_model(stage, checkpoint, model)
-            teach, teacher_identity = _teacher(stage, torch_device)
+            own = _own_prompts(stage, checkpoint)
+            evaluate, dev_identity = _development(dev or [], dev_passages, instruction or [], own)
+            teachers, teacher_identity = open_teachers(stage, vectors, str(torch_device))
             dtype = torch.float32 if sharded else getattr(torch, stage.run.dtype)
             job = TrainingJob(
                 model=load_model(checkpoint, device=torch_device, dtype=dtype, fold=False),
@@ -125,7 +139,8 @@ def train(
                 evaluate=evaluate,
                 start=start,
                 base=model,
-                teach=teach,
+                teachers=teachers,
+                own_prompts=("", "") if own is None else (own.query(), own.document()),
             )
             passes = stage.optimizer.steps * stage.batch.global_batch / len(blend)
             outcome = run(
@@ -154,45 +169,35 @@ def _end(outcome: "TrainingOutcome", out: Path, ranks: "Ranks") -> int:
     return 0 if outcome.signal is None else 128 + outcome.signal
 
 
-def _changed(stage: "StageRecipe", changes: list[str]) -> "StageRecipe":
-    """Return the recipe with ``section.key=value`` changes; values are TOML, or plain words."""
-    table = stage.model_dump(mode="json")
-    for change in changes:
-        path, _, text = change.partition("=")
-        section, _, key = path.strip().partition(".")
-        if text and section in table and table[section] is None:
-            raise ConfigError(f"--set {change!r}: the recipe has no [{section}]: add the section to its file")
-        if not text or not isinstance(table.get(section), dict):
-            raise InputError(f"--set {change!r}: expected section.key=value, such as loss.temperature=0.05")
-        known = type(getattr(stage, section)).model_fields
-        if key not in known:
-            raise ConfigError(f"--set {change!r}: no key {key!r} in [{section}]; {nearest(key, known)}")
-        try:
-            table[section][key] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            table[section][key] = text.strip()
-    try:
-        return type(stage).model_validate(table, strict=False)
-    except ValidationError as error:
-        raise ConfigError("--set: " + "; ".join(map(fault_text, error.errors()))) from error
-
-
 def _blend(stage: "StageRecipe", recipe: Path, data: Path, *, check: bool) -> "Blend":
     """Open the stage's training files; ``check`` reads every record first, so that no fault comes later."""
     from nvembed.data.blend import Blend
     from nvembed.data.sources import BlendRecipe
 
     sets = read_recipe(recipe.parent / stage.blend, BlendRecipe).of_stage(stage.stage)
-    for task in stage.batch.alone:
+    translations = () if stage.distil is None else stage.distil.translations
+    for key, named in (("batch.alone", stage.batch.alone), ("distil.translations", translations)):
         tasks = {source.task for source in sets.values()}
-        if task not in tasks:
-            raise ConfigError(f"{recipe}: batch.alone names task {task!r}: {nearest(task, tasks)}")
-    files = {name: data / f"{name}.jsonl" for name in sets}
+        for task in named:
+            if task not in tasks:
+                raise ConfigError(f"{recipe}: {key} names task {task!r}: {nearest(task, tasks)}")
     samples = {name: source.samples for name, source in sets.items()}
-    blend = Blend(files, samples, seed=stage.run.seed, group=stage.batch.group)
+    blend = Blend(set_files(stage, recipe, data), samples, seed=stage.run.seed, group=stage.batch.group)
     if check:
         say(f"{len(sets)} sets, {blend.check():,} examples; {len(blend):,} a pass")
     return blend
+
+
+def _own_prompts(stage: "StageRecipe", checkpoint: "Checkpoint") -> "ModelPrompts | None":
+    """Return the prompts that the model is trained with; None for the instructions of the tasks."""
+    from nvembed.text.model_prompts import ModelPrompts
+    from nvembed.train.recipe import own_prompts
+
+    if not stage.model.own_prompts:
+        return None
+    folder = ModelPrompts() if checkpoint.prompts is None else checkpoint.prompts
+    query, document = own_prompts(stage.model, (folder.query(), folder.document()))
+    return ModelPrompts({"query": query, "document": document})
 
 
 def _check_model(stage: "StageRecipe", checkpoint: "Checkpoint", model: str) -> None:
@@ -200,7 +205,7 @@ def _check_model(stage: "StageRecipe", checkpoint: "Checkpoint", model: str) -> 
     config, section = checkpoint.config, stage.model
     values = {
         "pooling": config.pooling,
-        "bidirectional": not config.decoder.causal,
+        "bidirectional": not getattr(config.backbone, "causal", False),
         "max_tokens": min(section.max_tokens, checkpoint.text.max_length),
     }
     if section.num_layers is not None:
@@ -209,6 +214,10 @@ def _check_model(stage: "StageRecipe", checkpoint: "Checkpoint", model: str) -> 
         values |= {"num_latents": config.pooler.num_latents, "head_dim": config.pooler.head_dim}
     if config.pooling in ("latent", "self"):
         values["num_heads"] = config.pooler.num_heads
+    if checkpoint.dtype is not None:
+        raise ConfigError(f"{model} is compressed: train the model that it was made from, then compress it")
+    if section.own_prompts and checkpoint.prompts is None:
+        raise ConfigError(f"the recipe has model.own_prompts, but {model} has no prompts: remove the key")
     for key, value in values.items():
         if getattr(section, key) != value:
             raise ConfigError(
@@ -217,34 +226,8 @@ def _check_model(stage: "StageRecipe", checkpoint: "Checkpoint", model: str) -> 
             )
 
 
-def _teacher(stage: "StageRecipe", device: Any) -> tuple["Teach | None", dict[str, str]]:
-    """Return the recipe's teacher, (prompt, text) pairs -> unit vectors, and what identifies it."""
-    from nvembed.cli.models import Loading, open_model
-    from nvembed.vectors.store import check_vectors
-
-    if stage.teacher is None:
-        return None, {}
-    instruct = stage.teacher.instruct
-    model = open_model(stage.teacher.model, Loading(stage.model.max_tokens, str(device), stage.run.dtype))
-    embed = model.encode
-    if embed is None:
-        raise ConfigError(f"teacher.model is {model.name}, which has no vectors: name an embedding model")
-
-    def teach(texts: Sequence[tuple[str, str]]) -> np.ndarray:
-        rows: dict[str, list[int]] = {}
-        for row, (prompt, _) in enumerate(texts):
-            rows.setdefault(prompt if instruct else "", []).append(row)
-        order = [row for own in rows.values() for row in own]
-        parts = [embed([texts[row][1] for row in own], prompt).vectors for prompt, own in rows.items()]
-        vectors = np.concatenate(parts)
-        check_vectors(vectors, [texts[row][1] for row in order])
-        return np.asarray(vectors[np.argsort(order)])
-
-    return teach, {"teacher": f"{model.fingerprint}/{model.max_tokens}/{model.precision}"}
-
-
 def _development(
-    folders: Sequence[Path], passages: int, instructions: Sequence[str]
+    folders: Sequence[Path], passages: int, instructions: Sequence[str], own_prompts: "ModelPrompts | None"
 ) -> tuple[Callable[["Encode"], dict[str, float]] | None, dict[str, Any]]:
     """Read the development tasks.
 
@@ -271,7 +254,9 @@ def _development(
     own = named_instructions(instructions, tasks)
     if not tasks:
         return None, identity
-    subject = Subject("training", fingerprint="training", instructions=True)
+    subject = Subject("training", fingerprint="training", instructions=own_prompts is None)
+    if own_prompts is not None:
+        subject = replace(subject, prompts=own_prompts.texts, default_prompt=own_prompts.plain)
     prompts = {name: prompts_of(subject, task, own) for name, task in tasks.items()}
 
     def evaluate(encode: "Encode") -> dict[str, float]:

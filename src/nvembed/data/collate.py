@@ -4,7 +4,7 @@ Shapes: Q queries, C passages.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,7 +35,12 @@ class ExampleBatch:
 
 
 def collate(
-    examples: Sequence[Example], *, negatives: int, in_batch: bool, alone: Collection[str] = ()
+    examples: Sequence[Example],
+    *,
+    negatives: int,
+    in_batch: bool,
+    alone: Collection[str] = (),
+    prompts: Callable[[Example], tuple[str, str]] = prompts,
 ) -> ExampleBatch:
     """Lay out a batch: of each example the query, its first positive, and its first hard negatives.
 
@@ -46,6 +51,7 @@ def collate(
         negatives: most hard negatives per query: the first ones of each record.
         in_batch: use the passages of other queries as negatives (paper: stage 1).
         alone: tasks whose queries have no in-batch negatives in any case.
+        prompts: example -> the prompts of its query and its passages.
 
     Raises:
         InputError: no example.

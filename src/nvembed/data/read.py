@@ -183,7 +183,8 @@ class _Tables:
 
     def __init__(self, source: TrainingSource, places: Places) -> None:
         self.source, self._places = source, places
-        self._table = open_table(source.hub, source.path, source.revision, places)
+        documents = source.form == "text"
+        self._table = open_table(source.hub, source.path, source.revision, places, documents=documents)
 
     @property
     def name(self) -> str:

@@ -9,7 +9,7 @@ A source says which rows to read and what form they have; ``read.read_source`` t
     scores   two texts and a similarity: pairs of ``min_score`` or more, in both directions
     label    text and label; the passages are the label texts
     example  text and label; the passages are other texts
-    text     unlabelled text: a sentence, and the passage it was cut from
+    text     unlabelled text, in rows or in a folder of documents: a sentence, and the passage it was cut from
 """
 
 from typing import Literal, Self
@@ -54,7 +54,8 @@ class DataPlace(Recipe):
     hub: str = ""
     """A data set of the hub, ``owner/name``; either this or ``path``."""
     path: str = ""
-    """A .jsonl, .jsonl.gz or .parquet file below --root; for form ``qrels`` a folder in BEIR's layout."""
+    """A .jsonl, .jsonl.gz or .parquet file below --root; for form ``qrels`` a folder in BEIR's layout, for
+    form ``text`` also a document or a folder of them."""
     config: str = ""
     """The hub's name of a part of the data set."""
     revision: str = ""

@@ -11,7 +11,7 @@ import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -237,7 +237,7 @@ def save_classifier(folder: Path, stored: StoredClassifier) -> None:
     content = {
         "format": 1,
         "model": stored.model,
-        "vectors": asdict(stored.settings),
+        "vectors": stored.settings.record,
         "dim": classifier.weights.shape[1],
         "classes": classifier.classes,
         "inverse_temperature": classifier.inverse_temperature,

@@ -259,7 +259,7 @@ def _as_data(
         "passages": result.rows,
         "in_no_cluster": result.noise,
         "options": asdict(options),
-        "vectors": asdict(source.settings),
+        "vectors": source.settings.record,
         "silhouettes": clustering.silhouettes,
         "clusters": [
             {

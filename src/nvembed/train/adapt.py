@@ -15,6 +15,7 @@ from nvembed.errors import ConfigError, needs_extra
 from nvembed.model.layers import Backbone
 from nvembed.model.nv_embed import NVEmbed
 from nvembed.recipe import nearest
+from nvembed.train.distil import PROJECTIONS
 from nvembed.train.recipe import AdapterSection
 from nvembed.weights.adapter import BACKBONE_PREFIX, PEFT_PREFIX
 
@@ -41,9 +42,9 @@ def adapt(model: NVEmbed, settings: AdapterSection, *, seed: int) -> None:
     model.requires_grad_(True)
     decoder.requires_grad_(settings.kind == "full")
     if settings.kind == "full" and settings.frozen_layers:
-        decoder.embed_tokens.requires_grad_(False)
-        for layer in decoder.layers[: settings.frozen_layers]:
-            layer.requires_grad_(False)
+        decoder.requires_grad_(False)  # also what comes before the layers
+        for part in (*decoder.layers[settings.frozen_layers :], decoder.norm):
+            part.requires_grad_(True)
     if settings.kind == "lora":
         _add_lora(decoder, settings, seed)
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -113,7 +114,7 @@ def stored_name(name: str) -> str:
 
 
 def pooler_names(names: Sequence[str]) -> list[str]:
-    return [name for name in names if not name.startswith((BACKBONE_PREFIX, PEFT_PREFIX))]
+    return [name for name in names if not name.startswith((BACKBONE_PREFIX, PEFT_PREFIX, PROJECTIONS))]
 
 
 def set_trained(model: nn.Module, values: dict[str, Tensor]) -> None:

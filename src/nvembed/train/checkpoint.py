@@ -5,6 +5,7 @@
     adapter_config.json, adapter_model.safetensors   LoRA, as peft writes it
     backbone.safetensors                             full fine-tuning: the trained backbone
     pooler.safetensors                               the pooler, under its released names
+    projections.safetensors                          distillation's projections, which only training uses
     optimizer.safetensors, or optimizer/ (sharded)   float32 masters and moments
     state.json                                       step, scores, and a digest of every other file
 
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from nvembed.errors import ConfigError, OutputError, WeightsError
 from nvembed.files import Schema, atomic_path, read_json, write_json
 from nvembed.train.adapt import lora_config, pooler_names, set_trained, stored_name, trained
+from nvembed.train.distil import PROJECTIONS
 from nvembed.train.optim import Optimizer
 from nvembed.train.parallel import Ranks
 from nvembed.train.recipe import AdapterSection
@@ -35,6 +37,7 @@ from nvembed.weights.tensors import ADAPTER_TENSORS, BACKBONE_TENSORS, POOLER_TE
 from nvembed.weights.tensors import read_json as read_config
 
 OPTIMIZER = "optimizer.safetensors"
+PROJECTION_TENSORS = "projections.safetensors"
 SHARDED_OPTIMIZER = "optimizer"
 STATE = "state.json"
 
@@ -158,7 +161,7 @@ def damaged_files(path: Path, state: StateFile) -> dict[Path, str]:
 
 
 def start_from(path: Path, model: nn.Module, adapter: AdapterSection) -> None:
-    """Load the trained tensors of an earlier stage's state; the optimizer is new.
+    """Load the trained tensors of an earlier stage's state; optimizer and projections are new.
 
     Raises:
         ConfigError: there are none, or they are of another adapter: other tensors, or another alpha.
@@ -166,7 +169,9 @@ def start_from(path: Path, model: nn.Module, adapter: AdapterSection) -> None:
     """
     if (path / STATE).exists():
         read_state(path)
-    set_trained(model, adapter_values(path))
+    values = {name: value for name, value in adapter_values(path).items() if not name.startswith(PROJECTIONS)}
+    new = {name: value for name, value in trained(model).items() if name.startswith(PROJECTIONS)}
+    set_trained(model, {**values, **new})
     if (path / ADAPTER_CONFIG).is_file():
         alpha = read_config(path / ADAPTER_CONFIG).get("lora_alpha")
         if alpha != adapter.alpha:
@@ -183,7 +188,7 @@ def adapter_values(path: Path) -> dict[str, Tensor]:
         ConfigError: there are none.
     """
     values: dict[str, Tensor] = {}
-    for file in (ADAPTER_TENSORS, BACKBONE_TENSORS, POOLER_TENSORS):
+    for file in (ADAPTER_TENSORS, BACKBONE_TENSORS, POOLER_TENSORS, PROJECTION_TENSORS):
         if (path / file).is_file():
             values |= _read_tensors(path / file, torch.device("cpu"))
     if not values:
@@ -263,6 +268,7 @@ def _write(
         ADAPTER_TENSORS: [name for name in values if name.startswith(PEFT_PREFIX)],
         BACKBONE_TENSORS: [name for name in values if name.startswith(BACKBONE_PREFIX)],
         POOLER_TENSORS: [name for name in values if name in poolers],
+        PROJECTION_TENSORS: [name for name in values if name.startswith(PROJECTIONS)],
     }
     for file, names in files.items():
         if names:

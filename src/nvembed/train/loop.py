@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from nvembed.data.collate import collate
-from nvembed.data.example import Example
+from nvembed.data.example import Example, prompts
 from nvembed.errors import ConfigError, NumericsError, OutputError
 from nvembed.files import read_json, same_run, write_json
 from nvembed.model.compiled import compile_layers
@@ -36,16 +36,27 @@ from nvembed.text.tokenize import TextTokenizer, Tokens
 from nvembed.train import checkpoint
 from nvembed.train.adapt import adapt, checkpoint_activations, frozen_layers, trained
 from nvembed.train.checkpoint import TrainingProgress
+from nvembed.train.distil import (
+    PROJECTIONS,
+    Pair,
+    Prompts,
+    Teacher,
+    add_projections,
+    guide_of,
+    own,
+    targets_of,
+    teacher_texts,
+    vectors_of,
+)
 from nvembed.train.grad_cache import backward, embed, kept_graphs
 from nvembed.train.log import StepRecord, TrainingLog
-from nvembed.train.loss import Guide, loss_and_gradient
+from nvembed.train.loss import Terms, loss_and_gradient
 from nvembed.train.optim import Optimizer, learning_rate
 from nvembed.train.parallel import Ranks, shard
 from nvembed.train.recipe import StageRecipe
 from nvembed.train.step_batch import MicroBatch, StepBatch, micro_batches, step_batch, tokenise
 
 Encode = Callable[[Sequence[str], str], np.ndarray]
-Teach = Callable[[Sequence[tuple[str, str]]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -60,8 +71,8 @@ class TrainingJob:
         evaluate: ``encode`` -> scores on development tasks, whose mean chooses the best state.
         start: a state whose trained tensors the run starts from, with a new optimizer (paper: Table 11).
         base: the backbone's name in the config of the adapter.
-        teach: (prompt, text) pairs -> the teacher's unit vectors (n, E) float32, for a recipe with a
-            ``[teacher]``. It is called from a thread that reads ahead.
+        teachers: every teacher of the recipe, by its name there; that of ``[teacher]`` is ``""``.
+        own_prompts: the model's query and document prompt, for a recipe with ``model.own_prompts``.
     """
 
     model: NVEmbed
@@ -73,7 +84,13 @@ class TrainingJob:
     evaluate: Callable[[Encode], Mapping[str, float]] | None = None
     start: Path | None = None
     base: str = "."
-    teach: Teach | None = None
+    teachers: Mapping[str, Teacher] = field(default_factory=dict)
+    own_prompts: Pair = ("", "")
+
+    @property
+    def prompts(self) -> Prompts:
+        """What gives an example the prompts of its texts."""
+        return own(*self.own_prompts) if self.recipe.model.own_prompts else prompts
 
 
 @dataclass(frozen=True)
@@ -155,7 +172,7 @@ class _Work:
     batch: StepBatch
     tokens: list[Tokens]
     spare: list[Tokens]  # one text, for ranks that must run the model as often as others
-    teacher: Tensor | None  # (own texts, E): the teacher's vectors of this rank's texts
+    teachers: dict[str, Tensor]  # (own texts, E): each teacher's vectors of this rank's texts
 
 
 class _TrainingRun:
@@ -165,8 +182,16 @@ class _TrainingRun:
         recipe, model = job.recipe, job.model
         if sharded and recipe.optimizer.offload:
             raise ConfigError("optimizer.offload needs weights that are whole on one GPU: not with --sharded")
+        if sharded and recipe.distil is not None:
+            raise ConfigError("[distil] needs weights that are whole on one GPU: not with --sharded")
+        if odd := [dim for dim in recipe.loss.dims if dim >= model.config.dim]:
+            raise ConfigError(
+                f"loss.dims has {odd[0]:,}: expected less than the model's {model.config.dim:,}"
+            )
         self.job, self.ranks, self.sharded, self.device = job, ranks, sharded, model.device
         adapt(model, recipe.adapter, seed=recipe.run.seed)
+        if recipe.distil is not None:
+            add_projections(model, recipe.distil, job.teachers, recipe.run.seed)
         if job.start is not None:
             checkpoint.start_from(job.start, model, recipe.adapter)
         if ranks.first:  # only now: a faulty recipe or start leaves no settings behind
@@ -192,28 +217,36 @@ class _TrainingRun:
         self.embed = partial(embed, model, frozen_layers=frozen)
 
     def read(self, step: int) -> _Work:
-        """Read a step's examples, lay them out, tokenise them, and embed them with the teacher.
+        """Read a step's examples, lay them out, tokenise them, and get the teachers' vectors.
 
         It runs in a thread beside the model, which it does not use.
         """
         recipe, settings = self.job.recipe, self.job.recipe.batch
-        examples = collate(
-            self.job.examples(step, settings.global_batch),
+        examples = self.job.examples(step, settings.global_batch)
+        laid_out = collate(
+            examples,
             negatives=settings.hard_negatives,
             in_batch=settings.in_batch_negatives,
             alone=settings.alone,
+            prompts=self.job.prompts,
         )
-        batch = step_batch(examples, ranks=self.ranks.count, gather=settings.gather)
+        batch = step_batch(laid_out, ranks=self.ranks.count, gather=settings.gather)
         share = batch.shares[self.ranks.rank]
         texts = batch.texts[share.start : share.stop]
         tokens = tokenise(texts, self.job.tokenizer, recipe.model.max_tokens)
-        spare = [("", "a")]
-        teacher_UE = None
-        if recipe.teacher is not None:  # also on a rank without texts, which must know E
-            assert self.job.teach is not None, "a recipe with a teacher needs TrainingJob.teach"
-            teacher_UE = torch.from_numpy(self.job.teach(texts or spare))[: len(texts)]
-        spare_tokens = tokenise(spare, self.job.tokenizer, recipe.model.max_tokens)
-        return _Work(step, batch, tokens, spare_tokens, teacher_UE)
+        teachers = {
+            name: vectors_of(teacher, texts, self._reads(examples, name))
+            for name, teacher in self.job.teachers.items()
+        }
+        spare_tokens = tokenise([("", "a")], self.job.tokenizer, recipe.model.max_tokens)
+        return _Work(step, batch, tokens, spare_tokens, teachers)
+
+    def _reads(self, examples: Sequence[Example], name: str) -> dict[Pair, Pair]:
+        """Return what a teacher reads for each text of the examples."""
+        own_prompts = self.job.teachers[name].own_prompts
+        return teacher_texts(
+            examples, self.job.recipe, name, student_prompts=self.job.prompts, own_prompts=own_prompts
+        )
 
     def step(self, work: _Work, began: float) -> StepRecord:
         """Take one step: vectors, loss, gradients, update.
@@ -279,21 +312,32 @@ class _TrainingRun:
         """Return the loss of all ranks' vectors, and its gradient with respect to this rank's."""
         recipe, batch = self.job.recipe, work.batch
         share, sizes = batch.shares[self.ranks.rank], [len(part) for part in batch.shares]
-        guide = None
-        if recipe.teacher is not None:
-            assert work.teacher is not None
-            vectors_UE = self.ranks.gather(work.teacher.to(self.device), sizes)
-            distinct = batch.distinct.to(self.device)
-            guide = Guide(vectors_UE, distinct, recipe.teacher.weight, recipe.teacher.temperature)
+        vectors = {
+            name: self.ranks.gather(value.to(self.device), sizes) for name, value in work.teachers.items()
+        }
+        projections = [
+            value for name, value in self.job.model.named_parameters() if name.startswith(PROJECTIONS)
+        ]
         loss, gradient = loss_and_gradient(
             self.ranks.gather(own_UD, sizes),
             query_rows=batch.query_rows.to(self.device),
             passage_rows=batch.passage_rows.to(self.device),
             positive_Q=batch.positive.to(self.device),
             allowed_QC=batch.allowed.to(self.device),
-            temperature=recipe.loss.temperature,
-            guide=guide,
+            terms=Terms(
+                temperature=recipe.loss.temperature,
+                info_nce=recipe.loss.info_nce,
+                spread_out=recipe.loss.spread_out,
+                dims=recipe.loss.dims,
+                outputs=recipe.loss.outputs,
+                distinct=batch.distinct.to(self.device),
+                guide=guide_of(recipe, vectors),
+                targets=targets_of(self.job.model, recipe.distil, vectors),
+            ),
         )
+        for projection in projections:  # every rank computes it whole, and the ranks' gradients are summed
+            if projection.grad is not None:
+                projection.grad /= self.ranks.count
         return loss, gradient[share.start : share.stop]
 
     @property
@@ -420,7 +464,7 @@ def _claim(marker: Path, settings: dict[str, Any], recipe: StageRecipe) -> None:
 def encode(job: TrainingJob, texts: Sequence[str], prompt: str, *, max_tokens: int) -> np.ndarray:
     """Return the unit vectors (n, D) float32 of texts by the current model, without dropout."""
     model = job.model
-    vectors = np.empty((len(texts), model.config.backbone.hidden_size), dtype=np.float32)
+    vectors = np.empty((len(texts), model.config.dim), dtype=np.float32)
     tokens = tokenise([(prompt, text) for text in texts], job.tokenizer, job.recipe.model.max_tokens)
     model.eval()
     for batch in micro_batches(tokens, max_tokens, model.device):

@@ -1,4 +1,4 @@
-"""InfoNCE over cosines, with hard and in-batch negatives; and the neighbours of a teacher, if there is one.
+"""The losses of a step: InfoNCE over cosines, distillation from teachers, and a regulariser.
 
 Shapes: Q queries, C passages, U distinct texts, D hidden size, E the teacher's dimensions.
 
@@ -8,11 +8,14 @@ Paper: only "contrastive loss" (section 3.3); formula and temperature are ours, 
 """
 
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from nvembed.errors import NumericsError
+from nvembed.train.recipe import Output
 
 
 def info_nce(
@@ -34,10 +37,9 @@ def info_nce(
 
 @dataclass(frozen=True)
 class Guide:
-    """A teacher's vectors of a step's texts, and the weight of its term beside InfoNCE."""
+    """A teacher whose neighbours are learnt, and the weight of this term."""
 
     vectors: Tensor  # (U, E) unit rows
-    distinct: Tensor  # int64: the rows to compare, each text once
     weight: float
     temperature: float
 
@@ -64,6 +66,82 @@ def neighbour_divergence(vectors_UD: Tensor, teacher_UE: Tensor, *, temperature:
     return (teachers.exp() * (teachers - own)).sum(1)
 
 
+@dataclass(frozen=True)
+class Target:
+    """A teacher whose vectors are learnt through a linear projection, and the weights of both distances."""
+
+    vectors: Tensor  # (U, E) unit rows
+    projection: Tensor  # (E, D), trained with the model
+    cosine: float
+    squared: float
+
+
+def distillation(vectors_UD: Tensor, target_UE: Tensor, projection_ED: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each text's distances to the teacher, ``1 - cos(P s, t)`` and ``|P s - t|^2``, (U,) each.
+
+    A student's vector that is shorter than the projection uses its first columns, so that all Matryoshka
+    sizes share one projection.
+
+    Ours: embedding distillation through a projection from student to teacher, as in LEAF (Vujanic et al.
+    2025, 2509.12539). The projected vector is not normalised before the squared distance.
+    """
+    dtype = torch.promote_types(vectors_UD.dtype, torch.float32)
+    student_UE = vectors_UD.to(dtype) @ projection_ED.to(dtype)[:, : vectors_UD.shape[1]].T
+    teacher_UE = target_UE.to(dtype)
+    return 1 - F.cosine_similarity(student_UE, teacher_UE), (student_UE - teacher_UE).square().sum(1)
+
+
+def spread_out(vectors_UD: Tensor) -> Tensor:
+    """Return ``M1^2 + max(0, M2 - 1/D)``, M1 and M2 the mean cosine and mean squared cosine of all pairs.
+
+    Both are 0 and 1/D for vectors that are spread evenly over the sphere. One text alone: 0.
+
+    Paper: Zhang et al. 2017, 1708.06320 (global orthogonal regularisation). Differs: a query and its positive
+    are not left out; they are one pair in U.
+    """
+    dtype = torch.promote_types(vectors_UD.dtype, torch.float32)
+    count, dim = vectors_UD.shape
+    if count < 2:
+        return vectors_UD.to(dtype).sum() * 0
+    others_UU = ~torch.eye(count, dtype=torch.bool, device=vectors_UD.device)
+    cosines = (vectors_UD.to(dtype) @ vectors_UD.to(dtype).T)[others_UU]
+    return cosines.mean().square() + (cosines.square().mean() - 1 / dim).clamp(min=0)
+
+
+def quantised(vectors_UD: Tensor, output: Output) -> Tensor:
+    """Return the unit vectors that an output of fewer bits stands for; the gradient passes straight through.
+
+    int8 is ``round(127 v / max|v|)``, binary the sign of each number, as the server sends them; both are
+    normalised again.
+    """
+    if output == "float32":
+        return vectors_UD
+    plain = vectors_UD.detach()
+    if output == "int8":
+        codes = (127 * plain / plain.abs().amax(1, keepdim=True)).round()
+    else:
+        codes = torch.where(plain > 0, 1.0, -1.0).to(plain.dtype)
+    return vectors_UD + (F.normalize(codes, dim=1) - plain)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The terms of a step's loss, and the forms of the vectors over which they are averaged.
+
+    ``info_nce``, ``spread_out``: weights. ``dims``: Matryoshka sizes beside the whole vector. ``distinct``:
+    int64, the rows that have each text once; None for all.
+    """
+
+    temperature: float
+    info_nce: float = 1.0
+    spread_out: float = 0.0
+    dims: tuple[int, ...] = ()
+    outputs: tuple[Output, ...] = ("float32",)
+    distinct: Tensor | None = None
+    guide: Guide | None = None
+    targets: tuple[Target, ...] = ()
+
+
 def loss_and_gradient(
     vectors_UD: Tensor,
     *,
@@ -71,39 +149,62 @@ def loss_and_gradient(
     passage_rows: Tensor,
     positive_Q: Tensor,
     allowed_QC: Tensor,
-    temperature: float,
-    guide: Guide | None = None,
+    terms: Terms,
 ) -> tuple[float, Tensor]:
-    """Return the mean loss of a batch and its gradient with respect to the vectors, (U, D).
+    """Return the loss of a batch and its gradient with respect to the vectors, (U, D).
+
+    The gradients of projections that require one are added to their ``grad``.
 
     Args:
         vectors_UD: one unit row for each distinct text.
         query_rows, passage_rows: (Q,), (C,) int64, the row of each query and passage.
-        guide: adds its weight times the mean ``neighbour_divergence`` of the distinct texts.
 
     Raises:
         NumericsError: a vector or the loss is not finite.
     """
     leaf = vectors_UD.detach().requires_grad_()
+    projections = [target.projection for target in terms.targets if target.projection.requires_grad]
     with torch.enable_grad():
-        losses_Q = info_nce(
-            leaf[query_rows],
-            leaf[passage_rows],
-            positive_Q=positive_Q,
-            allowed_QC=allowed_QC,
-            temperature=temperature,
-        )
-        loss = losses_Q.mean()
-        if guide is not None:
-            apart_U = neighbour_divergence(
-                leaf[guide.distinct], guide.vectors[guide.distinct], temperature=guide.temperature
-            )
-            loss = loss + guide.weight * apart_U.mean()
+        forms = list(product((leaf.shape[1], *terms.dims), terms.outputs))
+        losses = []
+        for dim, output in forms:
+            shown = leaf if dim == leaf.shape[1] else F.normalize(leaf[:, :dim], dim=1)
+            shown = quantised(shown, output)
+            losses.append(_of_texts(shown, terms))
+            if terms.info_nce:
+                losses_Q = info_nce(
+                    shown[query_rows],
+                    shown[passage_rows],
+                    positive_Q=positive_Q,
+                    allowed_QC=allowed_QC,
+                    temperature=terms.temperature,
+                )
+                losses[-1] = terms.info_nce * losses_Q.mean() + losses[-1]
+        loss = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
         if not torch.isfinite(loss):
             bad = int((~torch.isfinite(vectors_UD)).any(1).sum())
             raise NumericsError(
                 f"the loss is {loss.item()}; {bad} of {len(vectors_UD)} vectors are not finite: the last "
                 "saved state is untouched; lower the learning rate, or use float32"
             )
-        (gradient,) = torch.autograd.grad(loss, leaf)
+        gradient, *others = torch.autograd.grad(loss, [leaf, *projections])
+    for projection, value in zip(projections, others, strict=True):
+        projection.grad = value if projection.grad is None else projection.grad + value
     return loss.item(), gradient
+
+
+def _of_texts(vectors_UD: Tensor, terms: Terms) -> Tensor:
+    """Return the sum of the terms that compare distinct texts with a teacher or with each other."""
+    rows = slice(None) if terms.distinct is None else terms.distinct
+    own_UD = vectors_UD[rows]
+    total = own_UD.sum() * 0
+    if terms.guide is not None:
+        guide = terms.guide
+        apart_U = neighbour_divergence(own_UD, guide.vectors[rows], temperature=guide.temperature)
+        total = total + guide.weight * apart_U.mean()
+    for target in terms.targets:
+        cosine_U, squared_U = distillation(own_UD, target.vectors[rows], target.projection)
+        total = total + target.cosine * cosine_U.mean() + target.squared * squared_U.mean()
+    if terms.spread_out:
+        total = total + terms.spread_out * spread_out(own_UD)
+    return total

@@ -7,6 +7,8 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from nvembed.model.config import PoolingKind
 from nvembed.recipe import Recipe
 
+Output = Literal["float32", "int8", "binary"]
+
 
 class ModelSection(Recipe):
     """``[model]``: the model that is trained. Training compares it with the checkpoint."""
@@ -19,14 +21,30 @@ class ModelSection(Recipe):
     """How many of the backbone's first layers are used. Default: all."""
     pooling: PoolingKind
     """How token states become one vector: latent (paper: section 3.2), mean, eos or self."""
-    num_latents: PositiveInt
+    num_latents: PositiveInt | None = None
     """Latent pooling: how many latents. Paper: 512."""
-    num_heads: PositiveInt
+    num_heads: PositiveInt | None = None
     """Latent and self pooling: how many attention heads. Paper: 8."""
-    head_dim: PositiveInt
+    head_dim: PositiveInt | None = None
     """Latent pooling: the size of each head. Released: 4,096."""
     max_tokens: int = Field(ge=3)
     """Most tokens of a text, prompt, BOS and EOS included; longer texts are cut. Paper: 512."""
+    own_prompts: bool = False
+    """Train with the query and document prompts that the model's folder has, instead of the instructions of
+    the tasks. Default: false."""
+    query_prompt: str | None = None
+    """With ``own_prompts``: the query prompt, if the folder lacks the right one. Default: the folder's."""
+    document_prompt: str | None = None
+    """With ``own_prompts``: the document prompt. Default: the folder's."""
+
+    @model_validator(mode="after")
+    def _pooler_has_sizes(self) -> Self:
+        sizes = {"latent": ("num_latents", "num_heads", "head_dim"), "self": ("num_heads",)}
+        for key in sizes.get(self.pooling, ()):
+            if getattr(self, key) is None:
+                raise ValueError(f"{key} with {self.pooling} pooling")
+        _check_prompts(self)
+        return self
 
 
 class BatchSection(Recipe):
@@ -55,26 +73,91 @@ class BatchSection(Recipe):
 
 
 class LossSection(Recipe):
-    """``[loss]``: InfoNCE."""
+    """``[loss]``: InfoNCE, and the forms of the vectors that are trained.
+
+    The loss of a step is the mean over all ``dims`` and ``outputs``.
+    """
 
     temperature: PositiveFloat
     """Cosines are divided by it. The paper gives no value."""
+    info_nce: NonNegativeFloat = 1.0
+    """Weight of InfoNCE; 0 leaves it out, for distillation alone. Default: 1."""
+    spread_out: NonNegativeFloat = 0.0
+    """Weight of the global orthogonal regulariser, which spreads vectors evenly. Default: 0."""
+    dims: tuple[PositiveInt, ...] = ()
+    """Matryoshka: train the first so many dimensions too, normalised again. Default: only whole vectors."""
+    outputs: tuple[Output, ...] = Field(default=("float32",), min_length=1)
+    """Train vectors as float32, int8 or binary outputs show them; gradients pass straight through the
+    rounding. Default: float32."""
 
 
-class TeacherSection(Recipe):
+class TeacherModel(Recipe):
+    """A model that others learn from."""
+
+    model: str
+    """The teacher: an embedding model, as a folder, a hub id, or ``package/folder``."""
+    instruct: bool = False
+    """Give the teacher the instructions of the texts. Default: false."""
+    own_prompts: bool = False
+    """Give the teacher the query and document prompts that its folder has. Default: false."""
+    query_prompt: str | None = None
+    """With ``own_prompts``: the query prompt, if the folder lacks the right one. Default: the folder's."""
+    document_prompt: str | None = None
+    """With ``own_prompts``: the document prompt. Default: the folder's."""
+
+    @model_validator(mode="after")
+    def _one_kind_of_prompt(self) -> Self:
+        if self.instruct and self.own_prompts:
+            raise ValueError("either instruct or own_prompts, not both")
+        _check_prompts(self)
+        return self
+
+
+class TeacherSection(TeacherModel):
     """``[teacher]``: a second term of the loss: the model learns a teacher's neighbours of each text.
 
     The paper has no teacher. Without the section there is none.
     """
 
-    model: str
-    """The teacher: an embedding model, as a folder, a hub id, or ``package/folder``."""
-    instruct: bool
-    """Give the teacher the instructions of the texts."""
     weight: PositiveFloat
     """Weight of this term; InfoNCE has weight 1."""
     temperature: PositiveFloat
     """The cosines of both models are divided by it in this term."""
+
+
+class DistilTeacher(TeacherModel):
+    """``[distil.teachers.NAME]``: a model whose vectors are learnt."""
+
+    weight: PositiveFloat = 1.0
+    """Weight of this teacher. Default: 1."""
+
+
+class DistilSection(Recipe):
+    """``[distil]``: the model learns the vectors of teachers, through a linear projection that is trained.
+
+    The projections are only for training. The paper has no teacher. Without the section there is none.
+    """
+
+    cosine: NonNegativeFloat
+    """Weight of ``1 - cosine`` of the projected vector and the teacher's."""
+    squared: NonNegativeFloat
+    """Weight of the squared distance of the projected vector, which is not normalised, and the teacher's."""
+    joined: bool = False
+    """One projection into the vectors of all teachers, end to end, not one for each. Default: false."""
+    translations: tuple[str, ...] = ()
+    """Tasks whose positives are translations of the queries: the teacher's vector of the query is the target
+    of both. Default: none."""
+    teachers: dict[str, DistilTeacher] = Field(min_length=1)
+    """Name -> teacher."""
+
+    @model_validator(mode="after")
+    def _weighs_something(self) -> Self:
+        if not self.cosine and not self.squared:
+            raise ValueError("cosine or squared above 0")
+        for name in self.teachers:
+            if not name.isidentifier():
+                raise ValueError(f"names of letters, digits and _ for teachers, got {name!r}")
+        return self
 
 
 class OptimizerSection(Recipe):
@@ -156,6 +239,17 @@ class RunSection(Recipe):
     """Save a state every so many steps, after an improvement, and after the last step."""
 
 
+def _check_prompts(section: ModelSection | TeacherModel) -> None:
+    if not section.own_prompts and (section.query_prompt is not None or section.document_prompt is not None):
+        raise ValueError("own_prompts = true with query_prompt or document_prompt")
+
+
+def own_prompts(section: ModelSection | TeacherModel, folder: tuple[str, str]) -> tuple[str, str]:
+    """Return the query and the document prompt of a section, from those of the model's folder."""
+    query, document = section.query_prompt, section.document_prompt
+    return folder[0] if query is None else query, folder[1] if document is None else document
+
+
 class StageRecipe(Recipe):
     """One training stage."""
 
@@ -167,6 +261,21 @@ class StageRecipe(Recipe):
     batch: BatchSection
     loss: LossSection
     teacher: TeacherSection | None = None
+    distil: DistilSection | None = None
     optimizer: OptimizerSection
     adapter: AdapterSection
     run: RunSection
+
+    @model_validator(mode="after")
+    def _has_a_loss(self) -> Self:
+        if not self.loss.info_nce and self.teacher is None and self.distil is None:
+            raise ValueError("loss.info_nce above 0, or a section [distil] or [teacher]")
+        if self.model.own_prompts and any(teacher.instruct for teacher in self.teachers.values()):
+            raise ValueError("instruct = false with model.own_prompts, which leaves no instructions")
+        return self
+
+    @property
+    def teachers(self) -> dict[str, TeacherModel]:
+        """Every teacher; that of ``[teacher]`` has the name ``""``."""
+        teachers: dict[str, TeacherModel] = {} if self.teacher is None else {"": self.teacher}
+        return teachers if self.distil is None else {**teachers, **self.distil.teachers}

@@ -7,7 +7,7 @@ settings, and any number of blocks. A block is a file of three numpy arrays, one
 
     keys     (B,) 16 bytes each, a digest of the text
     counts   (B, 3) int32: tokens, whether the text was cut, whether it is empty
-    vectors  (B, D) float32
+    vectors  (B, D) float32; or float16, or int8 for unit vectors, as ``VectorSettings.stored`` says
 
 The name of a block is a digest of its bytes, and a block appears whole or not at all. So a killed run leaves
 only whole blocks, and several processes may write at the same time. A block is checked when it is first read:
@@ -24,7 +24,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -40,18 +40,34 @@ _RECENT = 65_536  # new keys in a dict before they are sorted into the index
 _SUFFIX = ".vectors"
 
 
+Stored = Literal["float32", "float16", "int8"]
+
+
 @dataclass(frozen=True)
 class VectorSettings:
-    """Everything besides the text that decides a vector."""
+    """Everything besides the text that decides a vector.
+
+    ``stored``: float32 is exact. float16 has half the bytes. int8 is ``round(127 v / max|v|)``, a quarter of
+    the bytes, for unit vectors only: they are normalised when they are read.
+    """
 
     fingerprint: str  # of the model
     prompt: str
     max_length: int  # tokens
     dtype: str  # what the model computes in
+    stored: Stored = "float32"
 
     @property
     def key(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:32]
+        return hashlib.sha256(json.dumps(self.record, sort_keys=True).encode()).hexdigest()[:32]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The settings as JSON; without ``stored`` where it is float32, as earlier versions wrote them."""
+        record = asdict(self)
+        if self.stored == "float32":
+            del record["stored"]
+        return record
 
 
 class VectorStore:
@@ -86,7 +102,7 @@ class VectorStore:
         except OSError as error:
             raise OutputError(f"cannot read {self.folder}: {error.strerror or error}") from error
         for path in paths:
-            if (block := _open_block(path)) is not None:
+            if (block := _open_block(path, np.dtype(settings.stored))) is not None:
                 self._add(block)
         self._merge()
 
@@ -278,6 +294,7 @@ class _Block:
     keys: np.ndarray
     dim: int
     offsets: tuple[int, int]  # of counts and vectors, in bytes
+    dtype: np.dtype[Any]  # of the vectors
     sound: bool | None = None  # whether its checksum is right; None: not checked yet
 
     def is_sound(self) -> bool:
@@ -294,12 +311,14 @@ class _Block:
         """Return counts and vectors of some rows."""
         size = len(self.keys)
         counts = np.memmap(self.path, np.int32, "r", self.offsets[0], (size, 3))
-        vectors = np.memmap(self.path, np.float32, "r", self.offsets[1], (size, self.dim))
-        return counts[rows], vectors[rows]
+        vectors = np.memmap(self.path, self.dtype, "r", self.offsets[1], (size, self.dim))[rows]
+        if self.dtype == np.int8:
+            vectors = vectors / np.linalg.norm(vectors.astype(np.float32), axis=1, keepdims=True)
+        return counts[rows], vectors.astype(np.float32, copy=False)
 
 
-def _open_block(path: Path) -> _Block | None:
-    """Open a block; a damaged one is removed with a warning."""
+def _open_block(path: Path, dtype: np.dtype[Any]) -> _Block | None:
+    """Open a block with vectors of a dtype; a damaged one is removed with a warning."""
     try:
         with path.open("rb") as handle:
             size = path.stat().st_size
@@ -307,10 +326,11 @@ def _open_block(path: Path) -> _Block | None:
             keys = np.frombuffer(handle.read(rows * KEY_BYTES), dtype=_KEY)
             shape, counts = _array_header(handle, np.dtype(np.int32), size)
             handle.seek(counts + 12 * rows)
-            (count, dim), vectors = _array_header(handle, np.dtype(np.float32), size)
-            if len(keys) != rows or shape != (rows, 3) or count != rows or size != vectors + 4 * rows * dim:
+            (count, dim), vectors = _array_header(handle, dtype, size)
+            end = vectors + dtype.itemsize * rows * dim
+            if len(keys) != rows or shape != (rows, 3) or count != rows or size != end:
                 raise ValueError("its sizes do not agree")
-        return _Block(path, keys, dim, (counts, vectors))
+        return _Block(path, keys, dim, (counts, vectors), dtype)
     except FileNotFoundError:  # another process removed it
         return None
     except (ValueError, EOFError, OSError, SyntaxError, TypeError, OverflowError) as error:
@@ -341,12 +361,12 @@ def _write_block(
     about = folder / "about.txt"
     if not about.exists():
         with atomic_path(about) as temporary:
-            temporary.write_text(json.dumps(asdict(settings), indent=1, ensure_ascii=False) + "\n", "utf-8")
+            temporary.write_text(json.dumps(settings.record, indent=1, ensure_ascii=False) + "\n", "utf-8")
     counts = np.stack([embeddings.num_tokens, embeddings.truncated, embeddings.empty], axis=1)
     arrays = (
         np.array(keys, dtype=_KEY),
         counts.astype(np.int32),
-        np.ascontiguousarray(embeddings.vectors, dtype=np.float32),
+        _coded(np.ascontiguousarray(embeddings.vectors, dtype=np.float32), settings.stored),
     )
     pieces: list[bytes] = []
     offsets: list[int] = []
@@ -361,7 +381,22 @@ def _write_block(
     target = folder / f"{digest.hexdigest()}{_SUFFIX}"
     with atomic_path(target) as temporary, temporary.open("wb") as handle:
         handle.writelines(pieces)
-    return _Block(target, arrays[0], arrays[2].shape[1], (offsets[1], offsets[2]), sound=True)
+    return _Block(
+        target, arrays[0], arrays[2].shape[1], (offsets[1], offsets[2]), arrays[2].dtype, sound=True
+    )
+
+
+def _coded(vectors: np.ndarray, stored: Stored) -> np.ndarray:
+    """Return vectors as they are stored.
+
+    Raises:
+        InputError: int8 of vectors that are not unit vectors.
+    """
+    if stored != "int8":
+        return vectors.astype(stored, copy=False)
+    if len(vectors) and np.abs(np.linalg.norm(vectors, axis=1) - 1).max() > 1e-2:
+        raise InputError("only unit vectors are stored as int8: store these as float16 or float32")
+    return np.asarray(np.round(127 * vectors / np.abs(vectors).max(axis=1, keepdims=True)), dtype=np.int8)
 
 
 def _hasher() -> Any:  # typeshed: blake2b is not a HASH

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nvembed.errors import ConfigError, WeightsError
 from nvembed.files import file_digest
-from nvembed.model.config import ModelConfig
+from nvembed.model.config import AnyBackbone, GemmaConfig, ModelConfig, ModernBertConfig
 from nvembed.model.nv_embed import NVEmbed
 from nvembed.model.quantised import QUANTISED, Products, load_weight, prepare, replace_layers, replace_pooler
 from nvembed.text.tokenize import TextSettings, TextTokenizer
@@ -121,6 +121,28 @@ def _open_adapted(folder: Path, base: Base, config: ModelConfig, text: TextSetti
     if (folder / BACKBONE_TENSORS).is_file():
         tensors |= file_tensors(folder / BACKBONE_TENSORS)
     return Checkpoint(folder, config, text, tensors, read)
+
+
+def first_layers(checkpoint: Checkpoint, count: int | None) -> Checkpoint:
+    """Return a checkpoint in the layout of sentence-transformers with its first layers; None keeps all.
+
+    Raises:
+        ConfigError: it has fewer layers.
+    """
+    backbone = checkpoint.config.backbone
+    if count is None or count == backbone.num_layers or checkpoint.prompts is None:
+        return checkpoint
+    if count > backbone.num_layers:
+        raise ConfigError(
+            f"{checkpoint.folder} has {backbone.num_layers} layers: expected at least {count}, the recipe's "
+            "model.num_layers"
+        )
+    smaller: AnyBackbone = replace(backbone, num_layers=count)
+    if isinstance(smaller, GemmaConfig | ModernBertConfig):
+        smaller = replace(smaller, windows=smaller.windows[:count])
+    config = replace(checkpoint.config, backbone=smaller)
+    tensors = {name: checkpoint.tensors[name] for name in expected_tensors(config)}
+    return replace(checkpoint, config=config, tensors=tensors)
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> TextTokenizer:

@@ -7,9 +7,12 @@ module ``nvembed.integrations.sentence_transformers.EncoderModule`` around a che
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor
 
 from nvembed.model.config import PoolingKind
 from nvembed.text.tokenize import TextTokenizer
@@ -18,7 +21,7 @@ from nvembed.weights.hub_config import hub_config_dict
 from nvembed.weights.model_config import write_config
 from nvembed.weights.save import copy_model, save_model
 from nvembed.weights.sentence_transformers import MODULES, SETTINGS
-from nvembed.weights.tensors import Checkpoint, read_json
+from nvembed.weights.tensors import INDEX, Checkpoint, file_tensors, read_json, read_tensor, shard_names
 
 _MODULE = "nvembed.integrations.sentence_transformers.EncoderModule"
 _POOLING: dict[PoolingKind, str] = {
@@ -73,6 +76,57 @@ def save_sentence_transformers(
         },
     )
     return reason
+
+
+def save_trained(
+    folder: str | os.PathLike[str], model: Checkpoint, tensors: Iterable[tuple[str, Tensor]]
+) -> None:
+    """Write a model in the layout of sentence-transformers with other weights, to a new folder.
+
+    Its files are those of ``model.folder``: names in the files, shards and configs stay. Tensors of layers
+    that ``model`` lacks are left out. The weights of one file are in memory at a time, and their bytes.
+
+    Raises:
+        OutputError: the folder exists, or the disk is full.
+    """
+    values = dict(tensors)
+    root = model.tokenizer_folder or model.folder
+    dropped = model.stored_names.keys() - values.keys()
+    dropped_names = {model.stored_names[name] for name in dropped}
+    by_file: dict[Path, dict[str, Tensor]] = {}
+    for name in values:
+        by_file.setdefault(model.tensors[name].file, {})[model.stored_names[name]] = values[name]
+    files: dict[str, bytes] = {}
+    for path in (root / name for name in shard_names(root)):
+        by_file.setdefault(path, {})
+    for path, stored in by_file.items():
+        others = file_tensors(path).keys() - stored.keys() - dropped_names  # a head that is not used here
+        if path.parent == root:
+            stored |= {name: read_tensor(file_tensors(path)[name], name) for name in others}
+        whole = {name: value.detach().cpu().contiguous() for name, value in sorted(stored.items())}
+        files[path.relative_to(model.folder).as_posix()] = safetensors_bytes(whole, {"format": "pt"})
+    if dropped:
+        files |= _fewer_layers(model, root, dropped_names)
+    copy_model(model.folder, Path(folder), files)
+
+
+def _fewer_layers(model: Checkpoint, root: Path, dropped: set[str]) -> dict[str, bytes]:
+    """Return the configs of a model whose last layers are left out."""
+    count = model.config.backbone.num_layers
+    config = read_json(root / "config.json")
+    for key in ("num_hidden_layers", "n_layers"):
+        if key in config:
+            config[key] = count
+    if isinstance(config.get("layer_types"), list):
+        config["layer_types"] = config["layer_types"][:count]
+    files = {root / "config.json": config}
+    if (root / INDEX).is_file():
+        index = read_json(root / INDEX)
+        index["weight_map"] = {
+            name: file for name, file in index["weight_map"].items() if name not in dropped
+        }
+        files[root / INDEX] = index
+    return {path.relative_to(model.folder).as_posix(): json_bytes(form) for path, form in files.items()}
 
 
 def module_reason(model: Checkpoint, prompts: Mapping[str, str]) -> str | None:

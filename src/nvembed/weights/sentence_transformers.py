@@ -118,6 +118,7 @@ def open_sentence_transformers(folder: Path, *, pooling: str | None = None) -> C
         truncate_dim=None if truncate_dim is None else int(truncate_dim),
         notes=tuple(notes),
         dtype=default_dtype(hub),
+        stored_names=names,
     )
 
 

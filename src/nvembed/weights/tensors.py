@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,7 @@ class Checkpoint:
         truncate_dim: the number of dimensions that are kept by default.
         notes: contradictions in the folder, and how they were resolved.
         dtype: the dtype in which a compressed model is computed by default; None for other models.
+        stored_names: our name -> name in the file, for a folder in the layout of sentence-transformers.
     """
 
     folder: Path
@@ -78,6 +79,7 @@ class Checkpoint:
     truncate_dim: int | None = None
     notes: tuple[str, ...] = ()
     dtype: str | None = None
+    stored_names: Mapping[str, str] = field(default_factory=dict)
 
     def read(self, name: str, rows: int | None = None) -> Tensor:
         """Read one tensor, or its first ``rows`` rows, in the dtype it is stored in."""
