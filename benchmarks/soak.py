@@ -261,6 +261,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path(tempfile.gettempdir()) / "nvembed-soak")
     parser.add_argument("--out", type=Path, default=RESULTS, help="runs are added to its soak.json")
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     summary = run(options.root.resolve(), options.seconds)
     path = options.out / "soak.json"
     runs = json.loads(path.read_text())["runs"] if path.exists() else []

@@ -143,7 +143,7 @@ def test_help_is_light() -> None:
         (["xyzzy"], "unknown command 'xyzzy': expected one of"),
         (["encode", "m"], "requires an argument"),
         (["encode", "m", "a.txt", "b.npy", "--taks", "NQ"], "Did you mean --task?"),
-        (["encode", "m", "a.txt", "b.npy", "--dtype", "int8"], '"float32", "bfloat16"'),
+        (["encode", "m", "a.txt", "b.npy", "--dtype", "int7"], '"float32", "bfloat16"'),
         (["search", "m", "c", "q", "--top", "many"], "many"),
     ],
 )

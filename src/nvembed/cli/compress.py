@@ -40,7 +40,7 @@ def compress(
     reading: FileOptions = FileOptions(),
     compute: Compute = Compute(),
 ) -> None:
-    """Make a model smaller: weights in 8 or 4 bits, fewer tokens, fewer layers, shorter vectors.
+    """Make a model smaller: fewer bits, tokens, layers or dimensions.
 
     OUT opens like any other model. Measure it with `nvembed evaluate` before you use it.
 

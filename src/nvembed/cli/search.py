@@ -241,4 +241,4 @@ def _passage_text(hit: Hit, max_chars: int) -> Text:
     for start, end in hit.marks:
         if end > first and start < first + max_chars:
             shown.stylize("bold green", max(start, first) + shift, min(end, first + max_chars) + shift)
-    return shown
+    return Text(" ").join(word for word in shown.split(" ") if word.plain)
