@@ -62,9 +62,9 @@ def ladder(
     texts: Count = 200,
     compute: Compute = Compute(),
 ) -> None:
-    """Measure a model in every precision, and smaller forms of it: scores, speed, memory, bytes.
+    """Measure a model in every precision, and smaller forms of it.
 
-    Each rung runs in a process of its own. Its vectors are compared with those of the first. Scores and
+    Each rung gets scores, tokens per second, memory and bytes, in a process of its own. Its vectors are compared with those of the first. Scores and
     embeddings are kept: run the same command again to resume.
 
     Examples:
