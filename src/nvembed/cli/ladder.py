@@ -64,8 +64,8 @@ def ladder(
 ) -> None:
     """Measure a model in every precision, and smaller forms of it.
 
-    Each rung gets scores, tokens per second, memory and bytes, in a process of its own. Its vectors are compared with those of the first. Scores and
-    embeddings are kept: run the same command again to resume.
+    Each rung gets scores, tokens per second, memory and bytes, in a process of its own. Its vectors are
+    compared with those of the first. Scores and embeddings are kept: run the same command again to resume.
 
     Examples:
 
