@@ -12,7 +12,14 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from conftest import TINY_A
-from nvembed.cli.models import Loading, encode_with, load_sentence_transformer, model_content, open_model
+from nvembed.cli.models import (
+    Loading,
+    encode_with,
+    load,
+    load_sentence_transformer,
+    model_content,
+    open_model,
+)
 from nvembed.errors import DownloadError, InputError, MissingExtraError, WeightsError
 from nvembed.indexing.models import find_model
 
@@ -105,3 +112,18 @@ def test_a_change_anywhere_in_a_model_is_seen(tmp_path: Path, monkeypatch: pytes
     assert after.content != before.content
     assert model_content(str(folder)) == f"{folder}/{after.content}"
     assert model_content("bm25") == "bm25"
+
+
+def test_compiled_layers_are_kept_for_the_next_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    options: list[dict[str, Any]] = []
+    monkeypatch.setattr("nvembed.encoder.Encoder.from_pretrained", lambda _, **named: options.append(named))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that it is restored
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    load(str(TINY_A), device="cpu")
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+    load(str(TINY_A), device="cpu", compiled=True)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"].endswith("compiled")
+    assert [each["compiled"] for each in options] == [False, True]
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
+    load(str(TINY_A), device="cpu", compiled=True)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "elsewhere"

@@ -49,7 +49,7 @@ class Encoder:
         return format_prompt(instruction_for(task))
 
     @classmethod
-    def from_pretrained(cls, path, *, device=None, dtype=None, revision=None):
+    def from_pretrained(cls, path, *, device=None, dtype=None, revision=None, compiled=False):
         print(f"loaded {path} {device} {dtype}", file=sys.stderr)
         return cls()
 
