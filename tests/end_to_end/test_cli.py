@@ -76,7 +76,7 @@ module.Encoder = Encoder
 sys.modules["nvembed.encoder"] = module
 import nvembed.cli.models
 nvembed.cli.models.find_model = lambda model, **_: Path(model)
-nvembed.cli.models.own_prompts = lambda model, **_: None
+nvembed.indexing.models.own_prompts = lambda model, **_: None
 from nvembed.cli.main import main
 main()
 """
