@@ -211,6 +211,8 @@ def test_sentences_and_the_passages_they_stood_in() -> None:
     assert found == list(by_crop([text], task="sentence_to_passage", seed=1))
     assert found != list(by_crop([text], task="sentence_to_passage", seed=2))
     assert not list(by_crop(["One sentence alone gives none.", "Too. Short. Of. Words."], task="NQ", seed=1))
+    chinese = "春天来了，河边的柳树都长出了新的叶子。孩子们在公园里放风筝，老人们坐着聊天。"
+    assert len(list(by_crop([chinese, chinese * 20], task="NQ", seed=1))) == 4
 
 
 def test_one_passage_in_ten_keeps_its_sentence() -> None:

@@ -4,6 +4,7 @@ Ours, for training with a teacher (``[teacher]``), which can learn from any text
 sets only.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 
 from nvembed.data.example import Example
@@ -12,6 +13,10 @@ from nvembed.text.mark import sentences
 
 PASSAGE_WORDS = 100  # ours: the usual length of Wikipedia passages in retrieval sets
 QUERY_WORDS = 5  # ours: shorter sentences do not identify their passage
+# Chinese, Japanese, Thai, Lao, Khmer and Burmese, without spaces between words.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U000323af]"
+)
 
 
 def by_crop(texts: Iterable[str], *, task: str, seed: int) -> Iterator[Example]:
@@ -26,7 +31,7 @@ def by_crop(texts: Iterable[str], *, task: str, seed: int) -> Iterator[Example]:
     """
     for text in texts:
         for parts in _passages(text):
-            fit = [index for index, part in enumerate(parts) if len(part.split()) >= QUERY_WORDS]
+            fit = [index for index, part in enumerate(parts) if _words(part) >= QUERY_WORDS]
             if len(parts) < 2 or not fit:
                 continue
             rng = seeded(seed, f"{task}/{' '.join(parts)}")
@@ -36,6 +41,11 @@ def by_crop(texts: Iterable[str], *, task: str, seed: int) -> Iterator[Example]:
             yield Example(query=parts[chosen], positives=(" ".join(rest),), task=task)
 
 
+def _words(text: str) -> int:
+    """Return the number of words; two characters of a script without spaces count as one."""
+    return max(len(text.split()), len(_UNSPACED.findall(text)) // 2)
+
+
 def _passages(text: str) -> Iterator[list[str]]:
     """Yield the sentences of each passage in turn; white space, line breaks too, becomes single spaces."""
     plain = " ".join(text.split())
@@ -43,7 +53,7 @@ def _passages(text: str) -> Iterator[list[str]]:
     words = 0
     for start, end in sentences(plain):
         parts.append(plain[start:end])
-        words += len(parts[-1].split())
+        words += _words(parts[-1])
         if words >= PASSAGE_WORDS:
             yield parts
             parts, words = [], 0
