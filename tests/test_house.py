@@ -75,6 +75,7 @@ LIBRARIES: dict[str, set[str]] = {
     "langchain_core": {"integrations"},
     "llama_index": {"integrations"},
     "haystack": {"integrations"},
+    "mcp": {"integrations"},
     "mteb": {"evaluate"},
     "datasets": {"data", "evaluate", "read"},
     "selectolax": {"read"},
@@ -141,7 +142,8 @@ BUDGETS: dict[str, tuple[set[str], int]] = {
     "evaluate": ({"evaluate"}, 2_745),
     # 550 lines for what clients really send (Cohere v1, NIM, TEI, Voyage), limits before work, pieces, CORS
     "serve": ({"serve"}, 3_026),
-    "integrations": ({"integrations"}, 760),
+    # 170 for retrievers over an index, and MCP
+    "integrations": ({"integrations"}, 940),
     # 100 lines for corpora embedded beside themselves, --update and the options of corpora
     # 140 for nvembed check on folders of every kind, and prompts that models bring
     # 50 for nvembed export --layout
@@ -151,7 +153,7 @@ BUDGETS: dict[str, tuple[set[str], int]] = {
     # 40 for --cut, --context and the places of hits
     # 30 for nvembed index FOLDER and --watch
     # 300 for nvembed teach, and training that starts from any model
-    "cli": ({"cli"}, 5_900),
+    "cli": ({"cli"}, 5_950),
 }
 
 

@@ -321,6 +321,9 @@ class Index:
     ) -> Hits:
         return await asyncio.to_thread(partial(self.search, query, top=top, where=where, mode=mode))
 
+    async def adocument(self, id: str) -> tuple[str, dict[str, Any]]:
+        return await asyncio.to_thread(self.document, id)
+
     @classmethod
     async def abuild(
         cls, folder: str | Path, model: str | Model, *, settings: FolderSettings = FolderSettings()

@@ -1,4 +1,4 @@
-"""Haystack embedders: queries with an instruction, documents without.
+"""Haystack: embedders (queries with an instruction, documents without), and a retriever over an index.
 
 ``Pipeline.load(..., allowed_modules=["nvembed.integrations.haystack"])`` loads them from YAML.
 """
@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import Any, Self
 
 from nvembed.errors import InputError, needs_extra
+from nvembed.indexing.index import Index
 from nvembed.integrations.remote import Encodes, RemoteEncoder, query_task
+from nvembed.search.retrieve import Mode
 
 with needs_extra("haystack", "nvembed.integrations.haystack"):
     from haystack import Document, component, default_from_dict, default_to_dict
@@ -135,3 +137,41 @@ class NVEmbedDocumentEmbedder(_Embedder):
         values = [document.meta.get(name) for name in self.meta_fields_to_embed]
         parts = [str(value) for value in values if value is not None]
         return self.embedding_separator.join([*parts, document.content or ""])
+
+
+@component
+class NVEmbedPassageRetriever:
+    """Searches an ``nvembed.Index``: ``{"documents": [...]}``, with their scores."""
+
+    def __init__(
+        self, index: str, *, top_k: int = 5, where: list[str] | None = None, mode: Mode = "hybrid"
+    ) -> None:
+        """Set the path of the index or of its folder, and how to search it."""
+        self.index, self.top_k, self.where, self.mode = index, top_k, where or [], mode
+        self._open: Index | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        names = ("index", "top_k", "where", "mode")
+        return default_to_dict(self, **{name: getattr(self, name) for name in names})
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        return default_from_dict(cls, data)
+
+    def warm_up(self) -> None:
+        """Open the index, once."""
+        self._open = self._open or Index.open(self.index)
+
+    @component.output_types(documents=list[Document])
+    def run(self, query: str, top_k: int | None = None, where: list[str] | None = None) -> dict[str, Any]:
+        """Search; raises what ``Index.search`` raises."""
+        self.warm_up()
+        assert self._open is not None
+        hits = self._open.search(query, top=top_k or self.top_k, where=where or self.where, mode=self.mode)
+        documents = [
+            Document(
+                id=hit.id, content=hit.text, meta={**hit.metadata, "document": hit.document}, score=hit.score
+            )
+            for hit in hits
+        ]
+        return {"documents": documents}

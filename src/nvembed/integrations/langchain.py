@@ -1,12 +1,23 @@
-"""LangChain embeddings: queries with an instruction, passages without."""
+"""LangChain: embeddings (queries with an instruction, passages without), and a retriever over an index."""
 
+from typing import Any
 from uuid import uuid4
 
+from pydantic import ConfigDict
+
 from nvembed.errors import needs_extra
+from nvembed.indexing.index import Index
 from nvembed.integrations.remote import Encodes, cache_key, query_task
+from nvembed.search.retrieve import Hit, Mode
 
 with needs_extra("langchain", "nvembed.integrations.langchain"):
+    from langchain_core.callbacks import (
+        AsyncCallbackManagerForRetrieverRun,
+        CallbackManagerForRetrieverRun,
+    )
+    from langchain_core.documents import Document
     from langchain_core.embeddings import Embeddings
+    from langchain_core.retrievers import BaseRetriever
 
 
 class NVEmbedEmbeddings(Embeddings):
@@ -54,3 +65,40 @@ class NVEmbedEmbeddings(Embeddings):
         vectors = self.encoder.encode_query([text], instruction=self.instruction, task=self.query_task)
         row: list[float] = vectors[0].tolist()
         return row
+
+
+class NVEmbedRetriever(BaseRetriever):
+    """A retriever over an ``nvembed.Index``.
+
+    >>> NVEmbedRetriever(index=Index.open("notes"), top=5).invoke("how do I reset the router?")
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    index: Index
+    top: int = 5
+    where: tuple[str, ...] = ()
+    mode: Mode = "hybrid"
+
+    def _get_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: CallbackManagerForRetrieverRun,  # noqa: ARG002
+    ) -> list[Document]:
+        hits = self.index.search(query, top=self.top, where=self.where, mode=self.mode)
+        return [_document(hit) for hit in hits]
+
+    async def _aget_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: AsyncCallbackManagerForRetrieverRun,  # noqa: ARG002
+    ) -> list[Document]:
+        hits = await self.index.asearch(query, top=self.top, where=self.where, mode=self.mode)
+        return [_document(hit) for hit in hits]
+
+
+def _document(hit: Hit) -> Document:
+    place: dict[str, Any] = {"document": hit.document, "start": hit.start, "end": hit.end, "score": hit.score}
+    return Document(page_content=hit.text, id=hit.id, metadata={**hit.metadata, **place})

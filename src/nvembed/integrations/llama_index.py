@@ -1,4 +1,4 @@
-"""LlamaIndex embeddings: queries with an instruction, passages without."""
+"""LlamaIndex: embeddings (queries with an instruction, passages without), and a retriever over an index."""
 
 import asyncio
 from typing import Any
@@ -7,11 +7,15 @@ from uuid import uuid4
 from pydantic import computed_field
 
 from nvembed.errors import needs_extra
+from nvembed.indexing.index import Index
 from nvembed.integrations.remote import REQUEST_TEXTS, Encodes, cache_key, query_task
+from nvembed.search.retrieve import Hit, Mode
 
 with needs_extra("llama-index", "nvembed.integrations.llama_index"):
+    from llama_index.core.base.base_retriever import BaseRetriever
     from llama_index.core.base.embeddings.base import BaseEmbedding
     from llama_index.core.bridge.pydantic import BaseModel, PrivateAttr
+    from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 
 
 class NVEmbedEmbedding(BaseEmbedding):
@@ -89,3 +93,32 @@ class NVEmbedEmbedding(BaseEmbedding):
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
         return await asyncio.to_thread(self._get_text_embeddings, texts)
+
+
+class NVEmbedNodeRetriever(BaseRetriever):
+    """A retriever over an ``nvembed.Index``.
+
+    >>> NVEmbedNodeRetriever(Index.open("notes"), top=5).retrieve("how do I reset the router?")
+    """
+
+    def __init__(
+        self, index: Index, *, top: int = 5, where: list[str] | None = None, mode: Mode = "hybrid"
+    ) -> None:
+        """Set the index, the number of passages, filters on metadata, and the mode of the search."""
+        super().__init__()
+        self._index, self._top, self._where, self._mode = index, top, where or [], mode
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        query = query_bundle.query_str
+        hits = self._index.search(query, top=self._top, where=self._where, mode=self._mode)
+        return [_node(hit) for hit in hits]
+
+    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        query = query_bundle.query_str
+        hits = await self._index.asearch(query, top=self._top, where=self._where, mode=self._mode)
+        return [_node(hit) for hit in hits]
+
+
+def _node(hit: Hit) -> NodeWithScore:
+    metadata = {**hit.metadata, "document": hit.document, "start": hit.start, "end": hit.end}
+    return NodeWithScore(node=TextNode(id_=hit.id, text=hit.text, metadata=metadata), score=hit.score)
