@@ -67,9 +67,10 @@ def teach(
     compute: Compute = Compute(),
     set: list[str] | None = None,
 ) -> None:
-    """Compute the vectors of a recipe's teachers once, for `nvembed train --vectors`.
+    """Compute the vectors of a recipe's teachers once, for training.
 
-    A step of training then costs the student alone, and the teachers need not be on the machine that trains.
+    With `nvembed train --vectors OUT` a step costs the student alone, and the teachers need not be on the
+    machine that trains.
     Run the same command again to resume, or after a change of the data: texts that have a vector are kept.
 
     Examples:
