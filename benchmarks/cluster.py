@@ -1,6 +1,6 @@
 """How good are the clusters and classes that a corpus is put into, and which map is worth its seconds?
 
-    python benchmarks/cluster.py --model all-MiniLM-L6-v2=FOLDER --data ../shared/data \\
+    python benchmarks/cluster.py --model all-MiniLM-L6-v2=FOLDER --data DATA \\
         --rows 2000 --out benchmarks/results/cluster.md
 
 Texts, seeds and settings are the same for every model: give ``--model`` once for each. Models that take
@@ -212,7 +212,7 @@ def main() -> None:
             maps = score_maps(subject, args.data, args.rows)
     names = [spec.partition("=")[0] + "=FOLDER" if "=" in spec else Path(spec).name for spec in args.model]
     command = ["python", "benchmarks/cluster.py", *(f"--model {name}" for name in names)]
-    command += ["--data ../shared/data", f"--rows {args.rows}", *(["--maps"] if args.maps else [])]
+    command += ["--data DATA", f"--rows {args.rows}", *(["--maps"] if args.maps else [])]
     packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
     machine = f"{environment['processor']}, {environment['cores']} cores; {packages}"
     lines = [

@@ -7,7 +7,7 @@ measured; then `nvembed serve --index` answers 200 questions, one at a time, in 
 filter. Recall is that of the index: of the exact nearest ten passages, how many `/search` finds.
 
     nvembed init SmolLM2-135M-Instruct.Q4_1.gguf .cache/small
-    python benchmarks/corpus.py .cache/small ../shared/data --passages 50000 --max-length 128 --dtype bfloat16
+    python benchmarks/corpus.py .cache/small DATA --passages 50000 --max-length 128 --dtype bfloat16
 
 Time depends on tokens: `--max-length` cuts texts (how many is reported), `--passages` takes fewer of them.
 """
@@ -211,7 +211,7 @@ def main() -> None:
             memory_mib = psutil.Process(pid).memory_info().rss >> 20
         max_length = f" --max-length {arguments.max_length}" if arguments.max_length else ""
         result = {
-            "command": f"python benchmarks/corpus.py {arguments.model} ../shared/data "
+            "command": f"python benchmarks/corpus.py {arguments.model} DATA "
             f"--passages {arguments.passages}{max_length} --dtype {arguments.dtype}",
             "machine": {**hardware(), "nvembed": nvembed.__version__, "pyarrow": pyarrow.__version__},
             "corpus": {"passages": distinct, "bytes": corpus.stat().st_size},

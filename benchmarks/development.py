@@ -1,7 +1,7 @@
 """How good are models on the development data, and what do they cost? One table, one chart.
 
     python benchmarks/development.py bm25 random all-MiniLM-L6-v2=FOLDER MODEL_FOLDER \\
-        --data ../shared/data --work evaluation --out benchmarks/results
+        --data DATA --work evaluation --out benchmarks/results
 
 Finished tasks are not repeated; ``--tasks`` takes a part. Tasks that a model lacks are empty in the table.
 """
@@ -31,9 +31,7 @@ def main() -> None:
     some = next(iter(read_results(folders[0]).values())).record["environment"]
     packages = ", ".join(f"{name} {version}" for name, version in some["packages"].items())
     table = args.out / "development" / "compare.md"
-    command = (
-        "`python benchmarks/development.py MODELS --data ../shared/data --work evaluation --out RESULTS`"
-    )
+    command = "`python benchmarks/development.py MODELS --data DATA --work evaluation --out RESULTS`"
     head = f"# Models on the development data\n\n{command}\n\nEmpty: not measured.\n\n"
     table.write_text(f"{head}{some['processor']}, {some['cores']} cores; {packages}\n\n{table.read_text()}")
 

@@ -9,7 +9,7 @@
 - products    only the matrix products of nvembed's own batches: the bound
 
     nvembed init SmolLM2-135M-Instruct.Q4_1.gguf .cache/small
-    python benchmarks/encode_cpu.py .cache/small ../shared/data --repeats 3
+    python benchmarks/encode_cpu.py .cache/small DATA --repeats 3
 
 Peak memory is that of a process that does nothing else (``--only VARIANT`` measures one).
 """

@@ -1,6 +1,6 @@
 """Is the harness right? One model, scored by our code and by mteb's own on the same folders.
 
-    python benchmarks/harness.py --model all-MiniLM-L6-v2=FOLDER --data ../shared/data \\
+    python benchmarks/harness.py --model all-MiniLM-L6-v2=FOLDER --data DATA \\
         --out benchmarks/results
 
 Both score vectors from one embedding cache; ``--independent TASK`` also lets mteb embed by itself, with its
@@ -170,7 +170,7 @@ def main() -> None:
         print(row, flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
     content = {
-        "command": "python benchmarks/harness.py --model all-MiniLM-L6-v2=FOLDER --data ../shared/data "
+        "command": "python benchmarks/harness.py --model all-MiniLM-L6-v2=FOLDER --data DATA "
         f"--tasks {args.tasks} --independent {args.independent} --out benchmarks/results",
         "date": time.strftime("%Y-%m-%d"),
         "environment": record.environment(subject),

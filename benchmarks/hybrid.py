@@ -1,6 +1,6 @@
 """Does hybrid search find more than vectors or words alone? nDCG@10 on retrieval tasks, through an index.
 
-    python benchmarks/hybrid.py MODEL --data ../shared/data --work FOLDER --out benchmarks/results
+    python benchmarks/hybrid.py MODEL --data DATA --work FOLDER --out benchmarks/results
 
 Each task's corpus goes into a LanceDB index as ``nvembed index`` makes it, and each of its queries through
 ``retrieve`` in the three modes. MODEL is a checkpoint of ours or a folder of sentence-transformers; vectors
@@ -100,7 +100,7 @@ def run_task(task: Task, embed: Embedder, prompts: Any) -> dict[str, float]:
 def markdown(results: dict[str, Any]) -> str:
     tasks = results["tasks"]
     command = (
-        f"python benchmarks/hybrid.py {results['model']}=FOLDER --data ../shared/data --work FOLDER "
+        f"python benchmarks/hybrid.py {results['model']}=FOLDER --data DATA --work FOLDER "
         f"--out RESULTS --dtype {results['dtype']} --max-tokens {results['max_tokens']}"
     )
     lines = [

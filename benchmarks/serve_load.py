@@ -13,7 +13,7 @@ request at a time), and behind infinity-emb where ``--infinity`` names its progr
 Each phase begins with a ramp that is not counted, so that as much work is at hand at its start as at its end.
 
     nvembed init SmolLM2-135M-Instruct.Q4_1.gguf .cache/small
-    python benchmarks/serve_load.py .cache/small ../shared/data --dtype bfloat16 --seconds 300
+    python benchmarks/serve_load.py .cache/small DATA --dtype bfloat16 --seconds 300
 """
 
 import argparse

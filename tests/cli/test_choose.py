@@ -81,8 +81,9 @@ def test_judged(model: Path, tmp_path: Path) -> None:
 def test_agreement_of_neighbours(model: Path, tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     corpus.mkdir()
-    for name, text in DOCUMENTS.items():
-        (corpus / name).write_text(text)
+    for number in range(12):
+        words = [f"word{number * step % 37}" for step in range(2, 8)]
+        (corpus / f"{number}.md").write_text(" ".join(words))
     out = tmp_path / "out"
     assert run("choose", model, "random", "--corpus", corpus, "--reference", model, "--out", out) == 0
     rows = chosen(out)

@@ -378,7 +378,9 @@ def test_memory_is_bounded_by_a_shard(tmp_path: Path) -> None:
 
     line = json.dumps({"text": "word " * 600}) + "\n"
     (tmp_path / "a.jsonl").write_text(line * 2_000)
+    (tmp_path / "b.jsonl").write_text(line)
     whole = settings(chunk_tokens=None, overlap_tokens=None)
+    run(tmp_path / "b.jsonl", tmp_path / "before", using=whole)  # imports what is imported at first use
     tracemalloc.start()
     run(tmp_path / "a.jsonl", tmp_path / "out", using=whole, reading=CorpusReading(shard_passages=30))
     _, peak = tracemalloc.get_traced_memory()

@@ -38,10 +38,7 @@ timer = threading.Timer(float(seconds), os.kill, (os.getpid(), signal.SIGKILL))
 timer.daemon = True
 if where == "start":
     timer.start()
-import nvembed.cli.models as models
-models.find_model = lambda model, **_: Path(model)
-models.own_prompts = lambda model, **_: None
-import nvembed.cli.embedding as embedding
+import nvembed.indexing.models as models
 from corpora import DIM, encode, word_offsets
 
 class Encoder:
@@ -58,8 +55,11 @@ class Encoder:
         time.sleep(0.05)
         yield from encode(texts)
 
-facts = embedding.Facts("f" * 32, DIM, 52, "float32", 2048, 2, "mean", lambda: word_offsets)
-embedding.describe = lambda model, **_: facts
+facts = models.Facts("f" * 32, DIM, 52, "float32", 2048, 2, "mean", lambda: word_offsets)
+models.find_model = lambda model, **_: Path(model)
+models.own_prompts = lambda model, **_: None
+models.describe = lambda model, **_: facts
+import nvembed.cli.embedding as embedding
 embedding.load = lambda name, **_: Encoder(name)
 from nvembed.cli.main import main
 main()
@@ -132,6 +132,7 @@ def sleeping(tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
     )
     deadline = time.monotonic() + 300
     while not (tmp_path / "log").exists() or "sleep" not in (tmp_path / "log").read_text():
+        assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.02)
     yield process

@@ -111,7 +111,7 @@ def test_what_cannot_be_merged_is_refused(tmp_path: Path) -> None:
 
 def test_what_cannot_be_adapted_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = tiny()
-    with pytest.raises(ConfigError, match=r"'q_prj' is no layer of the backbone: did you mean 'q_proj'"):
+    with pytest.raises(ConfigError, match=r"'q_prj' is not a layer of the backbone: did you mean 'q_proj'"):
         adapt(model, recipe(adapter={"targets": ["q_prj"]}).adapter, seed=0)
     with pytest.raises(ConfigError, match=r"frozen_layers is 9: expected less than 2"):
         adapt(model, recipe(adapter={"frozen_layers": 9}).adapter, seed=0)

@@ -122,7 +122,8 @@ def ask(path: Path, kind: str, max_bytes: int) -> dict[str, Any]:
             _reader = DocumentReader()
             atexit.register(_reader.close)
         try:
-            answer = _reader.ask({"path": os.fspath(path), "kind": kind, "max_bytes": max_bytes})
+            # absolute: the child keeps the current folder that this process had when it was started
+            answer = _reader.ask({"path": os.fspath(path.absolute()), "kind": kind, "max_bytes": max_bytes})
         except BaseException:  # the rest of this answer must not become the next document's
             atexit.unregister(_reader.close)
             _reader.close()
