@@ -5,7 +5,7 @@ One server with a model of two layers and an index; the clients share one proces
 - short      one text and a pause of 20 ms, again and again: its times are noted
 - mixed      4 clients: 1 to 128 texts of 1 to 300 words, APIs of OpenAI, Cohere and TEI, all number formats
 - searches   2 clients: by words, by vectors and hybrid, with and without filters
-- watchers   /metrics, /stats, /index and its map, once a second
+- watchers   /metrics, /stats, /index and /v1/models, once a second
 - updates    ``nvembed index --add`` and ``--delete`` in turn, in processes of their own
 
 The server's memory is noted every second; its growth is the slope over requests after the first fifth. The
@@ -141,7 +141,7 @@ def short(_: random.Random) -> tuple[str, dict[str, Any]]:
 
 
 CLIENTS = {"short": (1, short), "mixed": (4, mixed), "searches": (2, search)}
-WATCHED = ("/metrics", "/stats", "/index", "/index/map", "/v1/models")
+WATCHED = ("/metrics", "/stats", "/index", "/v1/models")
 
 
 async def ask(streams: Streams, path: str, body: dict[str, Any] | None) -> tuple[int, bytes]:
@@ -238,7 +238,7 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [
         "# A soak of the server",
         "",
-        f"{result['hardware']}; {result['versions']}. `{result['command']}`, one row a run: short and mixed "
+        f"{result['hardware']}; Python {result['versions']['python']}. `{result['command']}`, one row a run: short and mixed "
         "requests, searches in all modes with and without filters, updates of the index beside them. Growth "
         "is of the server's memory per 100,000 requests after the first fifth of the run.",
         "",
