@@ -541,7 +541,6 @@ def _own_files(base: Path, root: Path) -> Iterator[Target]:
 
     def vectors(folder: Path) -> None:
         corpus = open_embedded(folder)
-        corpus.verify()
         for part in corpus.batches():
             vectors_of(part)
 

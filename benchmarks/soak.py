@@ -240,8 +240,8 @@ def markdown(result: dict[str, Any]) -> str:
         "",
         f"{result['hardware']}; Python {result['versions']['python']}. `{result['command']}`, "
         "one row a run: short and mixed requests, searches in all modes with and without filters, updates of "
-        "the index beside them. Growth is of the server's memory per 100,000 requests after the first fifth of "
-        "the run.",
+        "the index beside them. Growth is of the server's memory per 100,000 requests after the first fifth "
+        "of the run.",
         "",
         "| run | seconds | requests | searches | updates | errors | 429 | memory, MiB | growth, MB "
         "| short p50, ms | short p99, ms | short longest, ms | machine's own delay, ms | load average |",

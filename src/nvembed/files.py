@@ -266,9 +266,9 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
     if not folder.is_dir():
         return
     with os.scandir(folder) as entries:
-        works = [(Path(entry.path), _LEFTOVER.fullmatch(entry.name)) for entry in entries]
+        works = [(Path(each.path), match) for each in entries if (match := _LEFTOVER.fullmatch(each.name))]
     for work, match in works:
-        if match is None or (name is not None and not work.name.startswith(_work_prefix(name))):
+        if name is not None and not work.name.startswith(_work_prefix(name)):
             continue
         try:
             lock = _lock_folder(work)

@@ -83,7 +83,7 @@ class TestOpenAIClient:
             for some in (ids, [row[1:-1] for row in ids]):
                 got = client.embeddings.create(model="tiny-a", input=some)
                 np.testing.assert_allclose(self.rows(got), tiny_encoder.encode(TEXTS), atol=1e-6)
-            with pytest.raises(openai.BadRequestError, match="another tokenizer's"):
+            with pytest.raises(openai.BadRequestError, match="another tokenizer"):
                 client.embeddings.create(model="tiny-a", input=[15339, 1917])
 
     def test_prompts_dimensions_and_cuts(self, client: openai.OpenAI, tiny_encoder: Encoder) -> None:
@@ -292,7 +292,7 @@ def test_killed_outright_it_leaves_nothing_and_starts_again_on_the_same_port() -
 @pytest.mark.parametrize(
     ("arguments", "variables", "code", "message"),
     [
-        ([], {}, 1, "no model: expected nvembed serve MODEL"),
+        ([], {}, 1, "no model: pass nvembed serve MODEL"),
         (
             ["m", "--port", "many", "--pause-ms", "0"],
             {},

@@ -81,9 +81,7 @@ def test_reproduce_from_beginning_to_end(tmp_path: Path, processes: Forks) -> No
     assert "work/teacher" in teachers[1]
     settings = [json.loads((work / name / "settings.json").read_text()) for name in ("stage1", "stage2")]
     assert "teacher" not in settings[0]
-    assert settings[1]["teacher"].startswith(
-        Encoder.from_pretrained(work / "teacher", device="cpu").fingerprint
-    )
+    assert settings[1]["teacher"].endswith("/120/float32"), "its content, most tokens and number format"
     for stage in ("stage1", "stage2"):
         log = (work / stage / "log.jsonl").read_text().splitlines()
         assert (sum('"loss"' in line for line in log), sum('"scores"' in line for line in log)) == (4, 2)
@@ -121,7 +119,7 @@ def test_a_teacher_that_cannot_teach_is_refused_before_the_first_step(
     stage.write_text(taught.format("bm25"))
     capsys.readouterr()
     assert leave(command) == 1
-    assert "teacher.model is bm25, which has no vectors" in capsys.readouterr().err
+    assert "the teacher bm25 has no vectors" in capsys.readouterr().err
     stage.write_text(taught.format("base").replace("weight", "wieght"))
     assert leave(command) == 1
     assert "wieght" in (error := capsys.readouterr().err)

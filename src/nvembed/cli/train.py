@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,13 +114,15 @@ def train(
     ranks, torch_device = join(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if sharded and ranks.count == 1:
         raise InputError("--sharded needs several processes: start it with torchrun")
-    with locked(out) if ranks.first else nullcontext():
-        blend = _blend(stage, recipe, data, check=ranks.first and not (out / "log.jsonl").exists())
-        try:
-            checkpoint = first_layers(open_checkpoint(find_model(model)), stage.model.num_layers)
-            _check_model(stage, checkpoint, model)
-            own = _own_prompts(stage, checkpoint)
-            evaluate, dev_identity = _development(dev or [], dev_passages, instruction or [], own)
+    try:  # what is wrong with the options is reported before OUT is made
+        checkpoint = first_layers(open_checkpoint(find_model(model)), stage.model.num_layers)
+        _check_model(stage, checkpoint, model)
+        own = _own_prompts(stage, checkpoint)
+        evaluate, dev_identity = _development(dev or [], dev_passages, instruction or [], own)
+        with ExitStack() as stack:
+            stack.enter_context(locked(out) if ranks.first else nullcontext())
+            blend = _blend(stage, recipe, data, check=ranks.first and not (out / "log.jsonl").exists())
+            stack.callback(blend.close)
             teachers, teacher_identity = open_teachers(stage, vectors, str(torch_device))
             dtype = torch.float32 if sharded else getattr(torch, stage.run.dtype)
             job = TrainingJob(
@@ -151,9 +153,8 @@ def train(
                 announce=lambda plan: say(f"{plan}\n{passes:.2f} passes over {len(blend):,} examples"),
                 tensorboard=tensorboard,
             )
-        finally:
-            blend.close()
-            ranks.stop()
+    finally:
+        ranks.stop()
     return _end(outcome, out, ranks)
 
 
