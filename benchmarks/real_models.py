@@ -417,6 +417,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder; results there are kept")
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     stored = options.out / "real_models.json"
     results: dict[str, Any] = json.loads(stored.read_text()) if stored.is_file() else {"models": {}}
     results["hardware"] = f"{cpu_name()}, {os.cpu_count()} cores"
