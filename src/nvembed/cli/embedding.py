@@ -10,8 +10,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
-
 from nvembed.cli.models import Tally, load
 from nvembed.cli.options import Dtype, FileOptions, Reading
 from nvembed.cli.screen import progress, say, warn
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
     from nvembed.encoder import Encoder
     from nvembed.vectors.embeddings import Embeddings
 
-Offsets = Callable[[Sequence[str]], list[np.ndarray]]
 Encode = Callable[[Sequence[str]], Iterable["Embeddings"]]
 
 RECORD_KINDS = (*LINE_KINDS, *TABLE_KINDS)

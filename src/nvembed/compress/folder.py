@@ -5,8 +5,9 @@ One tensor is held as floats at a time, and one shard of the result.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -75,9 +76,15 @@ def compress(
     names = [name for name in sorted(root) if _layer(name) < (reduction.layers or 1 << 30)]
     prefix = PREFIX if source.prompts is not None else ""  # layouts other than NV-Embed's name no prefix
 
+    @lru_cache(1)  # the three matrices of a block stand one after another
+    def neurons(block: str) -> Tensor:
+        assert reduction.mlp_width is not None
+        return _largest(source, block, reduction.mlp_width)
+
     def tensors() -> Iterator[tuple[str, Tensor]]:
         for name in names:
-            yield from _stored(name.removeprefix(prefix), _reduced(source, name, reduction), reduction)
+            tensor = _reduced(source, name, reduction, neurons)
+            yield from _stored(name.removeprefix(prefix), tensor, reduction)
         if source.prompts is None:
             yield from (part for parts in _dense(source, reduction) for part in parts)
         elif _own_projection(source):
@@ -107,8 +114,11 @@ def _layer(name: str) -> int:
     return int(tail.partition(".")[0]) if head == "layers" else -1
 
 
-def _reduced(source: Checkpoint, name: str, reduction: Reduction) -> Tensor:
-    """Read a tensor without the rows and columns that are dropped."""
+def _reduced(source: Checkpoint, name: str, reduction: Reduction, neurons: Callable[[str], Tensor]) -> Tensor:
+    """Read a tensor without the rows and columns that are dropped.
+
+    ``neurons``: of a feed-forward block, by its name, those that are kept.
+    """
     tensor = source.read(name)
     if reduction.tokens is not None and name.endswith(_EMBEDDINGS):
         return tensor[torch.from_numpy(reduction.tokens)]
@@ -116,8 +126,7 @@ def _reduced(source: Checkpoint, name: str, reduction: Reduction) -> Tensor:
         parent = name.rpartition(".")[0]
         block, _, leaf = parent.rpartition(".")
         if leaf in ("gate_proj", "up_proj", "down_proj") and not name.endswith("down_proj.bias"):
-            neurons = _largest(source, block, reduction.mlp_width)
-            return tensor[:, neurons] if leaf == "down_proj" else tensor[neurons]
+            return tensor[:, neurons(block)] if leaf == "down_proj" else tensor[neurons(block)]
     return tensor
 
 

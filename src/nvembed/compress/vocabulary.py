@@ -81,11 +81,9 @@ def special_tokens(form: Form, *configs: Mapping[str, Any]) -> set[int]:
     in_template = {
         number for token, number in ids.items() if len(token) > 1 and f'"{_escaped(token)}"' in text
     }
-    found = {ids[name] for name in names if isinstance(name, str) and name in ids} | in_template
+    named = {ids[name] for name in names if isinstance(name, str) and name in ids}
     unknown = form["model"].get("unk_id")
-    return (
-        found | {n for n in numbers if n in set(ids.values())} | ({unknown} if unknown is not None else set())
-    )
+    return named | in_template | numbers & set(ids.values()) | ({unknown} - {None})
 
 
 def _escaped(token: str) -> str:

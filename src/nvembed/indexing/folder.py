@@ -160,10 +160,12 @@ def update_folder(
         pending = {**record.files, **dict.fromkeys([*names, *gone], CHANGING)}
         documents = index.store.documents() - set(record.added)
         claimed = {*record.files, *now}
-        old = {name for name in documents if _owner(name, files, claimed) in {*names, *gone}}
+        owners = {name: _owner(name, files, claimed) for name in documents}
+        replaced = {*names, *gone}
+        old = {name for name, owner in owners.items() if owner in replaced}
         digests = {item.sha256 for item in touched}
         copied = {name for name, digest in record.files.items() if digest in digests}
-        reused = old | {name for name in documents if _owner(name, files, claimed) in copied}
+        reused = old | {name for name, owner in owners.items() if owner in copied}
         named = corpus_path(place, index.folder)
         _write(index.folder, record, {"corpus": named, "files": pending})
         work = _FolderWork(index.folder / WORK, embedder, record.settings, report)
