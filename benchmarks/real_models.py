@@ -80,13 +80,18 @@ def compare(pair: Pair, texts: list[str]) -> dict[str, Any]:
     """Largest difference of any number of the two libraries' vectors, with every prompt of the model."""
     ours, theirs = pair
     own = {} if ours.prompts is None else dict(ours.prompts.texts)
-    worst = {}
-    for name, prompt in {"": "", **own}.items():
+    by_text = {}  # several names may have one prompt
+    for prompt in dict.fromkeys(["", *own.values()]):
         vectors = np.concatenate([part.vectors for part in ours.stream(texts, prompt=prompt)])
         expected = theirs.encode(texts, prompt=prompt, normalize_embeddings=True)
-        worst[name or "no prompt"] = float(np.abs(vectors - expected).max())
+        by_text[prompt] = float(np.abs(vectors - expected).max())
+        print(f"{prompt!r}: {by_text[prompt]:.1e}", flush=True)
+    worst = {"no prompt": by_text[""]} | {name: by_text[prompt] for name, prompt in own.items()}
+    lengths = [len(item.input_ids) for item in ours.tokenizer(texts)]
     result: dict[str, Any] = {
         "texts": len(texts),
+        "tokens": sum(lengths),
+        "longest": max(lengths),
         "largest_difference": max(worst.values()),
         "by_prompt": worst,
     }
@@ -336,12 +341,19 @@ def report(results: dict[str, Any]) -> str:
             "Texts of mixed lengths and scripts; the largest difference of any number of a vector, over no "
             "prompt and every prompt of the model.",
             "",
-            "| model | texts | prompts | largest difference |",
-            "|---|---:|---:|---:|",
+            "| model | texts | tokens | longest | prompts | largest difference |",
+            "|---|---:|---:|---:|---:|---:|",
         ]
     for name, exact in compared.items():
-        largest = f"{exact['largest_difference']:.1e}"
-        lines.append(f"| {name} | {exact['texts']} | {len(exact['by_prompt'])} | {largest} |")
+        cells = [
+            name,
+            exact["texts"],
+            f"{exact['tokens']:,}",
+            exact["longest"],
+            len(exact["by_prompt"]),
+            f"{exact['largest_difference']:.1e}",
+        ]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
     for exact in compared.values():
         for who, scores in exact.get("card_example", {}).items():
             lines += ([""] if who == "card" else []) + [

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
-from tiny_sentence import MODELS, byte_level, sentence_folder, transformer_folder
+from sentence_transformers.base.modules import transformer as transformer_module
+from sentence_transformers.sentence_transformer.modules import Dropout, Normalize, Pooling, Transformer
+from tiny_sentence import EMBEDDING_GEMMA_2, MODELS, byte_level, sentence_folder, transformer_folder
 
 from conftest import TINY_A
 from nvembed.encoder import Encoder
@@ -149,25 +150,143 @@ def test_eos_that_the_tokenizer_file_lacks_is_appended_and_said(tmp_path: Path) 
     assert with_eos.tokenizer("it's")["input_ids"][-1] == 0
 
 
-def test_embedding_gemma2_with_towers_of_other_media(tmp_path: Path) -> None:
-    """Of the whole model, the text tower is read; its names are those that transformers writes."""
-    text = transformer_folder(tmp_path / "text", "embedding_gemma2_text")
-    whole = tmp_path / "whole"
-    shutil.copytree(text, whole)
-    config = json.loads((text / "config.json").read_text())
-    content = {"model_type": "embedding_gemma2", "text_config": config, "vision_config": None}
-    (whole / "config.json").write_text(json.dumps(content))
-    tensors = {f"language_model.{name}": t for name, t in load_file(text / "model.safetensors").items()}
-    both = transformers.EmbeddingGemma2Config(text_config=config, vision_config=None, audio_config=None)
-    assert set(transformers.AutoModel.from_config(both).state_dict()) == set(tensors)
-    tensors |= {name: torch.ones(2, 2) for name in ("vision_tower.patch.weight", "embed_vision.weight")}
-    save_file(tensors, whole / "model.safetensors")
-    ours = Encoder.from_pretrained(whole, pooling="mean")
+def test_embedding_gemma2_with_a_vision_tower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the whole model the text tower is read, as the library reads texts with it."""
+    text = transformers.EmbeddingGemma2TextConfig(**EMBEDDING_GEMMA_2)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {"model_type": "gemma4_vision", **sizes, "num_key_value_heads": 2, "head_dim": 8}
+    config = transformers.EmbeddingGemma2Config(text_config=text.to_dict(), vision_config=vision)
+    model = transformers.AutoModel.from_config(config)
+    assert {name.partition(".")[0] for name in model.state_dict()} == {
+        "language_model", "vision_tower", "embed_vision",
+    }  # fmt: skip
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            value.normal_(0.2 if value.ndim == 1 else 0.0, 0.2 if "embed" not in name else 1.0)
+    backbone = tmp_path / "backbone"
+    model.save_pretrained(backbone)
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=byte_level(), pad_token="<|im_end|>", eos_token="<|endoftext|>"
+    )
+    tokenizer.save_pretrained(backbone)
+    # the processor of images needs torchvision; texts are read by the tokenizer alone
+    monkeypatch.setattr(transformer_module, "AutoProcessor", transformers.AutoTokenizer)
+    transformer = Transformer(str(backbone))
+    prompts = {"query": "task: search result | query: ", "document": "title: none | text: "}
+    theirs = SentenceTransformer(
+        modules=[transformer, Pooling(40, "mean"), Normalize()], device="cpu", prompts=prompts
+    )
+    theirs.save(str(tmp_path / "model"), create_model_card=False)
+    ours = Encoder.from_pretrained(tmp_path / "model")
     assert ours.dim == 40
-    expected = Encoder.from_pretrained(text, pooling="mean").encode(TEXTS)
-    np.testing.assert_array_equal(ours.encode(TEXTS), expected)
+    texts = [text for text in TEXTS if len(text) < 60]
+    np.testing.assert_allclose(ours.encode(texts), theirs.encode(texts), atol=1e-5)
+    np.testing.assert_allclose(ours.encode_query(texts), theirs.encode_query(texts), atol=1e-5)
     with pytest.raises(InputError, match="bfloat16"):
-        Encoder.from_pretrained(whole, pooling="mean", dtype="float16")
+        Encoder.from_pretrained(tmp_path / "model", dtype="float16")
+
+
+@pytest.mark.parametrize(
+    ("settings", "normalizer"),
+    [
+        ({"tokenizer_class": "BertTokenizer", "do_lower_case": True}, {"lowercase": False}),
+        ({"tokenizer_class": "BertTokenizerFast", "do_lower_case": False}, {"lowercase": True}),
+        ({"tokenizer_class": None, "do_lower_case": True}, {"lowercase": False}),  # a BERT model
+        ({"tokenizer_class": "BertTokenizer", "strip_accents": False}, {"strip_accents": None}),
+        ({"tokenizer_class": "BertTokenizer", "tokenize_chinese_chars": False}, {}),
+        ({"tokenizer_class": "PreTrainedTokenizerFast", "do_lower_case": True}, {"lowercase": False}),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())),
+)
+def test_a_normalizer_that_the_tokenizers_two_files_contradict(
+    tmp_path: Path, settings: dict[str, Any], normalizer: dict[str, Any]
+) -> None:
+    """The classes of WordPiece tokenizers follow tokenizer_config.json; others follow tokenizer.json."""
+    sentence_folder(tmp_path / "model")
+    folder = tmp_path / "model"
+    form = json.loads((folder / "tokenizer.json").read_text())
+    form["normalizer"] |= normalizer
+    (folder / "tokenizer.json").write_text(json.dumps(form))
+    unchanged = Encoder.from_pretrained(folder).fingerprint if not normalizer else None
+    changed(folder / "tokenizer_config.json", **settings)
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    if settings["tokenizer_class"] == "PreTrainedTokenizerFast":
+        ours = Encoder.from_pretrained(folder)
+    else:
+        with pytest.warns(UserWarning, match="tokenizer_config.json is followed"):
+            ours = Encoder.from_pretrained(folder)
+    assert ours.fingerprint != unchanged
+    np.testing.assert_allclose(ours.encode(TEXTS), theirs.encode(TEXTS), atol=1e-5)
+
+
+def test_bos_that_the_tokenizer_file_lacks_is_prepended_and_reported(tmp_path: Path) -> None:
+    """Where tokenizer_config.json asks for both tokens, a text has both."""
+    both = sentence_folder(tmp_path / "model", "mistral", pooling="lasttoken")
+    folder = tmp_path / "model"
+    byte_level("<|im_start|> $A <|endoftext|>").save(str(folder / "tokenizer.json"))
+    tokens = {"bos_token": "<|im_start|>", "eos_token": "<|endoftext|>"}
+    both = SentenceTransformer(str(folder), device="cpu")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps({**content, "post_processor": None}))
+    changed(folder / "tokenizer_config.json", add_bos_token=True, add_eos_token=True, **tokens)
+    with pytest.warns(UserWarning, match="add_bos_token"), pytest.warns(UserWarning, match="add_eos_token"):
+        ours = Encoder.from_pretrained(folder)
+    np.testing.assert_allclose(ours.encode(TEXTS), both.encode(TEXTS), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("mistral", {"is_causal": False, "sliding_window": 6}),
+        ("mistral", {"is_causal": True, "sliding_window": 6}),
+        ("mistral", {"is_causal": False, "sliding_window": None}),
+        ("qwen3", {"is_causal": False}),
+        ("gemma3", {"is_causal": False, "use_bidirectional_attention": None, "sliding_window": 6}),
+        ("gemma3", {"use_bidirectional_attention": None, "sliding_window": 6}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())),
+)
+def test_windows_and_directions_of_attention(tmp_path: Path, name: str, values: dict[str, Any]) -> None:
+    """In both directions, a window is a radius that includes its last token; in one, it is one shorter."""
+    sentence_folder(tmp_path / "model", name, max_length=None)
+    changed(tmp_path / "model" / "config.json", **values)
+    theirs = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    ours = Encoder.from_pretrained(tmp_path / "model")
+    np.testing.assert_allclose(ours.encode(TEXTS), theirs.encode(TEXTS), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"max_seq_length": 24, "tokenizer_args": {"model_max_length": 6}},
+        {"max_seq_length": 24, "processing_kwargs": {"text": {"max_length": 6, "truncation": True}}},
+        {"max_seq_length": 24, "model_args": {"attn_implementation": "eager"}, "unpad_inputs": None},
+    ],
+    ids=lambda value: list(value)[1],
+)
+def test_other_places_of_the_transformers_settings(tmp_path: Path, values: dict[str, Any]) -> None:
+    sentence_folder(tmp_path / "model")
+    changed(tmp_path / "model" / "sentence_bert_config.json", **values)
+    theirs = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    ours = Encoder.from_pretrained(tmp_path / "model")
+    np.testing.assert_allclose(ours.encode(TEXTS), theirs.encode(TEXTS), atol=1e-5)
+
+
+def test_modules_without_an_effect(tmp_path: Path) -> None:
+    """Dropout is for training; normalising twice is normalising once."""
+    backbone = Transformer(str(transformer_folder(tmp_path / "backbone", "bert")))
+    modules = [backbone, Pooling(32, "mean"), Dropout(0.5), Normalize(), Normalize()]
+    theirs = SentenceTransformer(modules=modules, device="cpu")
+    theirs.save(str(tmp_path / "model"), create_model_card=False)
+    ours = Encoder.from_pretrained(tmp_path / "model")
+    np.testing.assert_allclose(ours.encode(TEXTS), theirs.encode(TEXTS), atol=1e-5)
+
+
+def test_a_similarity_that_orders_unit_vectors_otherwise_is_reported(tmp_path: Path) -> None:
+    sentence_folder(tmp_path / "model", similarity_fn_name="manhattan")
+    with pytest.warns(UserWarning, match="manhattan"):
+        Encoder.from_pretrained(tmp_path / "model")
 
 
 def test_the_template_wins_over_the_name_of_the_eos_token(tmp_path: Path) -> None:
@@ -346,6 +465,28 @@ def _outside(folder: Path) -> None:
                 folder / "1_Pooling" / "config.json", pooling_mode="weightedmean", include_prompt=False
             ),
             "weightedmean",
+        ),
+        (lambda folder: changed(folder / "2_Dense" / "config.json", use_residual=True), "use_residual True"),
+        (
+            lambda folder: changed(folder / "2_Dense" / "config.json", module_output_name="other"),
+            "writes other",
+        ),
+        (
+            lambda folder: changed(
+                folder / "sentence_bert_config.json", config_args={"num_hidden_layers": 1}
+            ),
+            "config_args with num_hidden_layers",
+        ),
+        (
+            lambda folder: changed(folder / "sentence_bert_config.json", transformer_task="fill-mask"),
+            "fill-mask",
+        ),
+        (
+            lambda folder: changed(
+                folder / "sentence_bert_config.json",
+                modality_config={"text": {"method": "get_text_features", "method_output_name": None}},
+            ),
+            "get_text_features",
         ),
         (lambda folder: (folder / "modules.json").write_text("[" * 100_000), "modules.json"),
     ],

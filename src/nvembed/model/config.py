@@ -51,7 +51,7 @@ class BackboneConfig:
     causal: bool = field(default=False, repr=False)
     """Keep the causal mask. Not in the repr, so that other models keep their fingerprints."""
     window: int | None = field(default=None, repr=False)
-    """Inclusive radius of attention in a causal Mistral; None is the whole text."""
+    """Inclusive radius of attention in a Mistral; None is the whole text."""
     temperature_beta: float = field(default=0.0, repr=False)
     """Ministral 3: queries at position p are multiplied by ``1 + beta ln(1 + floor(p / original))``."""
 

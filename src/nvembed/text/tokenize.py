@@ -35,7 +35,7 @@ class TextSettings:
         max_length: in tokens, special tokens included.
         eos_token: released mode: the text that is appended.
         eos_id: clean mode: the last token; template mode: a token appended to those of the template, or -1.
-        bos_id: clean mode: the first token; in other modes the tokenizer adds its own.
+        bos_id: clean mode: the first token; template mode: a token before those of the template, or None.
         mask_instruction: do not pool the prompt.
         lowercase: convert the text to lower case first (sentence-transformers' ``do_lower_case``).
         split_special: template mode: do not parse special tokens inside a text, as in clean mode.
@@ -118,7 +118,8 @@ class TextTokenizer:
                 "tokenizer.json returns no token for the letter a: it is not the model's tokenizer"
             )
         appended = [] if settings.eos_id < 0 else [settings.eos_id]
-        return example.ids[: content[0]], [*example.ids[content[-1] + 1 :], *appended]
+        added = [] if settings.bos_id is None else [settings.bos_id]
+        return [*added, *example.ids[: content[0]]], [*example.ids[content[-1] + 1 :], *appended]
 
     @property
     def special_before(self) -> int:

@@ -24,7 +24,10 @@ from nvembed.weights.hub_config import ARCHITECTURES, backbone_config, number, r
 
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
+    "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
     "silu": "silu",
@@ -67,27 +70,40 @@ def tensor_name(kind: str, name: str) -> str | None:
 
 def _decoder(config: Config) -> BackboneConfig:
     backbone, causal = backbone_config(config), _causal(config)
-    window = config.get("sliding_window")
-    if backbone.architecture.startswith("qwen"):
-        window = window if config.get("use_sliding_window") else None
-        if window is not None and causal:
-            raise ConfigError("use_sliding_window is true, which is not supported in Qwen")
     beta = (config.get("rope_parameters") or config.get("rope_scaling") or {}).get("llama_4_scaling_beta")
     return replace(
-        backbone,
-        causal=causal,
-        # the window includes the token itself; it has no effect without the causal mask
-        window=size_of(config, "sliding_window") - 1 if causal and window is not None else None,
-        temperature_beta=float(beta or 0.0),
+        backbone, causal=causal, window=_window(config, backbone, causal), temperature_beta=float(beta or 0.0)
     )
+
+
+def _window(config: Config, backbone: BackboneConfig, causal: bool) -> int | None:
+    """Return the inclusive radius of attention; in both directions it is the number in the config.
+
+    Raises:
+        ConfigError: some layers of a Qwen have a window, which is not supported.
+    """
+    if backbone.architecture.startswith("qwen"):
+        layers = config.get("layer_types")
+        if layers is None and config.get("use_sliding_window"):
+            layers = ["full_attention"] * min(backbone.num_layers, size_of(config, "max_window_layers", 28))
+        if config.get("use_sliding_window") and layers != ["full_attention"] * backbone.num_layers:
+            raise ConfigError("use_sliding_window is true, which is not supported in Qwen")
+        return None
+    defaults = {"mistral": 4096, "bidir_mistral": None}
+    window = config.get("sliding_window", defaults.get(str(config.get("model_type"))))
+    if window is None or backbone.architecture == "llama":
+        return None
+    # where one direction is read, the number includes the token itself
+    return size_of({"sliding_window": window}, "sliding_window") - causal
 
 
 def _gemma(config: Config) -> GemmaConfig:
     refuse(config, "attention_bias", "attn_logit_softcapping", "final_logit_softcapping")
-    bidirectional = bool(config.get("use_bidirectional_attention", False))
+    both, causal = bool(config.get("use_bidirectional_attention")), config.get("is_causal") is not False
     window = size_of(config, "sliding_window", 4096)
-    # Bidirectional: the value is the width of the window. Causal: it includes the token itself.
-    radius = window // 2 if bidirectional else window - 1
+    # The value is the width of the window in the first case, and its radius in the second one. If one
+    # direction is read, it includes the token itself.
+    radius = window // 2 if both else window - causal
     layers = size_of(config, "num_hidden_layers", 26)
     pattern = size_of(config, "_sliding_window_pattern", size_of(config, "sliding_window_pattern", 6))
     default = ["sliding_attention" if (n + 1) % pattern else "full_attention" for n in range(layers)]
@@ -111,7 +127,7 @@ def _gemma(config: Config) -> GemmaConfig:
         local_theta=local[0],
         global_factor=whole[1],
         activation=_activation(config, "hidden_activation", "gelu_pytorch_tanh"),
-        causal=not bidirectional,
+        causal=causal and not both,
     )
 
 
@@ -185,11 +201,14 @@ def _bert(config: Config) -> BertConfig:
             f"position_embedding_type is {config['position_embedding_type']!r}; expected absolute"
         )
     shifted = kind in ("roberta", "xlm-roberta", "camembert", "mpnet")
-    pad = config.get("pad_token_id")
+    pad = 1 if kind == "mpnet" else config.get("pad_token_id")  # MPNet's code has it as a constant
     pad = 1 if pad is None else pad
     if isinstance(pad, bool) or not isinstance(pad, int) or pad < 0:
         raise ConfigError(f"pad_token_id is {pad!r}; expected a token's id")
     distilled = kind == "distilbert"
+    buckets = size_of(config, "relative_attention_num_buckets", 32) if kind == "mpnet" else 0
+    if buckets not in (0, 32):  # MPNet's code reads 32, whatever the config says
+        raise ConfigError(f"relative_attention_num_buckets is {buckets}; expected 32")
     return BertConfig(
         vocab_size=size_of(config, "vocab_size", 30_522),
         hidden_size=size_of(config, "dim" if distilled else "hidden_size", 768),
@@ -199,7 +218,7 @@ def _bert(config: Config) -> BertConfig:
         position_rows=size_of(config, "max_position_embeddings", 512),
         first_position=pad + 1 if shifted else 0,
         token_types=0 if distilled or kind == "mpnet" else size_of(config, "type_vocab_size", 2),
-        relative_buckets=size_of(config, "relative_attention_num_buckets", 32) if kind == "mpnet" else 0,
+        relative_buckets=buckets,
         layer_norm_eps=number(config, "layer_norm_eps", 1e-12),
         activation=_activation(config, "activation" if distilled else "hidden_act", "gelu"),
     )

@@ -15,8 +15,6 @@ from typing import Any
 from nvembed.errors import ConfigError, WeightsError
 from nvembed.model.config import Activation, DenseConfig, ModelConfig, PoolerConfig, PoolingKind
 from nvembed.text.model_prompts import ModelPrompts, takes_titles
-from nvembed.text.tokenize import TextSettings
-from nvembed.text.tokenizer_json import Tokenizer, read_tokenizer
 from nvembed.weights.compression import default_dtype
 from nvembed.weights.hub import repo_of, unknown_files
 from nvembed.weights.hub_backbone import projection_size, read_backbone_config, tensor_name
@@ -25,12 +23,11 @@ from nvembed.weights.tensors import (
     StoredTensor,
     compare_tensors,
     expected_tensors,
-    incomplete,
     read_json,
     read_tensor,
     stored_tensors,
-    token_text,
 )
+from nvembed.weights.tokenizer_config import read_text_settings
 
 MODULES = "modules.json"
 SETTINGS = "config_sentence_transformers.json"
@@ -52,9 +49,8 @@ _OLD_POOLING = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-_MODULE_TYPES = ("Transformer", "Pooling", "Dense", "Normalize")
+_MODULE_TYPES = ("Transformer", "Pooling", "Dense", "Normalize", "Dropout")
 _EMBEDDING = "sentence_embedding"
-_TRANSFORMER_SETTINGS = ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 _ACTIVATIONS: dict[str, Activation] = {
     "Identity": "identity",
     "Tanh": "tanh",
@@ -97,29 +93,33 @@ def open_sentence_transformers(folder: Path, *, pooling: str | None = None) -> C
         layers.insert(0, DenseConfig(backbone.hidden_size, width, bias=False, activation="identity"))
     config = ModelConfig(backbone, PoolerConfig(), kind, tuple(layers))
     prompts = _prompts(folder, settings, include_prompt)
-    text, tokenizer = _text(root, hub, config, include_prompt)
+    text = read_text_settings(root, hub, max_position=backbone.max_position, include_prompt=include_prompt)
     names, tensors = _tensors(folder, root, str(hub.get("model_type")), [path for path, _ in dense])
     compare_tensors(folder, tensors, expected_tensors(config))
     truncate_dim = settings.get("truncate_dim")
-    notes = _not_fetched(folder)
-    if text.eos_id >= 0:
-        notes.append(
-            f"tokenizer_config.json sets add_eos_token, tokenizer.json does not: token {text.eos_id} is added"
-        )
     return Checkpoint(
         folder,
         config,
-        text,
+        text.settings,
         tensors,
         lambda name, rows: read_tensor(tensors[name], names[name], rows),
         root,
-        tokenizer,
+        text.tokenizer,
+        text.tokenizer_json,
         prompts=prompts,
         truncate_dim=None if truncate_dim is None else int(truncate_dim),
-        notes=tuple(notes),
+        notes=(*_not_fetched(folder), *text.notes, *_other_order(settings)),
         dtype=default_dtype(hub),
         stored_names=names,
     )
+
+
+def _other_order(settings: Mapping[str, Any]) -> list[str]:
+    """Return what to say about unit vectors whose similarity orders them otherwise than the cosine."""
+    name = settings.get("similarity_fn_name")
+    if name in ("cosine", "dot", "euclidean", None):
+        return []
+    return [f"{SETTINGS} has similarity_fn_name {name!r}; here vectors are compared by their cosine"]
 
 
 def _not_fetched(folder: Path) -> list[str]:
@@ -148,10 +148,11 @@ def _modules(folder: Path) -> list[str | None]:
             )
         if not isinstance(path, str) or Path(path).is_absolute() or ".." in Path(path).parts:
             raise ConfigError(f"{folder / MODULES} has the path {path!r}; expected a folder inside the model")
-        kinds.append(name)
-        paths.append(None if name == "Normalize" else path)
+        if name != "Dropout":  # trained with, and without effect on vectors
+            kinds.append(name)
+            paths.append(None if name == "Normalize" else path)
     order = "".join(kind[0] for kind in kinds)
-    if order.rstrip("N").rstrip("D") != "TP" or order.count("N") > 1:
+    if order.rstrip("N").rstrip("D") != "TP":
         raise ConfigError(
             f"{folder / MODULES} lists {', '.join(kinds)}; expected Transformer, Pooling, then Dense "
             "modules, then Normalize"
@@ -205,8 +206,12 @@ def _dense(folder: Path, modules: list[str | None], size: int) -> list[tuple[Pat
         name = str(config.get("activation_function", "torch.nn.modules.activation.Tanh")).rpartition(".")[2]
         if name not in _ACTIVATIONS:
             raise ConfigError(f"{path} has activation {name!r}; expected one of {', '.join(_ACTIVATIONS)}")
-        if config.get("use_residual") or config.get("module_input_name", _EMBEDDING) != _EMBEDDING:
-            raise ConfigError(f"{path} has a residual or another input, which are not supported")
+        names = [config.get(f"module_{side}_name") or _EMBEDDING for side in ("input", "output")]
+        if config.get("use_residual") or names != [_EMBEDDING, _EMBEDDING]:
+            raise ConfigError(
+                f"{path} has use_residual {config.get('use_residual', False)!r}, reads {names[0]} and writes "
+                f"{names[1]}; expected a layer of the pooled vector without a residual"
+            )
         out = config.get("out_features")
         if isinstance(out, bool) or not isinstance(out, int) or out < 1:
             raise ConfigError(f"{path} has out_features {out!r}; expected a whole number above 0")
@@ -215,49 +220,6 @@ def _dense(folder: Path, modules: list[str | None], size: int) -> list[tuple[Pat
         )
         size = out
     return layers
-
-
-def _text(
-    root: Path, hub: Mapping[str, Any], config: ModelConfig, include_prompt: bool
-) -> tuple[TextSettings, Tokenizer | None]:
-    """Return the text settings, and the tokenizer if they depend on it."""
-    if not (root / "tokenizer.json").is_file():
-        raise incomplete(root / "tokenizer.json")
-    names = [f"sentence_{kind}_config.json" for kind in _TRANSFORMER_SETTINGS]
-    own: dict[str, Any] = next((read_json(root / name) for name in names if (root / name).is_file()), {})
-    path = root / "tokenizer_config.json"
-    tokenizer_config = read_json(path) if path.is_file() else {}
-    limits = [config.backbone.max_position]
-    limit = own.get("max_seq_length") or tokenizer_config.get("model_max_length")
-    if isinstance(limit, int | float) and not isinstance(limit, bool) and 0 < limit < 1e9:
-        limits.append(int(limit))
-    eos_id, tokenizer = -1, None
-    if tokenizer_config.get("add_eos_token"):
-        tokenizer = read_tokenizer((root / "tokenizer.json").read_bytes())
-        eos_id = _missing_eos(root, hub, token_text(tokenizer_config, "eos_token"), tokenizer)
-    return TextSettings(
-        mode="template",
-        max_length=min(limits),
-        eos_token="",
-        eos_id=eos_id,
-        mask_instruction=not include_prompt,
-        lowercase=bool(own.get("do_lower_case", False)),
-        split_special=bool(tokenizer_config.get("split_special_tokens", False)),
-    ), tokenizer
-
-
-def _missing_eos(root: Path, hub: Mapping[str, Any], token: str | None, tokenizer: Tokenizer) -> int:
-    """Return the EOS token that tokenizer_config.json adds and tokenizer.json does not, or -1.
-
-    The model was trained with it: the tokenizers of that time followed tokenizer_config.json.
-    """
-    number = tokenizer.token_to_id(str(token))
-    number = hub.get("eos_token_id") if number is None else number
-    if not isinstance(number, int):
-        raise ConfigError(
-            f"{root}: tokenizer_config.json sets add_eos_token, but there is no token {token!r} to add"
-        )
-    return -1 if tokenizer.encode("a").ids[-1] == number else number
 
 
 def _tensors(

@@ -61,6 +61,7 @@ class Checkpoint:
             from elsewhere with an adapter merged into it, or names of another layout.
         tokenizer_folder: the folder of tokenizer.json; None is ``folder``.
         tokenizer: the parsed tokenizer.json, if the config depended on it.
+        tokenizer_json: the content that other files of the folder give it, if they contradict it.
         prompts: of a folder in the layout of sentence-transformers; None for NV-Embed's.
         truncate_dim: the number of dimensions that are kept by default.
         notes: contradictions in the folder, and how they were resolved.
@@ -75,6 +76,7 @@ class Checkpoint:
     source: Callable[[str, int | None], Tensor] | None = None
     tokenizer_folder: Path | None = None
     tokenizer: Tokenizer | None = None
+    tokenizer_json: bytes | None = None
     prompts: ModelPrompts | None = None
     truncate_dim: int | None = None
     notes: tuple[str, ...] = ()
@@ -88,7 +90,8 @@ class Checkpoint:
         return read_tensor(self.tensors[name], name, rows)
 
     def tokenizer_files(self) -> dict[str, bytes]:
-        return read_tokenizer_files(self.tokenizer_folder or self.folder)
+        changed = {} if self.tokenizer_json is None else {"tokenizer.json": self.tokenizer_json}
+        return read_tokenizer_files(self.tokenizer_folder or self.folder) | changed
 
 
 def read_tokenizer_files(folder: Path) -> dict[str, bytes]:
