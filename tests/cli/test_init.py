@@ -8,15 +8,18 @@ import pytest
 import tiny_lm
 import torch
 from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
 from training import RECIPE, toml
 
 from nvembed.cli.init import init
 from nvembed.cli.main import main
 from nvembed.encoder import Encoder
 from nvembed.errors import InputError, OutputError, WeightsError
-from nvembed.model.config import Architecture, PoolingKind
+from nvembed.model.config import Architecture, GemmaConfig, PoolingKind
+from nvembed.model.gemma import Gemma
 from nvembed.weights.checkpoint import open_checkpoint
 
+LONG = ["The judge threw people out.", "apples; we'll see! " * 6]
 TEXTS = ["The judge threw people out.", "it's the third time", "squares"]
 
 
@@ -73,6 +76,38 @@ def test_from_gguf(tmp_path: Path) -> None:
     init(str(tmp_path / "lm.gguf"), tmp_path / "b", num_latents=8, num_heads=2)
     a, b = (Encoder.from_pretrained(tmp_path / name, device="cpu").encode(TEXTS) for name in "ab")
     np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
+def test_from_gemma_in_a_gguf_file(tmp_path: Path, causal: bool) -> None:
+    """The window of 8 tokens is a radius of 7 in one direction and of 4 in both, as in transformers."""
+    pytest.importorskip("gguf")
+    from gguf_writer import write_gemma
+
+    windows = tuple(7 if (number + 1) % 3 else None for number in range(4))
+    config = GemmaConfig(
+        vocab_size=320, hidden_size=32, intermediate_size=48, num_layers=4, num_heads=2, num_kv_heads=1,
+        head_dim=16, max_position=128, windows=windows, query_scale=16**-0.5, causal=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    state = Gemma(config).state_dict()
+    values = {name: torch.randn(v.shape) * (1.0 if "embed" in name else 0.2) for name, v in state.items()}
+    write_gemma(tmp_path / "lm.gguf", config, values, 3)
+    vectors = {}
+    for pooling in ("latent", "mean", "eos"):
+        out = tmp_path / pooling
+        sizes = {"num_latents": 8, "num_heads": 2, "num_layers": 3}
+        init(str(tmp_path / "lm.gguf"), out, pooling=pooling, causal=causal, **sizes)
+        backbone = open_checkpoint(out).config.backbone
+        assert isinstance(backbone, GemmaConfig)
+        assert backbone.windows == ((7, 7, None) if causal else (4, 4, None))
+        ours = Encoder.from_pretrained(out, device="cpu")
+        vectors[pooling] = ours.encode(LONG)
+        if pooling != "latent":
+            ours.save_pretrained(f"{out}-st", layout="sentence-transformers")
+            theirs = SentenceTransformer(f"{out}-st", device="cpu")
+            np.testing.assert_allclose(vectors[pooling], theirs.encode(LONG), atol=1e-5)
+    np.testing.assert_allclose(vectors["latent"], vectors["mean"], atol=1e-6)
 
 
 def test_the_recipe_says_what_options_do_not(tmp_path: Path) -> None:

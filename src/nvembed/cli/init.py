@@ -11,7 +11,7 @@ from cyclopts.validators import Number
 from nvembed.cli.options import Count, Flag, StoredDtype
 from nvembed.cli.screen import say
 from nvembed.errors import InputError, OutputError
-from nvembed.model.config import PoolerConfig, PoolingKind
+from nvembed.model.config import PoolerConfig, PoolingKind, in_direction
 from nvembed.recipe import read_recipe
 from nvembed.train.recipe import StageRecipe
 from nvembed.weights.backbone import locate
@@ -61,7 +61,7 @@ def init(
     base
         The language model: a folder (config.json, safetensors, tokenizer.json), a .gguf file, an installed
         package with a .gguf file, or a hub id; or an NV-Embed, whose backbone is used. Supported are
-        Mistral, Llama, SmolLM2, Qwen2 and Qwen3.
+        Mistral, Llama, SmolLM2, Qwen2, Qwen3 and Gemma 3.
     out
         Folder for the checkpoint; it must not exist.
     recipe
@@ -108,7 +108,7 @@ def init(
         )
     causal_lm = first_layers(causal_lm, layers)
     causal = causal or not defaults.get("bidirectional", True)
-    causal_lm = replace(causal_lm, config=replace(causal_lm.decoder, causal=causal))
+    causal_lm = replace(causal_lm, config=in_direction(causal_lm.decoder, causal=causal))
     settings = text_settings(causal_lm, bos=bos, eos=eos, max_length=max_length)
     config, tensors = untrained(causal_lm, pooler, pooling=kind, seed=seed)
     stored = next(causal_lm.tensors())[1].dtype if dtype is None else getattr(torch, dtype)

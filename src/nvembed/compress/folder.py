@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nvembed.compress.vocabulary import renumber_config, trim_tokenizer, trim_tokenizer_config
 from nvembed.errors import InputError
-from nvembed.model.config import DenseConfig, ModelConfig
+from nvembed.model.config import DenseConfig, ModelConfig, with_layers
 from nvembed.weights.adapter import json_bytes
 from nvembed.weights.compression import KEY, Compression
 from nvembed.weights.model_config import write_config
@@ -191,8 +191,7 @@ def _files(source: Checkpoint, reduction: Reduction, dtype: str) -> dict[str, by
         text = replace(text, eos_id=new[text.eos_id], bos_id=bos)
         backbone = replace(backbone, vocab_size=len(reduction.tokens))
     backbone = replace(
-        backbone,
-        num_layers=reduction.layers or backbone.num_layers,
+        with_layers(backbone, reduction.layers or backbone.num_layers),
         intermediate_size=reduction.mlp_width or backbone.intermediate_size,
     )
     model = ModelConfig(

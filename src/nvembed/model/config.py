@@ -1,7 +1,7 @@
 """Sizes and choices that define a model, and those of NV-Embed v2."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeVar
 
 from nvembed.errors import ConfigError
 
@@ -65,11 +65,8 @@ class BackboneConfig:
 
 
 @dataclass(frozen=True)
-class GemmaConfig:
-    """Gemma 3's text model: norms before and after each block, local and global layers.
-
-    ``windows`` has one entry per layer: the inclusive radius of a local layer, None for a global one.
-    """
+class _GroupedHeads:
+    """The sizes of decoders whose heads share keys in groups; ``head_dim`` is a size of its own."""
 
     vocab_size: int
     hidden_size: int
@@ -78,6 +75,15 @@ class GemmaConfig:
     num_heads: int
     num_kv_heads: int
     head_dim: int
+
+
+@dataclass(frozen=True)
+class GemmaConfig(_GroupedHeads):
+    """Gemma 3's text model: norms before and after each block, local and global layers.
+
+    ``windows`` has one entry per layer: the inclusive radius of a local layer, None for a global one.
+    """
+
     max_position: int
     windows: tuple[int | None, ...]
     query_scale: float  # factor of the attention scores
@@ -88,21 +94,18 @@ class GemmaConfig:
     activation: Activation = "gelu_tanh"
     causal: bool = False
 
+    @property
+    def architecture(self) -> str:
+        return "gemma3"
+
 
 @dataclass(frozen=True)
-class EmbeddingGemma2Config:
+class EmbeddingGemma2Config(_GroupedHeads):
     """EmbeddingGemma 2's text tower; ``num_kv_heads`` and ``head_dim`` are those of its local layers.
 
     ``windows`` has one entry per layer: the inclusive radius of a local layer, None for a global one.
     """
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
     global_kv_heads: int
     global_head_dim: int
     gate_size: int  # numbers per token and layer that gate the layer's last block
@@ -168,7 +171,31 @@ class ModernBertConfig(_HeadsOfHiddenSize):
     mlp_bias: bool = False
 
 
-AnyBackbone = BackboneConfig | GemmaConfig | EmbeddingGemma2Config | BertConfig | ModernBertConfig
+DecoderConfig = BackboneConfig | GemmaConfig
+AnyBackbone = DecoderConfig | EmbeddingGemma2Config | BertConfig | ModernBertConfig
+_Config = TypeVar("_Config", bound=AnyBackbone)
+
+
+def with_layers(config: _Config, count: int) -> _Config:
+    """Return the config of a backbone's first ``count`` layers."""
+    if isinstance(config, BackboneConfig | BertConfig):
+        return replace(config, num_layers=count)
+    return replace(config, num_layers=count, windows=config.windows[:count])
+
+
+def in_direction(config: DecoderConfig, *, causal: bool) -> DecoderConfig:
+    """Return a decoder's config with or without the causal mask.
+
+    Gemma's window is ``w`` tokens in both cases: the token itself and those before it, or ``w / 2`` on both
+    sides, as in transformers.
+    """
+    if isinstance(config, BackboneConfig) or config.causal == causal:
+        return replace(config, causal=causal)
+    widths = [
+        None if radius is None else radius + 1 if config.causal else 2 * radius for radius in config.windows
+    ]
+    windows = [None if width is None else width - 1 if causal else width // 2 for width in widths]
+    return replace(config, causal=causal, windows=tuple(windows))
 
 
 @dataclass(frozen=True)
@@ -202,16 +229,18 @@ class ModelConfig:
     """Layers after pooling: the Dense modules of sentence-transformers."""
 
     @property
-    def decoder(self) -> BackboneConfig:
-        """The backbone as a decoder of the Llama family, which NV-Embed's layout requires.
+    def decoder(self) -> DecoderConfig:
+        """The backbone as a decoder of the families that NV-Embed's layout can store: Llama and Gemma 3.
 
         Raises:
             ConfigError: the backbone is of another family.
         """
-        if isinstance(self.backbone, BackboneConfig):
+        if isinstance(self.backbone, DecoderConfig):
             return self.backbone
         kind = type(self.backbone).__name__.removesuffix("Config")
-        raise ConfigError(f"the backbone is a {kind}; expected a decoder (Mistral, Llama, Qwen2, Qwen3)")
+        raise ConfigError(
+            f"the backbone is a {kind}; expected a decoder (Mistral, Llama, Qwen2, Qwen3, Gemma 3)"
+        )
 
     @property
     def dim(self) -> int:

@@ -7,8 +7,8 @@ from pathlib import Path
 from torch import Tensor
 
 from nvembed.errors import InputError, WeightsError
-from nvembed.model.config import AnyBackbone, BackboneConfig, ModelConfig, PoolerConfig
-from nvembed.weights.hub_config import backbone_config
+from nvembed.model.config import AnyBackbone, DecoderConfig, ModelConfig, PoolerConfig, with_layers
+from nvembed.weights.hub_backbone import decoder_config
 from nvembed.weights.tensors import (
     StoredTensor,
     compare_tensors,
@@ -36,8 +36,8 @@ class CausalLM:
     tokenizer_files: dict[str, bytes]
 
     @property
-    def decoder(self) -> BackboneConfig:
-        """The config of a decoder of the Llama family, which NV-Embed's layout requires.
+    def decoder(self) -> DecoderConfig:
+        """The config of a decoder that NV-Embed's layout can store.
 
         Raises:
             ConfigError: it is another.
@@ -57,11 +57,11 @@ def read_folder(folder: Path) -> CausalLM:
     none.
 
     Raises:
-        ConfigError: the config is not supported (see `backbone_config`).
+        ConfigError: the config is not supported (see `decoder_config`).
         WeightsError: files are missing, damaged or pickled; tensors are quantised, missing, unexpected or
             misshapen.
     """
-    config = backbone_config(read_json(folder / "config.json"))
+    config = decoder_config(read_json(folder / "config.json"))
     if not (folder / "tokenizer.json").is_file():
         raise WeightsError(
             f"{folder} has no tokenizer.json: make one with transformers' "
@@ -94,7 +94,7 @@ def first_layers(causal_lm: CausalLM, num_layers: int) -> CausalLM:
         raise InputError(f"num_layers is {num_layers}: expected 1 to {count}, the layers of the backbone")
     last = tuple(f"layers.{number}." for number in range(num_layers, count))
     stored = {name: tensor for name, tensor in causal_lm.stored.items() if not name.startswith(last)}
-    return replace(causal_lm, config=replace(causal_lm.config, num_layers=num_layers), stored=stored)
+    return replace(causal_lm, config=with_layers(causal_lm.config, num_layers), stored=stored)
 
 
 def check_backbone(source: Path, tensors: dict[str, StoredTensor], config: AnyBackbone) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nvembed.errors import ConfigError, WeightsError
 from nvembed.files import file_digest
-from nvembed.model.config import AnyBackbone, GemmaConfig, ModelConfig, ModernBertConfig
+from nvembed.model.config import EmbeddingGemma2Config, ModelConfig, with_layers
 from nvembed.model.nv_embed import NVEmbed
 from nvembed.model.quantised import QUANTISED, Products, load_weight, prepare, replace_layers, replace_pooler
 from nvembed.text.tokenize import TextSettings, TextTokenizer
@@ -137,10 +137,11 @@ def first_layers(checkpoint: Checkpoint, count: int | None) -> Checkpoint:
             f"{checkpoint.folder} has {backbone.num_layers} layers: expected at least {count}, the recipe's "
             "model.num_layers"
         )
-    smaller: AnyBackbone = replace(backbone, num_layers=count)
-    if isinstance(smaller, GemmaConfig | ModernBertConfig):
-        smaller = replace(smaller, windows=smaller.windows[:count])
-    config = replace(checkpoint.config, backbone=smaller)
+    if isinstance(backbone, EmbeddingGemma2Config):
+        raise ConfigError(
+            f"{checkpoint.folder} has gates for {backbone.num_layers} layers: expected all of them"
+        )
+    config = replace(checkpoint.config, backbone=with_layers(backbone, count))
     tensors = {name: checkpoint.tensors[name] for name in expected_tensors(config)}
     return replace(checkpoint, config=config, tensors=tensors)
 

@@ -15,12 +15,20 @@ from nvembed.model.config import (
     AnyBackbone,
     BackboneConfig,
     BertConfig,
+    DecoderConfig,
     EmbeddingGemma2Config,
     GemmaConfig,
     ModernBertConfig,
 )
 from nvembed.weights.compression import read_compression
-from nvembed.weights.hub_config import ARCHITECTURES, backbone_config, number, refuse, size_of
+from nvembed.weights.hub_config import (
+    ARCHITECTURES,
+    backbone_config,
+    hub_config_dict,
+    number,
+    refuse,
+    size_of,
+)
 
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
@@ -53,6 +61,52 @@ def read_backbone_config(config: Config) -> AnyBackbone:
         return _READERS[str(kind)](config)
     known = ", ".join(sorted({*ARCHITECTURES, *_READERS} - {"bidir_mistral"}))
     raise ConfigError(f"config.json has model_type {kind!r}; expected one of {known}")
+
+
+def decoder_config(config: Mapping[str, object]) -> DecoderConfig:
+    """Read the config of a decoder that NV-Embed's layout can store, without the window of a Mistral.
+
+    Raises:
+        ConfigError: see `backbone_config`.
+    """
+    return _gemma(config) if config.get("model_type") == "gemma3_text" else backbone_config(config)
+
+
+def decoder_config_dict(
+    config: DecoderConfig, *, bos_token_id: int | None = None, eos_token_id: int | None = None
+) -> dict[str, object]:
+    """Return a decoder's config as transformers stores it; `decoder_config` reads it back."""
+    if isinstance(config, BackboneConfig):
+        return hub_config_dict(config, bos_token_id=bos_token_id, eos_token_id=eos_token_id)
+    radius = next((radius for radius in config.windows if radius is not None), 0)
+    kinds = ["full_attention" if window is None else "sliding_attention" for window in config.windows]
+    scaling = {} if config.global_factor == 1 else {"rope_type": "linear", "factor": config.global_factor}
+    return {
+        "architectures": ["Gemma3TextModel"],
+        "bos_token_id": bos_token_id,
+        "eos_token_id": eos_token_id,
+        "head_dim": config.head_dim,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "layer_types": kinds,
+        "max_position_embeddings": config.max_position,
+        "model_type": "gemma3_text",
+        "num_attention_heads": config.num_heads,
+        "num_hidden_layers": config.num_layers,
+        "num_key_value_heads": config.num_kv_heads,
+        "pad_token_id": None,
+        "query_pre_attn_scalar": round(config.query_scale**-2),
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": config.global_theta} | scaling,
+            "sliding_attention": {"rope_type": "default", "rope_theta": config.local_theta},
+        },
+        "sliding_window": radius + 1 if config.causal else max(1, 2 * radius),
+        "torch_dtype": "float32",
+        "use_bidirectional_attention": not config.causal,
+        "vocab_size": config.vocab_size,
+    }
 
 
 def tensor_name(kind: str, name: str) -> str | None:

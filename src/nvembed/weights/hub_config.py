@@ -17,7 +17,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3": "qwen3",
     "ministral3": "ministral3",
 }
-SUPPORTED = "mistral, llama (with SmolLM2 and Llama 3.x), qwen2, qwen3, ministral3"
+SUPPORTED = "mistral, llama (with SmolLM2 and Llama 3.x), qwen2, qwen3, ministral3, gemma3_text"
 
 # The model is built before its weights are read; no real model is larger.
 MAX_SIZE, MAX_LAYERS = 1 << 24, 1024

@@ -49,7 +49,6 @@ class KnownAnswer(Recipe):
     queries: tuple[str, ...]
     passages: tuple[str, ...]
     scores_v2: tuple[tuple[float, ...], ...]
-    scores_v1: tuple[tuple[float, ...], ...]
     tolerance: Tolerance
 
 

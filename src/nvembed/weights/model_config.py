@@ -9,9 +9,10 @@ from dataclasses import replace
 from typing import Any, cast, get_args
 
 from nvembed.errors import ConfigError
-from nvembed.model.config import DenseConfig, ModelConfig, PoolerConfig, PoolingKind
+from nvembed.model.config import BackboneConfig, DenseConfig, ModelConfig, PoolerConfig, PoolingKind
 from nvembed.text.tokenize import Mode, TextSettings
-from nvembed.weights.hub_config import backbone_config, hub_config_dict, size_of
+from nvembed.weights.hub_backbone import decoder_config, decoder_config_dict
+from nvembed.weights.hub_config import size_of
 from nvembed.weights.tensors import token_text
 
 
@@ -35,7 +36,9 @@ def read_config(
     if not isinstance(text_config, Mapping):
         raise ConfigError(f"config.json has text_config {text_config!r:.40}: expected the backbone's config")
     ours = _section(config, "nvembed")
-    backbone = replace(backbone_config(text_config), causal=bool(ours.get("causal", False)))
+    backbone = decoder_config(text_config)
+    if isinstance(backbone, BackboneConfig):
+        backbone = replace(backbone, causal=bool(ours.get("causal", False)))
     pooling = _choice(ours, "pooling", "latent", get_args(PoolingKind))
     model = ModelConfig(
         backbone=backbone,
@@ -89,7 +92,7 @@ def write_config(model: ModelConfig, text: TextSettings, dtype: str) -> dict[str
     """
     size, pooler = model.backbone.hidden_size, model.pooler
     causal = {"causal": True} if model.decoder.causal else {}  # the published code has no such model
-    backbone = hub_config_dict(model.decoder, bos_token_id=text.bos_id, eos_token_id=text.eos_id)
+    backbone = decoder_config_dict(model.decoder, bos_token_id=text.bos_id, eos_token_id=text.eos_id)
     return {
         "_name_or_path": ".",
         "add_eos": True,

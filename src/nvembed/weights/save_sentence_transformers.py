@@ -14,10 +14,10 @@ from typing import Any
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
-from nvembed.model.config import PoolingKind
+from nvembed.model.config import BackboneConfig, PoolingKind
 from nvembed.text.tokenize import TextTokenizer
 from nvembed.weights.adapter import BACKBONE_PREFIX, json_bytes
-from nvembed.weights.hub_config import hub_config_dict
+from nvembed.weights.hub_backbone import decoder_config_dict
 from nvembed.weights.model_config import write_config
 from nvembed.weights.save import copy_model, save_model
 from nvembed.weights.sentence_transformers import MODULES, SETTINGS
@@ -160,14 +160,12 @@ def _stock_files(model: Checkpoint, prompts: Mapping[str, str], dtype: str) -> d
     ``is_causal`` false makes transformers compute attention in both directions.
     """
     backbone, text = model.config.decoder, model.text
-    config = hub_config_dict(backbone, bos_token_id=text.bos_id, eos_token_id=text.eos_id)
+    config = decoder_config_dict(backbone, bos_token_id=text.bos_id, eos_token_id=text.eos_id)
     [class_name] = config["architectures"]  # type: ignore[misc]
-    config |= {
-        "model_type": class_name.removesuffix("Model").lower(),  # type: ignore[has-type]
-        "is_causal": backbone.causal,
-        "use_cache": False,
-        "torch_dtype": dtype,
-    }
+    if isinstance(backbone, BackboneConfig):
+        kind = class_name.removesuffix("Model").lower()  # type: ignore[has-type]
+        config |= {"model_type": kind, "is_causal": backbone.causal}
+    config |= {"use_cache": False, "torch_dtype": dtype}
     return {
         "config.json": json_bytes(config),
         SETTINGS: _settings(prompts),
