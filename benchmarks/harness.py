@@ -20,7 +20,17 @@ from nvembed.evaluate.cache import Embedder
 from nvembed.evaluate.mteb import MtebEncoder
 from nvembed.evaluate.run import Meter, evaluate, metered
 from nvembed.evaluate.settings import protocol, published_scores
-from nvembed.evaluate.tasks import CATEGORY, Labelled, Pairs, Retrieval, Sets, Task, find_tasks, load_task
+from nvembed.evaluate.tasks import (
+    CATEGORY,
+    Bitext,
+    Labelled,
+    Pairs,
+    Retrieval,
+    Sets,
+    Task,
+    find_tasks,
+    load_task,
+)
 
 IDENTICAL = "stsb,sts12,sts14,sts15,sickr_mteb_all,banking77,scifact,arguana"
 
@@ -46,6 +56,9 @@ def as_mteb_task(task: Task) -> Any:
         gold = data.score.astype(int) if column == "labels" else data.score
         columns = {"sentence1": list(data.text1), "sentence2": list(data.text2), column: gold.tolist()}
         dataset = DatasetDict({task.split: Dataset.from_dict(columns)})
+    elif isinstance(data, Bitext):
+        columns = {"sentence1": list(data.text1), "sentence2": list(data.text2)}
+        dataset = DatasetDict({task.split: Dataset.from_dict(columns)})
     elif isinstance(data, Labelled):
         test = Dataset.from_dict({"text": list(data.texts), "label": data.labels.tolist()})
         train = Dataset.from_dict({"text": list(data.train_texts), "label": data.train_labels.tolist()})
@@ -70,6 +83,7 @@ _MAIN = {
     "reranking": "map_at_1000",
     "sts": "cosine_spearman",
     "pair_classification": "max_ap",
+    "bitext_mining": "f1",
     "classification": "accuracy",
     "clustering": "v_measure",
     "summarization": "cosine_spearman",
@@ -83,6 +97,7 @@ def _mteb_class(task: Task) -> Any:
     from mteb.abstasks.retrieval import AbsTaskRetrieval
     from mteb.abstasks.sts import AbsTaskSTS
     from mteb.abstasks.task_metadata import TaskMetadata
+    from mteb.abstasks.text.bitext_mining import AbsTaskBitextMining
     from mteb.abstasks.text.summarization import AbsTaskSummarization
 
     base = {
@@ -90,6 +105,7 @@ def _mteb_class(task: Task) -> Any:
         "reranking": AbsTaskRetrieval,
         "sts": AbsTaskSTS,
         "pair_classification": AbsTaskPairClassification,
+        "bitext_mining": AbsTaskBitextMining,
         "classification": AbsTaskClassification,
         "clustering": AbsTaskClusteringLegacy,
         "summarization": AbsTaskSummarization,

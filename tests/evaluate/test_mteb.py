@@ -47,7 +47,7 @@ def theirs(task: Any, encoder: Any) -> dict[str, Any]:
     return dict(next(iter(result.task_results[0].scores.values()))[0])
 
 
-NAMES = ("news", "answers", "alike", "twins", "topics", "folds", "flat", "sets", "briefs")
+NAMES = ("news", "answers", "alike", "twins", "translated", "topics", "folds", "flat", "sets", "briefs")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -27,6 +27,7 @@ def test_every_layout_is_recognised(tmp_path: Path) -> None:
         "folds": "classification",
         "flat": "clustering",
         "sets": "clustering",
+        "translated": "bitext_mining",
         "briefs": "summarization",
     }
 
@@ -145,7 +146,7 @@ def test_the_digest_is_of_the_content(tmp_path: Path) -> None:
             rows[0][key] = "other" if isinstance(value, str) else ["other", *value[1:]]
             write_jsonl(path, rows)
             assert content_digest(load_task(folder).data) != digests[folder.name], folder.name
-    assert len(set(digests.values())) == 9
+    assert len(set(digests.values())) == len(digests) == 10
 
 
 def test_known_data() -> None:

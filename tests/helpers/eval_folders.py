@@ -72,6 +72,16 @@ def make_pairs(folder: Path, *, binary: bool, seed: int = 1, n: int = 60) -> Pat
     return folder
 
 
+def make_bitext(folder: Path, *, seed: int = 8, n: int = 40) -> Path:
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(n):
+        words = sentence(rng, i).split()
+        rows.append({"text1": " ".join(words), "text2": " ".join(rng.permutation(words[: 3 + i % 6]))})
+    write_jsonl(folder / "test.jsonl", rows)
+    return folder
+
+
 def make_labelled(folder: Path, *, seed: int = 2, n: int = 60, train: bool = True, classes: int = 4) -> Path:
     rng = np.random.default_rng(seed)
     for name in ("train", "test") if train else ("test",):
@@ -113,6 +123,7 @@ def make_all(root: Path) -> Path:
     make_retrieval(root / "reranking" / "answers", seed=7)
     make_pairs(root / "sts" / "alike", binary=False)
     make_pairs(root / "pairs" / "twins", binary=True)
+    make_bitext(root / "bitext" / "translated")
     make_labelled(root / "classification" / "topics")
     make_labelled(root / "classification" / "folds", train=False, n=53, seed=5)
     make_labelled(root / "clustering" / "flat", train=False, seed=6)

@@ -211,11 +211,11 @@ def _scheme(reduction: Reduction) -> dict[str, Any]:
 
 def _tokenizer_files(source: Checkpoint, reduction: Reduction) -> dict[str, bytes]:
     files = source.tokenizer_files()
-    if reduction.tokens is None:
-        return files
-    form = trim_tokenizer(json.loads(files["tokenizer.json"]), reduction.tokens)
+    form = json.loads(files["tokenizer.json"])
+    if reduction.tokens is not None:
+        form = trim_tokenizer(form, reduction.tokens)
     files["tokenizer.json"] = json.dumps(form, ensure_ascii=False, separators=(",", ":")).encode()
-    if "tokenizer_config.json" in files:
+    if reduction.tokens is not None and "tokenizer_config.json" in files:
         config = trim_tokenizer_config(json.loads(files["tokenizer_config.json"]), reduction.tokens)
         files["tokenizer_config.json"] = json_bytes(config)
     return files

@@ -8,8 +8,8 @@ from nvembed.evaluate.learn import classification, clustering
 from nvembed.evaluate.outcome import Embed, Prompts, TaskOutcome
 from nvembed.evaluate.rank import reranking, retrieval
 from nvembed.evaluate.settings import protocol
-from nvembed.evaluate.similarity import pair_classification, sts, summarization
-from nvembed.evaluate.tasks import Labelled, Pairs, Retrieval, Sets, Task
+from nvembed.evaluate.similarity import bitext_mining, pair_classification, sts, summarization
+from nvembed.evaluate.tasks import Bitext, Labelled, Pairs, Retrieval, Sets, Task
 
 
 def run_task(task: Task, embed: Embed, prompts: Prompts) -> TaskOutcome:
@@ -21,6 +21,8 @@ def run_task(task: Task, embed: Embed, prompts: Prompts) -> TaskOutcome:
     if isinstance(data, Pairs):
         pairwise = pair_classification if task.kind == "pair_classification" else sts
         return pairwise(data, embed, prompts.query)
+    if isinstance(data, Bitext):
+        return bitext_mining(data, embed, prompts.query)
     if isinstance(data, Labelled):
         samples = task.settings.samples_per_label or protocol().classification.samples_per_label
         return classification(data, embed, prompts.query, samples_per_label=samples)

@@ -1,4 +1,4 @@
-"""STS, pair classification and summarisation: the agreement of similarity with human judgement.
+"""STS, pair classification, bitext mining, summarisation: the agreement of similarity with human judgement.
 
 Shapes: N pairs, D hidden size.
 """
@@ -11,8 +11,9 @@ import numpy as np
 from nvembed.errors import InputError
 from nvembed.evaluate import scores
 from nvembed.evaluate.outcome import Embed, Items, TaskOutcome, numbered
-from nvembed.evaluate.tasks import Pairs, Summaries
+from nvembed.evaluate.tasks import Bitext, Pairs, Summaries
 from nvembed.vectors.metric import paired_cosine
+from nvembed.vectors.search import top_k
 
 
 def sts(data: Pairs, embed: Embed, prompt: str) -> TaskOutcome:
@@ -55,6 +56,20 @@ def _similarities(a_ND: np.ndarray, b_ND: np.ndarray) -> dict[str, np.ndarray]:
         "manhattan": np.negative(np.sum(np.abs(difference_ND), axis=1)),
         "euclidean": np.negative(np.sqrt(np.sum(np.square(difference_ND), axis=1))),
     }
+
+
+def bitext_mining(data: Bitext, embed: Embed, prompt: str) -> TaskOutcome:
+    """Find the translation of each ``text1`` among all ``text2``, by cosine.
+
+    Main score: F1 of the numbers of the translations as classes, weighted by their counts.
+    """
+    guess_N = top_k(embed(data.text1, prompt), [embed(data.text2, prompt)], 1)[1][:, 0]
+    gold_N = np.arange(len(guess_N))
+    weighted = scores.classification_scores(gold_N, guess_N)
+    values = {name: weighted[f"{name}_weighted"] for name in ("precision", "recall", "f1")}
+    values["accuracy"] = weighted["accuracy"]
+    f1_N = 2 * (guess_N == gold_N) / (1 + np.bincount(guess_N, minlength=len(gold_N)))
+    return TaskOutcome(values, "f1", Items("mean", numbered(gold_N), f1_N))
 
 
 def summarization(data: Summaries, embed: Embed, prompt: str) -> TaskOutcome:

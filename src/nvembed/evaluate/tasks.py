@@ -5,6 +5,7 @@ A task is a folder. Its files decide its kind:
     corpus.jsonl queries.jsonl qrels/test.tsv    retrieval (BEIR layout); reranking, where each query is
                                                  scored on the passages that its qrels list
     test.jsonl of {"text1", "text2", "score"}    STS; pair classification if every score is 0 or 1
+    test.jsonl of {"text1", "text2"}             bitext mining: each text1's translation among all text2
     train.jsonl, test.jsonl of {"text", "label"} classification; without a train or validation file
                                                  cross-validation, or clustering (see below)
     test.jsonl of {"sentences", "labels"}        clustering of several sets, as MTEB English v1 has them
@@ -35,13 +36,21 @@ from nvembed.read.streams import open_binary
 from nvembed.recipe import Recipe, nearest, read_recipe
 
 Kind = Literal[
-    "retrieval", "reranking", "sts", "pair_classification", "classification", "clustering", "summarization"
+    "retrieval",
+    "reranking",
+    "sts",
+    "pair_classification",
+    "bitext_mining",
+    "classification",
+    "clustering",
+    "summarization",
 ]
 CATEGORY: dict[Kind, str] = {
     "retrieval": "Retrieval",
     "reranking": "Reranking",
     "sts": "STS",
     "pair_classification": "PairClassification",
+    "bitext_mining": "BitextMining",
     "classification": "Classification",
     "clustering": "Clustering",
     "summarization": "Summarization",
@@ -71,6 +80,14 @@ class Pairs:
 
 
 @dataclass(frozen=True)
+class Bitext:
+    """Texts and their translations, in the same order."""
+
+    text1: Sequence[str]
+    text2: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Labelled:
     """Texts with a class each; ``train`` is empty if the test texts are cross-validated."""
 
@@ -97,7 +114,7 @@ class Summaries:
     relevance: Sequence[np.ndarray]
 
 
-Data = Retrieval | Pairs | Labelled | Sets | Summaries
+Data = Retrieval | Pairs | Bitext | Labelled | Sets | Summaries
 TestSet = Literal["identical", "near", "other", "declared", "unverified"]
 
 
@@ -218,6 +235,8 @@ def load_task(folder: Path, *, split: str = "test", drop_unanswerable: bool = Fa
             data, files = _load_sets(path), [path]
         elif kind == "summarization":
             data, files = _load_summaries(path), [path]
+        elif kind == "bitext_mining":
+            data, files = _load_bitext(path), [path]
         else:
             data, files = _load_pairs(path, binary=kind == "pair_classification"), [path]
     name = folder.resolve().name
@@ -261,6 +280,8 @@ def _rows(data: Data) -> Iterator[list[Any]]:
             yield ["query", query, data.queries[query], sorted(grades.items())]
     elif isinstance(data, Pairs):
         yield from map(list, zip(data.text1, data.text2, data.score.tolist(), strict=True))
+    elif isinstance(data, Bitext):
+        yield from map(list, zip(data.text1, data.text2, strict=True))
     elif isinstance(data, Labelled):
         yield from (["test", *row] for row in zip(data.texts, data.labels.tolist(), strict=True))
         yield from (["train", *row] for row in zip(data.train_texts, data.train_labels.tolist(), strict=True))
@@ -277,6 +298,8 @@ def _size(data: Data) -> int:
         return len(data.passage_ids)
     if isinstance(data, Pairs):
         return len(data.score)
+    if isinstance(data, Bitext):
+        return len(data.text1)
     if isinstance(data, Labelled):
         return len(data.texts)
     return sum(map(len, data.texts)) if isinstance(data, Sets) else len(data.human)
@@ -319,6 +342,8 @@ def _kind(folder: Path, split: str) -> Kind:
         path = beir.file_of(folder, split)
         binary = path is not None and all(row.get("score") in (0, 1) for _, row in read_rows(path))
         return "pair_classification" if binary else "sts"
+    if {"text1", "text2"} <= keys:
+        return "bitext_mining"
     if {"sentences", "labels"} <= keys:
         return "clustering"
     if {"human_summaries", "machine_summaries"} <= keys:
@@ -377,6 +402,16 @@ def _load_pairs(path: Path, *, binary: bool) -> Pairs:
     if len(set(scores)) < 2:
         raise DataError(f"{path}: every score is the same ({scores[:1]}); nothing can be correlated with it")
     return Pairs(text1, text2, np.array(scores, dtype=np.float64))
+
+
+def _load_bitext(path: Path) -> Bitext:
+    pairs = [
+        (fields.text(row, "text1", where), fields.text(row, "text2", where)) for where, row in read_rows(path)
+    ]
+    if not pairs:
+        raise DataError(f"{path}: expected at least one pair of texts; the file is empty")
+    text1, text2 = zip(*pairs, strict=True)
+    return Bitext(text1, text2)
 
 
 def _load_labelled(folder: Path, path: Path) -> tuple[Labelled, list[Path]]:
