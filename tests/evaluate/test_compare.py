@@ -120,7 +120,7 @@ def test_every_statistic_and_the_categories(tmp_path: Path) -> None:
         assert row.low > 0, task
         assert row.p is not None
         assert row.p < 0.05
-    overall = rows["mean of 9", "all"]
+    overall = rows["mean of 10", "all"]
     assert overall.b == pytest.approx(np.mean([r.main_score for r in words.values()]))
     assert overall.low is not None
     assert overall.high is not None

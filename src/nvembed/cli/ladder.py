@@ -23,7 +23,7 @@ from nvembed.evaluate.record import environment, folder_of, peak_memory, read_re
 from nvembed.evaluate.report import Point, chart_points
 from nvembed.evaluate.run import evaluate as run
 from nvembed.evaluate.subject import Subject
-from nvembed.evaluate.tasks import Data, Labelled, Pairs, Retrieval, Sets, find_tasks, load_task
+from nvembed.evaluate.tasks import Bitext, Data, Labelled, Retrieval, Sets, find_tasks, load_task
 from nvembed.files import write_json
 from nvembed.indexing.models import find_model
 
@@ -132,7 +132,7 @@ def _sample(folders: list[Path], count: int) -> list[str]:
 def _texts(data: Data) -> Iterable[str]:
     if isinstance(data, Retrieval):
         return data.passages()
-    if isinstance(data, Pairs):
+    if isinstance(data, Bitext):
         return data.text1
     if isinstance(data, Labelled):
         return data.texts

@@ -136,10 +136,10 @@ def _held_out(
 
 def _task_records(task: "Task") -> Iterator[TextRecord]:
     """Yield what of a task must not be trained on: its pairs, queries or texts."""
-    from nvembed.evaluate.tasks import Labelled, Pairs, Retrieval, Sets
+    from nvembed.evaluate.tasks import Bitext, Labelled, Retrieval, Sets
 
     data = task.data
-    if isinstance(data, Pairs):
+    if isinstance(data, Bitext):
         return zip(data.text1, data.text2, strict=True)
     if isinstance(data, Retrieval):
         return ((query,) for query in data.queries.values())

@@ -15,7 +15,7 @@ from nvembed.evaluate.outcome import Embed, Items, Prompts
 from nvembed.evaluate.protocol import run_task
 from nvembed.evaluate.rank import lexical
 from nvembed.evaluate.subject import EncodeFn, Subject
-from nvembed.evaluate.tasks import CATEGORY, Labelled, Pairs, Retrieval, Sets, Task
+from nvembed.evaluate.tasks import CATEGORY, Bitext, Labelled, Retrieval, Sets, Task
 from nvembed.recipe import nearest
 from nvembed.text.prompt import Side, format_prompt, instruction_for, known_tasks
 from nvembed.vectors.embeddings import Embeddings
@@ -263,7 +263,7 @@ def _texts_in(task: Task) -> int:
     data = task.data
     if isinstance(data, Retrieval):
         return len(data.passage_ids) + len(data.queries)
-    if isinstance(data, Pairs):
+    if isinstance(data, Bitext):
         return 2 * len(data.text1)
     if isinstance(data, Labelled):
         return len(data.texts)

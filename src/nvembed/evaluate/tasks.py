@@ -71,20 +71,18 @@ class Retrieval:
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Pairs of texts with a gold score each (0 or 1 for pair classification)."""
+class Bitext:
+    """Pairs of texts: translations, in the same order."""
 
     text1: Sequence[str]
     text2: Sequence[str]
-    score: np.ndarray  # (pairs,) float64
 
 
 @dataclass(frozen=True)
-class Bitext:
-    """Texts and their translations, in the same order."""
+class Pairs(Bitext):
+    """Pairs of texts with a gold score each (0 or 1 for pair classification)."""
 
-    text1: Sequence[str]
-    text2: Sequence[str]
+    score: np.ndarray  # (pairs,) float64
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ class Summaries:
     relevance: Sequence[np.ndarray]
 
 
-Data = Retrieval | Pairs | Bitext | Labelled | Sets | Summaries
+Data = Retrieval | Bitext | Labelled | Sets | Summaries
 TestSet = Literal["identical", "near", "other", "declared", "unverified"]
 
 
@@ -296,8 +294,6 @@ def _rows(data: Data) -> Iterator[list[Any]]:
 def _size(data: Data) -> int:
     if isinstance(data, Retrieval):
         return len(data.passage_ids)
-    if isinstance(data, Pairs):
-        return len(data.score)
     if isinstance(data, Bitext):
         return len(data.text1)
     if isinstance(data, Labelled):
