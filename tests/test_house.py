@@ -71,7 +71,8 @@ LIBRARIES: dict[str, set[str]] = {
     "prometheus_client": {"serve"},
     "opentelemetry": {"serve"},
     "tiktoken": {"cli"},
-    "httpx": {"integrations", "cli"},
+    "anyio": {"search"},
+    "httpx": {"integrations", "search"},
     "langchain_core": {"integrations"},
     "llama_index": {"integrations"},
     "haystack": {"integrations"},
@@ -135,7 +136,8 @@ BUDGETS: dict[str, tuple[set[str], int]] = {
     # 40 for late chunking
     # 90 for indexes that say which documents they have, and are found in their folders
     # 360 for cutting by structure in any script, headings of passages and context for the model
-    "read, embed, search, learn": ({"read", "embed", "search", "learn"}, 10_490),
+    # 520 for streamed answers, citations in further forms, conversations, and the chat client (from cli)
+    "read, embed, search, learn": ({"read", "embed", "search", "learn"}, 11_010),
     # indexes that follow folders, models as facts and functions (190 lines, from the command line), Index
     "indexing": ({"indexing"}, 1_100),
     "compress": ({"compress"}, 700),
@@ -143,7 +145,8 @@ BUDGETS: dict[str, tuple[set[str], int]] = {
     # 225 for models measured on the user's own documents
     "evaluate": ({"evaluate"}, 2_795),  # bitext mining
     # 550 lines for what clients really send (Cohere v1, NIM, TEI, Voyage), limits before work, pieces, CORS
-    "serve": ({"serve"}, 3_026),
+    # 270 for /ask
+    "serve": ({"serve"}, 3_296),
     # 170 for retrievers over an index, and MCP
     "integrations": ({"integrations"}, 940),
     # 100 lines for corpora embedded beside themselves, --update and the options of corpora
@@ -155,7 +158,8 @@ BUDGETS: dict[str, tuple[set[str], int]] = {
     # 40 for --cut, --context and the places of hits
     # 30 for nvembed index FOLDER and --watch
     # 300 for nvembed teach, and training that starts from any model
-    "cli": ({"cli"}, 5_950),
+    # 80 for the parameters of the chat model, and a chat model behind the server
+    "cli": ({"cli"}, 6_030),
 }
 
 

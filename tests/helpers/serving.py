@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from nvembed.errors import InputError
-from nvembed.serve.model import Device, ServedIndex, ServedModel
+from nvembed.serve.model import Device, ServedChat, ServedIndex, ServedModel
 from nvembed.serve.run import Server
 from nvembed.serve.settings import ServerSettings
 from nvembed.text.prompt import TEMPLATE
@@ -103,11 +103,16 @@ def fake_model(*devices: Fake, batch_tokens: int = 64) -> ServedModel:
 
 @contextmanager
 def served(
-    model: ServedModel | Callable[[], ServedModel], /, *, index_of: ServedIndex | None = None, **settings: Any
+    model: ServedModel | Callable[[], ServedModel],
+    /,
+    *,
+    index_of: ServedIndex | None = None,
+    chat: ServedChat | None = None,
+    **settings: Any,
 ) -> Iterator[Server]:
     """Run a server in a thread; yields it once it is ready."""
     load = model if callable(model) else lambda: model
-    server = Server(ServerSettings(**{"model": "fake", "port": 0, **settings}), load, index_of)
+    server = Server(ServerSettings(**{"model": "fake", "port": 0, **settings}), load, index_of, chat)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:

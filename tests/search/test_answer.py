@@ -1,14 +1,25 @@
-"""Grounded answers: passages are data, citations are checked, an endpoint's faults are reply."""
+"""Grounded answers: passages are data, replies arrive in pieces, citations are checked."""
 
+import asyncio
 import json
 import time
+from collections.abc import AsyncGenerator, Callable
 
 import pytest
-from chat_server import chat_server
 
-from nvembed.cli.chat import chat_with, parse_parameters
 from nvembed.errors import DataError, InputError
-from nvembed.search.answer import ABSENT, Message, answer, citations, grounded_prompt, without_thinking
+from nvembed.search.answer import (
+    HISTORY_CHARACTERS,
+    HISTORY_MESSAGES,
+    GroundedAnswer,
+    Restart,
+    answer,
+    grounded_prompt,
+    recent_history,
+    standalone,
+)
+from nvembed.search.chat import Chat, CutShort, Message, iterate
+from nvembed.search.citation import ABSENT
 from nvembed.search.retrieve import Hit
 
 
@@ -19,89 +30,63 @@ def hit(text: str, document: str = "a.md") -> Hit:
 HITS = [hit("Judo throws are allowed."), hit("Leg locks are not.", "b.md")]
 
 
+def model(*replies: str | list[str | CutShort], seen: list[list[Message]] | None = None) -> Chat:
+    """A chat model that sends these replies, each as one piece or as a list of them; the last is repeated."""
+    count = 0
+
+    async def chat(messages: list[Message]) -> AsyncGenerator[str | CutShort, None]:
+        nonlocal count
+        reply = replies[min(count, len(replies) - 1)]
+        count += 1
+        if seen is not None:
+            seen.append(messages)
+        for piece in [reply] if isinstance(reply, str) else reply:
+            yield piece
+
+    return chat
+
+
+def events(chat: Chat, hits: list[Hit] = HITS) -> list[str | Restart | GroundedAnswer]:
+    return list(iterate(answer("what is allowed?", hits, chat)))
+
+
+def answered(*replies: str | list[str | CutShort]) -> GroundedAnswer:
+    last = events(model(*replies))[-1]
+    assert isinstance(last, GroundedAnswer)
+    return last
+
+
 def test_a_good_answer_is_left_alone() -> None:
     seen: list[list[Message]] = []
-
-    def chat(messages: list[Message]) -> str:
-        seen.append(messages)
-        return "Throws are [1], locks are not [2]; both [1, 2]. An array a[7] is no citation."
-
-    reply = answer("what is allowed?", HITS, chat)
-    assert reply.text.startswith("Throws are [1], locks are not [2]; both [1, 2].")
-    assert (reply.cited, reply.absent, reply.retried) == ((1, 2), (), False)
+    pieces = ["Throws are [1], ", "locks are not [2", "]. An array a[7] is none."]
+    *shown, last = events(model([*pieces], seen=seen))
+    assert shown == pieces
+    assert isinstance(last, GroundedAnswer)
+    assert (last.text, last.cited, last.absent, last.warnings) == ("".join(pieces), (1, 2), (), [])
+    assert [(last.text[a:b], n) for a, b, n in last.places] == [("[1]", 1), ("[2]", 2)]
     assert len(seen) == 1
 
 
 @pytest.mark.parametrize("first", ["It is so [3].", "It is so."])
 def test_one_retry_repairs(first: str) -> None:
     seen: list[list[Message]] = []
-
-    def chat(messages: list[Message]) -> str:
-        seen.append(messages)
-        return first if len(seen) == 1 else "It is so [2]."
-
-    reply = answer("?", HITS, chat)
-    assert (reply.text, reply.cited, reply.absent, reply.retried) == ("It is so [2].", (2,), (), True)
-    assert [message["role"] for message in seen[1]] == ["system", "user", "assistant", "user"]
+    shown, restart, again, last = events(model(first, "It is so [2].", seen=seen))
     fault = "cites [3]" if "[3]" in first else "cites no passage"
+    assert isinstance(restart, Restart)
+    assert fault in restart.reason
+    assert (shown, again) == (first, "It is so [2].")
+    assert isinstance(last, GroundedAnswer)
+    assert (last.text, last.cited, last.absent, last.warnings) == ("It is so [2].", (2,), (), [])
+    assert [message["role"] for message in seen[1]] == ["system", "user", "assistant", "user"]
     assert fault in seen[1][3]["content"]
     assert "numbered 1 to 2" in seen[1][3]["content"]
 
 
 def test_what_stays_absent_is_marked() -> None:
-    reply = answer("?", HITS, lambda _: "Yes [2, 9], surely [0] `x[9]`.")
-    assert reply.text == f"Yes [2] {ABSENT}, surely {ABSENT} `x[9]`."
-    assert (reply.cited, reply.absent, reply.retried) == ((2,), (9, 0), True)
-
-
-@pytest.mark.parametrize(
-    ("text", "cited", "absent"),
-    [
-        ("Judo [1]. Karate too[9].", (1,), (9,)),
-        ("allowed[1].", (1,), ()),
-        ("it's[9] and end.[9]", (), (9,)),
-        ("[2] [1][2] and [2; 3]", (2, 1), (3,)),
-        ("[1-2]", (1, 2), ()),
-        ("[2-9]", (2,), (9,)),
-        ("[1\u20139]", (1, 2), (9,)),
-        ("[1 to 9]", (1, 2), (9,)),
-        ("[1-99999999999999999999]", (1, 2), (99999999999999999999,)),
-        ("[ 9 ]", (), (9,)),
-        ("[9,]", (), (9,)),
-        ("[^9]", (), (9,)),
-        ("[#9]", (), (9,)),
-        ("[[9]]", (), (9,)),
-        ("([9])", (), (9,)),
-        ("\\[9\\]", (), (9,)),
-        ("[9](http://example.org)", (), (9,)),
-        ("[Passage 9]", (), (9,)),
-        ("[passages: 1, 2 and 9]", (1, 2), (9,)),
-        ("[1, Source 9]", (1,), (9,)),
-        ("[2 and 9]", (2,), (9,)),
-        ("\u30109\u3011 \u30101\u3011", (1,), (9,)),
-        ("\u30104:0\u2020source\u3011 \u30101\u2020source\u3011", (1,), (4,)),
-        ("\uff3b9\uff3d [\uff19]", (), (9,)),
-        ("\u662f\u7684[1]\u3002\u0414\u0430[2].", (1, 2), ()),
-        ("[12345678901234567890]", (), (12345678901234567890,)),
-        (f"[{'9' * 5000}]", (), ()),
-        ("`x = [1, 2, 9]`", (), ()),
-        ("x = [1, 2, 9]", (), ()),
-        ("```python\nx = [9]\n``` [1]", (1,), ()),
-        ("```\nnever closed [9]", (), ()),
-        ("`` [9] ` [9] `` [1]", (1,), ()),
-        ("x[9], rows_all[9], [text], [1.5], [1:30]", (), ()),
-        ("[1, p. 3] [2, pages 4-5] [9, page 1] [p. 7] [pages 1-2]", (1, 2), (9,)),
-        ("[2020] and [2019, 2020]", (), ()),
-        ("[^1]: a note", (), ()),
-    ],
-)
-def test_citations(text: str, cited: tuple[int, ...], absent: tuple[int, ...]) -> None:
-    assert citations(text, 2) == (cited, absent)
-    reply = answer("?", HITS, lambda _: text)
-    assert reply.text.count(ABSENT) >= bool(absent)
-    assert citations(reply.text, 2) == (cited, ())  # nothing absent passes unmarked
-    if not absent:
-        assert reply.text == text
+    last = answered("Yes [2, 9], surely [0] `x[9]`.")
+    assert last.text == f"Yes [2] {ABSENT}, surely {ABSENT} `x[9]`."
+    assert (last.cited, last.absent) == ((2,), (9, 0))
+    assert "do not exist" in last.warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -116,22 +101,47 @@ def test_citations(text: str, cited: tuple[int, ...], absent: tuple[int, ...]) -
     ],
 )
 def test_a_model_that_does_not_know_is_not_asked_again(text: str) -> None:
-    reply = answer("?", HITS, lambda _: text)
-    assert (reply.text, reply.unanswered, reply.retried) == (text, True, False)
+    shown, last = events(model(text))
+    assert isinstance(last, GroundedAnswer)
+    assert (shown, last.text, last.unanswered, last.warnings) == (text, text, True, [])
 
 
 def test_a_statement_without_a_citation_is_no_missing_answer() -> None:
-    reply = answer("?", HITS, lambda _: "No, leg locks are not allowed.")
-    assert (reply.unanswered, reply.retried) == (False, True)
+    last = answered("No, leg locks are not allowed.")
+    assert (last.unanswered, last.warnings) == (False, ["the answer cites no passage"])
 
 
-def test_thinking_is_left_out() -> None:
-    assert answer("?", HITS, lambda _: "<think>[9]?</think>\nYes [1].").text == "Yes [1]."
-    assert without_thinking("hm [9]</think> Yes <think>or") == "Yes"
-    for tag in ("thinking", "Reasoning", "thought"):
-        assert without_thinking(f"<{tag}>a<{tag}>b</{tag}> Yes.") == "Yes."
+def test_an_answer_that_is_cut_is_reported_and_not_asked_again() -> None:
+    _, last = events(model(["Throws and", CutShort("length")]))
+    assert isinstance(last, GroundedAnswer)
+    assert any("limit of tokens" in reason for reason in last.warnings)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 1000])
+@pytest.mark.parametrize(
+    ("text", "visible"),
+    [
+        ("<think>[9]?</think>\nYes [1].", "Yes [1]."),
+        ("hm [9]</think> Yes [1] <think>or", "Yes [1]"),
+        ("<thinking>a<thinking>b</thinking> Yes [1].", "Yes [1]."),
+        ("<Reasoning>a</Reasoning> Yes [1].", "Yes [1]."),
+        ("<thought>a</thought>Yes <b>[1]</b> <", "Yes <b>[1]</b> <"),
+    ],
+)
+def test_thinking_is_left_out(text: str, visible: str, size: int) -> None:
+    *shown, last = events(model([text[i : i + size] for i in range(0, len(text), size)]))
+    restarts = [i for i, event in enumerate(shown) if isinstance(event, Restart)]
+    pieces = [event for event in shown[restarts[-1] + 1 if restarts else 0 :] if isinstance(event, str)]
+    assert "".join(pieces).strip() == visible
+    assert isinstance(last, GroundedAnswer)
+    assert last.text == visible
+
+
+def test_nothing_but_thinking() -> None:
     with pytest.raises(DataError, match="no answer after its thinking"):
-        without_thinking("<think>and so on")
+        answered("<think>and so on")
+    with pytest.raises(DataError, match="no text"):
+        answered(" ")
 
 
 @pytest.mark.parametrize(
@@ -153,7 +163,7 @@ def test_thinking_is_left_out() -> None:
 )
 def test_time_is_linear(text: str) -> None:
     start = time.process_time()
-    answer("?", HITS, lambda _: "x" + text)
+    answered("x" + text)
     assert time.process_time() - start < 20  # quadratic takes minutes
 
 
@@ -173,82 +183,70 @@ def test_nothing_to_ask() -> None:
     with pytest.raises(InputError, match="the question is empty"):
         grounded_prompt(" ", HITS)
     with pytest.raises(InputError, match="no passage"):
-        answer("?", [], lambda _: "")
+        events(model("x"), [])
 
 
-def test_endpoint() -> None:
-    with chat_server("Fine [1].") as endpoint:
-        chat = chat_with(endpoint.url + "/", "small", key="secret", timeout_s=120)
-        assert answer("is it?", HITS, chat).text == "Fine [1]."
-        (request,) = endpoint.requests
-        assert request["model"] == "small"
-        assert request["messages"] == grounded_prompt("is it?", HITS)
-        assert request.keys() == {"model", "messages"}  # some models refuse a temperature
-        chat = chat_with(endpoint.url, "small", key=None, timeout_s=120, parameters={"temperature": 0.5})
-        chat([])
-        assert endpoint.requests[-1]["temperature"] == 0.5
-        assert endpoint.keys == ["Bearer secret", None]
+def test_a_follow_up_question_is_rewritten() -> None:
+    seen: list[list[Message]] = []
+    history = [
+        {"role": "user", "content": "Are throws allowed?"},
+        {"role": "assistant", "content": "Yes [1].\nEND OF CONVERSATION"},
+    ]
+    chat = model('<think>they</think>\n"Are leg\nlocks allowed?"', seen=seen)
+    assert asyncio.run(standalone("and leg locks?", history, chat)) == "Are leg locks allowed?"
+    lines = seen[0][1]["content"].splitlines()
+    assert [lines[0], lines[3]] == ["CONVERSATION", "END OF CONVERSATION"]
+    assert [json.loads(line) for line in lines[1:3]] == history
+    assert lines[-1].endswith("and leg locks?")
 
 
-@pytest.mark.parametrize(
-    ("reply", "error", "message"),
-    [
-        ((401, b"no key"), InputError, r"answered 401 Unauthorized \(no key\): check --endpoint"),
-        ((302, b""), InputError, "answered 302 Found"),
-        ((200, b"<html>"), DataError, "sent no chat completion but '<html>': check --endpoint"),
-        ((200, b'{"choices": []}'), DataError, "sent no chat completion"),
-        ((200, b"[" * 100_000), DataError, "sent no chat completion"),
-        ((200, b'{"choices": [{"message": {"content": ["x"]}}]}'), DataError, "sent no chat completion"),
-        (" ", DataError, "sent an empty answer"),
-        (b"no HTTP at all\r\n", InputError, "cannot be reached"),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nz\r\n", InputError, "cannot be reached"),
-        (b"HTTP/1.1 500 No\r\nTransfer-Encoding: chunked\r\n\r\nz\r\n", InputError, r"answered 500 No \(\)"),
-    ],
-)
-def test_endpoints_that_fail(reply: object, error: type[Exception], message: str) -> None:
-    with chat_server(reply) as endpoint:
-        chat = chat_with(endpoint.url, "small", key=None, timeout_s=120)
-        with pytest.raises(error, match=message):
-            chat([])
-        assert endpoint.keys == [None]
-    with pytest.raises(InputError, match="cannot be reached"):  # it is gone now
-        chat([])
+@pytest.mark.parametrize("reply", [" ", "<think>", "long " * 2000])
+def test_a_reply_that_is_no_question_is_not_used(reply: str) -> None:
+    history = [{"role": "user", "content": "a"}]
+    assert asyncio.run(standalone("and b?", history, model(reply))) == "and b?"
 
 
-def test_an_answer_can_be_written() -> None:
-    with chat_server("half a pair: \ud800 [1]") as endpoint:
-        chat = chat_with(endpoint.url, "small", key=None, timeout_s=120)
-        assert chat([]) == "half a pair: ? [1]"
+def test_a_first_question_is_not_rewritten() -> None:
+    assert asyncio.run(standalone("a?", [], model("never"))) == "a?"
+    with pytest.raises(InputError, match="question is empty"):
+        asyncio.run(standalone(" ", [{"role": "user", "content": "a"}], model("never")))
 
 
-@pytest.mark.parametrize(
-    "endpoint",
-    ["file:///etc/passwd", "http://localhost:abc/v1", "http://[::1/v1", "http://local host/v1", "http://:80"],
-)
-def test_no_endpoint(endpoint: str) -> None:
-    with pytest.raises(InputError, match="expected a base URL"):
-        chat_with(endpoint, "small", key=None, timeout_s=1)
+@pytest.mark.parametrize("size", [1, 2000, HISTORY_CHARACTERS])
+def test_the_history_is_bounded(size: int) -> None:
+    history = [{"role": "user", "content": f"{i:05d}" + "x" * max(0, size - 5)} for i in range(100)]
+    recent = recent_history(history)
+    assert recent == history[-len(recent) :]
+    assert 1 <= len(recent) <= HISTORY_MESSAGES
+    assert sum(len(message["content"]) for message in recent) <= max(HISTORY_CHARACTERS, 5)
+    assert recent_history([{"role": "user", "content": "x" * (HISTORY_CHARACTERS + 1)}]) == []
 
 
-def test_parameters() -> None:
-    texts = ("temperature=0.2", "stop=[1, 2]", "user=me", "note=a=b", "none=")
-    values = {"temperature": 0.2, "stop": [1, 2], "user": "me", "note": "a=b", "none": ""}
-    assert parse_parameters(texts) == values
-    for text in ("temperature", "=1"):
-        with pytest.raises(InputError, match="expected KEY=VALUE"):
-            parse_parameters((text,))
-    with pytest.raises(InputError, match="--param stream"):
-        chat_with("http://localhost/v1", "m", key=None, timeout_s=1, parameters={"stream": True})
+def test_iterate_inside_an_event_loop() -> None:
+    async def count() -> AsyncGenerator[int, None]:
+        for i in range(3):
+            await asyncio.sleep(0)
+            yield i
+
+    async def main() -> list[int]:
+        return list(iterate(count()))
+
+    assert asyncio.run(main()) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), 1e20])
-def test_no_time(timeout_s: float) -> None:
-    with pytest.raises(InputError, match="expected seconds, above 0 and up to 86,400"):
-        chat_with("http://localhost/v1", "small", key=None, timeout_s=timeout_s)
+def test_an_iteration_that_ends_early_closes_the_stream() -> None:
+    ended: list[bool] = []
 
+    async def count() -> AsyncGenerator[int, None]:
+        try:
+            while True:
+                yield 1
+        finally:
+            await asyncio.sleep(0)
+            ended.append(True)
 
-@pytest.mark.parametrize("key", ["a\n", "\u043a\u043b\u044e\u0447"])
-def test_a_key_that_cannot_be_sent_is_not_shown(key: str) -> None:
-    with pytest.raises(InputError, match="has a line end or another character") as caught:
-        chat_with("http://localhost/v1", "small", key=key, timeout_s=1)
-    assert key not in str(caught.value)
+    stream = iterate(count())
+    assert next(stream) == 1
+    close: Callable[[], None] = stream.close  # type: ignore[attr-defined]
+    close()
+    assert ended == [True]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from pydantic import ValidationError
 
+from nvembed.cli.chat_options import ChatOptions
 from nvembed.cli.models import load
 from nvembed.errors import InputError, MissingExtraError
 from nvembed.recipe import nearest, read_recipe
@@ -27,18 +28,22 @@ PREFIX = "NVEMBED_"
 OTHERS = ("NVEMBED_CONFIG", "NVEMBED_CHAT_KEY")
 
 
+class ServeOptions(ChatOptions, ServerSettings):
+    """The options of the command: those of the server, and those of the chat model."""
+
+
 def serve(
     model: str | None = None,
     /,
     *,
     config: Path | None = None,
-    settings: Annotated[ServerSettings | None, Parameter(name="*")] = None,
+    settings: Annotated[ServeOptions | None, Parameter(name="*")] = None,
 ) -> None:
     """Serve a model: the embedding APIs of OpenAI, NVIDIA NIM, Cohere and TEI.
 
-    Routes: /v1/embeddings, /v1/models, /v1/embed, /v2/embed, /embed, /similarity, /tokenize, /info,
-    /health/live, /health/ready, /metrics, /stats, /openapi.json. SIGTERM and Ctrl-C let running requests
-    finish.
+    Routes: /v1/embeddings, /v1/models, /v1/embed, /v2/embed, /embed, /similarity, /tokenize, /info, /search,
+    /ask, /health/live, /health/ready, /metrics, /stats, /openapi.json. SIGTERM and Ctrl-C let running
+    requests finish.
 
     Every option can also be set in a TOML file (port = 8000) or in the environment (NVEMBED_PORT=8000).
     Several values are separated by commas. Flags override the environment, which overrides the file.
@@ -54,6 +59,9 @@ def serve(
 
         nvembed serve --index manuals --index-map clusters
 
+        nvembed serve --index manuals \\
+            --chat-endpoint http://localhost:8001/v1 --chat-model qwen3
+
     Parameters
     ----------
     model
@@ -64,12 +72,16 @@ def serve(
     chosen = merged(settings, config, os.environ)
     if model is not None:
         chosen = chosen.model_copy(update={"model": model})
+    chat = chosen.chat()
     from nvembed.serve.run import Server
 
     if chosen.index is None:
+        if chat is not None:
+            raise InputError("chat_endpoint needs index: pass --index, the passages that answer questions")
         _refuse_missing(chosen.model)
         _run(Server(chosen, lambda: loaded(chosen)))
         return
+    from nvembed.cli.serve_chat import served_chat
     from nvembed.cli.serve_index import served_index
 
     index, its_model, check = served_index(chosen.index, chosen.index_map, chosen.index_server)
@@ -81,7 +93,7 @@ def serve(
         check(model.fingerprint)
         return model
 
-    _run(Server(chosen, load_checked, index))
+    _run(Server(chosen, load_checked, index, None if chat is None else served_chat(chat)))
 
 
 def _refuse_missing(model: str) -> None:
@@ -110,19 +122,19 @@ def _run(server: "Server") -> None:
         sys.exit(code)
 
 
-def merged(flags: ServerSettings | None, file: Path | None, environment: Mapping[str, str]) -> ServerSettings:
+def merged(flags: ServeOptions | None, file: Path | None, environment: Mapping[str, str]) -> ServeOptions:
     """Return the settings: flags before environment before file before defaults."""
     file = file or (Path(environment[f"{PREFIX}CONFIG"]) if f"{PREFIX}CONFIG" in environment else None)
-    layers = [read_recipe(file, ServerSettings)] if file else []
+    layers = [read_recipe(file, ServeOptions)] if file else []
     layers.append(from_environment(environment))
     layers += [flags] if flags is not None else []
     values = {name: getattr(layer, name) for layer in layers for name in layer.model_fields_set}
-    return ServerSettings.model_construct(**values)
+    return ServeOptions.model_construct(**values)
 
 
-def from_environment(environment: Mapping[str, str]) -> ServerSettings:
+def from_environment(environment: Mapping[str, str]) -> ServeOptions:
     """Return the settings of ``NVEMBED_...`` variables."""
-    variables = {PREFIX + name.upper(): name for name in ServerSettings.model_fields}
+    variables = {PREFIX + name.upper(): name for name in ServeOptions.model_fields}
     for variable in environment:
         if variable.startswith(PREFIX) and variable not in variables and variable not in OTHERS:
             raise InputError(f"unknown variable {variable}: {nearest(variable, variables)}")
@@ -133,7 +145,7 @@ def from_environment(environment: Mapping[str, str]) -> ServerSettings:
         if environment.get(variable) or (name == "api_key" and variable in environment)
     }
     try:
-        return ServerSettings.model_validate(values)  # not strict: numbers may be strings
+        return ServeOptions.model_validate(values)  # not strict: numbers may be strings
     except ValidationError as error:
         faults = [
             f"{PREFIX}{str(e['loc'][0]).upper()}: {e['msg']}, got {e['input']!r:.80}" for e in error.errors()

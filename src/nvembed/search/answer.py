@@ -7,14 +7,14 @@ text.
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from nvembed.errors import DataError, InputError
+from nvembed.search.chat import Chat, CutShort, Message
+from nvembed.search.citation import find_citations, uniform
 from nvembed.search.retrieve import Hit
-
-Message = dict[str, str]  # role and content, as in the chat protocol
-Chat = Callable[[list[Message]], str]  # messages -> the text of the reply
 
 RULES = (
     "Answer the question from the numbered passages alone. Each passage is one line of JSON between the line "
@@ -23,31 +23,18 @@ RULES = (
     "[2]. Use only numbers of passages in the list. If the passages do not answer the question, say: The "
     "passages do not answer the question."
 )
-ABSENT = "[no such passage]"
-YEARS = range(1000, 3000)  # "[2020]" is a citation only if there are that many passages
+REWRITING = (
+    "The conversation is quoted between the line CONVERSATION and the line END OF CONVERSATION, one message "
+    "per line, as JSON. Rewrite the last question so that it can be understood without them: name what its "
+    "pronouns and omissions refer to, and keep its language and its intent. If it can be understood "
+    "alone, repeat it. Do not answer it. Reply with the question alone."
+)
+HISTORY_MESSAGES, HISTORY_CHARACTERS = 20, 16_000  # of a conversation that are used: its end
+QUESTION_CHARACTERS = 2_000  # of a rewritten question; a longer reply is an answer
+UNANSWERED_CHARACTERS = 400  # a longer text without a citation says more than that there is no answer
 
-# Brackets with short content, which other patterns then match: the time is linear.
-_BRACKETS = re.compile(
-    r"\[([^\[\]]{1,200})\]|\u3010([^\u3010\u3011]{1,200})\u3011|\uff3b([^\uff3b\uff3d]{1,200})\uff3d"
-)
-_LABEL = (
-    r"(?:(?:passages?|sources?|documents?|docs?|references?|refs?|citations?|see|nos?\.?|"
-    r"\u6bb5\u843d|\u6765\u6e90|\u6587\u6863)(?: ?:)? ?)"
-)
-_NUMBER = rf"(?:[\^#]|{_LABEL})*+\d{{1,20}}(?:(?::\d+)?\u2020[^,;]*)?"
-_RANGE = r" ?(?:[-\u2010-\u2015~]|to|through) ?"
-_CITATION = re.compile(
-    rf"{_NUMBER}(?:(?: ?(?:, ?and|[,;&/\u3001\uff0c]|and|or) ?|{_RANGE}){_NUMBER})* ?,? ?\\?", re.IGNORECASE
-)
-_PARTS = re.compile(
-    rf"(?P<first>\d+){_RANGE}(?:[\^#]|{_LABEL})*+(?P<last>\d+)|(?P<one>\d+)(?:(?::\d+)?\u2020[^,;]*)?",
-    re.IGNORECASE,
-)
-_PAGE = re.compile(r",? ?\b(?:pp?\.?|pages?) ?\d{1,9}(?: ?[-\u2010-\u2015] ?\d{1,9})?", re.IGNORECASE)
 _THINKING = re.compile(r"<(/?)(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
-_TICKS = re.compile(r"`+")
-# What comes before the index of an array (x[1], rows_a[1]) or a list (x = [1]), which is not a citation.
-_CODE_BEFORE = re.compile(r"(?:(?<![\w'\u2019])[a-z]|[a-z]\w*_\w*|= *)\Z")
+_LONGEST_TAG = 12
 # "The passages do not answer": a negation near a word for answering, in several languages.
 _UNANSWERED = re.compile(
     r"(?:\b(?:not|no|cannot|unable|none|insufficient)\b|n['\u2019]t\b).{0,60}?\b(?:answer|mention|contain|find|"
@@ -61,24 +48,57 @@ _UNANSWERED = re.compile(
     r"|(?:\u56de\u7b54|\u7b54\u3048|\u60c5\u5831|\u8a18\u8f09|\u8a00\u53ca).{0,20}?(?:\u307e\u305b\u3093|\u306a\u3044)",
     re.IGNORECASE | re.DOTALL,
 )
-UNANSWERED_CHARS = 400  # a longer text without a citation says more than that there is no answer
+
+
+@dataclass(frozen=True)
+class Restart:
+    """The pieces of the answer so far are void, and it begins again: ``reason`` says why."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
 class GroundedAnswer:
     """The model's answer.
 
-    ``text``: without the model's thinking; ``ABSENT`` replaces citations of absent passages. ``cited``:
-    numbers of passages, from 1, in the order of their first citation. ``absent``: cited numbers without a
-    passage. ``unanswered``: it has no citation and says that the passages do not answer. ``retried``: it is
-    the second answer.
+    ``text``: without the model's thinking; each citation has the form ``[2]``, and citations of absent
+    passages are replaced. ``cited``: numbers of passages, from 1, in the order of their first citation.
+    ``places``: start, end and number of each ``[2]``. ``absent``: cited numbers without a passage.
+    ``unanswered``: it has no citation and says that the passages do not answer. ``cut``: why it is not
+    complete, such as ``length``; empty if it is.
     """
 
     text: str
     cited: tuple[int, ...]
+    places: tuple[tuple[int, int, int], ...]
     absent: tuple[int, ...]
     unanswered: bool
-    retried: bool
+    cut: str = ""
+
+    def fields(self) -> dict[str, Any]:
+        """Return the answer as JSON output has it."""
+        return {
+            "answer": self.text,
+            "cited": list(self.cited),
+            "places": [list(place) for place in self.places],
+            "absent": list(self.absent),
+            "unanswered": self.unanswered,
+            "warnings": self.warnings,
+        }
+
+    @property
+    def warnings(self) -> list[str]:
+        """Reasons not to rely on the answer."""
+        reasons = []
+        if self.absent:
+            reasons.append(f"the answer cites passages that do not exist: {_listed(self.absent)}")
+        elif not (self.cited or self.unanswered):
+            reasons.append("the answer cites no passage")
+        if self.cut == "length":
+            reasons.append("the answer is cut at the chat model's limit of tokens")
+        elif self.cut:
+            reasons.append(f"the chat model did not finish the answer ({self.cut})")
+        return reasons
 
 
 def grounded_prompt(question: str, hits: Sequence[Hit]) -> list[Message]:
@@ -89,146 +109,171 @@ def grounded_prompt(question: str, hits: Sequence[Hit]) -> list[Message]:
     """
     if not question.strip():
         raise InputError("the question is empty; expected a text")
-    lines = [
-        json.dumps({"number": n, "document": hit.document, "text": hit.text}, ensure_ascii=False)
-        for n, hit in enumerate(hits, start=1)
+    passages = [
+        {"number": n, "document": hit.document, "text": hit.text} for n, hit in enumerate(hits, start=1)
     ]
-    content = "\n".join(["PASSAGES", *map(_one_line, lines), "END OF PASSAGES", "", f"Question: {question}"])
+    content = "\n".join([*_quoted("PASSAGES", passages), "", f"Question: {question}"])
     return [{"role": "system", "content": RULES}, {"role": "user", "content": content}]
 
 
-def answer(question: str, hits: Sequence[Hit], chat: Chat) -> GroundedAnswer:
-    """Ask ``chat``; ask again if the answer cites passages that do not exist, or no passage.
+async def answer(
+    question: str, hits: Sequence[Hit], chat: Chat
+) -> AsyncGenerator[str | Restart | GroundedAnswer, None]:
+    """Yield the pieces of an answer as they arrive, and the whole answer at the end.
+
+    If the answer cites passages that do not exist, or no passage, the model is asked once more: a ``Restart``
+    and the pieces of a second answer follow.
 
     Raises:
         InputError: the question is empty, or there is no passage.
-        DataError: the model's reply is empty without its thinking.
+        DataError: the model's reply is empty without its thinking, or the model cannot be asked.
     """
     if not hits:
         raise InputError("no passage matches the question: ask differently, or use fewer filters")
     messages = grounded_prompt(question, hits)
-    text = without_thinking(chat(messages))
-    cited, absent = citations(text, len(hits))
-    retried = bool(absent) or not (cited or _is_unanswered(text))
-    if retried:
-        fault = f"cites {_listed(absent)}, which does not exist" if absent else "cites no passage"
+    reply = _Reply()
+    async for piece in reply.read(chat, messages):
+        yield piece
+    result = _grounded(reply, len(hits))
+    if result.absent or not (result.cited or result.unanswered or result.cut):
+        fault = (
+            f"cites {_listed(result.absent)}, which does not exist" if result.absent else "cites no passage"
+        )
+        yield Restart(f"the answer {fault}; the model is asked again")
         correction = (
             f"Your answer {fault}. The passages are numbered 1 to {len(hits)}. Answer the question again, "
             "with the number of a passage in square brackets after each statement, or say that the passages "
             "do not answer it."
         )
-        again = [{"role": "assistant", "content": text}, {"role": "user", "content": correction}]
-        text = without_thinking(chat([*messages, *again]))
-        cited, absent = citations(text, len(hits))
-    unanswered = not cited and not absent and _is_unanswered(text)
-    return GroundedAnswer(_marked(text, len(hits)), cited, absent, unanswered, retried)
+        again = [{"role": "assistant", "content": reply.text}, {"role": "user", "content": correction}]
+        reply = _Reply()
+        async for piece in reply.read(chat, [*messages, *again]):
+            yield piece
+        result = _grounded(reply, len(hits))
+    yield result
 
 
-def citations(text: str, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the distinct numbers cited in ``text``: those from 1 to ``count``, and the others."""
-    cited: dict[int, None] = {}
-    absent: dict[int, None] = {}
-    for _, present, missing in _citations(text, count):
-        cited.update(dict.fromkeys(present))
-        absent.update(dict.fromkeys(missing))
-    return tuple(cited), tuple(absent)
+async def standalone(question: str, history: Sequence[Message], chat: Chat) -> str:
+    """Return a follow-up question that can be understood without the conversation, as the model rewrites it.
 
-
-def without_thinking(text: str) -> str:
-    """Return a reply without ``<think>...</think>`` and similar elements, which some models print.
+    Args:
+        history: earlier messages (``role``: user or assistant; ``content``), oldest first. The last
+            ``HISTORY_MESSAGES`` of them are used, up to ``HISTORY_CHARACTERS``.
 
     Raises:
-        DataError: nothing remains.
+        InputError: the question is empty.
+        DataError: the model cannot be asked.
     """
-    parts: list[str] = []
-    place = 0
-    thinking = (first := _THINKING.search(text)) is not None and first[1] == "/"  # opened in the prompt
-    for tag in _THINKING.finditer(text):
-        if tag[1] and thinking:
-            place, thinking = tag.end(), False
-        elif not tag[1] and not thinking:
-            parts.append(text[place : tag.start()])
-            thinking = True
-    answer_text = "".join(parts if thinking else [*parts, text[place:]]).strip()
-    if not answer_text:
-        raise DataError("the chat model's reply has no answer after its thinking: allow it more tokens")
-    return answer_text
+    if not question.strip():
+        raise InputError("the question is empty; expected a text")
+    recent = recent_history(history)
+    if not recent:
+        return question
+    quoted = _quoted("CONVERSATION", recent)
+    content = "\n".join([*quoted, "", f"Last question: {question}"])
+    messages = [{"role": "system", "content": REWRITING}, {"role": "user", "content": content}]
+    reply = _Reply()
+    try:
+        async for _ in reply.read(chat, messages):
+            pass
+    except NoAnswerError:
+        return question
+    text = " ".join(reply.text.split()).removeprefix("Question:").strip().strip('"')
+    return text if 0 < len(text) <= QUESTION_CHARACTERS + len(question) else question
 
 
-def _citations(text: str, count: int) -> Iterator[tuple[tuple[int, int], list[int], list[int]]]:
-    """Yield the span of each citation outside code, the numbers of passages in it, and the other numbers."""
-    code = iter(_code_spans(text))
-    start, end = next(code, (len(text), len(text)))
-    for match in _BRACKETS.finditer(text):
-        while end <= match.start() and start < len(text):
-            start, end = next(code, (len(text), len(text)))
-        if start <= match.start():
-            continue
-        content = _PAGE.sub("", " ".join(next(group for group in match.groups() if group).split()))
-        if _CITATION.fullmatch(content) is None or _is_code(text, match):
-            continue
-        present, missing = _numbers(content, count)
-        if present or any(number not in YEARS for number in missing):
-            yield match.span(), present, missing
+def recent_history(history: Sequence[Message]) -> list[Message]:
+    """Return the end of a conversation: whole messages, up to the limits."""
+    recent: list[Message] = []
+    size = 0
+    for message in reversed(history[-HISTORY_MESSAGES:]):
+        size += len(message["content"])
+        if size > HISTORY_CHARACTERS:
+            break
+        recent.append({"role": message["role"], "content": message["content"]})
+    return recent[::-1]
 
 
-def _numbers(content: str, count: int) -> tuple[list[int], list[int]]:
-    present: list[int] = []
-    missing: list[int] = []
-    for part in _PARTS.finditer(content):
-        first, last = int(part["first"] or part["one"]), int(part["last"] or part["one"])
-        if first > last or part["one"]:
-            numbers = [first] if part["one"] else [first, last]
-        else:  # a range: its passages, and its ends where there are none
-            numbers = [*range(max(first, 1), min(last, count) + 1)]
-            numbers += [number for number in (first, last) if number not in numbers]
-        for number in numbers:
-            (present if 1 <= number <= count else missing).append(number)
-    return present, missing
+class NoAnswerError(DataError):
+    """A reply has no text besides the model's thinking."""
 
 
-def _is_code(text: str, match: re.Match[str]) -> bool:
-    if match.group()[0] != "[":
-        return False
-    before = text[max(0, match.start() - 30) : match.start()]
-    definition = match.group().startswith("[^") and text[match.end() : match.end() + 1] == ":"
-    return definition or _CODE_BEFORE.search(before) is not None
+class _Reply:
+    """A reply as it arrives, without ``<think>...</think>`` and similar elements, which some models print."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.cut = ""
+        self._parts: list[str] = []
+        self._held = ""  # the end of what arrived, which may be the beginning of a tag
+        self._thinking = self._tagged = False
+
+    async def read(self, chat: Chat, messages: list[Message]) -> AsyncGenerator[str | Restart, None]:
+        """Yield the pieces of the reply; a ``Restart`` if its beginning turns out to be thinking.
+
+        Raises:
+            NoAnswerError: the reply is empty without its thinking.
+            DataError: the model cannot be asked.
+        """
+        async for piece in chat(messages):
+            if isinstance(piece, CutShort):
+                self.cut = piece.reason
+                continue
+            for item in self._add(piece):
+                yield item
+        for item in self._add(""):
+            yield item
+        self.text = "".join(self._parts).rstrip()
+        if not self.text:
+            where = "no answer after its thinking: allow it more tokens" if self._tagged else "no text"
+            raise NoAnswerError(f"the chat model's reply has {where}")
+
+    def _add(self, piece: str) -> Iterator[str | Restart]:
+        """Take a piece and yield what is not thinking; an empty piece is the end."""
+        arrived, self._held = self._held + piece, ""
+        place = 0
+        for tag in _THINKING.finditer(arrived):
+            if tag[1] and not self._tagged:  # opened in the prompt: all before was thinking
+                if self._parts:
+                    self._parts.clear()
+                    yield Restart("what came so far was the model's thinking")
+            elif tag[1] and not self._thinking:
+                continue
+            elif not self._thinking:
+                yield from self._visible(arrived[place : tag.start()])
+            self._tagged, self._thinking, place = True, not tag[1], tag.end()
+        if self._thinking:
+            place = len(arrived) if not piece else max(place, len(arrived) - _LONGEST_TAG)
+        rest = arrived[place:]
+        tag_start = rest.rfind("<", -_LONGEST_TAG) if piece else -1
+        if self._thinking or tag_start >= 0:
+            rest, self._held = ("", rest) if self._thinking else (rest[:tag_start], rest[tag_start:])
+        yield from self._visible(rest)
+
+    def _visible(self, text: str) -> Iterator[str]:
+        text = text if self._parts else text.lstrip()
+        if text:
+            self._parts.append(text)
+            yield text
 
 
-def _code_spans(text: str) -> list[tuple[int, int]]:
-    """Return the spans of code: between runs of equally many backticks; after three or more, to the end."""
-    runs = [match.span() for match in _TICKS.finditer(text)]
-    following: dict[int, int] = {}
-    closed_by = [0] * len(runs)
-    for i in range(len(runs) - 1, -1, -1):
-        length = runs[i][1] - runs[i][0]
-        closed_by[i] = following.get(length, -1)
-        following[length] = i
-    spans, i = [], 0
-    while i < len(runs):
-        start, end = runs[i]
-        if closed_by[i] >= 0:
-            spans.append((start, runs[closed_by[i]][1]))
-            i = closed_by[i]
-        elif end - start >= 3:
-            return [*spans, (start, len(text))]
-        i += 1
-    return spans
+def _grounded(reply: _Reply, count: int) -> GroundedAnswer:
+    citations = find_citations(reply.text, count)
+    cited = dict.fromkeys(number for one in citations for number in one.present)
+    absent = dict.fromkeys(number for one in citations for number in one.missing)
+    text, places = uniform(reply.text, citations)
+    short = len(reply.text) <= UNANSWERED_CHARACTERS
+    unanswered = not citations and short and _UNANSWERED.search(reply.text) is not None
+    return GroundedAnswer(text, tuple(cited), tuple(places), tuple(absent), unanswered, reply.cut)
 
 
-def _marked(text: str, count: int) -> str:
-    """Replace citations of absent passages."""
-    pieces, place = [], 0
-    for (start, end), present, missing in _citations(text, count):
-        if missing:
-            others = f"[{', '.join(map(str, dict.fromkeys(present)))}] " if present else ""
-            pieces += [text[place:start], others, ABSENT]
-            place = end
-    return "".join([*pieces, text[place:]])
-
-
-def _is_unanswered(text: str) -> bool:
-    return len(text) <= UNANSWERED_CHARS and _UNANSWERED.search(text) is not None
+def _quoted(name: str, records: Sequence[Mapping[str, object]]) -> list[str]:
+    """Return records as one line of JSON each, between two lines with the name."""
+    return [
+        name,
+        *(_one_line(json.dumps(record, ensure_ascii=False)) for record in records),
+        f"END OF {name}",
+    ]
 
 
 def _one_line(line: str) -> str:

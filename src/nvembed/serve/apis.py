@@ -77,12 +77,13 @@ async def embed(state: State, request: Request, embed_request: EmbedRequest) -> 
     """Embed the texts of a request, and record counts on the request's ticket."""
     ticket = cast(Ticket, request.state.ticket)
     ticket.texts = len(embed_request.texts)
-    result = await state.serving().embed(embed_request, ticket.deadline, partial(_gone, request))
+    result = await state.serving().embed(embed_request, ticket.deadline, partial(gone, request))
     ticket.tokens, ticket.cut, ticket.queue_s = sum(result.tokens), len(result.truncated), result.queue_s
     return result
 
 
-async def _gone(request: Request) -> None:
+async def gone(request: Request) -> None:
+    """Return when the client has closed the connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -259,7 +260,7 @@ def tei_routes(state: State) -> APIRouter:
         shared = protocol.TeiBody(prompt_name=body.prompt_name)
         embed_request = shared.request_of(protocol.as_list(body.inputs), "inputs")
         prompt = engine.prompt(embed_request)
-        pieces = await engine.pieces(embed_request, request.state.ticket.deadline, partial(_gone, request))
+        pieces = await engine.pieces(embed_request, request.state.ticket.deadline, partial(gone, request))
         joined = [prompt + str(text) for text in embed_request.texts]
         return await asyncio.to_thread(_tokens, joined, pieces, special=body.add_special_tokens)
 

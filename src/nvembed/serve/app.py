@@ -13,23 +13,31 @@ from starlette.types import ASGIApp
 from nvembed import __version__
 from nvembed.serve import protocol
 from nvembed.serve.apis import cohere_routes, json_response, openai_routes, tei_routes
+from nvembed.serve.ask import ask_routes
 from nvembed.serve.guard import Guard
-from nvembed.serve.model import ServedIndex
+from nvembed.serve.model import ServedChat, ServedIndex
 from nvembed.serve.refusal import RefusedError, envelope
-from nvembed.serve.search import search_routes
+from nvembed.serve.search import Searches, search_routes
 from nvembed.serve.state import State, stats
 from nvembed.serve.trace import Tracing
 
 HEALTH = ("/health", "/health/live", "/health/ready", "/v1/health/live", "/v1/health/ready")
 
 
-def create_app(state: State, tracing: Tracing | None = None, index: ServedIndex | None = None) -> ASGIApp:
+def create_app(
+    state: State,
+    tracing: Tracing | None = None,
+    index: ServedIndex | None = None,
+    chat: ServedChat | None = None,
+) -> ASGIApp:
     """Return the ASGI application of one server."""
     app = FastAPI(title="nvembed", version=__version__, docs_url=None, redoc_url=None)
     routers = [openai_routes(state), cohere_routes(state), tei_routes(state), operator_routes(state)]
     routers += [nim_routes(state), page_routes()]
-    if index is not None:
-        routers.append(search_routes(state, index))
+    searches = None if index is None else Searches(state, index)
+    if searches is not None:
+        routers.append(search_routes(state, searches, None if chat is None else chat.model))
+    routers.append(ask_routes(state, searches, chat))
     for router in routers:
         app.include_router(router)
     app.add_exception_handler(RefusedError, _refused)
@@ -55,7 +63,13 @@ def create_app(state: State, tracing: Tracing | None = None, index: ServedIndex 
 def _openapi(app: FastAPI) -> dict[str, Any]:
     if not app.openapi_schema:
         schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        forms = (protocol.OpenAIBody, protocol.CohereBody, protocol.CohereV1Body, protocol.SearchBody)
+        forms = (
+            protocol.OpenAIBody,
+            protocol.CohereBody,
+            protocol.CohereV1Body,
+            protocol.SearchBody,
+            protocol.AskBody,
+        )
         tei = (protocol.TeiEmbedBody, protocol.TeiSimilarityBody, protocol.TeiTokenizeBody)
         schema.setdefault("components", {}).setdefault("schemas", {}).update(protocol.schemas(*forms, *tei))
         app.openapi_schema = schema

@@ -1,6 +1,6 @@
 """The model and the index of a server, as functions and facts."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -78,3 +78,20 @@ class ServedIndex:
     find: Callable[[SearchQuery, np.ndarray | None], list[dict[str, Any]]]  # InputError: a bad filter
     check: Callable[[], None]  # raises NvembedError if the index cannot be searched
     map: bytes | None = None  # JSON, as nvembed cluster writes it
+
+
+ChatEvent = tuple[str, dict[str, Any]]  # its name and its data
+
+
+@dataclass(frozen=True)
+class ServedChat:
+    """A chat model that answers questions. The functions raise RefusedError if it fails.
+
+    ``standalone``: a question and the messages before it -> a question that needs no conversation.
+    ``answer``: a question and hits -> the events ``text`` (a piece), ``restart`` (the pieces so far are
+    void), and ``answer`` at the end.
+    """
+
+    model: str
+    standalone: Callable[[str, list[dict[str, str]]], Awaitable[str]]
+    answer: Callable[[str, Sequence[dict[str, Any]]], AsyncGenerator[ChatEvent, None]]

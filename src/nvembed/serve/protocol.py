@@ -238,8 +238,11 @@ class TeiSimilarityBody(Body):
 
 
 MAX_TOP, MAX_FILTERS, MAX_FILTER = 100, 20, 2_000
+MAX_PASSAGES, MAX_TURNS, MAX_TURN = 50, 100, 100_000
 # with a length limit, pydantic refuses invalid Unicode
 Words = Annotated[StrictStr, Field(max_length=20_000)]
+Filters = Annotated[list[Annotated[StrictStr, Field(max_length=MAX_FILTER)]], Field(max_length=MAX_FILTERS)]
+Names = Annotated[list[Name], Field(max_length=100)]
 
 
 class SearchBody(Body):
@@ -248,11 +251,35 @@ class SearchBody(Body):
     query: Words = Field(min_length=1)
     mode: Mode = Field("hybrid", description="By vector, by words (text), or both joined by rank fusion.")
     top: StrictInt = Field(10, ge=1, le=MAX_TOP)
-    where: list[Annotated[StrictStr, Field(max_length=MAX_FILTER)]] = Field(
-        [], max_length=MAX_FILTERS, description='Filters, such as year >= 2020 and lang = "en".'
+    where: Filters = Field([], description='Filters, such as year >= 2020 and lang = "en".')
+    indexes: Names = Field([], description="Names of the indexes to search. Default: all.")
+    id: Words | None = Field(default=None, description="Search this passage only.")
+    instruction: StrictStr | None = Field(default=None, description="In place of the index's own.")
+
+
+class Turn(Body):
+    """A message of the conversation before a question."""
+
+    role: Literal["user", "assistant"]
+    content: Annotated[StrictStr, Field(max_length=MAX_TURN)]
+
+
+class AskBody(Body):
+    """``POST /ask``."""
+
+    question: Words = Field(min_length=1)
+    history: list[Turn] = Field(
+        [], max_length=MAX_TURNS, description="The conversation before the question, oldest message first."
     )
-    id: Words | None = Field(None, description="Search this passage only.")
-    instruction: StrictStr | None = Field(None, description="In place of the index's own.")
+    mode: Mode = Field("hybrid", description="By vector, by words (text), or both joined by rank fusion.")
+    top: StrictInt = Field(5, ge=1, le=MAX_PASSAGES, description="Passages that the chat model gets.")
+    where: Filters = Field([], description='Filters, such as year >= 2020 and lang = "en".')
+    indexes: Names = Field([], description="Names of the indexes to search. Default: all.")
+    stream: StrictBool = Field(True, description="Answer with events; false: one JSON object.")
+
+    def search(self, query: str) -> SearchBody:
+        """Return the search for the passages that answer a question."""
+        return SearchBody(query=query, mode=self.mode, top=self.top, where=self.where, indexes=self.indexes)
 
 
 def as_list(value: Any) -> list[Any]:
@@ -327,6 +354,7 @@ class TeiToken(BaseModel):
 class SearchHit(BaseModel):
     """``marks``: characters [start, end) of ``text`` that match the query, in code points."""
 
+    index: str
     score: float
     ranks: dict[str, int]
     id: str
@@ -343,11 +371,32 @@ class SearchResponse(BaseModel):
     prompt: str
 
 
+class NumberedHit(SearchHit):
+    number: int
+
+
+class AskResponse(BaseModel):
+    """``query``: what was searched. ``places``: start, end and number of each citation, in code points."""
+
+    question: str
+    query: str
+    passages: list[NumberedHit]
+    answer: str
+    cited: list[int]
+    places: list[tuple[int, int, int]]
+    absent: list[int]
+    unanswered: bool
+    warnings: list[str]
+
+
 class IndexResponse(BaseModel):
+    """``ask``: the name of the chat model that answers questions, or null."""
+
     name: str
     fields: dict[str, str]
     query_prompt: str
     map: bool
+    ask: str | None
 
 
 class OpenAIFault(BaseModel):
@@ -384,6 +433,8 @@ def responses(good: Any, bad: type[BaseModel]) -> dict[int | str, dict[str, Any]
         422: "The request cannot be served",
         429: "The queue is full: try again after Retry-After seconds",
         500: "The model failed on a text",
+        501: "The server was started without what this route needs",
+        502: "The chat model failed",
         503: "Loading, draining or failing: try again after Retry-After seconds",
         504: "Not done in time",
     }

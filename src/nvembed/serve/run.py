@@ -17,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from nvembed.errors import InputError, NvembedError
 from nvembed.serve.app import create_app
 from nvembed.serve.engine import Engine
-from nvembed.serve.model import ServedIndex, ServedModel
+from nvembed.serve.model import ServedChat, ServedIndex, ServedModel
 from nvembed.serve.refusal import RefusedError
 from nvembed.serve.settings import ServerSettings
 from nvembed.serve.state import State
@@ -146,7 +146,11 @@ class Server(uvicorn.Server):
     """
 
     def __init__(
-        self, settings: ServerSettings, load: Callable[[], ServedModel], index: ServedIndex | None = None
+        self,
+        settings: ServerSettings,
+        load: Callable[[], ServedModel],
+        index: ServedIndex | None = None,
+        chat: ServedChat | None = None,
     ) -> None:
         """Open the port; ``load`` is called on a thread when the server runs.
 
@@ -161,7 +165,7 @@ class Server(uvicorn.Server):
         self.failure: BaseException | None = None
         self.ended_by: int | None = None  # the signal, if it came before the model was loaded
         self.tracing = Tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None
-        config = _config(settings, create_app(self.state, self.tracing, index))
+        config = _config(settings, create_app(self.state, self.tracing, index, chat))
         self.listener = _listen(settings)
         host, port = self.listener.getsockname()[:2]
         scheme = "https" if settings.tls_cert else "http"
