@@ -111,6 +111,7 @@ def examples(step: int, size: int) -> Sequence[Example]:
     return found
 
 
+DISTIL = {"cosine": 1.0, "squared": 0.5, "teachers": {"words": {"model": "words"}}}
 TEACHER = {"model": "words", "instruct": False, "weight": 2.0, "temperature": 0.1}
 
 
@@ -130,7 +131,7 @@ def job(folder: Path, settings: StageRecipe, **changes: Any) -> TrainingJob:
         "examples": examples,
         "folder": folder,
         "identity": {"base": "tiny"},
-        "teachers": {"": Teacher(len(WORDS), teach)} if settings.teacher else {},
+        "teachers": {name: Teacher(len(WORDS), teach) for name in settings.teachers},
     }
     return TrainingJob(**{**values, **changes})
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from training import TEACHER, job, recipe
+from training import DISTIL, TEACHER, job, recipe
 
 from nvembed.data.example import Example
 from nvembed.train.loop import TrainingJob, train
@@ -26,6 +26,7 @@ SCENARIOS: dict[str, tuple[StageRecipe, bool]] = {  # name -> recipe, sharded
     "uneven": (settings(batch={"global_batch": 5}), False),
     "taught": (settings(batch={"global_batch": 5}, teacher=TEACHER), False),
     "taught_empty": (settings(batch={"global_batch": 1}, teacher=TEACHER), False),
+    "distilled": (settings(batch={"global_batch": 5}, teacher=TEACHER, distil=DISTIL), False),
     "empty": (settings(batch={"global_batch": 1}), False),
     "sharded": (settings(batch={"global_batch": 5}), True),
     "sharded_empty": (settings(batch={"global_batch": 1}), True),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 from tiny_sentence import sentence_folder
-from training import TEACHER, WORDS, job, log_of, recipe, teach
+from training import DISTIL, TEACHER, WORDS, job, log_of, recipe, teach
 
 from nvembed.data.example import Example
 from nvembed.errors import ConfigError
@@ -32,7 +32,6 @@ from nvembed.weights.save_sentence_transformers import save_trained
 from nvembed.weights.tensors import Checkpoint
 
 STUDENT = {"model": {"pooling": "mean", "max_tokens": 24}}
-DISTIL = {"cosine": 1.0, "squared": 0.5, "teachers": {"words": {"model": "words"}}}
 FULL = {"kind": "full", "dropout": 0.0}
 
 
