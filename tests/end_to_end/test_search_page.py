@@ -1,4 +1,4 @@
-"""An index behind the server: its routes, and its page in headless Chromium."""
+"""An index behind the server: its routes. tests/end_to_end/test_search_in_browser.py tests its page."""
 
 import json
 import threading
@@ -11,14 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import schemathesis
-from browser import chromium
 from embedded_folder import DIM, FINGERPRINT, embed, write_embedded
 from hypothesis import HealthCheck, given, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
-from selenium.webdriver import Chrome, Keys
-from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import WebDriverWait
 from serving import Got, ask, fake_model, served
 
 from nvembed.cli.serve import serve
@@ -201,69 +197,3 @@ class TestRoutes:
             served_index(corpus, None)[2]("1")
         with pytest.raises(InputError, match="index_map needs index"):
             serve("owner/m", settings=ServerSettings(index_map=corpus))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Chrome]:
-    with chromium() as browser:
-        yield browser
-
-
-def test_page(browser: Chrome, server: Server) -> None:
-    def until(what: Callable[[Chrome], object]) -> None:
-        WebDriverWait(browser, 120, 0.05).until(what)
-
-    def titles() -> list[str]:
-        script = "return [...document.querySelectorAll('#hits h3')].map((title) => title.textContent)"
-        return browser.execute_script(script)  # at once: hits may be replaced meanwhile
-
-    def press(*keys: str) -> None:
-        browser.switch_to.active_element.send_keys(*keys)
-
-    browser.get(f"{server.url}/page/search")
-    until(lambda b: b.find_elements(By.CSS_SELECTOR, "dialog[open]"))
-    press("ключ", Keys.ENTER)  # no header can hold it
-    key = browser.find_element(By.ID, "key")
-    assert not browser.execute_script("return arguments[0].validity.valid", key)
-    key.clear()
-    key.send_keys("secret", Keys.ENTER)
-    until(lambda b: b.find_element(By.ID, "index-name").text == "manuals")
-    until(lambda b: b.find_element(By.ID, "map").is_displayed())
-
-    query = browser.find_element(By.ID, "query")
-    query.send_keys("judo throws", Keys.ENTER)
-    until(lambda b: titles()[:1] == ["judo.md"])
-    marks = [mark.text for mark in browser.find_elements(By.CSS_SELECTOR, "#hits li:first-child mark")]
-    assert " ".join(marks).lower() == "judo throws"
-    for shown in ("#query", "#instruction", "#hits h3", "#hits .text", "#map-message"):
-        # from right to left where the text is
-        assert browser.find_element(By.CSS_SELECTOR, shown).get_attribute("dir") == "auto", shown
-    press(Keys.ARROW_DOWN)
-    assert browser.switch_to.active_element.text.startswith("judo.md")
-    press("/")
-    assert browser.switch_to.active_element == query
-
-    browser.find_element(By.CSS_SELECTOR, "summary").click()
-    browser.find_element(By.ID, "where").send_keys("lang = it", Keys.ENTER)
-    until(lambda b: titles() == ["it's; DROP TABLE x.md"])
-    browser.find_element(By.ID, "where").clear()
-    browser.find_element(By.ID, "where").send_keys("colour = red", Keys.ENTER)
-    until(lambda b: "no field 'colour'" in b.find_element(By.ID, "message").text)
-    browser.find_element(By.ID, "where").clear()
-    browser.find_element(By.CSS_SELECTOR, "input[value=text]").click()
-    until(lambda b: titles() == ["judo.md"])
-
-    browser.execute_script("document.getElementById('map').focus()")
-    press(Keys.ARROW_RIGHT)
-    until(lambda b: b.find_element(By.ID, "map-message").text == "topic 0: snippet 0")
-    press(Keys.ARROW_RIGHT)
-    press(Keys.ENTER)
-    until(lambda b: query.get_attribute("value") == "snippet 2")
-    until(lambda b: titles() == ["radio.md"])
-    browser.find_element(By.CSS_SELECTOR, "#clusters button").click()
-    assert browser.find_element(By.CSS_SELECTOR, "#clusters button").get_attribute("aria-pressed") == "true"
-
-    messages = [line["message"] for line in browser.get_log("browser")]
-    assert all("status of 401" in line or "status of 400" in line for line in messages), messages
-    browser.set_window_size(500, 900)
-    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")

@@ -15,6 +15,7 @@ from nvembed.evaluate.scores import v_measure
 from nvembed.learn import cluster
 from nvembed.learn.cluster_report import ClusterOptions, cluster_corpus, markdown, snippet
 from nvembed.learn.map import project
+from nvembed.learn.picture import cluster_colors
 from nvembed.learn.source import BLOCK, EmbeddedSource, sample
 from nvembed.learn.topics import class_tf_idf, name_of, name_terms
 from nvembed.read.beir import Passage
@@ -178,6 +179,7 @@ def test_cluster_corpus(tmp_path: Path) -> None:
     assert places.max() == 1
     assert points["points"][0]["snippet"] == passages[0].text
     assert [item["size"] for item in points["clusters"]] == [50, 40, 30, 20]
+    assert [item["color"] for item in points["clusters"]] == cluster_colors(4)
     data = json.loads((out / "clusters.json").read_text())
     best = data["clusters"][0]["representatives"][0]
     assert best["text"] == result.clusters[0].representatives[0][1].text
@@ -189,6 +191,19 @@ def test_cluster_corpus(tmp_path: Path) -> None:
     assert "with the prompt" in report
     with pytest.raises(OutputError, match="exists already"):
         cluster_corpus(source, out, "set", ClusterOptions(k=2))
+
+
+def test_colors_of_clusters_are_distinct_and_visible_on_white_and_on_dark_grey() -> None:
+    def luminance(color: str) -> float:
+        channels = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+        linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        return float(linear @ [0.2126, 0.7152, 0.0722])
+
+    colors = cluster_colors(40)
+    assert len(set(colors)) == 40
+    for color in colors:  # WCAG 2.2, 1.4.11: at least 3 to 1
+        assert 1.05 / (luminance(color) + 0.05) >= 3
+        assert (luminance(color) + 0.05) / (luminance("#1d2327") + 0.05) >= 3
 
 
 def test_a_sample_stands_for_a_larger_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ report.md             settings, clusters, their terms and representative passage
 clusters.json         the same as data
 assignments.jsonl     ``{"id", "cluster", "similarity"}`` per passage, in the corpus's order (or .parquet)
 map.png               the corpus in the plane
-map.json              ``{"clusters": [{"cluster", "name", "size", "x", "y"}],
+map.json              ``{"clusters": [{"cluster", "name", "size", "x", "y", "color"}],
                       "points": [{"id", "x", "y", "cluster", "snippet"}]}``, x and y from 0 to 1
 ====================  =====================================================================
 
@@ -27,7 +27,7 @@ from nvembed.files import atomic_path, write_json
 from nvembed.learn import cluster
 from nvembed.learn.cluster import NOISE, Clustering
 from nvembed.learn.map import MIN_ROWS, project
-from nvembed.learn.picture import draw_map
+from nvembed.learn.picture import cluster_colors, draw_map
 from nvembed.learn.source import EmbeddedSource, Sample, sample
 from nvembed.learn.topics import Term, name_of, name_terms
 from nvembed.read.beir import Passage
@@ -218,10 +218,11 @@ def _write_map(
         for row, (x, y) in zip(rows, places, strict=True)
     ]  # fmt: skip
     clusters = []
-    for item in result.clusters:
+    for item, color in zip(result.clusters, cluster_colors(len(names)), strict=True):
         own = places[labels == item.number]
         x, y = np.median(own, axis=0) if len(own) else (None, None)
-        clusters.append({"cluster": item.number, "name": item.name, "size": item.size, "x": x, "y": y})
+        about = {"cluster": item.number, "name": item.name, "size": item.size, "color": color}
+        clusters.append({**about, "x": x, "y": y})
     content = {"format": 1, "corpus": name, "passages": result.rows, "clusters": clusters, "points": points}
     text = json.dumps(content, ensure_ascii=False, default=float) + "\n"
     (folder / "map.json").write_text(text, encoding="utf-8")

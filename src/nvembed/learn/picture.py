@@ -15,6 +15,23 @@ MAX_NAMED = 2 * LEGEND_ROWS
 MAX_LABELLED = 100  # classes of a confusion matrix whose names can still be read
 MAX_COUNTED = 40  # classes whose counts can still be read
 DPI = 150
+NOISE_COLOR = "#8a9196"
+
+# Ottosson 2020, "A perceptual color space for image processing"
+_OKLAB_TO_LMS = np.array(
+    [
+        [1, 0.3963377774, 0.2158037573],
+        [1, -0.1055613458, -0.0638541728],
+        [1, -0.0894841775, -1.2914855480],
+    ]
+)
+_LMS_TO_RGB = np.array(
+    [
+        [4.0767416621, -3.3077115913, 0.2309699292],
+        [-1.2684380046, 2.6097574011, -0.3413193965],
+        [-0.0041960863, -0.7034186147, 1.7076147010],
+    ]
+)
 
 
 def draw_map(
@@ -44,9 +61,12 @@ def draw_map(
         axes = figure.subplots()
         area = float(np.clip(20_000 / max(len(points_n2), 1), 2, 30))
         noise = labels < 0
-        axes.scatter(*points_n2[noise].T, s=area / 2, color="0.8", linewidths=0, rasterized=True)
-        colors = _colors(len(names))
-        axes.scatter(*points_n2[~noise].T, s=area, c=colors[labels[~noise]], alpha=0.75, linewidths=0)
+        axes.scatter(
+            *points_n2[noise].T, s=area / 2, color=NOISE_COLOR, alpha=0.4, linewidths=0, rasterized=True
+        )
+        colors = cluster_colors(len(names))
+        members = [colors[label] for label in labels[~noise]]
+        axes.scatter(*points_n2[~noise].T, s=area, c=members, alpha=0.75, linewidths=0)
         for number in range(count):
             if (labels == number).any():
                 _mark(axes, points_n2[labels == number], str(number), colors[number])
@@ -59,7 +79,7 @@ def draw_map(
             for number in range(count)
         ]
         if noise.any():
-            handles.append(_dot(np.array([0.8, 0.8, 0.8]), "in no cluster"))
+            handles.append(_dot(NOISE_COLOR, "in no cluster"))
         more = f"the largest {count} of {len(names)} clusters" if count < len(names) else None
         legend = axes.legend(
             handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1), ncols=columns, fontsize=9,
@@ -106,14 +126,14 @@ def draw_confusion(path: Path, counts_KK: np.ndarray, names: Sequence[str], titl
         _save(figure, path)
 
 
-def _dot(color: np.ndarray, label: str) -> Any:
+def _dot(color: str, label: str) -> Any:
     """Return a dot for a legend."""
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], marker="o", linestyle="", color=tuple(color.tolist()), label=label)
+    return Line2D([], [], marker="o", linestyle="", color=color, label=label)
 
 
-def _mark(axes: Any, points_n2: np.ndarray, text: str, color: np.ndarray) -> None:
+def _mark(axes: Any, points_n2: np.ndarray, text: str, color: str) -> None:
     """Write ``text`` at the member nearest to the median, which itself may lie between two parts."""
     median = np.median(points_n2, axis=0)
     x, y = points_n2[np.square(points_n2 - median).sum(axis=1).argmin()]
@@ -121,15 +141,20 @@ def _mark(axes: Any, points_n2: np.ndarray, text: str, color: np.ndarray) -> Non
     axes.text(x, y, text, ha="center", va="center", fontsize=9, fontweight="bold", bbox=box)
 
 
-def _colors(count: int) -> np.ndarray:
-    """Return ``count`` colours (count, 3): clusters with successive numbers differ much in hue."""
-    from matplotlib.colors import hsv_to_rgb
+def cluster_colors(count: int) -> list[str]:
+    """Return ``count`` colours like ``#c2544b``, which are visible on white and on dark grey.
 
+    Clusters with successive numbers differ much in hue. The colours are of OKLCH (Ottosson 2020), in which
+    equal lightness looks equally light.
+    """
     number = np.arange(count)
-    hue = number * 0.618034 % 1  # steps of the golden ratio never come close to each other
-    value = np.array([0.85, 0.6, 0.95])[number % 3]
-    saturation = np.array([0.85, 0.75, 0.55])[number // 2 % 3]
-    return np.asarray(hsv_to_rgb(np.column_stack([hue, saturation, value])))
+    hue = np.radians(20 + 137.508 * number)  # steps of the golden angle never come close to each other
+    lightness = np.array([0.61, 0.57, 0.64])[number // 3 % 3]
+    chroma = np.array([0.16, 0.13, 0.1])[number // 9 % 3]
+    lab = np.column_stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)])
+    linear = (lab @ _OKLAB_TO_LMS.T) ** 3 @ _LMS_TO_RGB.T
+    srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 0) ** (1 / 2.4) - 0.055)
+    return [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in np.rint(255 * np.clip(srgb, 0, 1)).astype(int).tolist()]
 
 
 def _short(name: str, chars: int = 38) -> str:

@@ -151,7 +151,9 @@ def _nim_health(what: str, *, good: bool) -> Response:
 
 _FOLDER = Path(__file__).parent / "page"
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
-_PARTS = ("api.js", "compare.js", "icon.svg", "map.js", "search.js", "status.js", "style.css")
+_PARTS = tuple(
+    sorted(file.name for file in _FOLDER.iterdir() if file.suffix in _TYPES and file.suffix != ".html")
+)
 _FILES = {"/": "index.html", "/page/search": "search.html"} | {f"/page/{name}": name for name in _PARTS}
 PAGE_PATHS = tuple(_FILES)
 

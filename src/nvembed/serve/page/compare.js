@@ -1,11 +1,12 @@
 // Compares queries with passages, with and without the instruction, as two heat maps on one scale.
-import { ask, byId, element } from "/page/api.js";
+import { explained, request } from "/page/api.js";
+import { byId, element } from "/page/dom.js";
 
 const lines = (id) => byId(id).value.split("\n").map((line) => line.trim()).filter(Boolean);
 
 // Return unit vectors, and how many texts were cut.
 async function embed(texts, options) {
-  const answer = await ask("/v1/embeddings", { input: texts, truncate: "END", ...options });
+  const answer = await request("/v1/embeddings", { input: texts, truncate: "END", ...options });
   return { vectors: answer.data.map((row) => row.embedding), cut: answer.details.truncated.length };
 }
 
@@ -75,7 +76,7 @@ byId("form").addEventListener("submit", async (event) => {
   try {
     byId("message").textContent = await compare();
   } catch (error) {
-    byId("message").textContent = error instanceof TypeError ? "The server does not answer." : error.message;
+    byId("message").textContent = explained(error);
     byId("message").classList.add("bad");
   }
   byId("go").disabled = false;

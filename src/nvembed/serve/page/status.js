@@ -1,5 +1,6 @@
 // The server's figures, once a second while the page is seen.
-import { ask, byId, element, Refused, whole } from "/page/api.js";
+import { Refused, request } from "/page/api.js";
+import { byId, element, whole } from "/page/dom.js";
 
 const EVERY_MS = 1000;
 const KEPT = 120; // readings drawn: two minutes
@@ -38,7 +39,9 @@ function show(stats) {
   byId("devices").tBodies[0].replaceChildren(...rows);
 }
 
+// Tell the other scripts of the page when the status changes.
 function showStatus(status) {
+  if (byId("dot").dataset.status !== status) document.dispatchEvent(new CustomEvent("status", { detail: status }));
   put("status", status === "gone" ? "no answer" : status);
   byId("dot").dataset.status = status;
 }
@@ -69,7 +72,7 @@ function duration(seconds) {
 async function poll() {
   if (!document.hidden) {
     try {
-      show(await ask("/stats"));
+      show(await request("/stats"));
     } catch (error) {
       showStatus(error instanceof Refused ? "failing" : "gone");
     }
