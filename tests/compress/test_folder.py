@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tiny_sentence import MODELS, sentence_folder
 
 from conftest import TINY_A
@@ -66,7 +67,7 @@ def test_shards_hold_the_same_model(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["bert", "gemma3", "qwen3"])
+@pytest.mark.parametrize("name", ["bert", "gemma3", "qwen3", "modernbert"])
 def test_fewer_layers_tokens_and_neurons(tmp_path: Path, name: str) -> None:
     sentence_folder(tmp_path / "model", name, max_length=64)
     source = open_checkpoint(tmp_path / "model")
@@ -79,6 +80,39 @@ def test_fewer_layers_tokens_and_neurons(tmp_path: Path, name: str) -> None:
     first = written(tmp_path / "first", tmp_path / "model", layers=1)
     whole = Encoder.from_pretrained(first).encode(TEXTS)
     assert 0.3 < (vectors * whole).sum(1).min() < 0.9999
+
+
+@pytest.mark.parametrize("name", ["bert", "gemma3", "modernbert"])
+def test_neurons_without_weights_can_be_left_out(tmp_path: Path, name: str) -> None:
+    """Neurons of weight zero are the smallest; without them the vectors stay."""
+    sentence_folder(tmp_path / "model", name, max_length=64)
+    path = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(path)
+    ends = ("intermediate.dense.weight", "gate_proj.weight", "mlp.Wi.weight", "intermediate.dense.bias")
+    width = open_checkpoint(tmp_path / "model").config.backbone.intermediate_size
+    for key in tensors:
+        if key.endswith(ends):
+            tensors[key][[3, width - 2]] = 0  # of [values | gates] the values
+    save_file(tensors, path, metadata={"format": "pt"})
+    out = written(tmp_path / "small", tmp_path / "model", mlp_width=width - 2)
+    expected = Encoder.from_pretrained(tmp_path / "model").encode(TEXTS)
+    np.testing.assert_allclose(Encoder.from_pretrained(out).encode(TEXTS), expected, atol=1e-5)
+
+
+def test_a_backbone_in_a_folder_of_its_own_comes_to_the_top(tmp_path: Path) -> None:
+    sentence_folder(tmp_path / "model", "bert", dense=(16,), prompts={"query": "query: "})
+    inner = tmp_path / "model" / "0_Transformer"
+    inner.mkdir()
+    for path in list((tmp_path / "model").iterdir()):
+        if path.is_file() and path.name not in ("modules.json", "config_sentence_transformers.json"):
+            path.rename(inner / path.name)
+    modules = json.loads((tmp_path / "model" / "modules.json").read_text())
+    modules[0]["path"] = "0_Transformer"
+    (tmp_path / "model" / "modules.json").write_text(json.dumps(modules))
+    out = written(tmp_path / "small", tmp_path / "model", scheme="int8", embedding="int8", dims=8)
+    small, whole = Encoder.from_pretrained(out), Encoder.from_pretrained(tmp_path / "model")
+    assert (small.encode_query(TEXTS) * whole.encode_query(TEXTS, truncate_dim=8)).sum(1).min() > 0.98
+    assert not (out / "0_Transformer").exists()
 
 
 @pytest.mark.parametrize("layout", ["nv-embed", "sentence-transformers"])
@@ -121,8 +155,6 @@ def test_damage_is_reported(tmp_path: Path) -> None:
 
 
 def test_codes_without_scales_are_not_weights(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     sentence_folder(tmp_path / "model", "bert")
     out = written(tmp_path / "small", tmp_path / "model", scheme="int8", embedding="int8")
     tensors = load_file(out / "model.safetensors")

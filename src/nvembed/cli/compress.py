@@ -9,17 +9,20 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from nvembed.cli.embedding import text_layout
-from nvembed.cli.options import Compute, Count, FileOptions
+from nvembed.cli.options import Compute, Count, FileOptions, Flag
 from nvembed.cli.screen import long_progress, results, say
 from nvembed.errors import DataError, InputError, OutputError
 from nvembed.indexing.models import find_model
 from nvembed.text.pack import windows
 
 if TYPE_CHECKING:
+    from nvembed.encoder import Encoder
     from nvembed.weights.tensors import Checkpoint
 
 Bits = Literal["int8", "int4"]
-FIT_TEXTS = 20_000  # of a corpus, for a rotation
+FIT_TEXTS = 20_000  # of a corpus, for a rotation or a static model
+STATIC_DIMS = 256
+PIECE_CHARACTERS = 500  # documents are fitted in pieces, for more different texts
 COUNT_CHARACTERS = 4_000  # long documents are counted in pieces
 
 
@@ -37,6 +40,7 @@ def compress(
     mlp_width: Count | None = None,
     dims: Count | None = None,
     fit: Path | None = None,
+    static: Flag = False,
     reading: FileOptions = FileOptions(),
     compute: Compute = Compute(),
 ) -> None:
@@ -52,6 +56,8 @@ def compress(
 
         nvembed compress google/embeddinggemma-300m gemma-en --vocabulary english/ --tokens 32000 \\
             --scheme int4 --dtype int8
+
+        nvembed compress all-mpnet-base-v2 mpnet-static --static --fit corpus/
 
     Parameters
     ----------
@@ -79,25 +85,44 @@ def compress(
     dims
         Length of the vectors. Alone: the first numbers, for models that are trained for it (Matryoshka).
     fit
-        With --dims: corpus on whose vectors a rotation is fitted, so that the first numbers hold the most.
+        Corpus to fit to: a file or a folder, whose first texts are embedded. With --dims: a rotation after
+        which the first numbers hold the most. With --static: the vectors and weights of tokens.
+    static
+        Write a static model: a vector per token, and a text is their mean. Much faster, with lower quality.
+        --dims is the length of the vectors (default 256), --vocabulary keeps the tokens of a corpus,
+        --embedding int8 stores the vectors in 8 bits.
     """
-    from nvembed.compress.folder import Reduction, size_bytes
+    from nvembed.compress.folder import Reduction
     from nvembed.compress.folder import compress as write
+    from nvembed.compress.static import write_static
     from nvembed.weights.checkpoint import open_checkpoint
 
     if out.exists():
         raise OutputError(f"{out} exists already: remove it, or write to another path")
     if tokens is not None and vocabulary is None:
         raise InputError("--tokens needs --vocabulary: the corpus whose most frequent tokens are kept")
-    if fit is not None and dims is None:
-        raise InputError("--fit needs --dims: the length of the vectors")
-    if all(value is None for value in (scheme, embedding, vocabulary, layers, mlp_width, dims)):
-        raise InputError("nothing to make smaller: pass --scheme, --vocabulary, --layers or --dims")
+    if fit is not None and dims is None and not static:
+        raise InputError("--fit needs --dims or --static: what is fitted to the corpus")
+    if not static and all(
+        value is None for value in (scheme, embedding, vocabulary, layers, mlp_width, dims)
+    ):
+        raise InputError("nothing to make smaller: pass --scheme, --vocabulary, --layers, --dims or --static")
+    if static:
+        layered = {"--scheme": scheme, "--dtype": dtype, "--layers": layers, "--mlp-width": mlp_width}
+        if names := [name for name, value in layered.items() if value is not None]:
+            raise InputError(f"--static has no layers: leave {' and '.join(names)} out")
+        if embedding == "int4":
+            raise InputError("--embedding is int4: expected int8 for a static model")
     folder = find_model(model)
     source = open_checkpoint(folder)
     kept = None
     if vocabulary is not None:
         kept = _kept_tokens(source, vocabulary, tokens, reading)
+    if static:
+        table = _static_table(source, kept, fit, dims, reading, compute)
+        write_static(out, source, table, tokens=kept, bits="int8" if embedding is not None else None)
+        _report(out, folder, model)
+        return
     reduction = Reduction(
         scheme=scheme,
         embedding=embedding or ("int8" if scheme is not None else None),
@@ -109,6 +134,12 @@ def compress(
         rotation=None if fit is None or dims is None else _rotation(folder, fit, dims, reading, compute),
     )
     write(out, source, reduction)
+    _report(out, folder, model)
+
+
+def _report(out: Path, folder: Path, model: str) -> None:
+    from nvembed.compress.folder import size_bytes
+
     results().print(f"{out}: {size_bytes(out) / 1e6:,.1f} MB, {model} has {size_bytes(folder) / 1e6:,.1f} MB")
 
 
@@ -175,13 +206,82 @@ def _rotation(folder: Path, corpus: Path, dims: int, reading: FileOptions, compu
     from nvembed.compress.folder import principal_rotation
 
     encoder = load(str(folder), device=compute.device, dtype=compute.dtype)
-    texts = list(islice(_documents(corpus, reading), FIT_TEXTS))
-    if not 1 <= dims <= encoder.dim:
-        raise InputError(f"--dims is {dims:,}: expected 1 to {encoder.dim:,}")
-    vectors = np.concatenate(
-        [part.vectors for part in encoder.stream(texts, prompt=encoder.document_prompt(), show_progress=True)]
-    )
+    _check_dims(dims, encoder)
+    vectors = _vectors(encoder, list(islice(_documents(corpus, reading), FIT_TEXTS)))
     rotation = principal_rotation(vectors, dims)
     share = np.square(vectors @ rotation.T).sum(1).mean()
-    say(f"{dims:,} of {encoder.dim:,} dimensions hold {100 * share:.1f} % of {len(texts):,} texts' vectors")
+    say(f"{dims:,} of {encoder.dim:,} dimensions hold {100 * share:.1f} % of {len(vectors):,} texts' vectors")
     return rotation
+
+
+def _check_dims(dims: int, encoder: "Encoder") -> None:
+    if not 1 <= dims <= encoder.dim:
+        raise InputError(f"--dims is {dims:,}: expected 1 to {encoder.dim:,}")
+
+
+def _vectors(encoder: "Encoder", texts: list[str]) -> np.ndarray:
+    parts = encoder.stream(texts, prompt=encoder.document_prompt(), show_progress=True)
+    return np.concatenate([part.vectors for part in parts])
+
+
+def _static_table(
+    source: "Checkpoint",
+    kept: np.ndarray | None,
+    corpus: Path | None,
+    dims: int | None,
+    reading: FileOptions,
+    compute: Compute,
+) -> np.ndarray:
+    """Return the token vectors of a static model, (V, d) float32."""
+    from nvembed.cli.models import load
+    from nvembed.compress.folder import Reduction, tokenizer_files
+    from nvembed.compress.static import FitTexts, counted_shares, static_table, zipf_shares
+    from nvembed.compress.vocabulary import counted
+    from nvembed.text.tokenize import TextTokenizer
+    from nvembed.weights.static import STATIC_TEXT, static_tokenizer
+
+    encoder = load(str(source.folder), device=compute.device, dtype=compute.dtype)
+    dims = min(STATIC_DIMS, encoder.dim) if dims is None else dims
+    _check_dims(dims, encoder)
+    rows = min(encoder.tokenizer.vocab_size, source.config.backbone.vocab_size)
+    ids = np.arange(rows) if kept is None else kept
+    shares, fitted = zipf_shares(rows)[ids], None
+    if corpus is not None:
+        texts = list(islice(_pieces(corpus, reading), FIT_TEXTS))
+        if len(texts) < dims:
+            raise DataError(f"{corpus} has {len(texts):,} texts: expected at least {dims:,}, as --dims")
+        content = tokenizer_files(source, Reduction(tokens=kept))["tokenizer.json"]
+        tokens = [item.input_ids for item in TextTokenizer(static_tokenizer(content), STATIC_TEXT)(texts)]
+        shares = counted_shares(counted(iter(tokens), len(ids)))
+        lengths = np.array([len(item) for item in tokens])
+        fitted = FitTexts(np.concatenate(tokens).astype(np.int64), lengths, _vectors(encoder, texts))
+    return static_table(_token_vectors(encoder, ids), shares, dims, fitted)
+
+
+def _pieces(corpus: Path, reading: FileOptions) -> Iterator[str]:
+    """Yield pieces of the documents of a corpus that are not blank."""
+    for text in _documents(corpus, reading):
+        for start in range(0, len(text), PIECE_CHARACTERS):
+            if piece := text[start : start + PIECE_CHARACTERS].strip():
+                yield piece
+
+
+def _token_vectors(encoder: "Encoder", ids: np.ndarray) -> np.ndarray:
+    """Return the vector of each token by itself, with the document prompt and the special tokens."""
+    from nvembed.text.tokenize import Tokens
+
+    prompt = encoder.document_prompt()
+    head, _, _, tail = encoder.tokenizer.parts("a", prompt, encoder.max_length)
+    [example] = encoder.tokenizer(["a"], prompt=prompt)
+    size = len(head) + 1 + len(tail)
+    count = max(1, encoder.batch_tokens() // size)
+    vectors = np.empty((len(ids), encoder.dim), dtype=np.float32)
+    with long_progress("embedding tokens") as update:
+        for start in range(0, len(ids), count):
+            batch = [
+                Tokens(np.array([*head, number, *tail], dtype=np.int32), example.pool_start, size)
+                for number in ids[start : start + count]
+            ]
+            vectors[start : start + count] = encoder.embed_tokens(batch)
+            update(start + len(batch), len(ids))
+    return vectors

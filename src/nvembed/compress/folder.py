@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nvembed.compress.vocabulary import renumber_config, trim_tokenizer, trim_tokenizer_config
 from nvembed.errors import InputError
-from nvembed.model.config import DenseConfig, ModelConfig, with_layers
+from nvembed.model.config import DenseConfig, ModelConfig, StaticConfig, with_layers
 from nvembed.weights.adapter import json_bytes
 from nvembed.weights.compression import KEY, Compression
 from nvembed.weights.model_config import write_config
@@ -29,6 +29,7 @@ from nvembed.weights.tensors import Checkpoint, quantised_parts, read_json
 PREFIX = "embedding_model."
 _EMBEDDINGS = ("embed_tokens.weight", "tok_embeddings.weight")
 _SMALL = ("position_embeddings.weight", "token_types.weight", "relative_bias.weight")
+_FEED_FORWARD = ("gate_proj", "up_proj", "down_proj", "mlp.Wi", "mlp.Wo")
 # Written anew, or stale once the vocabulary is another.
 _VOCABULARY_FILES = ("vocab.txt", "vocab.json", "merges.txt", "added_tokens.json")
 
@@ -96,6 +97,8 @@ def compress(
 
 def _check(source: Checkpoint, reduction: Reduction) -> None:
     backbone = source.config.backbone
+    if isinstance(backbone, StaticConfig):
+        raise InputError(f"{source.folder} is a static model: compress the model that it was made from")
     limits = {
         "layers": (reduction.layers, backbone.num_layers),
         "mlp_width": (reduction.mlp_width, backbone.intermediate_size),
@@ -104,8 +107,6 @@ def _check(source: Checkpoint, reduction: Reduction) -> None:
     for name, (value, limit) in limits.items():
         if value is not None and not 1 <= value <= limit:
             raise InputError(f"{name} is {value:,}: expected 1 to {limit:,}, what {source.folder} has")
-    if reduction.mlp_width is not None and any(name.endswith("mlp.Wi.weight") for name in source.tensors):
-        raise InputError("mlp_width cannot be changed in ModernBERT: leave it out")
 
 
 def _layer(name: str) -> int:
@@ -122,20 +123,22 @@ def _reduced(source: Checkpoint, name: str, reduction: Reduction, neurons: Calla
     tensor = source.read(name)
     if reduction.tokens is not None and name.endswith(_EMBEDDINGS):
         return tensor[torch.from_numpy(reduction.tokens)]
-    if reduction.mlp_width is not None and "_proj." in name:
-        parent = name.rpartition(".")[0]
-        block, _, leaf = parent.rpartition(".")
-        if leaf in ("gate_proj", "up_proj", "down_proj") and not name.endswith("down_proj.bias"):
-            return tensor[:, neurons(block)] if leaf == "down_proj" else tensor[neurons(block)]
-    return tensor
+    block, _, leaf = name.rpartition(".")[0].rpartition(".")
+    if reduction.mlp_width is None or not f"{block}.{leaf}".endswith(_FEED_FORWARD):
+        return tensor
+    if leaf in ("down_proj", "Wo"):
+        return tensor[:, neurons(block)] if tensor.ndim == 2 else tensor
+    rows = neurons(block)
+    return tensor[torch.cat((rows, rows + len(tensor) // 2)) if leaf == "Wi" else rows]
 
 
 def _largest(source: Checkpoint, block: str, width: int) -> Tensor:
     """Return the neurons of a feed-forward block with the largest product of the norms of their weights."""
     size = torch.ones(())
-    for leaf, dim in (("gate_proj", 1), ("up_proj", 1), ("down_proj", 0)):
+    for leaf, dim in (("gate_proj", 1), ("up_proj", 1), ("Wi", 1), ("down_proj", 0), ("Wo", 0)):
         if f"{block}.{leaf}.weight" in source.tensors:
-            size = size * source.read(f"{block}.{leaf}.weight").float().norm(dim=dim)
+            norms = source.read(f"{block}.{leaf}.weight").float().norm(dim=dim)
+            size = size * (norms.view(2, -1).prod(0) if leaf == "Wi" else norms)  # values and gates
     return size.topk(width).indices.sort().values
 
 
@@ -179,7 +182,7 @@ def _dense(source: Checkpoint, reduction: Reduction) -> Iterator[list[tuple[str,
 
 def _files(source: Checkpoint, reduction: Reduction, dtype: str) -> dict[str, bytes]:
     """Return everything but the tensors of the root."""
-    files = _tokenizer_files(source, reduction)
+    files = tokenizer_files(source, reduction)
     scheme = {} if reduction.scheme is None else _scheme(reduction)
     if source.prompts is not None:
         return files | _sentence_files(source, reduction, scheme)
@@ -209,7 +212,7 @@ def _scheme(reduction: Reduction) -> dict[str, Any]:
     return {KEY: made.model_dump()}
 
 
-def _tokenizer_files(source: Checkpoint, reduction: Reduction) -> dict[str, bytes]:
+def tokenizer_files(source: Checkpoint, reduction: Reduction) -> dict[str, bytes]:
     files = source.tokenizer_files()
     form = json.loads(files["tokenizer.json"])
     if reduction.tokens is not None:
@@ -225,19 +228,19 @@ def _sentence_files(source: Checkpoint, reduction: Reduction, scheme: dict[str, 
     """Return the files of a folder in the layout of sentence-transformers, its dense layers included."""
     folder, root = source.folder, source.tokenizer_folder or source.folder
     stale = _VOCABULARY_FILES if reduction.tokens is not None else ()
-    files = {
-        path.relative_to(folder).as_posix(): path.read_bytes()
+    files = {  # those of the backbone come to the top
+        path.relative_to(root if path.is_relative_to(root) else folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
         if path.is_file() and (path.suffix in MODEL_FILES or path.name.startswith(("LICEN", "NOTICE")))
         if path.suffix != ".safetensors" and not path.name.endswith(".index.json")
         if path.suffix != ".model" and path.name not in (*stale, "README.md", "SHA256SUMS")
     }
-    place = "" if root == folder else root.relative_to(folder).as_posix() + "/"
-    if place:
-        raise InputError(f"{folder} keeps its backbone in {place}: move these files to {folder} first")
-    files |= _tokenizer_files(source, reduction)
+    files |= tokenizer_files(source, reduction)
     files["config.json"] = json_bytes(_backbone_config(read_json(root / "config.json"), reduction) | scheme)
     modules = json.loads(files[MODULES]) if MODULES in files else []
+    if modules:
+        modules[0]["path"] = ""
+        files[MODULES] = json_bytes(modules)
     if reduction.rotation is not None:
         modules = _with_rotation(modules, files, source, reduction.rotation)
         files[MODULES] = json_bytes(modules)

@@ -1,7 +1,7 @@
 """Sizes and choices that define a model, and those of NV-Embed v2."""
 
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 from nvembed.errors import ConfigError
 
@@ -171,14 +171,30 @@ class ModernBertConfig(_HeadsOfHiddenSize):
     mlp_bias: bool = False
 
 
+@dataclass(frozen=True)
+class StaticConfig:
+    """A table of token vectors without layers: StaticEmbedding of sentence-transformers, and model2vec."""
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int = field(default=0, repr=False)
+
+    intermediate_size: ClassVar[int] = 0
+    num_heads: ClassVar[int] = 0
+    num_kv_heads: ClassVar[int] = 0
+    head_dim: ClassVar[int] = 0
+    max_position: ClassVar[int] = 131_072
+    """The model has no limit; this one bounds the memory of a text."""
+
+
 DecoderConfig = BackboneConfig | GemmaConfig
-AnyBackbone = DecoderConfig | EmbeddingGemma2Config | BertConfig | ModernBertConfig
+AnyBackbone = DecoderConfig | EmbeddingGemma2Config | BertConfig | ModernBertConfig | StaticConfig
 _Config = TypeVar("_Config", bound=AnyBackbone)
 
 
 def with_layers(config: _Config, count: int) -> _Config:
     """Return the config of a backbone's first ``count`` layers."""
-    if isinstance(config, BackboneConfig | BertConfig):
+    if isinstance(config, BackboneConfig | BertConfig | StaticConfig):
         return replace(config, num_layers=count)
     return replace(config, num_layers=count, windows=config.windows[:count])
 

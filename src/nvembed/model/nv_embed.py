@@ -3,8 +3,9 @@
 Shapes: N packed tokens, P pooled tokens, B texts, D hidden size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from nvembed.model.config import (
     EmbeddingGemma2Config,
     GemmaConfig,
     ModelConfig,
+    StaticConfig,
 )
 from nvembed.model.decoder import Decoder
 from nvembed.model.device import no_pause, to_device
@@ -30,6 +32,7 @@ from nvembed.model.latent import FoldedLatentAttention, LatentAttention, fold
 from nvembed.model.layers import ACTIVATIONS, Backbone, Pause
 from nvembed.model.modernbert import ModernBert
 from nvembed.model.pooling import POOLINGS, SelfAttentionPooler
+from nvembed.model.static import StaticTokens
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ def build_backbone(config: AnyBackbone) -> Backbone:
         return Gemma(config)
     if isinstance(config, EmbeddingGemma2Config):
         return EmbeddingGemma2(config)
+    if isinstance(config, StaticConfig):
+        return StaticTokens(config)
     return Bert(config) if isinstance(config, BertConfig) else ModernBert(config)
 
 
@@ -135,8 +140,12 @@ class NVEmbed(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.embedding_model.parameters()).device
+        return next(self._values()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.embedding_model.parameters()).dtype
+        return next(value for value in self._values() if value.is_floating_point()).dtype
+
+    def _values(self) -> Iterator[Tensor]:
+        """Yield the backbone's parameters and buffers; a static one in 8 bits has buffers alone."""
+        return chain(self.embedding_model.parameters(), self.embedding_model.buffers())

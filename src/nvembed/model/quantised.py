@@ -342,11 +342,11 @@ QUANTISED = (Int8Linear, Int4Linear, Int8Embedding, Float8Linear)
 
 
 def scheme_of(model: nn.Module) -> Products | None:
-    """Return how a model's linear layers are quantised; None where they are not."""
+    """Return how a model is quantised; None where it is not."""
     kinds = {type(module) for module in model.modules()}
     if Float8Linear in kinds:
         return "fp8"
-    return "int4" if Int4Linear in kinds else "int8" if Int8Linear in kinds else None
+    return "int4" if Int4Linear in kinds else "int8" if kinds & {Int8Linear, Int8Embedding} else None
 
 
 def load_weight(layer: nn.Module, weight: Tensor) -> None:

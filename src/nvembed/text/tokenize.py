@@ -24,6 +24,7 @@ from nvembed.text.tokenizer_json import read_tokenizer, special_tokens_around
 Mode = Literal["released", "clean", "template"]
 End = Literal["start", "end"]
 
+BLANK = 0  # the token of a text that has none, which is possible without special tokens only
 _FOREIGN = "they may be of another tokenizer, such as OpenAI's: send the text itself"
 
 
@@ -300,7 +301,7 @@ class TextTokenizer:
             if located:
                 before = _prompt_tokens(encoding, len(prompt))
             start = len(head) + before if masking else 0
-            ids = _int32([*head, *_cut(encoding.ids, room, before, cut), *tail])
+            ids = _int32([*head, *_cut(encoding.ids, room, before, cut), *tail] or [BLANK])
             if not counted and len(encoding.ids) > room and start >= len(head) + room:
                 start = len(ids)  # nothing of this text is left but the EOS
             tokens.append(Tokens(ids, start, len(head) + len(encoding.ids) + len(tail)))

@@ -1,7 +1,7 @@
 """Folders in the layout of sentence-transformers, and plain transformers folders whose pooling is known.
 
-``modules.json`` lists Transformer, Pooling, any number of Dense, and Normalize. Modules of other types are
-refused: no code of a folder is ever run.
+``modules.json`` lists Transformer and Pooling, or StaticEmbedding; then any number of Dense, and Normalize.
+Modules of other types are refused: no code of a folder is ever run. Folders of model2vec open too.
 
 Differs: vectors are always unit vectors. A folder without a Normalize module is refused if its similarity is
 not the cosine.
@@ -12,23 +12,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from nvembed.errors import ConfigError, WeightsError
 from nvembed.model.config import Activation, DenseConfig, ModelConfig, PoolerConfig, PoolingKind
 from nvembed.text.model_prompts import ModelPrompts, takes_titles
 from nvembed.weights.compression import default_dtype
 from nvembed.weights.hub import repo_of, unknown_files
 from nvembed.weights.hub_backbone import projection_size, read_backbone_config, tensor_name
+from nvembed.weights.static import STATIC_TEXT, TABLE_NAME, read_static, static_tokenizer
 from nvembed.weights.tensors import (
     Checkpoint,
     StoredTensor,
     compare_tensors,
     expected_tensors,
+    incomplete,
     read_json,
     read_tensor,
     stored_tensors,
 )
 from nvembed.weights.tokenizer_config import read_text_settings
 
+Module = tuple[str, str]  # its kind, and its path in the folder
 MODULES = "modules.json"
 SETTINGS = "config_sentence_transformers.json"
 _POOLING: dict[str, PoolingKind] = {
@@ -49,7 +54,7 @@ _OLD_POOLING = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-_MODULE_TYPES = ("Transformer", "Pooling", "Dense", "Normalize", "Dropout")
+_MODULE_TYPES = ("Transformer", "Pooling", "Dense", "Normalize", "Dropout", "StaticEmbedding")
 _EMBEDDING = "sentence_embedding"
 _ACTIVATIONS: dict[str, Activation] = {
     "Identity": "identity",
@@ -73,19 +78,19 @@ def open_sentence_transformers(folder: Path, *, pooling: str | None = None) -> C
     """
     modules = _modules(folder)
     settings = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
-    root = folder / (modules[0] or "") if modules else folder
+    root = folder / modules[0][1] if modules else folder
+    if modules and modules[0][0] == "StaticEmbedding":
+        return _open_static(folder, root, modules[1:], settings)
     hub = read_json(root / "config.json")
+    if hub.get("model_type") == "model2vec":
+        return _open_static(folder, root, [], settings)
     _refuse_code(hub)
     backbone = read_backbone_config(hub)
     width = projection_size(hub) or backbone.hidden_size
     kind, include_prompt = _pooling(folder, modules, hub, pooling, {width, backbone.hidden_size})
     dense = _dense(folder, modules[2:], width)
-    normalized = not modules or any(path is None for path in modules[2:])
-    if not normalized and settings.get("similarity_fn_name", "cosine") not in ("cosine", None):
-        raise ConfigError(
-            f"{folder}: vectors are not normalised and are compared by {settings['similarity_fn_name']!r}; "
-            "expected a Normalize module or cosine similarity"
-        )
+    if modules:
+        _check_similarity(folder, modules, settings)
     layers = [config for _, config in dense]
     if projection_size(hub) is not None:  # linear: pooled states are projected, which are fewer than tokens
         if kind == "max":
@@ -96,7 +101,6 @@ def open_sentence_transformers(folder: Path, *, pooling: str | None = None) -> C
     text = read_text_settings(root, hub, max_position=backbone.max_position, include_prompt=include_prompt)
     names, tensors = _tensors(folder, root, str(hub.get("model_type")), [path for path, _ in dense])
     compare_tensors(folder, tensors, expected_tensors(config))
-    truncate_dim = settings.get("truncate_dim")
     return Checkpoint(
         folder,
         config,
@@ -107,11 +111,55 @@ def open_sentence_transformers(folder: Path, *, pooling: str | None = None) -> C
         text.tokenizer,
         text.tokenizer_json,
         prompts=prompts,
-        truncate_dim=None if truncate_dim is None else int(truncate_dim),
+        truncate_dim=_truncate_dim(settings),
         notes=(*_not_fetched(folder), *text.notes, *_other_order(settings)),
         dtype=default_dtype(hub),
         stored_names=names,
     )
+
+
+def _open_static(folder: Path, root: Path, modules: list[Module], settings: Mapping[str, Any]) -> Checkpoint:
+    """Open a table of token vectors, with the Dense modules after it."""
+    if not (root / "tokenizer.json").is_file():
+        raise incomplete(root / "tokenizer.json")
+    table = read_static(root)
+    dense = _dense(folder, modules, table.config.hidden_size)
+    _check_similarity(folder, modules, settings)
+    config = ModelConfig(table.config, PoolerConfig(), "mean", tuple(layer for _, layer in dense))
+    names, tensors = {TABLE_NAME: table.stored_name}, {TABLE_NAME: table.stored}
+    _add_dense(names, tensors, [path for path, _ in dense])
+    compare_tensors(folder, tensors, expected_tensors(config))
+
+    def read(name: str, rows: int | None) -> Tensor:
+        return table.read(rows) if name == TABLE_NAME else read_tensor(tensors[name], names[name], rows)
+
+    return Checkpoint(
+        folder,
+        config,
+        STATIC_TEXT,
+        tensors,
+        read,
+        root,
+        static_tokenizer((root / "tokenizer.json").read_bytes()),
+        prompts=_prompts(folder, settings, include_prompt=True),
+        truncate_dim=_truncate_dim(settings),
+        notes=tuple(_other_order(settings)),
+        stored_names=names,
+    )
+
+
+def _check_similarity(folder: Path, modules: list[Module], settings: Mapping[str, Any]) -> None:
+    normalized = any(kind == "Normalize" for kind, _ in modules)
+    if not normalized and settings.get("similarity_fn_name", "cosine") not in ("cosine", None):
+        raise ConfigError(
+            f"{folder}: vectors are not normalised and are compared by {settings['similarity_fn_name']!r}; "
+            "expected a Normalize module or cosine similarity"
+        )
+
+
+def _truncate_dim(settings: Mapping[str, Any]) -> int | None:
+    value = settings.get("truncate_dim")
+    return None if value is None else int(value)
 
 
 def _other_order(settings: Mapping[str, Any]) -> list[str]:
@@ -132,36 +180,34 @@ def _not_fetched(folder: Path) -> list[str]:
     ]
 
 
-def _modules(folder: Path) -> list[str | None]:
-    """Return the paths of the modules, None for Normalize; an empty list without ``modules.json``."""
+def _modules(folder: Path) -> list[Module]:
+    """Return the modules' kinds and paths; an empty list without ``modules.json``."""
     if not (folder / MODULES).is_file():
         return []
-    kinds = []
-    paths: list[str | None] = []
+    modules: list[Module] = []
     for entry in _json_list(folder / MODULES):
         kind, path = str(entry.get("type", "")), entry.get("path")
         name = kind.rpartition(".")[2]
         if not kind.startswith("sentence_transformers.") or name not in _MODULE_TYPES:
             raise ConfigError(
-                f"{folder / MODULES} has a module of type {kind!r}; expected Transformer, Pooling, Dense or "
-                "Normalize of sentence_transformers; other code is not run"
+                f"{folder / MODULES} has a module of type {kind!r}; expected Transformer, Pooling, Dense, "
+                "Normalize or StaticEmbedding of sentence_transformers; other code is not run"
             )
         if not isinstance(path, str) or Path(path).is_absolute() or ".." in Path(path).parts:
             raise ConfigError(f"{folder / MODULES} has the path {path!r}; expected a folder inside the model")
         if name != "Dropout":  # trained with, and without effect on vectors
-            kinds.append(name)
-            paths.append(None if name == "Normalize" else path)
-    order = "".join(kind[0] for kind in kinds)
-    if order.rstrip("N").rstrip("D") != "TP":
+            modules.append((name, path))
+    order = "".join(kind[0] for kind, _ in modules)
+    if order.rstrip("N").rstrip("D") not in ("TP", "S"):
         raise ConfigError(
-            f"{folder / MODULES} lists {', '.join(kinds)}; expected Transformer, Pooling, then Dense "
-            "modules, then Normalize"
+            f"{folder / MODULES} lists {', '.join(kind for kind, _ in modules)}; expected Transformer and "
+            "Pooling, or StaticEmbedding, then Dense modules, then Normalize"
         )
-    return paths
+    return modules
 
 
 def _pooling(
-    folder: Path, modules: list[str | None], hub: Mapping[str, Any], pooling: str | None, sizes: set[int]
+    folder: Path, modules: list[Module], hub: Mapping[str, Any], pooling: str | None, sizes: set[int]
 ) -> tuple[PoolingKind, bool]:
     if not modules:
         mode = pooling or hub.get("pooling")
@@ -172,7 +218,7 @@ def _pooling(
                 f"{hint}"
             )
         return _POOLING[str(mode)], True
-    path = folder / str(modules[1]) / "config.json"
+    path = folder / modules[1][1] / "config.json"
     if not path.is_file():
         raise ConfigError(f"{path} is missing: it names the pooling; fetch the file")
     config = read_json(path)
@@ -192,10 +238,10 @@ def _pooling(
     return _POOLING[modes[0]], include_prompt
 
 
-def _dense(folder: Path, modules: list[str | None], size: int) -> list[tuple[Path, DenseConfig]]:
+def _dense(folder: Path, modules: list[Module], size: int) -> list[tuple[Path, DenseConfig]]:
     layers = []
-    for module in modules:
-        if module is None:
+    for kind, module in modules:
+        if kind == "Normalize":
             continue
         path = folder / module / "config.json"
         config = read_json(path)
@@ -237,11 +283,15 @@ def _tensors(
         if ours in tensors:
             raise WeightsError(f"{folder}: {name} and {names[ours]} are the same tensor of the model: {ours}")
         names[ours], tensors[ours] = name, stored
+    _add_dense(names, tensors, dense)
+    return names, tensors
+
+
+def _add_dense(names: dict[str, str], tensors: dict[str, StoredTensor], dense: list[Path]) -> None:
     for number, path in enumerate(dense, 1 if "dense.0.linear.weight" in tensors else 0):
         for name, stored in stored_tensors(path).items():
             ours = f"dense.{number}.{name}"
             names[ours], tensors[ours] = name, stored
-    return names, tensors
 
 
 def _prompts(folder: Path, settings: Mapping[str, Any], include_prompt: bool) -> ModelPrompts:
