@@ -4,7 +4,7 @@
 
 The words are those of ``text.words``: folded, endings of the detected language removed, pairs of characters
 in scripts without spaces. Beside them: no endings removed, and words separated by white space as they are.
-``hybrid_languages.py`` measures vectors and hybrid search too, with a model.
+``hybrid.py`` measures vectors and hybrid search too, with a model.
 """
 
 import argparse

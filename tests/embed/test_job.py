@@ -317,6 +317,32 @@ def test_nothing_readable_or_too_much_that_is_not(tmp_path: Path, monkeypatch: p
         run(tmp_path / "a.jsonl", tmp_path / "out", reading=skip)
 
 
+def test_many_faults_of_one_file_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("oops\n" * 250 + '{"text": "one two"}\n')
+    manifest = run(tmp_path / "a.jsonl", tmp_path / "out", reading=CorpusReading(on_error="skip"))
+    assert len(manifest["skipped"]) == 101
+    assert manifest["skipped"][-1]["reason"].endswith("a.jsonl: 150 more records cannot be read")
+
+
+def test_a_file_that_cannot_be_opened_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.md", "b.md"):
+        (tmp_path / name).write_text("one two")
+    opened = Path.open
+
+    def refuse(path: Path, *args: Any, **options: Any) -> Any:
+        if path.name == "b.md":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    files = list_files(str(tmp_path))
+    with pytest.raises(DataError, match=r"b\.md: Permission denied"):
+        plan.stamp(files, lambda *_: None)
+    one, other = plan.stamp(files, lambda *_: None, on_error="skip")
+    assert one.sha256 == hashlib.sha256(b"one two").hexdigest()
+    assert other.sha256 not in (one.sha256, hashlib.sha256(b"").hexdigest())
+
+
 def test_empty_records_and_a_prompt_are_counted(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": ""}\n{"text": "  "}\n{"text": "one two"}\n')
     manifest = run(tmp_path / "a.jsonl", tmp_path / "out")

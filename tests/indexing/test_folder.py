@@ -4,10 +4,13 @@ import asyncio
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 
 from conftest import TINY_A
@@ -15,6 +18,7 @@ from nvembed import Index
 from nvembed.encoder import Encoder
 from nvembed.errors import InputError, OutputError
 from nvembed.indexing import folder as folders
+from nvembed.indexing.documents import records_of
 from nvembed.indexing.folder import CHANGING
 from nvembed.indexing.index import Model
 from nvembed.search.index import open_index
@@ -153,8 +157,51 @@ def test_added_documents_stay(index: Index, notes: Path) -> None:
     assert not index.search("zebra", where="year < 2000")
     with pytest.raises(InputError, match=r"dogs\.md"):
         index.add([{"id": "dogs.md", "text": "mine"}, {"id": "rows.jsonl:a", "text": "mine"}])
-    with pytest.raises(InputError, match="id and text"):
-        index.add([{"id": "x"}])
+
+
+@pytest.mark.parametrize("form", ["pandas", "arrow", "list"])
+def test_documents_of_a_data_frame(form: str, encoder: Encoder, tmp_path: Path) -> None:
+    columns: dict[str, list[Any]] = {
+        "id": [7, 8],
+        "text": ["An otter swims.", "A zebra has stripes."],
+        "year": [2020, 2021],
+        "seen": [datetime(2020, 5, 1), None],
+        "score": [0.5, float("nan")],
+    }
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    frames = {
+        "pandas": lambda: pd.DataFrame(columns),
+        "arrow": lambda: pa.table(columns),
+        "list": lambda: rows,
+    }
+    with Index.build(frames[form](), tiny(encoder), to=tmp_path / "index") as index:
+        assert (index.changes.new, len(index)) == (2, 2)
+        (hit,) = index.search("otter", mode="text", where="year = 2020 and seen < 2021-01-01")
+        assert (hit.document, hit.metadata["score"]) == ("7", 0.5)
+        assert "score" not in index.search("zebra", mode="text")[0].metadata
+        index.add(pd.DataFrame({"id": ["7"], "text": ["An otter sleeps."]}))
+        index.delete(["8"])
+        assert [hit.text for hit in index.search("otter", mode="text")] == ["An otter sleeps."]
+        with pytest.raises(InputError, match="follows no folder"):
+            index.update()
+    with Index.open(tmp_path / "index", model=tiny(encoder)) as index:
+        assert len(index) == 1
+
+
+def test_documents_that_cannot_be_used(encoder: Encoder, tmp_path: Path) -> None:
+    numbered = records_of([{"text": "a"}, {"text": "b"}], numbered=True)
+    assert [record["id"] for record in numbered] == ["0", "1"]
+    for documents, word in (
+        ([{"text": "a"}], "id"),
+        ([{"id": "a"}], "text"),
+        ([{"id": "a", "text": "x"}, {"id": "a", "text": "y"}], "unique"),
+        (["a text"], "dictionary"),
+        ("notes", "list"),
+    ):
+        with pytest.raises(InputError, match=word):
+            records_of(documents)
+    with pytest.raises(InputError, match="to=FOLDER"):
+        Index.build([{"text": "a"}], tiny(encoder))
 
 
 def test_a_folder_can_be_moved_with_its_index(index: Index, notes: Path, encoder: Encoder) -> None:
@@ -173,6 +220,8 @@ def test_documents_and_tables(index: Index) -> None:
     hits = index.search("bee <script>", mode="text")
     assert "<mark>bee</mark>" in hits._repr_html_()
     assert "<script>" not in hits._repr_html_()
+    assert "no passage has a word" in index.search("xyzzy")._repr_html_()
+    assert "no passage has a word" not in index.search("xyzzy", mode="vector")._repr_html_()
     assert "6 documents" in repr(index)
     assert "year (int)" in index._repr_html_()
     assert len(index) == 6

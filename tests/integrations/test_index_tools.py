@@ -59,6 +59,33 @@ def test_langchain(notes: Path) -> None:
         assert asyncio.run(retriever.ainvoke("judo throws"))[0].id == document.id
 
 
+def test_a_chain_of_langchain(notes: Path) -> None:
+    from langchain_core.language_models import FakeListChatModel
+    from langchain_core.output_parsers import StrOutputParser
+    from langchain_core.prompts import ChatPromptTemplate
+    from langchain_core.runnables import RunnableLambda, RunnablePassthrough
+
+    from nvembed.integrations.langchain import NVEmbedRetriever
+
+    seen: list[str] = []
+    with Index.open(notes) as index:
+        prompt = ChatPromptTemplate.from_template("{passages}\n\n{question}")
+        chain = (
+            {
+                "passages": NVEmbedRetriever(index=index, top=1, mode="text")
+                | RunnableLambda(lambda documents: "\n".join(each.page_content for each in documents)),
+                "question": RunnablePassthrough(),
+            }
+            | prompt
+            | RunnableLambda(lambda value: seen.append(value.to_string()) or value)
+            | FakeListChatModel(responses=["Yes."])
+            | StrOutputParser()
+        )
+        assert chain.invoke("are judo throws allowed?") == "Yes."
+        assert chain.batch(["atom", "judo"], config={"max_concurrency": 2}) == ["Yes.", "Yes."]
+    assert "Judo throws are allowed in freestyle wrestling." in seen[0]
+
+
 def test_llama_index(notes: Path) -> None:
     from nvembed.integrations.llama_index import NVEmbedNodeRetriever
 
@@ -67,9 +94,42 @@ def test_llama_index(notes: Path) -> None:
         assert (node.node.node_id, node.node.metadata["year"]) == ("rows.csv:a#0", "2020")
 
 
+def test_a_query_engine_of_llama_index(notes: Path) -> None:
+    from llama_index.core.llms import MockLLM
+    from llama_index.core.query_engine import RetrieverQueryEngine
+
+    from nvembed.integrations.llama_index import NVEmbedNodeRetriever
+
+    with Index.open(notes) as index:
+        engine = RetrieverQueryEngine.from_args(
+            NVEmbedNodeRetriever(index, top=1, mode="text"), llm=MockLLM()
+        )
+        answer = engine.query("judo throws")
+    assert [node.node.node_id for node in answer.source_nodes] == ["judo.txt#0"]
+    assert "document: judo.txt" in str(answer)
+    assert "start: 0" not in str(answer), "places in the text are not for the model"
+
+
 def test_haystack(notes: Path) -> None:
     from nvembed.integrations.haystack import NVEmbedPassageRetriever
 
     retriever = NVEmbedPassageRetriever.from_dict(NVEmbedPassageRetriever(str(notes)).to_dict())
     (document, *_) = retriever.run("judo throws", top_k=1)["documents"]
     assert (document.id, document.content[:4]) == ("judo.txt#0", "Judo")
+
+
+def test_a_pipeline_of_haystack(notes: Path) -> None:
+    from haystack import Pipeline
+    from haystack.components.builders import PromptBuilder
+
+    from nvembed.integrations.haystack import NVEmbedPassageRetriever
+
+    pipeline = Pipeline()
+    pipeline.add_component("retriever", NVEmbedPassageRetriever(str(notes), top_k=1, mode="text"))
+    template = "{% for each in documents %}{{ each.content }}{% endfor %} {{ question }}"
+    pipeline.add_component("prompt", PromptBuilder(template, required_variables=["documents", "question"]))
+    pipeline.connect("retriever.documents", "prompt.documents")
+    restored = Pipeline.loads(pipeline.dumps(), allowed_modules=["nvembed.integrations.haystack", "haystack"])
+    question = "judo throws?"
+    result = restored.run({"retriever": {"query": question}, "prompt": {"question": question}})
+    assert result["prompt"]["prompt"].startswith("Judo throws are allowed")

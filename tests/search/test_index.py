@@ -82,6 +82,26 @@ def test_words_are_stemmed_and_rare_ones_count(index: PassageIndex) -> None:
     }
 
 
+def test_each_document_has_its_language(tmp_path: Path, options: IndexOptions) -> None:
+    documents: dict[str, Any] = {
+        f"{number}.md": (["The houses of the city are not as old as they look, and nobody sold them."], {})
+        for number in range(20)
+    }
+    documents["de.md"] = (["Die größten Häuser der Stadt sind nicht so alt, wie sie aussehen."], {})
+    documents["rows.csv:1"] = (["Kalte Getränke 12,50"], {})
+    source = open_embedded(write_embedded(tmp_path / "out", documents))
+    with build(source, tmp_path / "out" / "index", options) as index:
+        assert (index.record.language, index.record.languages) == ("english", ["english", "german"])
+        assert [hit.document for hit in search(index, "das größte", mode="text")] == ["de.md"]
+        assert len(search(index, "house", mode="text", top=30)) == 20
+        french = {"fr.md": (["Les chevaux sont dans le champ avec les vaches et la jument."], {})}
+        assert search(index, "cheval", mode="text") == []
+        add(index, open_embedded(write_embedded(tmp_path / "more", french)))
+        assert index.record.languages == ["english", "french", "german"]
+        assert [hit.document for hit in search(index, "vache", mode="text")] == ["fr.md"]
+        index.store.drop()
+
+
 def test_hybrid_joins_both_lists(index: PassageIndex) -> None:
     hits = search(index, "judo throws", mode="hybrid", top=10)
     assert hits[0].id == "judo.md#0"
@@ -250,6 +270,49 @@ def test_delete(index: PassageIndex) -> None:
         "judo.md",
         "empty",
     }
+
+
+def test_equal_passages_come_by_id(tmp_path: Path, options: IndexOptions) -> None:
+    documents: dict[str, Any] = {f"copy-{number:03d}": (["The same text."], {}) for number in range(300)}
+    documents["other"] = (["Something else, with the same word."], {})
+    shuffled = dict(sorted(documents.items(), key=lambda item: item[0][::-1]))
+    source = open_embedded(write_embedded(tmp_path / "out", shuffled))
+    with build(source, tmp_path / "out" / "index", options) as index:
+        for mode in ("vector", "text", "hybrid"):
+            hits = search(index, "the same text", mode=mode, top=60)
+            assert [hit.document for hit in hits] == sorted(documents)[:60], mode
+        index.store.drop()
+
+
+def test_a_changed_index_ranks_as_a_new_one(tmp_path: Path, options: IndexOptions) -> None:
+    """Passages that are deleted or replaced no longer count in the frequencies of words."""
+    rare, changed = (
+        "an otter swims",
+        {"n-00.md": (["A cat."], {}), "z.md": (["An otter, a dog and a cat."], {})},
+    )
+    documents: dict[str, Any] = {
+        f"n-{number:02d}.md": ([f"{rare if number < 9 else 'a dog barks'} {'so loud ' * (number % 7)}"], {})
+        for number in range(100)
+    }
+    source = open_embedded(write_embedded(tmp_path / "out", documents))
+    with build(source, tmp_path / "out" / "index", options) as index:
+        add(index, open_embedded(write_embedded(tmp_path / "more", changed)))
+        delete(index, [f"n-{number:02d}.md" for number in range(1, 8)])
+        left = {**documents, **changed}
+        for number in range(1, 8):
+            del left[f"n-{number:02d}.md"]
+        with build(
+            open_embedded(write_embedded(tmp_path / "new", left)), tmp_path / "new" / "index", options
+        ) as new:
+            for query in (["otter"], ["dog", "otter"], ["cat", "dog", "loud"]):
+                words = [index.words.query(" ".join(query)) for index in (index, new)]
+                one, other = (
+                    {row.id: score for row, score in each.store.matching(its, 200, ())}
+                    for each, its in zip((index, new), words, strict=True)
+                )
+                assert one == pytest.approx(other, abs=1e-6)
+            new.store.drop()
+        index.store.drop()
 
 
 def test_another_model_is_refused(index: PassageIndex, tmp_path: Path) -> None:

@@ -85,6 +85,32 @@ def test_language() -> None:
     assert detect_language(["\u0391\u03c5\u03c4\u03cc \u03b5\u03af\u03bd\u03b1\u03b9"]) == "greek"
 
 
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("यह पहला वाक्य है। यह दूसरा है।", 2),
+        ("هل هذا سؤال؟ نعم، هذا سؤال.", 2),
+        ("ทีมรับของแพนเธอร์สถอดใจที่คะแนน 308 ได้อันดับที่หกของลีก ในขณะที่เป็นผู้นำในเอ็นเอฟแอล", 2),
+        ("สี่ ครั้ง", 1),  # a space within a clause
+    ],
+)
+def test_sentences_of_other_scripts(text: str, parts: int) -> None:
+    spans = sentences(text)
+    assert len(spans) == parts
+    assert "".join(text[a:b] for a, b in spans).replace(" ", "") == text.replace(" ", "")
+
+
+def test_words_of_several_languages() -> None:
+    words = Words("english", "german")
+    assert {"grosst", "haus"} <= set(words.query("der größte der Häuser"))
+    assert "der" not in words.query("der größte der Häuser"), "a stop word of the query's language"
+    assert "the" not in words.query("who built the house")
+    assert [span for span, word in words.located("Häuser") if word == "haus"] == [(0, 6)]
+    text = "Der Hund und die Katze sind nicht im Haus, aber das ist gut so."
+    assert detect_language([text], "english") == "german"
+    assert detect_language(["Die Hard DVD"], "english") == "english"
+
+
 def test_sentences() -> None:
     text = "Hello there. How?\nYes 3.5 is. \u597d\u7684\u3002\u518d\u89c1 end"
     assert [text[a:b] for a, b in sentences(text)] == [

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -15,7 +16,7 @@ from nvembed.cli.options import Compute, CorpusOptions, Count, Flag
 from nvembed.cli.screen import long_progress, say, warn
 from nvembed.errors import InputError
 from nvembed.files import as_utf8
-from nvembed.indexing.models import Facts, describe, own_prompts, passage_sizes, prompts
+from nvembed.indexing.models import Facts, describe, embed_settings, own_prompts, prompts
 from nvembed.search.record import is_index
 from nvembed.text.model_prompts import place_titles
 
@@ -128,8 +129,7 @@ def embed(
         raise InputError("--device and --update are for the local engine: remove them, or --engine ray")
     sizes = {"--chunk-tokens": chunk_tokens, "--overlap-tokens": overlap_tokens, "--cut": cut}
     _check_cutting(sizes, context, whole=whole, late=late_chunking)
-    from nvembed.embed.job import EmbedSettings, open_job, recorded_cut
-    from nvembed.embed.passages import CONTEXT_TOKENS
+    from nvembed.embed.job import open_job, recorded_cut
     from nvembed.embed.records import CorpusReading
 
     source = _source(corpus, out, reading)
@@ -152,29 +152,19 @@ def embed(
             from nvembed.encoder import check_late
 
             check_late(facts.pooling)
-        reserved = CONTEXT_TOKENS if context != "none" else 0
-        tokens: int | None = None
-        overlap: int | None = None
-        if not whole:
-            tokens, overlap = passage_sizes(
-                facts.max_length, facts.fixed_tokens + reserved, chunk_tokens, overlap_tokens
-            )
+        settings = embed_settings(
+            facts,
+            passage_prompt,
+            None if whole else (chunk_tokens, overlap_tokens),
+            storage=storage,
+            cut="structure",
+            context=context,
+            late_chunking=late_chunking,
+            batch_tokens=batch_tokens,
+        )
         with long_progress("reading the corpus") as progress:
             job = stack.enter_context(open_job(out, source, how, progress, update=update))
-        settings = EmbedSettings(
-            fingerprint=facts.fingerprint,
-            prompt=passage_prompt,
-            dtype=facts.dtype,
-            dim=facts.dim,
-            max_length=facts.max_length,
-            batch_tokens=batch_tokens or facts.batch_tokens,
-            storage=storage,
-            chunk_tokens=tokens,
-            overlap_tokens=overlap,
-            late_chunking=late_chunking,
-            cut=cut or recorded_cut(out) or ("sentences" if whole else "structure"),
-            context=context,
-        )
+        settings = replace(settings, cut=cut or recorded_cut(out) or ("sentences" if whole else "structure"))
         tally = Tally()
         chosen = _engine(job, model, device, settings, facts, cluster, count, tally)
         _run(job, settings, chosen, tally, {"corpus": as_utf8(corpus), "model": as_utf8(model)})

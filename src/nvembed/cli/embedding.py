@@ -16,13 +16,14 @@ from nvembed.cli.screen import progress, say, warn
 from nvembed.embed.folder import HOME
 from nvembed.errors import DataError
 from nvembed.files import as_utf8
-from nvembed.indexing.models import BATCH_TOKENS, passage_sizes
+from nvembed.indexing.models import embed_settings, facts_of
 from nvembed.read.documents import SCANNED, UNREAD
 from nvembed.read.lines import LINE_KINDS, TABLE_KINDS, TextLayout
 from nvembed.text.model_prompts import place_titles
 
 if TYPE_CHECKING:
     from nvembed.embed.embedded import EmbeddedCorpus
+    from nvembed.embed.passages import CutMode
     from nvembed.encoder import Encoder
     from nvembed.vectors.embeddings import Embeddings
 
@@ -107,27 +108,14 @@ def embed_beside(
         whole: leave documents whole, a passage each; then a file or record that cannot be read is an error.
     """
     from nvembed.embed.embedded import open_embedded
-    from nvembed.embed.job import EmbedSettings, local_engine, open_job
+    from nvembed.embed.job import local_engine, open_job
     from nvembed.embed.records import CorpusReading, plain
     from nvembed.read.corpus import list_files
 
-    limit = reading.max_length or encoder.max_length
-    sizes: tuple[int | None, int | None] = (None, None)
-    if not whole:
-        (one,) = encoder.tokenizer(["a"], prompt=prompt, max_length=limit)
-        sizes = passage_sizes(limit, one.full_length - 1)
-    settings = EmbedSettings(
-        fingerprint=encoder.fingerprint,
-        prompt=prompt,
-        dtype=encoder.dtype,
-        dim=encoder.dim,
-        max_length=limit,
-        batch_tokens=BATCH_TOKENS["cuda" if "cuda" in str(encoder.replicas[0].device) else "cpu"],
-        storage="float32",
-        chunk_tokens=sizes[0],
-        overlap_tokens=sizes[1],
-        cut="sentences" if whole else "structure",
-    )
+    facts = facts_of(encoder, prompt=prompt, max_length=reading.max_length)
+    sizes = None if whole else (None, None)
+    cut: CutMode = "sentences" if whole else "structure"
+    settings = embed_settings(facts, prompt, sizes, storage="float32", cut=cut)
     how = CorpusReading(
         field=reading.field,
         on_error="stop" if whole else "skip",
@@ -142,7 +130,7 @@ def embed_beside(
         partial(
             encoder.stream,
             prompt=place_titles(prompt)[0],
-            max_length=limit,
+            max_length=settings.max_length,
             batch_tokens=settings.batch_tokens,
         ),
         tally,
@@ -153,7 +141,7 @@ def embed_beside(
         with open_job(home / key, files, how, lambda *_: None, update=True) as job:
             earlier = job.earlier_shards(prompt)
             compute = earlier.reusing(encode) if earlier is not None else encode
-            engine = local_engine(lambda texts: encoder.tokenizer.offsets(texts), compute)
+            engine = local_engine(facts.build_offsets(), compute)
             names = {"corpus": as_utf8(str(corpus)), "model": as_utf8(model)}
             manifest = job.run(settings, engine, update, names=names)
     if tally.texts:

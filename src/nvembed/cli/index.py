@@ -1,8 +1,8 @@
 """``nvembed index``: make a folder or an embedded corpus searchable, and keep it up to date."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,7 +15,7 @@ from nvembed.cli.options import Compute, Flag, FolderOptions, IndexServer, Promp
 from nvembed.cli.screen import long_progress, progress, say, warn
 from nvembed.cli.search_index import open_index
 from nvembed.embed.folder import INDEX, is_embedded
-from nvembed.errors import DataError, InputError, NvembedError
+from nvembed.errors import DataError, InputError, NvembedError, OutputError
 from nvembed.indexing.models import own_prompts, query_prompt
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from nvembed.indexing.folder import Listener
     from nvembed.indexing.index import Index
     from nvembed.search.index import IndexOptions, PassageIndex
-
-WATCH_S = 2.0  # between two looks at a folder
 
 
 def index(
@@ -82,7 +80,7 @@ def index(
     model
         Model: a folder or a hub id. Needed for a new index of a folder.
     watch
-        Keep running: look for changes of the folder every two seconds.
+        Keep running: look for changes every two seconds, and wait for files that are still being written.
     add
         Another embedded corpus to add; documents of the same name are replaced. May be repeated.
     delete
@@ -99,7 +97,7 @@ def index(
         Vector search: exact compares all, rq uses an index (LanceDB's IVF_RQ), auto decides by size.
     language
         Language of the stemmer, which removes word endings, such as english or german; none for no stemmer;
-        auto detects the language.
+        auto detects the language of each document.
     types
         Type of a metadata field, such as version=string. Default: decided by its values. May be repeated.
     instruction
@@ -238,22 +236,32 @@ def _load(model: str, device: str | None, dtype: str | None) -> "Encoder":
 
 
 def _watch(index: "Index", corpus: Path, follow_links: bool) -> None:
-    """Update an index whenever sizes or times of files have changed, until the process is interrupted."""
-    from nvembed.indexing.folder import signature
+    """Update an index whenever sizes or times of files have changed, until the process is interrupted.
+
+    Raises:
+        DataError: the index was removed.
+    """
+    from nvembed.indexing.watch import FolderWatch, signature
 
     say(f"watching {corpus}; Ctrl-C ends")
-    last = signature(corpus, follow_links=follow_links)
+    watch = FolderWatch(partial(signature, corpus, follow_links=follow_links))
+    reported = ""
     while True:
-        time.sleep(WATCH_S)
-        start = perf_counter()
         try:
-            now = signature(corpus, follow_links=follow_links)
-            if now != last:
-                index.update(corpus)
+            state = watch.wait()
+            start = perf_counter()
+            changes = index.update(corpus)
+            watch.handled(state)
+            reported = ""
+            if changes.any or changes.skipped:
                 _say_changes(index, start)
-                last = now
-        except (DataError, FileNotFoundError) as error:  # a file that is being written: try again
-            warn(f"{error}")
+        except (DataError, OutputError, OSError) as error:  # it may pass: files change, disks come back
+            if not index.passages.folder.is_dir():
+                raise DataError(f"the index {index.passages.folder} was removed") from error
+            if str(error) != reported:
+                reported = str(error)
+                warn(f"{error}\nwatching goes on")
+            watch.pause()
 
 
 def _say_changes(index: "Index", start: float) -> None:
@@ -305,6 +313,6 @@ def _report(finished: "PassageIndex", start: float) -> None:
     say(
         f"{documents:,} documents, {passages:,} passages in {finished.folder}, {seconds}\n"
         f"fields to filter on: {fields}\n"
-        f"word endings removed: {record.language}\n"
+        f"word endings removed: {', '.join(record.languages) or record.language}\n"
         f"default prompt of queries: {record.query_prompt!r}"
     )

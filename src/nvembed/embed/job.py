@@ -284,7 +284,7 @@ def open_job(
             same_run(out / "job.json", plain(earlier_reading), plain(reading))
         planned = (out / "plan.json").exists() or (out / "manifest.json").exists()
         passes = 1 if planned else 2
-        stamped = stamp(source, lambda done, total: progress(done, passes * total))
+        stamped = stamp(source, lambda done, total: progress(done, passes * total), on_error=reading.on_error)
 
         def plan_in(folder: Path) -> PlanRecord:
             return make_plan(

@@ -20,6 +20,7 @@ from typing import NamedTuple, TextIO
 from nvembed.embed.records import (
     CorpusReading,
     FileEntry,
+    OnError,
     PlanCounts,
     PlanLine,
     PlanRecord,
@@ -35,6 +36,7 @@ from nvembed.read.lines import csv_delimiter
 from nvembed.read.streams import Place
 
 MAX_SKIPPED = 10_000
+LISTED_FAULTS = 100  # of the records of one file; the others are counted
 # A document counts as one passage per so many characters, or part of them, when shards are filled.
 PASSAGE_CHARACTERS = 1000
 SHOWN_FAULTS = 20
@@ -73,28 +75,43 @@ class Stamped(NamedTuple):
         return FileEntry(path=self.file.name, bytes=self.bytes, sha256=self.sha256)
 
 
-def stamp(source: CorpusFiles, progress: Callable[[int, int], None]) -> list[Stamped]:
+def stamp(
+    source: CorpusFiles, progress: Callable[[int, int], None], *, on_error: OnError = "stop"
+) -> list[Stamped]:
     """Return the files with their checksums. ``progress`` is called with (bytes read, bytes in total).
+
+    Args:
+        on_error: with ``skip`` a file that cannot be read has the digest of the reason; reading it later
+            reports the reason.
 
     Raises:
         DataError: a file cannot be read.
     """
-    stamped = []
-    try:
-        total = sum(file.path.stat().st_size for file in source.files)
-        done = 0
-        for file in source.files:
+    stamped: list[Stamped] = []
+    sizes = [_size(file) for file in source.files]
+    total, done = sum(sizes), 0
+    for file, size in zip(source.files, sizes, strict=True):
+        try:
             state = file.path.stat()
             digest = hashlib.sha256()
             with file.path.open("rb") as stream:
                 while piece := stream.read(1 << 20):
                     digest.update(piece)
-                    done += len(piece)
-                    progress(done, total)
+                    progress(min(done := done + len(piece), total), total)
             stamped.append(Stamped(file, state.st_size, state.st_mtime_ns, digest.hexdigest()))
-    except OSError as error:
-        raise DataError(f"cannot read {error.filename}: {error.strerror or error}") from error
+        except OSError as error:
+            if on_error == "stop":
+                raise DataError(f"cannot read {file.path}: {error.strerror or error}") from error
+            reason = f"\0cannot be read: {error.strerror}".encode()
+            stamped.append(Stamped(file, size, 0, hashlib.sha256(reason).hexdigest()))
     return stamped
+
+
+def _size(file: SourceFile) -> int:
+    try:
+        return file.path.stat().st_size
+    except OSError:
+        return 0
 
 
 def make_plan(
@@ -162,15 +179,18 @@ class _Planner:
 
     def read(self, index: int, item: Stamped, target: TextIO, progress: Callable[[int], None]) -> None:
         file = item.file
-        self._joined = False
-        before = self.counts["documents"] + len(self.skipped)
+        self._joined, unlisted = False, 0
+        before, listed = self.counts["documents"] + len(self.skipped), len(self.skipped)
         try:
             self._note_delimiter(file)
             for read in read_documents(file, field=self.reading.field, layout=self.reading.layout):
                 fault = self._fault(read)
                 if fault is not None:
-                    self._skip(file, fault)
                     self._joined = False
+                    if len(self.skipped) - listed < LISTED_FAULTS:
+                        self._skip(file, fault)
+                    else:
+                        unlisted += 1
                 else:
                     assert isinstance(read.document, Document)
                     self.notes += (f"{file.name}: {warning}" for warning in read.document.warnings)
@@ -181,6 +201,8 @@ class _Planner:
                 raise DataError(f"{file.path}: no text in it; expected at least one: fill it, or remove it")
         except DataError as error:
             self._skip(file, error)
+        if unlisted:
+            self._skip(file, DataError(f"{file.path}: {unlisted:,} more records cannot be read"))
 
     def _note_delimiter(self, file: SourceFile) -> None:
         """Report a .csv file whose header has another delimiter than a comma."""

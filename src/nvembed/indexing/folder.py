@@ -29,6 +29,7 @@ from nvembed.embed.shard import Encode
 from nvembed.embed.update import EarlierShards
 from nvembed.errors import DataError, InputError
 from nvembed.files import Schema, as_utf8, locked, read_json, write_json
+from nvembed.indexing.documents import Records, write_records
 from nvembed.indexing.models import Facts
 from nvembed.read.corpus import CorpusFiles, list_files, read_documents
 from nvembed.search.index import IndexOptions, PassageIndex, add, build, delete, finish
@@ -46,7 +47,8 @@ class FolderRecord(Schema):
     """The content of ``nvembed-folder.json``.
 
     ``table``: of the index that it describes. ``corpus``: the folder or file, relative to the index if the
-    index is inside it. ``files``: name and SHA-256. ``added``: documents that are of no file.
+    index is inside it; "" if there is none. ``files``: name and SHA-256. ``added``: documents that are of no
+    file.
     """
 
     format: Literal[1] = 1
@@ -73,6 +75,11 @@ class Changes:
     embedded: int = 0
     reused: int = 0
     skipped: tuple[str, ...] = ()
+
+    @property
+    def any(self) -> bool:
+        """Whether a document has changed."""
+        return bool(self.changed or self.new or self.moved or self.removed)
 
     def __str__(self) -> str:
         counts = {name: getattr(self, name) for name in ("changed", "new", "moved", "removed")}
@@ -101,7 +108,7 @@ class Listener:
 
 
 def build_folder(
-    corpus: Path,
+    corpus: Path | Records,
     folder: Path,
     embedder: PassageEmbedder,
     record: FolderRecord,
@@ -110,7 +117,7 @@ def build_folder(
     *,
     rebuild: bool = False,
 ) -> tuple[PassageIndex, Changes]:
-    """Embed a folder or file and index it; a killed call goes on where it was stopped.
+    """Embed a folder, a file or documents and index them; a killed call goes on where it was stopped.
 
     Args:
         folder: of the index.
@@ -118,9 +125,12 @@ def build_folder(
         rebuild: replace an index that exists.
     """
     with locked(folder / WORK):
-        files = list_files(str(corpus), follow_links=record.follow_links)
         work = _FolderWork(folder / WORK, embedder, record.settings, report)
-        source = work.embed(files, as_utf8(str(corpus)))
+        path = corpus if isinstance(corpus, Path) else work.folder / "documents.jsonl"
+        if not isinstance(corpus, Path):
+            write_records(corpus, path)
+        files = list_files(str(path), follow_links=record.follow_links)
+        source = work.embed(files, as_utf8(str(path)) if isinstance(corpus, Path) else "")
         index = build(
             source,
             folder,
@@ -129,7 +139,10 @@ def build_folder(
             progress=partial(report.progress, "indexing"),
             warn=report.warn,
         )
-        _write(folder, record, {"table": index.record.name, "files": _digests(source)})
+        content: dict[str, Any] = {"files": _digests(source)}
+        if not isinstance(corpus, Path):
+            content = {"added": sorted(row["id"] for row in corpus)}
+        _write(folder, record, {"table": index.record.name, **content})
         work.remove()
     return index, Changes(new=index.store.count()[0], **work.counts)
 
@@ -148,9 +161,11 @@ def update_folder(
     """
     with locked(index.folder / WORK):
         record = read_folder(index)
+        if corpus is None and not record.corpus:
+            raise InputError(f"{index.folder} follows no folder: its documents are changed by add and delete")
         place = corpus or corpus_of(index.folder, record)
         files = list_files(str(place), follow_links=record.follow_links)
-        stamped = stamp(files, partial(report.progress, "reading"))
+        stamped = stamp(files, partial(report.progress, "reading"), on_error=record.settings.on_error)
         now = {item.file.name: item for item in stamped}
         touched = [item for name, item in now.items() if record.files.get(name) != item.sha256]
         gone = [name for name in record.files if name not in now]
@@ -179,16 +194,13 @@ def update_folder(
     return replace(changes, unchanged=total - changes.changed - changes.new - changes.moved, **work.counts)
 
 
-def add_documents(
-    index: PassageIndex, embedder: PassageEmbedder, documents: Iterable[Mapping[str, Any]], report: Listener
-) -> Changes:
+def add_documents(index: PassageIndex, embedder: PassageEmbedder, rows: Records, report: Listener) -> Changes:
     """Add documents that are of no file, as records with ``id``, ``text`` and metadata."""
+    if not rows:
+        return Changes()
     with locked(index.folder / WORK):
         record = read_folder(index)
-        rows = [dict(document) for document in documents]
-        ids = [_id_of(row) for row in rows]
-        if not rows:
-            return Changes()
+        ids = [row["id"] for row in rows]
         known = index.store.known(ids)
         if foreign := sorted(known - set(record.added)):
             raise InputError(
@@ -198,17 +210,11 @@ def add_documents(
         _write(index.folder, record, {"added": sorted({*record.added, *ids})})
         work = _FolderWork(index.folder / WORK, embedder, record.settings, report)
         path = work.folder / "added.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        write_records(rows, path)
         source = work.embed(list_files(str(path)), str(path), _dumped(index, known, work.folder / "reuse"))
         changes = _apply(index, source, known, report)
         work.remove()
     return replace(changes, unchanged=len(known) - changes.changed, **work.counts)
-
-
-def _id_of(row: Mapping[str, Any]) -> str:
-    if not isinstance(row.get("id"), str) or not row["id"] or not isinstance(row.get("text"), str):
-        raise InputError(f"expected documents with the strings id and text, got {str(row)[:200]}")
-    return str(row["id"])
 
 
 def delete_documents(index: PassageIndex, documents: Sequence[str]) -> list[str]:
@@ -253,14 +259,6 @@ def read_folder(index: PassageIndex) -> FolderRecord:
 def corpus_of(folder: Path, record: FolderRecord) -> Path:
     """Return the folder that an index follows."""
     return Path(os.path.normpath(folder.resolve() / record.corpus))
-
-
-def signature(corpus: Path, *, follow_links: bool) -> dict[str, tuple[int, int]]:
-    """Return size and time of each file: cheap to compare, to see whether an update has anything to do."""
-    states = (
-        (file.name, file.path.stat()) for file in list_files(str(corpus), follow_links=follow_links).files
-    )
-    return {name: (state.st_size, state.st_mtime_ns) for name, state in states}
 
 
 def corpus_path(corpus: Path, folder: Path) -> str:

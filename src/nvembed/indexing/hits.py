@@ -20,7 +20,8 @@ class Hits(list[Hit]):
 
     def _repr_html_(self) -> str:
         rows = [(f"{hit.score:.3f}", escape(place_of(hit)), _marked(hit)) for hit in self]
-        return html_table(self.query, rows, ("score", "place", "passage"), escaped=True)
+        note = "" if self.words_matched is not False else " (no passage has a word of the query)"
+        return html_table(self.query + note, rows, ("score", "place", "passage"), escaped=True)
 
 
 def place_of(hit: Hit) -> str:

@@ -7,28 +7,29 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Self
 
 from nvembed.embed.job import EmbedSettings
-from nvembed.embed.passages import CONTEXT_TOKENS, Context, CutMode
+from nvembed.embed.passages import Context, CutMode
 from nvembed.embed.records import RunSettings
 from nvembed.embed.shard import Encode
 from nvembed.errors import InputError
 from nvembed.indexing import folder as folders
+from nvembed.indexing.documents import Documents, records_of
 from nvembed.indexing.folder import Changes, FolderRecord, Listener, PassageEmbedder
 from nvembed.indexing.hits import Hits, html_table
 from nvembed.indexing.models import (
     check_same_model,
     describe,
+    embed_settings,
     embed_texts,
     find_model,
     own_prompts,
-    passage_sizes,
     prompts,
     query_prompt,
 )
@@ -80,23 +81,11 @@ class FolderSettings:
         """Return the settings of the job that embeds the folder."""
         prompt = prompts(prompt=self.prompt, own=own_prompts(model))[1]
         facts = describe(model, device=device, dtype=self.dtype, prompt=prompt, max_length=self.max_length)
-        reserved = CONTEXT_TOKENS if self.context != "none" else 0
-        tokens, overlap = passage_sizes(facts.max_length, facts.fixed_tokens + reserved, self.chunk_tokens)
+        sizes = (self.chunk_tokens, None)
+        job = embed_settings(facts, prompt, sizes, storage="float16", cut=self.cut, context=self.context)
+        values = {name: value for name, value in asdict(job).items() if name != "dim"}
         return RunSettings(
-            field=self.field,
-            on_error="skip",
-            delimiter=self.delimiter,
-            encoding=self.encoding,
-            fingerprint=facts.fingerprint,
-            prompt=prompt,
-            dtype=facts.dtype,
-            max_length=facts.max_length,
-            batch_tokens=facts.batch_tokens,
-            storage="float16",
-            chunk_tokens=tokens,
-            overlap_tokens=overlap,
-            cut=self.cut,
-            context=self.context,
+            field=self.field, on_error="skip", delimiter=self.delimiter, encoding=self.encoding, **values
         )
 
 
@@ -158,7 +147,7 @@ class Index:
     @classmethod
     def build(
         cls,
-        folder: str | Path,
+        source: str | Path | Documents,
         model: str | Model,
         *,
         to: str | Path | None = None,
@@ -167,14 +156,16 @@ class Index:
         rebuild: bool = False,
         report: Listener = SILENT,
     ) -> Self:
-        """Read, cut, embed and index a folder or a file.
+        """Read, cut, embed and index a folder, a file, or documents.
 
         A call that was killed can be repeated: it goes on where it was stopped.
 
         Args:
-            folder: the documents. Files that cannot be read are skipped and listed in ``changes.skipped``.
+            source: a path, whose files that cannot be read are skipped and listed in ``changes.skipped``. Or
+                a data frame (pandas, polars, PyArrow) or a list of dictionaries, with ``text`` and perhaps
+                ``id`` and ``title``; other keys are metadata for filters.
             model: a folder or a hub id.
-            to: the folder of the index. Default: ``.nvembed/index`` in the folder.
+            to: the folder of the index. Default: ``.nvembed/index`` in the folder of documents.
             options: of the index. Default prompt of queries: the model's own.
             rebuild: replace an existing index; documents that were added to it are lost.
 
@@ -183,8 +174,13 @@ class Index:
             DataError: nothing in the folder can be read.
         """
         model = Model(model) if isinstance(model, str) else model
-        corpus = Path(folder)
-        home = living_folder(corpus) if to is None else Path(to)
+        corpus = Path(source) if isinstance(source, str | Path) else records_of(source, numbered=True)
+        if to is not None:
+            home = Path(to)
+        elif isinstance(corpus, Path):
+            home = living_folder(corpus)
+        else:
+            raise InputError("documents that are in no folder need a folder for their index: pass to=FOLDER")
         if (home / folders.FOLDER).exists() and not rebuild:
             raise InputError(f"{home} is an index already: update it, or build it again with rebuild")
         run_settings = settings.resolve(model.name, model.device)
@@ -193,7 +189,7 @@ class Index:
             options = replace(options, query_prompt=prompt)
         record = FolderRecord(
             table="",
-            corpus=folders.corpus_path(corpus, home),
+            corpus=folders.corpus_path(corpus, home) if isinstance(corpus, Path) else "",
             follow_links=settings.follow_links,
             settings=run_settings,
             files={},
@@ -244,16 +240,18 @@ class Index:
         self.changes = folders.update_folder(self.passages, self._embedder(), corpus, self._report)
         return self.changes
 
-    def add(self, documents: Iterable[Mapping[str, Any]]) -> Changes:
+    def add(self, documents: Documents) -> Changes:
         """Add documents, or replace those of the same id; updates of the folder leave them alone.
 
         Args:
-            documents: each with ``id`` and ``text``, perhaps ``title``; other keys are metadata for filters.
+            documents: a list of dictionaries or a data frame, with ``id`` and ``text``, perhaps ``title``;
+                other keys are metadata for filters.
 
         Raises:
             InputError: a document has no id or no text, or the id of a file's document.
         """
-        self.changes = folders.add_documents(self.passages, self._embedder(), documents, self._report)
+        rows = records_of(documents)
+        self.changes = folders.add_documents(self.passages, self._embedder(), rows, self._report)
         return self.changes
 
     def delete(self, ids: Sequence[str]) -> list[str]:
@@ -310,7 +308,7 @@ class Index:
     async def aupdate(self, folder: str | Path | None = None) -> Changes:
         return await asyncio.to_thread(self.update, folder)
 
-    async def aadd(self, documents: Iterable[Mapping[str, Any]]) -> Changes:
+    async def aadd(self, documents: Documents) -> Changes:
         return await asyncio.to_thread(self.add, documents)
 
     async def adelete(self, ids: Sequence[str]) -> list[str]:
@@ -326,9 +324,17 @@ class Index:
 
     @classmethod
     async def abuild(
-        cls, folder: str | Path, model: str | Model, *, settings: FolderSettings = FolderSettings()
+        cls,
+        source: str | Path | Documents,
+        model: str | Model,
+        *,
+        to: str | Path | None = None,
+        settings: FolderSettings = FolderSettings(),
+        options: IndexOptions = INDEX_OPTIONS,
+        rebuild: bool = False,
     ) -> Self:
-        return await asyncio.to_thread(partial(cls.build, folder, model, settings=settings))
+        build = partial(cls.build, to=to, settings=settings, options=options, rebuild=rebuild)
+        return await asyncio.to_thread(build, source, model)
 
     def close(self) -> None:
         """Release files and connections."""

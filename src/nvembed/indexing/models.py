@@ -13,6 +13,9 @@ from nvembed.errors import InputError, WeightsError
 from nvembed.read.chunk import Offsets
 
 if TYPE_CHECKING:
+    from nvembed.embed.job import EmbedSettings
+    from nvembed.embed.passages import Context, CutMode
+    from nvembed.embed.records import Storage
     from nvembed.encoder import Encoder
     from nvembed.text.model_prompts import ModelPrompts
     from nvembed.text.tokenize import TextSettings
@@ -62,6 +65,63 @@ def describe(
         fixed_tokens=one.full_length - 1,
         pooling=checkpoint.config.pooling,
         build_offsets=partial(_offsets, checkpoint.tokenizer_files()["tokenizer.json"], checkpoint.text),
+    )
+
+
+def facts_of(encoder: "Encoder", *, prompt: str, max_length: int | None) -> Facts:
+    """Return the facts of a loaded model, as ``describe`` does."""
+    limit = max_length or encoder.max_length
+    (one,) = encoder.tokenizer(["a"], prompt=prompt, max_length=limit)
+    return Facts(
+        fingerprint=encoder.fingerprint,
+        dim=encoder.dim,
+        max_length=limit,
+        dtype=encoder.dtype,
+        batch_tokens=BATCH_TOKENS["cuda" if "cuda" in str(encoder.replicas[0].device) else "cpu"],
+        fixed_tokens=one.full_length - 1,
+        pooling=encoder.replicas[0].config.pooling,
+        build_offsets=lambda: encoder.tokenizer.offsets,
+    )
+
+
+def embed_settings(
+    facts: Facts,
+    prompt: str,
+    sizes: tuple[int | None, int | None] | None,
+    *,
+    storage: "Storage",
+    cut: "CutMode",
+    context: "Context" = "none",
+    late_chunking: bool = False,
+    batch_tokens: int | None = None,
+) -> "EmbedSettings":
+    """Return the settings of a job that embeds documents.
+
+    Args:
+        sizes: the most tokens of a passage and of an overlap, see ``passage_sizes``. None: documents are left
+            whole.
+    """
+    from nvembed.embed.job import EmbedSettings
+    from nvembed.embed.passages import CONTEXT_TOKENS
+
+    reserved = CONTEXT_TOKENS if context != "none" else 0
+    whole: tuple[None, None] = (None, None)
+    tokens, overlap = (
+        whole if sizes is None else passage_sizes(facts.max_length, facts.fixed_tokens + reserved, *sizes)
+    )
+    return EmbedSettings(
+        fingerprint=facts.fingerprint,
+        prompt=prompt,
+        dtype=facts.dtype,
+        dim=facts.dim,
+        max_length=facts.max_length,
+        batch_tokens=batch_tokens or facts.batch_tokens,
+        storage=storage,
+        chunk_tokens=tokens,
+        overlap_tokens=overlap,
+        late_chunking=late_chunking,
+        cut=cut,
+        context=context,
     )
 
 

@@ -121,4 +121,12 @@ class NVEmbedNodeRetriever(BaseRetriever):
 
 def _node(hit: Hit) -> NodeWithScore:
     metadata = {**hit.metadata, "document": hit.document, "start": hit.start, "end": hit.end}
-    return NodeWithScore(node=TextNode(id_=hit.id, text=hit.text, metadata=metadata), score=hit.score)
+    hidden = ["start", "end"]  # from the texts that a language model and an embedding model read
+    node = TextNode(
+        id_=hit.id,
+        text=hit.text,
+        metadata=metadata,
+        excluded_llm_metadata_keys=hidden,
+        excluded_embed_metadata_keys=hidden,
+    )
+    return NodeWithScore(node=node, score=hit.score)

@@ -126,6 +126,8 @@ def _folder(folder: Path, follow_links: bool) -> CorpusFiles:
         name = as_utf8(inside.as_posix())
         if path.is_symlink() and not (follow_links and path.is_file()):
             ignored["symbolic link"] += 1
+        elif path.name.startswith("~$"):  # what Word and Excel write beside an open document
+            ignored["temporary file"] += 1
         elif not path.is_file():
             continue
         elif (kind := DOCUMENT_KINDS.get(path.suffix.lower())) in ("code", "json") and _is_blank(path):
@@ -146,10 +148,13 @@ def _folder(folder: Path, follow_links: bool) -> CorpusFiles:
 
 def _is_blank(path: Path) -> bool:
     """Whether a file of code or JSON has no content, which is common: an empty ``__init__.py``, or ``{}``."""
-    if path.stat().st_size > BLANK_BYTES:
+    try:
+        if path.stat().st_size > BLANK_BYTES:
+            return False
+        with open_binary(path) as stream:
+            return stream.read(BLANK_BYTES).strip() in (b"", b"{}", b"[]", b"null")
+    except (OSError, DataError):  # reading it reports why
         return False
-    with open_binary(path) as stream:
-        return stream.read(BLANK_BYTES).strip() in (b"", b"{}", b"[]", b"null")
 
 
 def hub(

@@ -9,10 +9,11 @@ import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from threading import Lock
-from typing import Self
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -54,8 +55,8 @@ class IndexOptions:
 
     ``kind``: one of ``lance.KINDS``; for a server ``auto`` or ``exact``. ``server``: ``""`` for LanceDB in
     the index's folder, or ``postgresql://...``. ``query_prompt``: the default prompt of queries.
-    ``language``: of the stemming of words: ``auto``, or one of ``words.LANGUAGES``. ``kinds``: types of
-    fields, in place of those that the values suggest.
+    ``language``: of the stemming of words: one of ``words.LANGUAGES``, or ``auto``: that of each document.
+    ``kinds``: types of fields, in place of those that the values suggest.
     """
 
     kind: str = AUTO
@@ -79,7 +80,7 @@ class PassageIndex:
         self._stamp = _stamp(folder / RECORD)
         self.record = read_record(folder / RECORD)
         self.store = _store(folder, self.record, server)
-        self.words = Words(self.record.language)
+        self.words = Words(self.record.language, *self.record.languages)
 
     def __enter__(self) -> Self:
         return self
@@ -138,8 +139,8 @@ class PassageIndex:
             if (record.name, record.store) != (self.record.name, self.record.store):
                 former, self.store = self.store, _store(self.folder, record, self._server)
                 former.close()
-            if record.language != self.record.language:
-                self.words = Words(record.language)
+            if (record.language, record.languages) != (self.record.language, self.record.languages):
+                self.words = Words(record.language, *record.languages)
             self.record, self._stamp = record, stamp
 
     def is_outdated(self) -> bool:
@@ -214,8 +215,7 @@ def build(
         write_json(folder / BEGUN, record)
         try:
             samples: list[_Sample] = []
-            words = Words(record.language)
-            for note in store.fill(_shards(source, words, samples, progress), record.fields):
+            for note in store.fill(_shards(source, record, samples, progress), record.fields):
                 warn(note)
             store.finish()
         finally:
@@ -266,8 +266,9 @@ def add(
         for misfit in misfits:
             warn(str(misfit))
         samples: list[_Sample] = []
-        with _changing(index, kinds):
-            for batch in _shards(source, index.words, samples, progress, only):
+        languages = record.languages and _languages(source, record.language, {*record.languages}, only)
+        with _changing(index, {"fields": kinds, "languages": languages}):
+            for batch in _shards(source, record, samples, progress, only):
                 for note in index.store.put(batch, kinds):
                     warn(note)
             index.store.finish()
@@ -284,7 +285,7 @@ def delete(index: PassageIndex, documents: Sequence[str]) -> list[str]:
         index.refresh()
         names = index.store.known(documents)
         if names:
-            with _changing(index, index.record.fields):
+            with _changing(index):
                 index.store.delete(sorted(names))
                 index.store.finish()
                 _check(index.store, ())
@@ -295,18 +296,18 @@ def finish(index: PassageIndex) -> None:
     """Complete a change that was killed after its last transaction."""
     with locked(index.folder):
         index.refresh()
-        with _changing(index, index.record.fields):
+        with _changing(index):
             index.store.finish()
 
 
 @contextmanager
-def _changing(index: PassageIndex, fields: dict[str, Kind]) -> Iterator[None]:
-    """Change the table of an index, whose record has these fields from now on.
+def _changing(index: PassageIndex, changes: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Change the table of an index, whose record has these changes from now on.
 
     An error restores the index; in a server, the documents that were added before the error stay.
     """
     former = index.record
-    record = former.model_copy(update={"fields": fields, "changes": former.changes + 1})
+    record = former.model_copy(update={**(changes or {}), "changes": former.changes + 1})
     sums = take_sums(index.folder, former)
     write_json(index.folder / RECORD, record)
     try:
@@ -366,6 +367,12 @@ def _new_record(
     kinds, misfits = field_kinds(_metadata(source), options.kinds)
     for misfit in misfits:
         warn(str(misfit))
+    if options.language == AUTO:
+        language = _main_language(source)
+        languages = _languages(source, language, {language})
+    else:
+        language, languages = options.language, []
+        Words(language)
     return IndexRecord(
         store=store_name,
         server=without_password(options.server) if options.server else "",
@@ -378,20 +385,40 @@ def _new_record(
         query_prompt=options.query_prompt,
         max_length=settings["max_length"],
         dim=source.dim,
-        language=_language(source) if options.language == AUTO else Words(options.language).language,
+        language=language,
+        languages=languages,
         fields=kinds,
     )
 
 
-def _language(source: EmbeddedCorpus) -> str:
+def _main_language(source: EmbeddedCorpus) -> str:
     step = max(1, source.rows // SAMPLED_TEXTS)
     texts = (text for batch in source.batches(["text"]) for text in batch["text"])
     return detect_language([text.as_py() for text in islice(texts, 0, None, step)])
 
 
+def _languages(
+    source: EmbeddedCorpus, main: str, known: set[str], only: Collection[str] | None = None
+) -> list[str]:
+    """Return the known languages and those of a corpus's documents."""
+    for batch in _per_shard(source, ["document", "text"]):
+        known.update(
+            language for name, language in _by_document(batch, main).items() if only is None or name in only
+        )
+    return sorted(known)
+
+
+def _by_document(batch: pa.RecordBatch, main: str) -> dict[str, str]:
+    """Return the language of each document of a batch: the main one, or another that is clear."""
+    texts: dict[str, list[str]] = {}
+    for name, text in zip(batch["document"].to_pylist(), batch["text"].to_pylist(), strict=True):
+        texts.setdefault(name, []).append(text)
+    return {name: detect_language(its, main) for name, its in texts.items()}
+
+
 def _shards(
     source: EmbeddedCorpus,
-    words: Words,
+    record: IndexRecord,
     samples: list[_Sample],
     progress: Progress | None,
     only: Collection[str] | None = None,
@@ -400,13 +427,9 @@ def _shards(
 
     ``samples`` gets a passage of the first and one of the last shard.
     """
-    batches = source.batches()
+    words = cache(Words)
     done = 0
-    for shard in source.manifest["shards"]:
-        parts: list[pa.RecordBatch] = []
-        while sum(part.num_rows for part in parts) < shard["rows"]:
-            parts.append(next(batches))
-        batch = pa.Table.from_batches(parts).combine_chunks().to_batches()[0]
+    for batch in _per_shard(source):
         done += batch.num_rows
         if only is not None:
             batch = batch.filter(pa.array([name in only for name in batch["document"].to_pylist()]))
@@ -415,7 +438,11 @@ def _shards(
         half = vectors_of(batch).astype(np.float16, copy=False)
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(half.reshape(-1)), source.dim)
         batch = batch.set_column(batch.schema.names.index("vector"), "vector", vectors)
-        texts = [words(text) for text in batch["text"].to_pylist()]
+        languages = _by_document(batch, record.language) if record.languages else {}
+        texts = [
+            words(languages.get(document, record.language))(text)
+            for document, text in zip(batch["document"].to_pylist(), batch["text"].to_pylist(), strict=True)
+        ]
         batch = batch.append_column("words", pa.array([" ".join(its) for its in texts], pa.string()))
         row = 0 if not samples else batch.num_rows - 1
         sample = _Sample(batch["id"][row].as_py(), texts[row][:SAMPLE_WORDS], half[row].astype(np.float32))
@@ -423,6 +450,16 @@ def _shards(
         yield batch
         if progress is not None:
             progress(done, source.rows)
+
+
+def _per_shard(source: EmbeddedCorpus, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """Yield a batch for each shard, which has whole documents."""
+    batches = source.batches(columns)
+    for shard in source.manifest["shards"]:
+        parts: list[pa.RecordBatch] = []
+        while sum(part.num_rows for part in parts) < shard["rows"]:
+            parts.append(next(batches))
+        yield pa.Table.from_batches(parts).combine_chunks().to_batches()[0]
 
 
 def _metadata(source: EmbeddedCorpus) -> Iterator[tuple[str, str]]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from nvembed.errors import DataError, InputError, needs_extra
 from nvembed.search.fields import Kind, field_values
-from nvembed.search.store import EXACT_ROWS, Near, Row, errors_of
+from nvembed.search.store import EXACT_ROWS, Near, Row, Scored, errors_of
 from nvembed.search.where import OWN_FIELDS, Condition
 
 HALF_DIMENSIONS = 4_000  # that an HNSW index takes
@@ -139,15 +139,16 @@ class PostgresStore:
         vectors = [row[-1].to_numpy() for row in rows]
         return Near([_row(row[:-1]) for row in rows], np.array(vectors, np.float16).reshape(-1, self._dim))
 
-    def matching(self, words: Sequence[str], count: int, where: Sequence[Condition]) -> list[Row]:
+    def matching(self, words: Sequence[str], count: int, where: Sequence[Condition]) -> list[Scored]:
         condition, values = self._condition(where)
         sql = self._psycopg.sql.SQL
         query = sql(
-            "WITH q AS (SELECT %s::tsquery AS q) SELECT {columns} FROM {table}, q WHERE words @@ q "
-            "AND {where} ORDER BY ts_rank_cd(words, q, 1) DESC, id LIMIT %s"
+            "WITH q AS (SELECT %s::tsquery AS q) SELECT {columns}, ts_rank_cd(words, q, 1) AS score "
+            "FROM {table}, q WHERE words @@ q AND {where} ORDER BY score DESC LIMIT %s"
         ).format(columns=sql(_COLUMNS), table=self._table, where=condition)
         any_word = " | ".join(_lexeme(word) for word in words)
-        return [_row(row) for row in self._rows(query, [any_word, *values, count])]
+        rows = self._rows(query, [any_word, *values, count])
+        return [(_row(row[:-1]), float(row[-1])) for row in rows]
 
     def count(self) -> tuple[int, int]:
         rows = self._rows(self._format("SELECT count(DISTINCT document), count(*) FROM {}"), [])

@@ -5,12 +5,13 @@ D numbers of a vector.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import takewhile
 from typing import Any, Literal, Self
 
 import numpy as np
 
 from nvembed.errors import InputError
-from nvembed.search.store import Row, Store
+from nvembed.search.store import Scored, Store
 from nvembed.search.where import Condition
 from nvembed.text.mark import sentences, word_spans
 from nvembed.text.words import Span, Words
@@ -20,6 +21,9 @@ Mode = Literal["hybrid", "vector", "text"]
 Mark = Literal["words", "sentence", "none"]
 RRF_K = 60  # as in Cormack et al. (2009)
 FUSED_DEPTH = 50  # least number of passages of each list for fusion
+# Scores that differ by less count as equal: the last bits of a vector depend on the batch it was computed in.
+TIE = 1e-5
+MAX_TIED = 4096  # passages that are read to order equal ones; of more, the store's choice decides
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,8 @@ def retrieve(
 ) -> SearchResult:
     """Return the ``top`` best passages for a query, or all that match, without marks.
 
+    Of equal scores (``TIE``) the lower id comes first; of equal fused scores, the better by vector.
+
     Args:
         words: the words to search, as ``Words.query`` returns them.
         vector_D: the unit vector of the query with its prompt; None for mode ``text``.
@@ -81,12 +87,12 @@ def retrieve(
     if mode != "text" and vector_D is None:
         raise InputError(f"mode {mode!r} needs the query's vector; mode 'text' does not")
     depth = max(top, FUSED_DEPTH) if mode == "hybrid" else top
-    lists: dict[str, list[tuple[Row, float]]] = {}
+    lists: dict[str, list[Scored]] = {}
     if mode != "text" and vector_D is not None:
-        lists["vector"] = _nearest(store, vector_D, depth, where)
+        lists["vector"] = _best(lambda count: _nearest(store, vector_D, count, where), depth)
     if mode != "vector":
-        rows = store.matching(words, depth, where) if words else []
-        lists["text"] = [(row, 1 / rank) for rank, row in enumerate(rows, start=1)]
+        rows = _best(lambda count: store.matching(words, count, where), depth) if words else []
+        lists["text"] = [(row, 1 / rank) for rank, (row, _) in enumerate(rows, start=1)]
     ranks: dict[str, dict[str, int]] = {}
     for name, ranked in lists.items():
         for rank, (row, _) in enumerate(ranked, start=1):
@@ -96,7 +102,8 @@ def retrieve(
     for id_, its_ranks in ranks.items():
         row, score = rows_by_id[id_]
         hits.append(Hit(fused(its_ranks.values()) if mode == "hybrid" else score, its_ranks, *row))
-    hits.sort(key=lambda hit: -hit.score)  # stable: of equal ones the vector list's come first
+    if mode == "hybrid":
+        hits.sort(key=lambda hit: -hit.score)  # stable: of equal ones the better by vector comes first
     return SearchResult(hits[:top], bool(lists["text"]) if "text" in lists else None)
 
 
@@ -130,12 +137,34 @@ def mark_sentences(
     return marked
 
 
-def _nearest(
-    store: Store, vector_D: np.ndarray, count: int, where: Sequence[Condition]
-) -> list[tuple[Row, float]]:
+def _best(fetch: Callable[[int], list[Scored]], count: int) -> list[Scored]:
+    """Return the ``count`` best passages; those whose scores count as equal (``TIE``) come by id.
+
+    Args:
+        fetch: returns the best passages in any order, at least as many as it is called with, or all.
+    """
+    depth = count + 1
+    while True:
+        scored = sorted(fetch(depth), key=lambda pair: -pair[1])
+        complete = len(scored) < depth or not _equal(scored[count - 1][1], scored[-1][1])
+        if complete or depth >= MAX_TIED:
+            break
+        depth = min(4 * depth, MAX_TIED)
+    ordered: list[Scored] = []
+    while len(ordered) < min(count, len(scored)):
+        score = scored[len(ordered)][1]
+        tied = takewhile(lambda pair: _equal(score, pair[1]), scored[len(ordered) :])  # noqa: B023
+        ordered += ((row, score) for row in sorted((row for row, _ in tied), key=lambda row: row.id))
+    return ordered[:count]
+
+
+def _equal(better: float, score: float) -> bool:
+    return better - score <= TIE * max(1.0, abs(better))
+
+
+def _nearest(store: Store, vector_D: np.ndarray, count: int, where: Sequence[Condition]) -> list[Scored]:
     near = store.nearest(np.asarray(vector_D, dtype=np.float32), count, where)
     if not near.rows:
         return []
-    order = sorted(range(len(near.rows)), key=lambda i: near.rows[i].id)  # equal scores come by id
-    scores, places = top_k(np.asarray(vector_D)[None], [near.vectors[order]], count)
-    return [(near.rows[order[int(i)]], float(score)) for score, i in zip(scores[0], places[0], strict=True)]
+    scores, places = top_k(np.asarray(vector_D)[None], [near.vectors], len(near.rows))
+    return [(near.rows[int(i)], float(score)) for score, i in zip(scores[0], places[0], strict=True)]

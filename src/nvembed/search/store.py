@@ -34,6 +34,9 @@ class Row(NamedTuple):
     metadata: dict[str, Any]
 
 
+Scored = tuple[Row, float]  # a passage and its score: higher is better
+
+
 @dataclass(frozen=True)
 class Near:
     """Candidates for the nearest passages, in any order. ``vectors``: float16 or float32 (rows, D)."""
@@ -55,8 +58,8 @@ class Store(Protocol):
     def nearest(self, vector_D: np.ndarray, count: int, where: Sequence[Condition]) -> Near:
         """Return at least the ``count`` nearest passages that match, or all of them."""
 
-    def matching(self, words: Sequence[str], count: int, where: Sequence[Condition]) -> list[Row]:
-        """Return up to ``count`` passages with any of the words that match, best first."""
+    def matching(self, words: Sequence[str], count: int, where: Sequence[Condition]) -> list[Scored]:
+        """Return the ``count`` best of the passages that match and have any of the words, or all of them."""
 
     def put(self, batch: "pa.RecordBatch", fields: dict[str, Kind]) -> list[str]:
         """Add whole documents; existing ones are replaced as a whole. Return warnings."""

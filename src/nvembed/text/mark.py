@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from nvembed.text.words import Span, Words
 
 # Each run of end marks and each line break is read once, so the time is linear.
-_END = re.compile(r"(?P<stop>[.!?]++)|(?P<wide>[\u3002\uff01\uff1f]++[.!?\u3002\uff01\uff1f]*+)|\n")
+_STOPS = ".!?\u061f\u06d4\u0964\u0965\u0589\u1362\u104b\u17d4\u17d5"
+_WIDE = "\u3002\uff01\uff1f\uff61\uff0e"
+# Thai, Lao, Khmer and Burmese have no full stop or use it rarely; spaces are between clauses and sentences.
+_SPACED = "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]"
+MIN_SPACED = 40  # characters of a sentence that ends at a space
+_END = re.compile(
+    rf"(?P<stop>[{_STOPS}]++)|(?P<wide>[{_WIDE}]++[{_STOPS}{_WIDE}]*+)"
+    rf"|(?<={_SPACED})(?P<space>[ \u00a0\u200b]++)(?={_SPACED})|\n"
+)
 _VISIBLE = re.compile(r"\S")
 
 
@@ -32,7 +40,7 @@ def sentences(passage: str) -> list[Span]:
     """Return the places of a passage's sentences.
 
     A sentence ends at a line break, at a full stop, question or exclamation mark before white space, or at
-    such a mark of East Asian width.
+    such a mark of East Asian width; in Thai, Lao, Khmer and Burmese also at a space.
     """
     spans: list[Span] = []
     first = _first(passage, 0)
@@ -42,7 +50,9 @@ def sentences(passage: str) -> list[Span]:
             continue
         if match.lastgroup == "stop" and passage[end : end + 1].strip():
             continue
-        spans.append((first, end if match.lastgroup else start))
+        if match.lastgroup == "space" and start - first < MIN_SPACED:
+            continue
+        spans.append((first, end if match.lastgroup in ("stop", "wide") else start))
         first = _first(passage, end)
     return [*spans, (first, len(passage))] if first < len(passage) else spans
 

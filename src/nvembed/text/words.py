@@ -1,13 +1,14 @@
 """The words of a text in any language, for search by words and for highlighting.
 
-A word is a run of letters, digits and marks; case, width and Latin accents are folded, and the endings of one
-language are removed. A word in mixed case (``getUserName``) is indexed whole and by its parts. Chinese,
-Japanese, Korean, Thai, Lao, Khmer and Burmese text is indexed by characters and pairs of neighbouring
-characters, and looked up by pairs.
+A word is a run of letters, digits and marks; case, width and Latin accents are folded, and the endings of the
+text's language are removed. A word in mixed case (``getUserName``) is indexed whole and by its parts.
+Chinese, Japanese, Korean, Thai, Lao, Khmer and Burmese text is indexed by characters and pairs of
+neighbouring characters, and looked up by pairs.
 """
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
 
@@ -49,6 +50,8 @@ _SCRIPTS = {
 _PERSIAN, _URDU = re.compile("[\u067e\u0686\u0698\u06af]"), re.compile("[\u0679\u0688\u0691\u06d2]")
 # The share of stop words in the words of a text that is written in one of these languages.
 MIN_STOP_WORDS = 0.1
+# So many more of them than of the language of its corpus has a document in another language.
+CLEAR_STOP_WORDS = 4
 
 # Scripts without spaces between words, and Korean, whose spaces do not separate particles.
 _UNSPACED = (
@@ -65,19 +68,17 @@ class Words:
     """The words of texts, folded and stemmed.
 
     Args:
-        language: one of ``LANGUAGES``, whose endings are removed; ``none`` removes none.
+        languages: of ``LANGUAGES``, whose endings are removed; ``none`` removes none. With several, a word
+            has the stem of each, to find the passages of all of them and mark their words.
 
     Raises:
         InputError: an unknown language.
     """
 
-    def __init__(self, language: str = NO_LANGUAGE) -> None:
-        if language not in LANGUAGES:
-            raise InputError(f"unknown language {language!r}; expected one of {', '.join(LANGUAGES)}")
-        self.language = language
-        self._stemmer = None if language == NO_LANGUAGE else Stemmer.Stemmer(language)
-        self._stems: dict[str, str] = {}
-        self._stop_words = frozenset(self._stem(_fold(word)) for word in _STOP_WORDS.get(language, ()))
+    def __init__(self, *languages: str) -> None:
+        self.languages = tuple(dict.fromkeys(languages)) or (NO_LANGUAGE,)
+        self._each = [_Language(name) for name in self.languages]
+        self._stems: dict[str, tuple[str, ...]] = {}
 
     def __call__(self, text: str) -> list[str]:
         """Return the words of a text in order, as they are indexed."""
@@ -87,58 +88,91 @@ class Words:
         """Yield each word with its position; the pairs of unspaced scripts overlap."""
         for match in _pattern().finditer(text):
             if match.lastgroup == "word":
-                yield match.span(), self._word(match.group())
-                for start, end in _parts(match.group()):
-                    part = self._word(match.group()[start:end])
-                    yield (match.start() + start, match.start() + end), part
+                word, first = match.group(), match.start()
+                for start, end in ((0, len(word)), *_parts(word)):
+                    for stem in self._word(word[start:end]):
+                        yield (first + start, first + end), stem
             else:
                 yield from _pairs(match.group(), match.start())
 
     def query(self, text: str) -> list[str]:
-        """Return the distinct words to look up, without stop words if there are others."""
-        words: dict[str, None] = {}
+        """Return the distinct words to look up, without stop words if there are others.
+
+        Of several languages, those with most stop words in the query decide which words these are.
+        """
+        spaced: dict[str, None] = {}
+        pairs: dict[str, None] = {}
         for match in _pattern().finditer(text):
+            word = match.group()
             if match.lastgroup == "word":
-                word = match.group()
-                pieces = [word, *(word[start:end] for start, end in _parts(word))]
-                words.update((self._word(piece), None) for piece in pieces)
+                spaced.update((word[start:end], None) for start, end in ((0, len(word)), *_parts(word)))
             else:
-                pairs = [word for _, word in _pairs(match.group(), 0)]
-                longest = max(map(len, pairs), default=0)
-                words.update((word, None) for word in pairs if longest == 1 or len(word) > 1)
-        return [word for word in words if word not in self._stop_words] or list(words)
+                its = [pair for _, pair in _pairs(word, 0)]
+                longest = max(map(len, its), default=0)
+                pairs.update((pair, None) for pair in its if longest == 1 or len(pair) > 1)
+        stops = [{word for word in spaced if language.is_stop_word(word)} for language in self._each]
+        most = max(map(len, stops))
+        stop_words = set().union(*(words for words in stops if len(words) == most))
+        kept = [word for word in spaced if word not in stop_words]
+        words = kept if kept or pairs else spaced
+        return list(dict.fromkeys([*(stem for word in words for stem in self._word(word)), *pairs]))
 
-    def _word(self, word: str) -> str:
-        stem = self._stems.get(word)
-        if stem is None:
-            stem = self._stem(_fold(word))
+    def _word(self, word: str) -> tuple[str, ...]:
+        stems = self._stems.get(word)
+        if stems is None:
+            folded = _fold(word)
+            stems = tuple(dict.fromkeys(language.stem(folded) for language in self._each))
             if len(self._stems) < MAX_WORDS:
-                self._stems[word] = stem
-        return stem
+                self._stems[word] = stems
+        return stems
 
-    def _stem(self, word: str) -> str:
+
+class _Language:
+    """The stemmer and the stop words of a language."""
+
+    def __init__(self, name: str) -> None:
+        if name not in LANGUAGES:
+            raise InputError(f"unknown language {name!r}; expected one of {', '.join(LANGUAGES)}")
+        self._stemmer = None if name == NO_LANGUAGE else Stemmer.Stemmer(name)
+        self._stop_words = frozenset(self.stem(_fold(word)) for word in _STOP_WORDS.get(name, ()))
+
+    def stem(self, word: str) -> str:
         return word if self._stemmer is None else self._stemmer.stemWord(word) or word
 
+    def is_stop_word(self, word: str) -> bool:
+        return self.stem(_fold(word)) in self._stop_words
 
-def detect_language(texts: Sequence[str]) -> str:
+
+def detect_language(texts: Sequence[str], default: str | None = None) -> str:
     """Return the language of texts: of their script, else the one whose stop words are most of the words.
 
-    It is ``none`` where neither is clear.
+    Args:
+        default: returned unless another language is clear: ``CLEAR_STOP_WORDS`` more are of it. None:
+            ``none`` where no language is clear.
     """
+    fallback = NO_LANGUAGE if default is None else default
     joined = "".join(texts)
-    letters = sum(map(str.isalpha, joined))
+    letters = 0 if joined.isascii() else sum(map(str.isalpha, joined))
     for language, script in _SCRIPTS.items():
-        if 2 * len(re.findall(f"[{script}]", joined)) > letters:
+        if letters and 2 * len(re.findall(f"[{script}]", joined)) > letters:
             if language == "arabic" and _URDU.search(joined):
-                return NO_LANGUAGE
+                return fallback
             return "persian" if language == "arabic" and _PERSIAN.search(joined) else language
     words = [match.group().casefold() for text in texts for match in _pattern().finditer(text)]
-    shares = {
-        language: sum(word in stop_words for word in words) / max(1, len(words))
-        for language, stop_words in ((name, frozenset(words)) for name, words in _STOP_WORDS.items())
-    }
-    best = max(shares, key=lambda language: shares[language])
-    return best if shares[best] >= MIN_STOP_WORDS else NO_LANGUAGE
+    counts = Counter(language for word in words for language in _stop_word_languages().get(word, ()))
+    best = max(_STOP_WORDS, key=lambda language: counts[language])
+    least = MIN_STOP_WORDS * len(words) if default is None else counts[default] + CLEAR_STOP_WORDS
+    return best if words and counts[best] >= max(least, MIN_STOP_WORDS * len(words)) else fallback
+
+
+@cache
+def _stop_word_languages() -> dict[str, tuple[str, ...]]:
+    """Return the languages in which each word is a stop word."""
+    languages: dict[str, tuple[str, ...]] = {}
+    for language, words in _STOP_WORDS.items():
+        for word in frozenset(words):
+            languages[word] = (*languages.get(word, ()), language)
+    return languages
 
 
 def _parts(word: str) -> Sequence[Span]:
