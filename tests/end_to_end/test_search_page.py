@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
@@ -17,15 +17,14 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
 from serving import Got, ask, fake_model, served
 
-from nvembed.cli.serve import serve
-from nvembed.cli.serve_index import served_index
+from nvembed.cli.serve import ServeOptions, serve
+from nvembed.cli.serve_index import IndexesToServe
 from nvembed.embed.embedded import open_embedded
 from nvembed.errors import DataError, InputError
 from nvembed.search.index import build
-from nvembed.serve.model import Device, SearchQuery, ServedModel
+from nvembed.serve.model import Device, SearchQuery, ServedIndexes, ServedModel
 from nvembed.serve.run import Server
 from nvembed.serve.search import WAITING
-from nvembed.serve.settings import ServerSettings
 from nvembed.serve.state import SEARCHES_AT_ONCE
 from nvembed.text.tokenize import Tokens
 
@@ -62,10 +61,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(corpus: Path) -> Iterator[Server]:
-    index, _, check = served_index(corpus, corpus)
-    check(FINGERPRINT)
-    with served(model(), index_of=index, api_key=("secret",)) as server:
+    indexes = opened(corpus, corpus)
+    with served(model(), index_of=indexes, api_key=("secret",)) as server:
         yield server
+
+
+def opened(folder: Path, map_path: Path | None = None) -> ServedIndexes:
+    indexes = IndexesToServe([str(folder)], [str(map_path)] if map_path else [])
+    indexes.load_models(FINGERPRINT, lambda name: pytest.fail(f"the model {name} is not needed"))
+    return indexes.served()
 
 
 def found(server: Server, query: str, **more: object) -> Got:
@@ -136,17 +140,17 @@ class TestRoutes:
         fuzz()
 
     def test_more_searches_than_there_is_room_for(self, corpus: Path) -> None:
-        index, *_ = served_index(corpus, None)
+        indexes = opened(corpus)
         begun, hold = threading.Semaphore(0), threading.Event()
 
-        def find(wanted: SearchQuery, vector: np.ndarray | None) -> list[dict[str, Any]]:
+        def find(query: SearchQuery, vectors: Mapping[str, np.ndarray | None]) -> list[dict[str, Any]]:
             begun.release()
             assert hold.wait(120)
-            return index.find(wanted, vector)
+            return indexes.find(query, vectors)
 
         room = SEARCHES_AT_ONCE + WAITING
         with (
-            served(model(), index_of=replace(index, find=find)) as server,
+            served(model(), index_of=replace(indexes, find=find)) as server,
             ThreadPoolExecutor(room + 1) as pool,
         ):
             body = {"query": "cat", "mode": "text"}
@@ -167,8 +171,7 @@ class TestRoutes:
         folder = write_embedded(tmp_path / "manuals")
         with build(open_embedded(folder), folder / "index"):
             pass
-        index, *_ = served_index(folder, None)
-        with served(model(), index_of=index) as server:
+        with served(model(), index_of=opened(folder)) as server:
             with build(open_embedded(folder), folder / "index"):
                 pass
             got = ask(server, "/search", {"query": "cat", "mode": "vector"})
@@ -184,16 +187,13 @@ class TestRoutes:
     def test_without_an_index_or_a_map(self, corpus: Path) -> None:
         with served(fake_model()) as server:
             assert ask(server, "/search", {"query": "x"}).status == 404
-        index, *_ = served_index(corpus, None)
-        with served(model(), index_of=index) as server:
+        with served(model(), index_of=opened(corpus)) as server:
             assert ask(server, "/index/map").json["error"]["code"] == "no_map"
 
     def test_what_cannot_be_served(self, corpus: Path, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="is not an index"):
-            served_index(tmp_path, None)
+            opened(tmp_path)
         with pytest.raises(DataError, match="is not a map"):
-            served_index(corpus, corpus / "manifest.json")
-        with pytest.raises(InputError, match="fingerprint 1; expected 0"):
-            served_index(corpus, None)[2]("1")
+            opened(corpus, corpus / "manifest.json")
         with pytest.raises(InputError, match="index_map needs index"):
-            serve("owner/m", settings=ServerSettings(index_map=corpus))
+            serve("owner/m", settings=ServeOptions(index_map=(str(corpus),)))

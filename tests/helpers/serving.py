@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from nvembed.errors import InputError
-from nvembed.serve.model import Device, ServedChat, ServedIndex, ServedModel
+from nvembed.serve.model import Device, Find, IndexFacts, ServedChat, ServedIndex, ServedIndexes, ServedModel
 from nvembed.serve.run import Server
 from nvembed.serve.settings import ServerSettings
 from nvembed.text.prompt import TEMPLATE
@@ -101,12 +101,22 @@ def fake_model(*devices: Fake, batch_tokens: int = 64) -> ServedModel:
     )
 
 
+def fake_index(
+    find: Find,
+    check: Callable[[], None] = lambda: None,
+    fields: Callable[[], dict[str, str]] = dict,
+    name: str = "fake",
+) -> ServedIndexes:
+    """One index that finds what ``find`` returns, as the server takes it."""
+    return ServedIndexes([ServedIndex(name, lambda: IndexFacts("", 64, fields()), check)], find)
+
+
 @contextmanager
 def served(
     model: ServedModel | Callable[[], ServedModel],
     /,
     *,
-    index_of: ServedIndex | None = None,
+    index_of: ServedIndexes | None = None,
     chat: ServedChat | None = None,
     **settings: Any,
 ) -> Iterator[Server]:

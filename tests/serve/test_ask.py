@@ -6,32 +6,31 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 from chat_server import Endpoint, chat_server, chunk
-from serving import ask, fake_model, served, until
+from serving import ask, fake_index, fake_model, served, until
 
 from nvembed.cli.serve_chat import served_chat
 from nvembed.errors import InputError
 from nvembed.search.chat import ChatModel
 from nvembed.serve.ask import QUESTIONS_AT_ONCE
-from nvembed.serve.model import SearchQuery, ServedIndex
+from nvembed.serve.model import SearchQuery, ServedIndexes
 from nvembed.serve.run import Server
 
 HIT = {
     "score": 0.5, "ranks": {"vector": 1}, "id": "a#0", "document": "a", "start": 0, "end": 4,
-    "text": "Judo", "metadata": {}, "marks": (),
+    "text": "Judo", "metadata": {}, "marks": (), "index": "manuals",
 }  # fmt: skip
 
 
-def index(queries: list[SearchQuery], hits: int = 2) -> ServedIndex:
-    def find(query: SearchQuery, vector: np.ndarray | None) -> list[dict[str, Any]]:
+def index(queries: list[SearchQuery], hits: int = 2) -> ServedIndexes:
+    def find(query: SearchQuery, vectors: object) -> list[dict[str, Any]]:
         queries.append(query)
         if query.where:
             raise InputError("no field to filter on")
         return [HIT] * min(hits, query.top)
 
-    return ServedIndex("manuals", "", 64, dict, find, lambda: None)
+    return fake_index(find, name="manuals")
 
 
 class Asked:

@@ -1,6 +1,7 @@
 """The search routes with an index of three lines: what changes while the server runs, and what fails."""
 
 import threading
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,13 @@ import numpy as np
 import pytest
 from embedded_folder import write_embedded
 from servers import postgres
-from serving import ask, fake_model, served, until
+from serving import ask, fake_index, fake_model, served, until
 
-from nvembed.cli.serve_index import served_index
+from nvembed.cli.serve_index import IndexesToServe
 from nvembed.embed.embedded import open_embedded
 from nvembed.errors import DataError
 from nvembed.search.index import IndexOptions, build
-from nvembed.serve.model import SearchQuery, ServedIndex
+from nvembed.serve.model import SearchQuery, ServedIndexes
 
 
 class Fake:
@@ -27,7 +28,7 @@ class Fake:
         self.hits: list[dict[str, Any]] = [{"id": "a", "metadata": {}}]
         self.queries: list[SearchQuery] = []
 
-    def find(self, query: SearchQuery, vector: np.ndarray | None) -> list[dict[str, Any]]:
+    def find(self, query: SearchQuery, vectors: Mapping[str, np.ndarray | None]) -> list[dict[str, Any]]:
         self.check()
         self.queries.append(query)
         return self.hits
@@ -36,8 +37,8 @@ class Fake:
         if self.gone:
             raise DataError("secret://server refused the connection")
 
-    def served(self) -> ServedIndex:
-        return ServedIndex("fake", "", 64, lambda: self.fields, self.find, self.check)
+    def served(self) -> ServedIndexes:
+        return fake_index(self.find, self.check, lambda: self.fields)
 
 
 def test_readiness_follows_the_store(
@@ -64,7 +65,7 @@ def test_searches_that_take_long_do_not_change_readiness(monkeypatch: pytest.Mon
     monkeypatch.setattr("nvembed.serve.run.INDEX_CHECK_S", 0.2)
     fake, hold, checks = Fake(), threading.Event(), 0
 
-    def find(_query: SearchQuery, _vector: np.ndarray | None) -> list[dict[str, Any]]:
+    def find(_query: SearchQuery, _vectors: object) -> list[dict[str, Any]]:
         hold.wait(20)
         return fake.hits
 
@@ -72,8 +73,7 @@ def test_searches_that_take_long_do_not_change_readiness(monkeypatch: pytest.Mon
         nonlocal checks
         checks += 1
 
-    index = ServedIndex("fake", "", 64, lambda: fake.fields, find, check)
-    with served(fake_model(), index_of=index) as server:
+    with served(fake_model(), index_of=fake_index(find, check)) as server:
         for _ in range(6):
             got = ask(server, "/search", {"query": "x", "mode": "text"}, {"X-Timeout-S": "0.05"})
             assert got.status == 504
@@ -91,8 +91,8 @@ def test_postgresql_behind_many_clients(tmp_path: Path, monkeypatch: pytest.Monk
         build(
             open_embedded(write_embedded(tmp_path / "out")), tmp_path / "index", IndexOptions(server=url)
         ).close()
-        index, _, _ = served_index(tmp_path / "index", None, url)
-        with served(fake_model(), index_of=index) as server, psycopg.connect(url, autocommit=True) as other:
+        indexes = IndexesToServe([str(tmp_path / "index")], server=url).served()
+        with served(fake_model(), index_of=indexes) as server, psycopg.connect(url, autocommit=True) as other:
 
             def search(_: int) -> int:
                 return ask(server, "/search", {"query": "judo", "mode": "text"}).status
@@ -161,10 +161,10 @@ def test_nothing_else_waits_for_searches_that_hang() -> None:
     fake, hold = Fake(), threading.Event()
     find = fake.find
 
-    def slow(query: SearchQuery, vector: np.ndarray | None) -> list[dict[str, Any]]:
+    def slow(query: SearchQuery, vectors: Mapping[str, np.ndarray | None]) -> list[dict[str, Any]]:
         if query.query == "slow":
             hold.wait(120)
-        return find(query, vector)
+        return find(query, vectors)
 
     fake.find = slow  # type: ignore[method-assign]
     with served(fake_model(), index_of=fake.served()) as server:

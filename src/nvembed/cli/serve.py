@@ -59,6 +59,8 @@ def serve(
 
         nvembed serve --index manuals --index-map clusters
 
+        nvembed serve --index manuals=work/manuals --index tickets=work/tickets
+
         nvembed serve --index manuals \\
             --chat-endpoint http://localhost:8001/v1 --chat-model qwen3
 
@@ -75,25 +77,26 @@ def serve(
     chat = chosen.chat()
     from nvembed.serve.run import Server
 
-    if chosen.index is None:
-        if chat is not None:
-            raise InputError("chat_endpoint needs index: pass --index, the passages that answer questions")
+    if not chosen.index:
+        if chosen.index_map or chat is not None:
+            option = "index_map" if chosen.index_map else "chat_endpoint"
+            raise InputError(f"{option} needs index: pass --index too")
         _refuse_missing(chosen.model)
         _run(Server(chosen, lambda: loaded(chosen)))
         return
     from nvembed.cli.serve_chat import served_chat
-    from nvembed.cli.serve_index import served_index
+    from nvembed.cli.serve_index import IndexesToServe
 
-    index, its_model, check = served_index(chosen.index, chosen.index_map, chosen.index_server)
-    chosen = chosen.model_copy(update={"model": chosen.model or its_model})
+    indexes = IndexesToServe(chosen.index, chosen.index_map, chosen.index_server)
+    chosen = chosen.model_copy(update={"model": chosen.model or indexes.model})
     _refuse_missing(chosen.model)
 
-    def load_checked() -> "ServedModel":
+    def load_all() -> "ServedModel":
         model = loaded(chosen)
-        check(model.fingerprint)
+        indexes.load_models(model.fingerprint, partial(load, device=chosen.device, dtype=chosen.dtype))
         return model
 
-    _run(Server(chosen, load_checked, index, None if chat is None else served_chat(chat)))
+    _run(Server(chosen, load_all, indexes.served(), None if chat is None else served_chat(chat)))
 
 
 def _refuse_missing(model: str) -> None:

@@ -1,53 +1,138 @@
-"""The index of ``nvembed serve --index``, as the functions that the server needs."""
+"""The indexes of ``nvembed serve``, as the functions that the server needs."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nvembed.cli.search_index import open_index
-from nvembed.errors import DataError
-from nvembed.indexing.models import check_same_model
-from nvembed.search.retrieve import mark_words
+from nvembed.embed.folder import HOME, INDEX
+from nvembed.errors import DataError, InputError
+from nvembed.indexing.models import check_same_model, embed_texts, prompts
+from nvembed.recipe import nearest
 
 if TYPE_CHECKING:
-    from nvembed.serve.model import SearchQuery, ServedIndex
+    from nvembed.encoder import Encoder
+    from nvembed.search.index import PassageIndex
+    from nvembed.serve.model import IndexFacts, SearchQuery, ServedIndexes
 
 
-def served_index(
-    path: Path, map_path: Path | None, index_server: str = ""
-) -> "tuple[ServedIndex, str, Callable[[str], None]]":
-    """Open an index for the server.
+class IndexesToServe:
+    """Open indexes, and the models of those that the served model did not embed.
 
-    Returns:
-        The index, the name of its model, and a check that a model's fingerprint is that of the index.
+    Args:
+        entries, maps: ``FOLDER`` or ``NAME=FOLDER``.
+        server: ``postgresql://...`` with the passages that are not on disk.
+
+    Raises:
+        InputError: two indexes have one name, or a map names no index.
+        DataError: an index or a map cannot be read.
     """
-    from nvembed.serve.model import ServedIndex
 
-    index = open_index(path, index_server)
-    record = index.record
+    def __init__(self, entries: Sequence[str], maps: Sequence[str] = (), server: str = "") -> None:
+        self.indexes: dict[str, PassageIndex] = {}
+        for name, path in map(_named, entries):
+            index = open_index(path, server)
+            name = name or _name_of(index.folder)
+            if name in self.indexes:
+                raise InputError(f"two indexes are named {name!r}: pass NAME=FOLDER with a name for each")
+            self.indexes[name] = index
+        self.model = next(iter(self.indexes.values())).record.model
+        self._maps: dict[str, bytes] = {}
+        for name, path in map(_named, maps):
+            if not name and len(self.indexes) > 1:
+                raise InputError(f"index_map {path}: expected NAME=FOLDER, because there are several indexes")
+            name = name or next(iter(self.indexes))
+            if name not in self.indexes:
+                raise InputError(f"index_map names no index: {nearest(name, self.indexes)}")
+            self._maps[name] = read_map(path)
+        self._fingerprint = ""
+        self._encoders: dict[str, Encoder] = {}  # by fingerprint
 
-    def find(query: "SearchQuery", vector: np.ndarray | None) -> list[dict[str, Any]]:
-        hits = index.search(
-            query.query, vector, mode=query.mode, top=query.top, where=query.where, passage=query.id
-        ).hits
-        return [asdict(hit) for hit in mark_words(hits, query.query, index.words)]
+    def load_models(self, fingerprint: str, load: Callable[[str], "Encoder"]) -> list[str]:
+        """Load the models of the indexes of another model than the served one; return their names.
 
-    def check(fingerprint: str) -> None:
-        check_same_model("the served model", fingerprint, record.fingerprint, f"{path} ({record.model})")
+        Args:
+            fingerprint: of the served model.
 
-    name = index.folder.resolve().parent.name if index.folder.name == "index" else index.folder.resolve().name
-    content = None if map_path is None else read_map(map_path)
+        Raises:
+            InputError: the model that an index names is not the one that embedded it.
+            WeightsError: it is missing.
+        """
+        self._fingerprint = fingerprint
+        names = []
+        for name, index in self.indexes.items():
+            record = index.record
+            if record.fingerprint != fingerprint and record.fingerprint not in self._encoders:
+                encoder = load(record.model)
+                owner = f"{index.folder} ({name})"
+                check_same_model(record.model, encoder.fingerprint, record.fingerprint, owner)
+                self._encoders[record.fingerprint] = encoder
+                names.append(record.model)
+        return names
 
-    def fields() -> dict[str, str]:
+    def served(self) -> "ServedIndexes":
+        """Return the indexes for the server."""
+        from nvembed.search.several import search_several
+        from nvembed.serve.model import ServedIndex, ServedIndexes
+
+        def find(query: "SearchQuery", vectors: Mapping[str, np.ndarray | None]) -> list[dict[str, Any]]:
+            result = search_several(
+                self.indexes,
+                query.query,
+                vectors,
+                mode=query.mode,
+                top=query.top,
+                where=query.where,
+                passage=query.id,
+            )
+            return [asdict(hit) for hit in result.hits]
+
+        served = [
+            ServedIndex(name, partial(self._facts, index), index.ping, self._maps.get(name))
+            for name, index in self.indexes.items()
+        ]
+        return ServedIndexes(served, find)
+
+    def _facts(self, index: "PassageIndex") -> "IndexFacts":
+        from nvembed.serve.model import IndexFacts
+
         index.refresh()
-        return {**index.record.fields, "document": "string"}
+        record = index.record
+        encoder = self._encoders.get(record.fingerprint)
 
-    served = ServedIndex(name, record.query_prompt, record.max_length, fields, find, index.ping, content)
-    return served, record.model, check
+        def embed(query: str, instruction: str | None) -> tuple[np.ndarray, str]:
+            assert encoder is not None
+            prompt = record.query_prompt
+            if instruction is not None:
+                prompt, _ = prompts(instruction=instruction, own=encoder.prompts)
+            return embed_texts(encoder, [query], prompt, record.max_length)[0], prompt
+
+        fields = {**record.fields, "document": "string"}
+        own = None if record.fingerprint == self._fingerprint or encoder is None else embed
+        return IndexFacts(record.query_prompt, record.max_length, fields, record.model, own)
+
+
+def _named(entry: str) -> tuple[str, Path]:
+    """Split ``NAME=FOLDER``; the name of ``FOLDER`` is empty."""
+    name, equals, path = entry.partition("=")
+    if not equals or Path(entry).exists():
+        return "", Path(entry).expanduser()
+    if not name or not path:
+        raise InputError(f"{entry!r} is neither FOLDER nor NAME=FOLDER")
+    return name, Path(path).expanduser()
+
+
+def _name_of(folder: Path) -> str:
+    """Return the name of what an index is of: its corpus, or its own folder."""
+    folder = folder.resolve()
+    while folder.name in (INDEX, HOME):
+        folder = folder.parent
+    return folder.name
 
 
 def read_map(path: Path) -> bytes:

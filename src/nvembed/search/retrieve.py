@@ -31,7 +31,8 @@ class Hit:
     """A passage for a query.
 
     ``score``: the cosine (vector), ``1 / rank`` (text), or the fused score (hybrid). ``ranks``: its rank,
-    from 1, in each list that contains it. ``marks``: the spans of ``text`` that match the query.
+    from 1, in each list that contains it. ``marks``: the spans of ``text`` that match the query. ``index``:
+    the name of its index, of a search in several.
     """
 
     score: float
@@ -43,6 +44,7 @@ class Hit:
     text: str
     metadata: dict[str, Any]
     marks: tuple[Span, ...] = ()
+    index: str = ""
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:

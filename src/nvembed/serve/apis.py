@@ -293,6 +293,7 @@ def _info(state: State, engine: Engine) -> dict[str, Any]:
     model, settings = engine.model, state.settings
     return {
         "model_id": state.names[0],
+        "indexes": state.indexes,
         "model_sha": model.fingerprint,
         "model_dtype": model.dtype,
         "model_type": {"embedding": {"pooling": model.pooling}},

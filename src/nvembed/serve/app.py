@@ -15,7 +15,7 @@ from nvembed.serve import protocol
 from nvembed.serve.apis import cohere_routes, json_response, openai_routes, tei_routes
 from nvembed.serve.ask import ask_routes
 from nvembed.serve.guard import Guard
-from nvembed.serve.model import ServedChat, ServedIndex
+from nvembed.serve.model import ServedChat, ServedIndexes
 from nvembed.serve.refusal import RefusedError, envelope
 from nvembed.serve.search import Searches, search_routes
 from nvembed.serve.state import State, stats
@@ -27,14 +27,14 @@ HEALTH = ("/health", "/health/live", "/health/ready", "/v1/health/live", "/v1/he
 def create_app(
     state: State,
     tracing: Tracing | None = None,
-    index: ServedIndex | None = None,
+    indexes: ServedIndexes | None = None,
     chat: ServedChat | None = None,
 ) -> ASGIApp:
     """Return the ASGI application of one server."""
     app = FastAPI(title="nvembed", version=__version__, docs_url=None, redoc_url=None)
     routers = [openai_routes(state), cohere_routes(state), tei_routes(state), operator_routes(state)]
     routers += [nim_routes(state), page_routes()]
-    searches = None if index is None else Searches(state, index)
+    searches = None if indexes is None else Searches(state, indexes)
     if searches is not None:
         routers.append(search_routes(state, searches, None if chat is None else chat.model))
     routers.append(ask_routes(state, searches, chat))

@@ -68,16 +68,40 @@ class SearchQuery:
 
 
 @dataclass(frozen=True)
+class IndexFacts:
+    """An index as it is now. ``max_length``: tokens read of a query. ``fields``: for filters, with types.
+
+    ``embed``: if the index is of another model than the served one: a query and its instruction or None
+    to its vector and its prompt.
+    """
+
+    query_prompt: str
+    max_length: int
+    fields: Mapping[str, str]
+    model: str = ""
+    embed: Callable[[str, str | None], tuple[np.ndarray, str]] | None = None
+
+
+@dataclass(frozen=True)
 class ServedIndex:
-    """An index that can be searched. The functions block and are called from several threads."""
+    """An index that can be searched. The functions block and raise NvembedError if it fails."""
 
     name: str
-    query_prompt: str
-    max_length: int  # tokens read of a query
-    fields: Callable[[], Mapping[str, str]]  # names and types of the fields for filters, as they are now
-    find: Callable[[SearchQuery, np.ndarray | None], list[dict[str, Any]]]  # InputError: a bad filter
-    check: Callable[[], None]  # raises NvembedError if the index cannot be searched
+    facts: Callable[[], IndexFacts]
+    check: Callable[[], None]
     map: bytes | None = None  # JSON, as nvembed cluster writes it
+
+
+# a query and its vector for each index to search by name, None in mode text -> hits; InputError: a bad filter
+Find = Callable[[SearchQuery, Mapping[str, np.ndarray | None]], list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class ServedIndexes:
+    """The indexes of a server, and the function that searches in some of them together."""
+
+    indexes: Sequence[ServedIndex]
+    find: Find
 
 
 ChatEvent = tuple[str, dict[str, Any]]  # its name and its data

@@ -254,7 +254,7 @@ class SearchBody(Body):
     where: Filters = Field([], description='Filters, such as year >= 2020 and lang = "en".')
     indexes: Names = Field([], description="Names of the indexes to search. Default: all.")
     id: Words | None = Field(default=None, description="Search this passage only.")
-    instruction: StrictStr | None = Field(default=None, description="In place of the index's own.")
+    instruction: Words | None = Field(default=None, description="In place of the index's own.")
 
 
 class Turn(Body):
@@ -390,12 +390,14 @@ class AskResponse(BaseModel):
 
 
 class IndexResponse(BaseModel):
-    """``ask``: the name of the chat model that answers questions, or null."""
+    """``indexes``: the names of all. ``ask``: the name of the chat model that answers questions, or null."""
 
     name: str
+    model: str
     fields: dict[str, str]
     query_prompt: str
     map: bool
+    indexes: list[str]
     ask: str | None
 
 

@@ -17,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from nvembed.errors import InputError, NvembedError
 from nvembed.serve.app import create_app
 from nvembed.serve.engine import Engine
-from nvembed.serve.model import ServedChat, ServedIndex, ServedModel
+from nvembed.serve.model import ServedChat, ServedIndexes, ServedModel
 from nvembed.serve.refusal import RefusedError
 from nvembed.serve.settings import ServerSettings
 from nvembed.serve.state import State
@@ -149,7 +149,7 @@ class Server(uvicorn.Server):
         self,
         settings: ServerSettings,
         load: Callable[[], ServedModel],
-        index: ServedIndex | None = None,
+        indexes: ServedIndexes | None = None,
         chat: ServedChat | None = None,
     ) -> None:
         """Open the port; ``load`` is called on a thread when the server runs.
@@ -159,13 +159,14 @@ class Server(uvicorn.Server):
         """
         settings.check()
         _raise_file_limit(settings.max_connections)
-        self.state = State(settings, Watch(settings.log_format), index=index.name if index else "")
+        names = [index.name for index in indexes.indexes] if indexes else []
+        self.state = State(settings, Watch(settings.log_format), indexes=names)
         self.load = load
-        self.index = index
+        self.indexes = indexes
         self.failure: BaseException | None = None
         self.ended_by: int | None = None  # the signal, if it came before the model was loaded
         self.tracing = Tracing(settings.otlp_endpoint) if settings.otlp_endpoint else None
-        config = _config(settings, create_app(self.state, self.tracing, index, chat))
+        config = _config(settings, create_app(self.state, self.tracing, indexes, chat))
         self.listener = _listen(settings)
         host, port = self.listener.getsockname()[:2]
         scheme = "https" if settings.tls_cert else "http"
@@ -270,17 +271,22 @@ class Server(uvicorn.Server):
             model = state.engine.model
             fields = {"model": state.names[0], "dim": model.dim, "dtype": model.dtype}
             state.watch.event("info", "ready", {**fields, "devices": [d.name for d in model.devices]})
-            if self.index is not None:
-                self._start(self._watch_index(self.index))
+            if self.indexes is not None:
+                self._start(self._watch_indexes(self.indexes))
 
-    async def _watch_index(self, index: ServedIndex) -> None:
-        """Check every few seconds that the store of the index answers, for the readiness."""
+    async def _watch_indexes(self, indexes: ServedIndexes) -> None:
+        """Check every few seconds that the stores of all indexes answer, for the readiness."""
         state = self.state
+
+        def check() -> None:
+            for index in indexes.indexes:
+                index.check()
+
         thread = ThreadPoolExecutor(1, "index")  # its own: long searches do not mean that the store fails
         while state.phase == "ready":
             try:
                 async with asyncio.timeout(INDEX_CHECK_S):
-                    await asyncio.get_running_loop().run_in_executor(thread, index.check)
+                    await asyncio.get_running_loop().run_in_executor(thread, check)
                 if state.index_fails:
                     state.watch.event("info", "index answers again")
                 state.index_fails = False

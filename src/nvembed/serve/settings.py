@@ -43,11 +43,13 @@ class ServerSettings(Recipe):
     )
     revision: str | None = Field(None, description="A hub branch, tag or commit.")
 
-    index: Path | None = Field(None, description="An index to search: /search, a page at /page/search.")
-    index_server: str = Field(
-        "", description="PostgreSQL URL of the server that stores its passages, without the password."
+    index: Names = Field(
+        (), description="Indexes to search, FOLDER or NAME=FOLDER: /search, a page at /page/search."
     )
-    index_map: Path | None = Field(None, description="Its map: the folder that nvembed cluster wrote.")
+    index_server: str = Field(
+        "", description="PostgreSQL URL of the server that stores their passages, without the password."
+    )
+    index_map: Names = Field((), description="Their maps, FOLDER or NAME=FOLDER: what nvembed cluster wrote.")
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 is every address of this host.")
     port: int = Field(8000, ge=0, le=65535, description="Port; 0 takes a free one and logs it.")
@@ -139,8 +141,6 @@ class ServerSettings(Recipe):
             if re.fullmatch(r"cpu|cuda(:\d{1,4})?", device) is None:
                 expected = "expected cpu, cuda, cuda:1, or several: cuda:0,cuda:1"
                 raise InputError(f"device is {device!r}: {expected}")
-        if self.index_map is not None and self.index is None:
-            raise InputError("index_map needs index: pass both, or index alone")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise InputError("tls_cert and tls_key go together: expected both or neither")
         for name, path in (("tls_cert", self.tls_cert), ("tls_key", self.tls_key)):

@@ -26,8 +26,8 @@ class State:
     phase: Phase = "loading"
     at_work: int = 0  # requests
     body_bytes: int = 0  # of requests at work
-    index: str = ""  # name of the served index
-    index_fails: bool = False  # at the last check
+    indexes: list[str] = field(default_factory=list)  # names of the served indexes
+    index_fails: bool = False  # one of them, at the last check
     # only for searches, so that a store that hangs delays nothing else
     search_threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(SEARCHES_AT_ONCE, "search")
@@ -88,7 +88,8 @@ def stats(state: State) -> dict[str, Any]:
     values: dict[str, Any] = {
         "status": state.status,
         "model": state.names[0],
-        "index": state.index,
+        "index": next(iter(state.indexes), ""),
+        "indexes": state.indexes,
         "uptime_s": round(monotonic() - watch.started, 1),
         "requests_at_work": state.at_work,
         "tokens_per_s": round(watch.tokens_per_s(), 1),
