@@ -209,7 +209,7 @@ def speed(pair: Pair, options: argparse.Namespace) -> Iterator[tuple[str, dict[s
     rng = random.Random(0)
     for length in options.lengths:
         if length <= pair[0].max_length:
-            for count in (1, 32):
+            for count in (1, max(2, min(32, 4096 // length))):
                 texts = of_length(pair[0], length, count, rng)
                 yield f"{count} x {length} tokens", timed(pair, texts, count, options)
 
@@ -421,6 +421,7 @@ def main() -> None:
     parser.add_argument("--gguf", nargs="*", type=Path, default=[], help="language models in GGUF files")
     parser.add_argument("--texts", type=int, default=200, help="texts of the comparison; 0 leaves it out")
     parser.add_argument("--longest", type=int, default=4000, help="characters of a text of the comparison")
+    parser.add_argument("--whole", type=int, default=0, help="so many of the texts have up to 4,000")
     parser.add_argument("--speed-texts", type=int, default=300, help="0 leaves mixed lengths out")
     parser.add_argument("--lengths", type=int, nargs="*", default=[8, 16, 32, 64, 128, 256, 512])
     parser.add_argument("--seconds", type=float, default=6, help="about so long a measurement; 0: no speed")
@@ -447,7 +448,9 @@ def main() -> None:
             )
             entry = results["models"].setdefault(name, {})
             if options.texts:
-                entry["exactness"] = compare(pair, some_texts(options.data, options.texts, options.longest))
+                texts = some_texts(options.data, options.texts - options.whole, options.longest)
+                texts += some_texts(options.data, options.whole, 4000, seed=1)
+                entry["exactness"] = compare(pair, texts)
             rows = speed(pair, options) if options.seconds else iter(())
             for what, row in chain([("", None)], rows):
                 if row is not None:

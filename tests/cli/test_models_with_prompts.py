@@ -14,6 +14,7 @@ from nvembed.cli.models import Loading, model_content, open_model
 from nvembed.cli.serve import loaded
 from nvembed.embed.embedded import open_embedded, vectors_of
 from nvembed.encoder import Encoder
+from nvembed.errors import ConfigError
 from nvembed.evaluate.run import evaluate
 from nvembed.evaluate.tasks import load_task
 from nvembed.search.index import open_index
@@ -158,6 +159,12 @@ def test_what_this_package_lacks_is_left_to_the_library(
     assert "computed by the library sentence-transformers" in capsys.readouterr().err
     assert subject.encode is not None
     assert subject.encode(TEXTS, "").vectors.shape == (3, 2 * (model.get_embedding_dimension() or 0))
+
+
+def test_vectors_that_are_not_compared_by_the_cosine_are_refused(tmp_path: Path) -> None:
+    sentence_folder(tmp_path / "model", "bert", normalize=False, similarity_fn_name="dot")
+    with pytest.raises(ConfigError, match="'dot'"):
+        open_model(str(tmp_path / "model"), Loading(512, device="cpu"))
 
 
 def test_evaluate(folder: Path, tmp_path: Path) -> None:
