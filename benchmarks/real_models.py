@@ -330,7 +330,7 @@ def report(results: dict[str, Any]) -> str:
     lines = [
         "# Real weights: exactness and speed against sentence-transformers",
         "",
-        f"{results['hardware']}, float32, {results['threads']} threads; "
+        f"{results['hardware']}, float32; "
         + ", ".join(f"{name} {number}" for name, number in results["versions"].items())
         + ". `python benchmarks/real_models.py MODEL --data DATA`",
     ]
@@ -365,9 +365,9 @@ def report(results: dict[str, Any]) -> str:
         "|---|---|---:|---:|---:|---:|",
     ]
     lines += [
-        "Both libraries in turn in one process; the ratio is the median over neighbouring runs, above 1 "
-        "where nvembed is faster. Mixed lengths are real titles, sentences and abstracts. "
-        "sentence-transformers sorts the texts of one call by length; in calls of 32 in arrival order it "
+        f"Both libraries in turn in one process with {results['threads']} threads; the ratio is the median "
+        "over neighbouring runs, above 1 where nvembed is faster. Mixed lengths are real titles, sentences "
+        "and abstracts. sentence-transformers sorts the texts of one call by length; in calls of 32 in arrival order it "
         "pads each call to its longest text.",
         "",
         *head,
@@ -434,7 +434,8 @@ def main() -> None:
     stored = options.out / "real_models.json"
     results: dict[str, Any] = json.loads(stored.read_text()) if stored.is_file() else {"models": {}}
     results["hardware"] = f"{cpu_name()}, {os.cpu_count()} cores"
-    results["threads"] = torch.get_num_threads()
+    if options.seconds and not options.cpu_time:
+        results["threads"] = torch.get_num_threads()
     results["versions"] = {"torch": torch.__version__} | peers()
     with tempfile.TemporaryDirectory() as temporary:
         folders = {folder.resolve().name: folder for folder in options.models}

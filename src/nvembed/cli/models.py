@@ -181,11 +181,10 @@ def _sentence_transformer(folder: Path, loading: Loading) -> Subject:
     model = load_sentence_transformer(
         str(folder), max_tokens=loading.max_tokens, device=loading.device, dtype=loading.dtype
     )
-    similarity = model.similarity_fn_name
-    if similarity not in ("cosine", None) and not any(type(part).__name__ == "Normalize" for part in model):
+    similarity = model.similarity_fn_name or "cosine"
+    if similarity != "cosine" and not any(type(part).__name__ == "Normalize" for part in model):
         raise ConfigError(
-            f"{folder} compares vectors by {similarity!r} without normalising them; expected the cosine, by "
-            "which all vectors are compared here"
+            f"{folder} compares vectors by {similarity!r}; here they are compared by the cosine"
         )
     limit, dim = model.max_seq_length, model.get_embedding_dimension() or 0
     weights = list(model.parameters())
