@@ -367,8 +367,8 @@ def report(results: dict[str, Any]) -> str:
     lines += [
         f"Both libraries in turn in one process with {results['threads']} threads; the ratio is the median "
         "over neighbouring runs, above 1 where nvembed is faster. Mixed lengths are real titles, sentences "
-        "and abstracts. sentence-transformers sorts the texts of one call by length; in calls of 32 in arrival order it "
-        "pads each call to its longest text.",
+        "and abstracts. sentence-transformers sorts the texts of one call by length; in calls of 32 in "
+        "arrival order it pads each call to its longest text.",
         "",
         *head,
     ]
