@@ -1,10 +1,12 @@
 """One set of checks for every store: LanceDB and PostgreSQL with pgvector."""
 
 import errno
+import gc
 import json
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -258,6 +260,23 @@ def test_an_open_index_sees_what_another_process_changes(
     with build(more, index.folder, options, rebuild=True) as again:
         assert [hit.document for hit in search(index, "sambo judo", top=10)] == ["new.md"]
         again.store.drop()
+
+
+def test_what_was_cached_of_a_version_is_freed_after_a_change(tmp_path: Path) -> None:
+    """LanceDB caches up to 7 GB of all versions of a table as long as its connection is open."""
+    new = {"new.md": (["Sambo allows leg locks."], {})}
+    more = open_embedded(write_embedded(tmp_path / "more", new))
+    source = open_embedded(write_embedded(tmp_path / "out"))
+    with build(source, tmp_path / "index") as index, open_index(index.folder) as writer:
+        search(index, "judo")
+        before = weakref.ref(index.store)
+        add(writer, more)
+        assert [hit.document for hit in search(index, "sambo", mode="text")] == ["new.md"]
+        gc.collect()
+        assert before() is None
+        after = index.store
+        search(index, "judo")
+        assert index.store is after  # without a change, caches are kept
 
 
 def test_delete(index: PassageIndex) -> None:

@@ -1,5 +1,6 @@
 """``nvembed serve``: the embedding server."""
 
+import gc
 import logging
 import os
 import signal
@@ -109,6 +110,15 @@ def _refuse_missing(model: str) -> None:
 
 def _run(server: "Server") -> None:
     """Serve, and leave with 128 + the signal if one came before the model was loaded."""
+    load = server.load
+
+    def load_for_good() -> "ServedModel":
+        model = load()
+        gc.collect()
+        gc.freeze()  # a pass over modules and model would stop every thread for 0.2 s and more
+        return model
+
+    server.load = load_for_good
     server.serve_forever()
     code = 0 if server.ended_by is None else 128 + server.ended_by
     native = [

@@ -136,7 +136,8 @@ class PassageIndex:
                 raise DataError(
                     f"{self.folder} was built again with another model ({record.model}): open it again"
                 )
-            if (record.name, record.store) != (self.record.name, self.record.store):
+            # LanceDB caches up to 7 GB of the versions that a store has read: each version gets a new one.
+            if record.store == "lance" or record.name != self.record.name:
                 former, self.store = self.store, _store(self.folder, record, self._server)
                 former.close()
             if (record.language, record.languages) != (self.record.language, self.record.languages):

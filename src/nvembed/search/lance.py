@@ -79,9 +79,8 @@ class LanceStore:
             table.add_columns(new)
         replaced = f"document IN ({', '.join(map(_quoted, sorted(set(batch['document'].to_pylist()))))})"
         merge = table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-        merge.when_not_matched_by_source_delete(replaced).execute(
-            rows
-        )  # one commit, so that a document is always whole
+        # one commit, so that a document is always whole
+        merge.when_not_matched_by_source_delete(replaced).execute(rows)
         return []
 
     @_writing
