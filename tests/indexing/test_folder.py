@@ -21,7 +21,7 @@ from nvembed.indexing import folder as folders
 from nvembed.indexing.documents import records_of
 from nvembed.indexing.folder import CHANGING
 from nvembed.indexing.index import Model
-from nvembed.search.index import open_index
+from nvembed.search.index import IndexOptions, open_index
 
 TEXTS = {
     "cats.md": "# Cats\n\nA cat sleeps on the sofa all day.",
@@ -100,12 +100,50 @@ def test_an_updated_index_is_a_fresh_one(index: Index, notes: Path, encoder: Enc
     assert (again.embedded, again.unchanged, again.changed) == (0, 7, 0)
 
 
+def test_types_and_language_are_decided_again(notes: Path, encoder: Encoder, tmp_path: Path) -> None:
+    write(notes / "shop.csv", "id,name,price,version\n1,Mouse,9,1\n2,Cable,3,2\n")
+    options = IndexOptions(kinds={"version": "string"})
+    with Index.build(notes, tiny(encoder), options=options) as index:
+        assert index.passages.record.fields["price"] == "int"
+        table = index.passages.record.name
+        write(notes / "shop.csv", "id,name,price,version\n1,Mouse,9.5,1\n2,Cable,3,2\n3,Lamp,4,3\n")
+        for name in ("cats.md", "dogs.md"):
+            text = "Der Hund und die Katze sind nicht im Haus, aber sie ist auch nicht in der Stadt. "
+            write(notes / name, text * 2)
+        (notes / "sub/judo.txt").unlink()
+        (notes / "sub/lunch.txt").unlink()
+        write(notes / "rows.jsonl", json.dumps(ROWS[0]) + "\n")
+        assert index.update().embedded > 0
+        record = index.passages.record
+        assert record.name != table
+        assert (record.fields["price"], record.fields["version"]) == ("float", "string")
+        assert record.language == "german"
+        assert [hit.document for hit in index.search("mouse", where="price = 9.5", mode="text")] == [
+            "shop.csv:1"
+        ]
+        assert content(index) == content(Index.open(notes, model=tiny(encoder)))
+        with Index.build(notes, tiny(encoder), to=tmp_path / "fresh", options=options) as new:
+            assert new.passages.record.fields == record.fields
+            assert (new.passages.record.language, new.passages.record.languages) == (
+                record.language,
+                record.languages,
+            )
+            assert_same(content(index), content(new))
+        assert index.update().embedded == 0
+        assert index.passages.record.name == record.name, "nothing to decide"
+        for path in notes.rglob("*.*"):
+            if path.is_file() and ".nvembed" not in path.parts and path.name != "cats.md":
+                path.unlink()
+        assert index.update().removed > 0
+        assert len(index) == 1
+
+
 def test_times_do_not_matter(index: Index, notes: Path) -> None:
     (notes / "cats.md").touch()
     assert str(index.update()) == "0 changed, 0 new, 0 removed, 6 unchanged"
 
 
-@pytest.mark.parametrize("step", ["embed", "add", "delete", "write"])
+@pytest.mark.parametrize("step", ["embed", "add", "delete", "table", "write"])
 def test_an_update_that_failed_anywhere_is_completed(
     index: Index, notes: Path, encoder: Encoder, tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,6 +166,9 @@ def test_an_update_that_failed_anywhere_is_completed(
                     write_json(path, record) if CHANGING in record.files.values() else fail()
                 ),
             )
+        elif step == "table":
+            patch.setattr(folders, "is_decided_anew", lambda _: True)
+            patch.setattr(folders, "build", fail)
         else:
             patch.setattr(folders, step, fail)
         with pytest.raises(OutputError, match="disk"):

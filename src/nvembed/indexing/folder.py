@@ -31,8 +31,17 @@ from nvembed.errors import DataError, InputError
 from nvembed.files import Schema, as_utf8, locked, read_json, write_json
 from nvembed.indexing.documents import Records, write_records
 from nvembed.indexing.models import Facts
-from nvembed.read.corpus import CorpusFiles, list_files, read_documents
-from nvembed.search.index import IndexOptions, PassageIndex, add, build, delete, finish
+from nvembed.read.corpus import RECORD_KINDS, CorpusFiles, list_files, read_documents
+from nvembed.search.index import (
+    AUTO,
+    IndexOptions,
+    PassageIndex,
+    add,
+    build,
+    delete,
+    finish,
+    is_decided_anew,
+)
 
 FOLDER = "nvembed-folder.json"
 WORK = "work"
@@ -46,9 +55,9 @@ Warn = Callable[[str], None]
 class FolderRecord(Schema):
     """The content of ``nvembed-folder.json``.
 
-    ``table``: of the index that it describes. ``corpus``: the folder or file, relative to the index if the
-    index is inside it; "" if there is none. ``files``: name and SHA-256. ``added``: documents that are of no
-    file.
+    ``table``: of the index that it describes; "" while its table is written again. ``corpus``: the folder or
+    file, relative to the index if the index is inside it; "" if there is none. ``files``: name and SHA-256.
+    ``added``: documents that are of no file.
     """
 
     format: Literal[1] = 1
@@ -186,9 +195,12 @@ def update_folder(
         work = _FolderWork(index.folder / WORK, embedder, record.settings, report)
         source = work.embed_changed(touched, as_utf8(str(place)), index, reused)
         changes = _apply(index, source, old, report)
+        if is_decided_anew(index):
+            _write(index.folder, record, {"table": "", "corpus": named, "files": pending})
+            _write_again(index, index.folder / WORK / "whole", report)
         after = {name: item.sha256 for name, item in now.items()}
         after |= _digests(source) if source else {}
-        _write(index.folder, record, {"corpus": named, "files": after})
+        _write(index.folder, record, {"table": index.record.name, "corpus": named, "files": after})
         work.remove()
     total = len(documents) + changes.new - changes.removed
     return replace(changes, unchanged=total - changes.changed - changes.new - changes.moved, **work.counts)
@@ -237,7 +249,7 @@ def read_folder(index: PassageIndex) -> FolderRecord:
     cure = "Build the index again: nvembed index FOLDER --model MODEL --rebuild"
     if path.exists():
         record = read_json(path, FolderRecord, cure=cure)
-        if record.table == index.record.name:
+        if record.table in ("", index.record.name):
             return record
     parent = index.folder.parent
     manifest = read_manifest(parent)
@@ -280,8 +292,9 @@ def _owner(document: str, files: CorpusFiles, claimed: Collection[str]) -> str:
     """Return the file that a document is of: by its name, or by the prefix of a file's records."""
     if document in claimed:
         return document
-    if len(files.files) == 1 and not files.files[0].prefix and document != files.files[0].name:
-        return files.files[0].name  # one file of records: the ids have no prefix
+    (first, *others) = files.files
+    if not others and not first.prefix and first.kind in RECORD_KINDS:
+        return first.name  # one file of records: the ids have no prefix
     at = document.find(":")
     while at >= 0:
         if document[:at] in claimed:
@@ -427,6 +440,38 @@ def _apply(
     return Changes(
         changed=len(different) - new.total(), new=new.total() - moved, moved=moved, removed=len(gone) - moved
     )
+
+
+def _write_again(index: PassageIndex, folder: Path, report: Listener) -> None:
+    """Replace the table of an index by one of the same passages, with types and language decided anew."""
+    record = index.record
+    paths = _dumped(index, index.store.documents(), folder / "shards")
+    shards = [{"name": path.name, "rows": pq.read_metadata(path).num_rows} for path in paths]
+    settings = {
+        "fingerprint": record.fingerprint,
+        "prompt": record.passage_prompt,
+        "max_length": record.max_length,
+    }
+    manifest = {
+        "model": record.model,
+        "job": record.corpus,
+        "settings": settings,
+        "dim": record.dim,
+        "counts": {"passages": sum(int(str(shard["rows"])) for shard in shards)},
+        "shards": shards,
+        "changes": record.changes,
+    }
+    options = IndexOptions(
+        record.kind,
+        index.server,
+        record.query_prompt,
+        AUTO if record.languages else record.language,
+        record.fixed,
+    )
+    progress = partial(report.progress, "indexing")
+    corpus = EmbeddedCorpus(folder, manifest)
+    build(corpus, index.folder, options, rebuild=True, progress=progress, warn=report.warn).close()
+    index.refresh()
 
 
 def _contents(batches: Iterable[pa.RecordBatch]) -> dict[str, bytes]:

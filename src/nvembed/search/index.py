@@ -6,15 +6,16 @@ replaced: if the build is killed, the old index is unchanged, and the next build
 """
 
 import secrets
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import islice
+from heapq import nsmallest
 from pathlib import Path
 from threading import Lock
 from typing import Any, Self
 from urllib.parse import urlsplit
+from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +25,7 @@ from nvembed.embed.folder import INDEX
 from nvembed.embed.records import read_manifest
 from nvembed.errors import DataError, InputError, NvembedError, OutputError
 from nvembed.files import locked, write_json
-from nvembed.search.fields import Kind, field_kinds
+from nvembed.search.fields import MAX_FIELDS, Kind, field_kinds
 from nvembed.search.lance import KINDS, LanceStore, drop_tables
 from nvembed.search.record import (
     RECORD,
@@ -74,8 +75,7 @@ class PassageIndex:
     """
 
     def __init__(self, folder: Path, server: str = "") -> None:
-        self.folder = folder
-        self._server = server
+        self.folder, self.server = folder, server
         self._lock = Lock()
         self._stamp = _stamp(folder / RECORD)
         self.record = read_record(folder / RECORD)
@@ -138,7 +138,7 @@ class PassageIndex:
                 )
             # LanceDB caches up to 7 GB of the versions that a store has read: each version gets a new one.
             if record.store == "lance" or record.name != self.record.name:
-                former, self.store = self.store, _store(self.folder, record, self._server)
+                former, self.store = self.store, _store(self.folder, record, self.server)
                 former.close()
             if (record.language, record.languages) != (self.record.language, self.record.languages):
                 self.words = Words(record.language, *record.languages)
@@ -389,13 +389,39 @@ def _new_record(
         language=language,
         languages=languages,
         fields=kinds,
+        fixed=dict(options.kinds),
+        changes=source.manifest.get("changes", 0),  # of the index whose passages these are
     )
 
 
+def is_decided_anew(index: PassageIndex) -> bool:
+    """Whether the passages as a whole suggest other types of fields or another main language by now.
+
+    An addition decides neither: it keeps the types that there are.
+    """
+    record = index.record
+    if not index.store.count()[1]:
+        return False
+    kinds, _ = field_kinds(((id_, metadata) for id_, _, metadata in index.store.texts()), record.fixed)
+    if len(kinds) < MAX_FIELDS and kinds != record.fields:
+        return True
+    pairs = ((id_, text) for id_, text, _ in index.store.texts())
+    return bool(record.languages) and _language_of(pairs) != record.language
+
+
 def _main_language(source: EmbeddedCorpus) -> str:
-    step = max(1, source.rows // SAMPLED_TEXTS)
-    texts = (text for batch in source.batches(["text"]) for text in batch["text"])
-    return detect_language([text.as_py() for text in islice(texts, 0, None, step)])
+    batches = source.batches(["id", "text"])
+    return _language_of(
+        pair
+        for batch in batches
+        for pair in zip(batch["id"].to_pylist(), batch["text"].to_pylist(), strict=True)
+    )
+
+
+def _language_of(passages: Iterable[tuple[str, str]]) -> str:
+    """Return the language of a sample of passages, (id, text), which does not depend on their order."""
+    sample = nsmallest(SAMPLED_TEXTS, passages, key=lambda pair: (crc32(pair[0].encode()), pair))
+    return detect_language([text for _, text in sample])
 
 
 def _languages(

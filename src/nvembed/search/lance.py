@@ -109,6 +109,12 @@ class LanceStore:
         table: pa.Table = query.where(column.isin(list(documents))).limit(None).to_arrow()
         return table
 
+    def texts(self) -> Iterator[tuple[str, str, str]]:
+        names = ["id", "text", "metadata"]
+        with errors_of("LanceDB", _ERRORS):
+            for batch in self._table().search().select(names).limit(None).to_batches(READ_ROWS):
+                yield from zip(*(batch[name].to_pylist() for name in names), strict=True)
+
     @_writing
     def finish(self) -> None:
         table = self._table()

@@ -105,6 +105,9 @@ class PostgresStore:
         arrays["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors), self._dim)
         return pa.table(arrays)
 
+    def texts(self) -> Iterator[tuple[str, str, str]]:
+        yield from self._rows(self._format("SELECT id, text, metadata FROM {}"), [])
+
     def finish(self) -> None:
         large = self._kind != "exact" and self.count()[1] >= EXACT_ROWS
         with self._errors(writing=True), self._pool.connection() as connection:

@@ -22,8 +22,9 @@ class IndexRecord(Schema):
     ``server``: a URL without a password, only to show; empty for LanceDB. ``name``: the table. ``model``,
     ``fingerprint``: the model that embedded the passages. ``query_prompt``: the default prompt of queries.
     ``language``: of the stemming of words. ``languages``: of the documents, each of which has its own; empty
-    if all have ``language``. ``corpus``: the ``job`` in the manifest of the embedded corpus.
-    ``fields``: the fields for filters. ``changes``: additions and deletions since the index was built.
+    if all have ``language``. ``corpus``: the ``job`` in the manifest of the embedded corpus. ``fields``: the
+    fields for filters. ``fixed``: those whose types the user decided. ``changes``: additions and deletions
+    since the index was built.
     """
 
     format: Literal[2] = 2
@@ -41,6 +42,7 @@ class IndexRecord(Schema):
     languages: list[str] = Field(default_factory=list)
     corpus: str = ""
     fields: dict[str, Kind] = Field(default_factory=dict)
+    fixed: dict[str, Kind] = Field(default_factory=dict)
     changes: Annotated[int, Field(ge=0)] = 0
 
 

@@ -76,6 +76,9 @@ class Store(Protocol):
     def passages(self, documents: Sequence[str]) -> "pa.Table":
         """Return the passages of some documents, with their vectors, in any order."""
 
+    def texts(self) -> Iterator[tuple[str, str, str]]:
+        """Yield id, text and metadata of every passage, in any order."""
+
     def finish(self) -> None:
         """Update the indexes after ``put`` and ``delete``."""
 
