@@ -291,17 +291,23 @@ def _rows(
 
 
 def _print(rows: Sequence[Choice], reference: str | None) -> None:
-    main, other = rows[0].quality.values
+    main = rows[0].quality.main
     table = Table(
         title=None if reference is None else f"agreement with {reference}",
         title_justify="left",
         box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        padding=0,
         pad_edge=False,
     )
-    for name in ("model", main, "95% interval", other, "p", "tokens/s", "MiB", "B/vector", "licence"):
+    for name in ("model", main, "95%", "p", "tok/s", "MiB", "B/vector", "licence"):
         words = name in ("model", "licence")
-        table.add_column(name, justify="left" if words else "right", overflow="fold", no_wrap=not words)
+        table.add_column(
+            name,
+            justify="left" if words else "right",
+            overflow="fold",
+            no_wrap=not words,
+            min_width=10 if words else None,
+        )
     for row in rows:
         content, interval = row.content(), row.quality.interval(main)
         speed, peak = content["tokens_per_second"], content["peak_bytes"]
@@ -309,7 +315,6 @@ def _print(rows: Sequence[Choice], reference: str | None) -> None:
             row.model,
             f"{content[main]:.3f}",
             "" if interval is None else f"{interval[0]:.3f}-{interval[1]:.3f}",
-            f"{content[other]:.3f}",
             "" if row.p is None else f"{row.p:.3f}",
             "" if speed is None else f"{speed:,.0f}",
             "" if peak is None else f"{peak / 2**20:,.0f}",

@@ -131,7 +131,9 @@ def chart_points(points: Sequence[Point], path: Path, *, quality: str) -> None:
                 axes.vlines(point.tokens_per_second, point.low, point.high, color=mark.get_facecolor())
         else:
             axes.axhline(point.quality, linestyle="--", linewidth=1, color="grey", label=point.label)
-    axes.set_xscale("log")
+    axes.set_xscale("log", subs=(2, 5))
+    for axis_format in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        axis_format("{x:,.0f}")
     axes.margins(x=0.3)
     figure.legend(loc="outside upper center", ncols=2, labelspacing=1.2, frameon=False)
     axes.set_xlabel("tokens per second (mark area: peak memory)")
