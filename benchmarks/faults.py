@@ -44,8 +44,10 @@ from typing import Any
 import fault_commands as commands
 from fault_commands import FAIL, FAIL_ON, KILL, SIGNAL, TEAR, Ended, Fault, Runner, Scene, Stage
 
-# files that people read, and digests that were lost: damage to them changes no result
-ASIDE = re.compile(r"(missing|changed) \S*(report\.md|report\.json|about\.txt|timing\.json|\.digest)")
+# files that people read, digests that were lost, a log that begins again: damage to them changes no result
+ASIDE = re.compile(
+    r"(missing|changed) \S*(report\.md|report\.json|about\.txt|timing\.json|\.digest|log\.jsonl)"
+)
 MAX_FINDINGS = 40  # kept of each kind
 RESULTS = Path(__file__).parent / "results" / "faults.json"
 

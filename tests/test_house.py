@@ -142,7 +142,8 @@ BUDGETS: dict[str, tuple[set[str], int]] = {
     # 20 for colours of clusters that map.png and the search page share
     # 100 for updated indexes that rank as new ones, a language for each document, files that cannot be opened
     # 90 for searches in several indexes
-    "read, embed, search, learn": ({"read", "embed", "search", "learn"}, 11_270),
+    # 10 for a signal that does not wait for a long document
+    "read, embed, search, learn": ({"read", "embed", "search", "learn"}, 11_280),
     # indexes that follow folders, models as facts and functions (190 lines, from the command line), Index
     # 180 for folders that are watched, documents of data frames, one derivation of the settings of a job
     # 45 for tables that are written again when an update changes types or language

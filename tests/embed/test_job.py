@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +49,41 @@ def run(
         progress = (lambda *pair: told.append(pair)) if told is not None else (lambda *_: None)
         engine = local_engine(word_offsets, encode)
         return job.run(using or settings(), engine, progress, names=NAMES)
+
+
+class Stopped(BaseException):
+    pass
+
+
+def test_a_stop_does_not_wait_for_the_rest_of_a_long_document(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next shard is read on a thread, which Python waits for."""
+    monkeypatch.setattr("nvembed.read.chunk.WINDOW_CHARACTERS", 200)
+    begun, windows = threading.Event(), 0
+
+    def slow_offsets(texts: Sequence[str]) -> list[np.ndarray]:
+        nonlocal windows
+        if texts[0].startswith("long"):
+            windows += 1
+            begun.set()
+            time.sleep(0.002)
+        return word_offsets(texts)
+
+    def stopped(_: Sequence[str]) -> np.ndarray:
+        assert begun.wait(120)
+        raise Stopped
+
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "a.txt").write_text("short")
+    (corpus / "b.txt").write_text("long " * 200_000)
+    reading = CorpusReading(shard_passages=1)
+    with open_job(tmp_path / "out", list_files(str(corpus)), reading, lambda *_: None) as job:
+        engine = local_engine(slow_offsets, stopped)
+        with pytest.raises(Stopped):
+            job.run(settings(), engine, lambda *_: None, names=NAMES)
+    assert 0 < windows < 5000
 
 
 @pytest.fixture

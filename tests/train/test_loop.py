@@ -441,6 +441,22 @@ def test_stopped_in_a_step_that_evaluates(
         assert len({(each / link).resolve().name for each in (folder, evaluated)}) == 1
 
 
+def test_a_state_that_a_made_up_evaluation_replaces_is_removed(tmp_path: Path) -> None:
+    scores = iter([0.1, 0.2, 0.3])
+
+    def made() -> TrainingJob:
+        return job(tmp_path, recipe(run=EVALUATED), evaluate=lambda _: {"a": next(scores)})
+
+    def ask(record: StepRecord) -> None:
+        if record.step == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    assert train(made(), report=ask).signal == signal.SIGINT
+    assert [path.name for path in sorted(tmp_path.glob("step-*"))] == ["step-00000004", "step-00000006"]
+    assert train(made()).progress.best_step == 6
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-00000006"]
+
+
 @pytest.mark.parametrize("link", ["best", "last"])
 def test_links_are_made_again(tmp_path: Path, link: str) -> None:
     outcome = train(job(tmp_path, recipe(), evaluate=score_of_norm))
@@ -490,6 +506,18 @@ def test_an_odd_line_of_the_log_is_named(run: Path, line: str) -> None:
     path.write_bytes(line.encode("latin-1") + b"\n" + whole)
     with pytest.raises(DataError, match=r"log.jsonl:1: expected a log record"):
         train(job(run, recipe()))
+
+
+@pytest.mark.parametrize("lost", [(1, 2), (-1, None), (0, None)])
+def test_lost_lines_of_the_log_are_noticed(run: Path, lost: tuple[int, int | None]) -> None:
+    path = run / "log.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    del lines[slice(*lost)]
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(DataError, match=r"log.jsonl: \d+ steps are missing"):
+        train(job(run, recipe()))
+    path.unlink()  # the cure
+    assert train(job(run, recipe())).progress.step == 6
 
 
 def test_a_run_of_an_earlier_version_is_resumed(run: Path) -> None:

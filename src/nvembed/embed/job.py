@@ -12,11 +12,14 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
+
+import numpy as np
 
 from nvembed.embed.folder import INDEX
 from nvembed.embed.passages import Context, CutMode, Cutting, Passages, cut_documents
@@ -132,11 +135,19 @@ def local_engine(offsets: Offsets, encode: Encode) -> Engine:
     """Compute the shards one after another in this process; a thread reads the next one."""
 
     def engine(work: Work, shards: list[Shard], advance: Advance) -> Generator[ShardEntry, None, None]:
-        with ThreadPoolExecutor(1, "read") as ahead:
+        ended = Event()
+
+        def until_ended(texts: Sequence[str]) -> list[np.ndarray]:
+            if ended.is_set():  # an error or a signal does not wait for the rest of a long document
+                raise CancelledError
+            return offsets(texts)
+
+        with ThreadPoolExecutor(1, "read") as ahead, ExitStack() as at_end:
+            at_end.callback(ended.set)
             pending: tuple[Shard, Future[Passages]] | None = None
             for shard in [*shards, None]:
                 ready = pending
-                pending = (shard, ahead.submit(work.read, shard, offsets)) if shard else None
+                pending = (shard, ahead.submit(work.read, shard, until_ended)) if shard else None
                 if ready is not None:
                     yield work.write(ready[0].number, ready[1].result(), encode, advance)
 

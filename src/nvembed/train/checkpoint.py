@@ -207,6 +207,7 @@ def record(folder: Path, progress: TrainingProgress) -> None:
     path = folder / f"step-{progress.step:08}"
     write_json(path / STATE, _state_file(progress, _digests(path)))
     point(folder, progress)
+    tidy(folder, progress)
 
 
 def point(folder: Path, progress: TrainingProgress) -> None:

@@ -39,7 +39,8 @@ class TrainingLog:
     Opening it at step ``after`` drops what an earlier, killed run logged beyond that step.
 
     Raises:
-        DataError: a line of ``log.jsonl`` that is not a record, other than a last one cut in two.
+        DataError: a line of ``log.jsonl`` that is not a record, other than a last one cut in two; or the
+            first rank's log lacks steps (other ranks may have joined later).
     """
 
     def __init__(self, folder: Path, *, after: int, tensorboard: bool = False) -> None:
@@ -92,13 +93,18 @@ def _keep_until(path: Path, step: int) -> None:
     if not path.exists():
         return
     lines = path.read_bytes().split(b"\n")
-    kept = []
+    kept, steps = [], {0}
     for number, line in enumerate(lines, start=1):
         if (logged := _step_of(line)) is not None:
             if logged <= step:
                 kept.append(line + b"\n")
+                steps.add(logged)
         elif line.strip() and number < len(lines):  # a whole line has a line end behind it
             raise DataError(f"{path}:{number}: expected a log record, got {line[:60]!r}: remove the line")
+    missing = set(range(min(steps - {0}, default=1), step + 1)) - steps
+    if missing and not path.parent.name.startswith(".rank-"):
+        cure = f"it is damaged. Remove it to go on; the log then begins at step {step + 1}"
+        raise DataError(f"{path}: {len(missing)} steps are missing, the first is {min(missing)}: {cure}")
     with atomic_path(path) as temporary:
         temporary.write_bytes(b"".join(kept))
 
