@@ -360,7 +360,7 @@ def test_search_as_json_lines_and_its_cache(tmp_path: Path) -> None:
     only(tmp_path, "corpus.jsonl", ".nvembed")
 
 
-def test_search_as_a_table(tmp_path: Path) -> None:
+def test_search_for_people(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.md").write_text("# Judo\n\nJudo throws \x1b[31mare\x07 allowed.\n")
     (tmp_path / "notes" / "b.txt").write_text("The cat sat on the mat.\n" + "and sat " * 100)
@@ -368,7 +368,7 @@ def test_search_as_a_table(tmp_path: Path) -> None:
     page = done.stdout.decode()
     assert page.index("a.md#0") < page.index("b.txt#0")
     assert max(map(len, page.splitlines())) <= 80
-    for word in ("judo throws", "score", "passage", "# Judo Judo throws", "…"):
+    for word in ("judo throws", "1. a.md#0", "cosine 0.", "# Judo Judo throws", "…"):
         assert word in page
 
 

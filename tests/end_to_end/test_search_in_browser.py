@@ -1,8 +1,9 @@
 """The search page in headless Chromium: every state, with hits that are made up."""
 
+import asyncio
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
@@ -16,7 +17,16 @@ from serving import Fake, fake_model, served
 from shown_page import Page
 
 from nvembed.errors import InputError
-from nvembed.serve.model import SearchQuery, ServedIndex, ServedModel
+from nvembed.serve.model import (
+    ChatEvent,
+    IndexFacts,
+    SearchQuery,
+    ServedChat,
+    ServedIndex,
+    ServedIndexes,
+    ServedModel,
+)
+from nvembed.serve.refusal import RefusedError
 from nvembed.serve.run import Server
 from nvembed.serve.settings import ServerSettings
 
@@ -73,23 +83,35 @@ MAP = {
 }  # fmt: skip
 
 
-def find(query: SearchQuery, vector: np.ndarray | None) -> list[dict[str, Any]]:
-    """The hits whose id the query names; 'all' are all; 'cosine' of one passage is 0.618."""
+def find(query: SearchQuery, vectors: Mapping[str, np.ndarray | None]) -> list[dict[str, Any]]:
+    """The hits whose id the query names, from each index in turn; 'all' are all; one passage has 0.618."""
     if any("colour" in text for text in query.where):
         raise InputError("no field 'colour' to filter on; this index has <lang>, year")
     if query.id is not None:
-        return [{**BY_ID[query.id], "score": 0.618}] if query.id in BY_ID else []
+        return (
+            [{**BY_ID[query.id], "score": 0.618, "index": next(iter(vectors))}] if query.id in BY_ID else []
+        )
     chosen = [one for one in HITS if "all" in query.query or one["id"].split("#")[0] in query.query]
     ranks = {"hybrid": ("vector", "text"), "vector": ("vector",), "text": ("text",)}[query.mode]
     if "nothing" in query.query:
         chosen, ranks = ([] if query.mode == "text" or query.where else HITS[:2]), ("vector",)
-    chosen = [{**one, "ranks": {name: 2 - i for i, name in enumerate(ranks)}} for one in chosen]
-    return chosen[: query.top]
+    names = list(vectors)
+    return [
+        {**one, "index": names[i % len(names)], "ranks": {name: 2 - i for i, name in enumerate(ranks)}}
+        for i, one in enumerate(chosen[: query.top])
+    ]
 
 
-def index() -> ServedIndex:
-    fields = {"lang": "string", "year": "int", "tags": "string[]", 'odd "name"': "date"}
-    return ServedIndex("manuals", "", 512, lambda: fields, find, lambda: None, json.dumps(MAP).encode())
+FIELDS = {"lang": "string", "year": "int", "tags": "string[]", 'odd "name"': "date"}
+
+
+def served_index(name: str, map_json: Any, fields: dict[str, str]) -> ServedIndex:
+    facts = IndexFacts("", 512, fields)
+    return ServedIndex(name, lambda: facts, lambda: None, json.dumps(map_json).encode())
+
+
+def index() -> ServedIndexes:
+    return ServedIndexes([served_index("manuals", MAP, FIELDS)], find)
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +120,32 @@ def page() -> Iterator[Page]:
         yield Page(browser)
 
 
+def chat() -> ServedChat:
+    """A chat model whose answers depend on words of the question."""
+
+    async def standalone(question: str, history: list[dict[str, str]]) -> str:
+        return f"judo radio {question} after {len(history)} messages"
+
+    async def answer(question: str, hits: Sequence[dict[str, Any]]) -> AsyncGenerator[ChatEvent]:
+        if "fails" in question:
+            raise RefusedError(502, "chat_failed", "the chat model cannot be reached")
+        yield "text", {"text": "void"}
+        yield "restart", {}
+        yield "text", {"text": "**Yes** [1"}
+        if "slow" in question:
+            await asyncio.sleep(600)
+        text = "🥋 **Yes** [1], [2].\n\n- `a[1]`\n- <b>no</b> [x](https://example.org)\n\n```\ncode\n```"
+        places = [[text.index(f"[{n}]"), text.index(f"[{n}]") + 3, n] for n in (1, 2)]
+        facts = {"cited": [1, 2], "places": places, "absent": []}
+        yield "text", {"text": "]"}
+        yield "answer", {"answer": text, **facts, "unanswered": False, "warnings": ["Check it."]}
+
+    return ServedChat("chat", standalone, answer)
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with served(fake_model(Fake(touchy=False)), index_of=index()) as server:
+    with served(fake_model(Fake(touchy=False)), index_of=index(), chat=chat()) as server:
         yield server
 
 
@@ -329,6 +374,54 @@ def test_accessibility(page: Page, server: Server, width: int, scheme: str) -> N
     assert faults == []
 
 
+def asked(page: Page, question: str) -> None:
+    page.fill("#query", question, Keys.ENTER)
+    page.until(lambda: page.texts(".turn h3")[:1] == [question])
+
+
+def test_an_answer(page: Page, server: Server) -> None:
+    opened(page, server, "?view=ask&q=judo+radio")
+    page.until(lambda: "Press Ask" in page.text("#message"))
+    assert not page.texts(".turn"), "a link asks nothing by itself"
+    page.click("#go")
+    page.until(lambda: page.texts(".turn .actions button"))
+    assert page.text(".turn .answer p") == "🥋 Yes 1, 2."
+    assert page.texts(".turn .answer :is(strong, code, pre)") == ["Yes", "a[1]", "code"]
+    assert page.texts(".turn .answer li")[1] == "<b>no</b> [x](https://example.org)"
+    assert page.text(".turn .message") == "Check it."
+    assert titles(page) == ["Rules of <i>judo</i>", "radio.md"]
+    assert page.texts("#hits .badge") == ["cited", "cited"]
+    page.click(".cite", "2")
+    page.until(lambda: page.texts("#hits .chosen h3") == ["radio.md"])
+    assert page.address() == "?view=ask&q=judo radio&hit=radio#0"
+    assert page.accessibility_faults() in ([], None)
+
+    asked(page, "cat?")  # a follow-up question
+    page.until(lambda: "judo radio cat? after 2 messages" in page.text(".turn .hint"))
+    page.until(lambda: page.texts(".turn .actions button"))
+    assert titles(page)[-1] == "cat.md"
+    page.browser.back()
+    page.browser.back()
+    page.until(lambda: titles(page) == ["Rules of <i>judo</i>", "radio.md"])
+    page.click("#new-talk")
+    assert not page.texts(".turn")
+    assert not titles(page)
+
+
+def test_answers_that_fail_or_are_stopped(page: Page, server: Server) -> None:
+    opened(page, server, "?view=ask")
+    asked(page, "judo fails")
+    page.until(lambda: "cannot be reached" in page.text(".turn .message"))
+    assert page.texts(".turn .actions button") == ["Ask again"]
+    asked(page, "judo slow")
+    page.until(lambda: page.text(".turn .answer") == "Yes [1")
+    page.click("#stop")
+    page.until(lambda: page.text(".turn .message") == "Stopped.")
+    assert not page.texts("#stop")
+    asked(page, "nobody")
+    page.until(lambda: "no passage" in page.text(".turn .message"))
+
+
 def test_the_key(page: Page) -> None:
     with served(fake_model(), index_of=index(), api_key=("secret",)) as server:
         page.open(f"{server.url}/page/search?q=judo")
@@ -369,6 +462,33 @@ def test_a_model_that_loads_and_a_server_that_has_gone(page: Page) -> None:
     page.until(lambda: "The server does not answer" in page.text("#message"))
     assert not titles(page)
     assert page.texts("#advice button") == ["Try again"]
+
+
+def test_several_indexes(page: Page) -> None:
+    more = {**MAP, "clusters": [{**MAP["clusters"][0], "name": "other"}]}  # type: ignore[index]
+    both = [served_index("manuals", MAP, {"year": "int"}), served_index("<b>news", more, {"lang": "string"})]
+    with served(fake_model(Fake(touchy=False)), index_of=ServedIndexes(both, find)) as server:
+        opened(page, server, "?q=judo+radio")
+        assert page.texts("#indexes label") == ["manuals", "<b>news"]
+        assert page.texts("#fields button") == []
+        assert [text.split(" · ")[0] for text in page.texts("#hits .place bdi:first-child")] == [
+            "manuals",
+            "<b>news",
+        ]
+        page.click("#hits > li:last-child h3 a")
+        assert page.address() == "?q=judo radio&hit=radio#0&of=<b>news"
+        page.click("#indexes input[value=manuals]")
+        page.until(lambda: page.address() == "?q=judo radio&index=<b>news")
+        page.until(lambda: page.texts("#hits .place bdi:first-child") == ["<b>news", "<b>news"])
+        page.browser.back()
+        page.until(lambda: page.js("return document.querySelector('#indexes input').checked"))
+
+        assert page.js("return document.getElementById('map-index').textContent") == "manuals<b>news"
+        choice = page.browser.find_element(By.ID, "map-index")
+        choice.send_keys(Keys.ARROW_DOWN)
+        page.until(lambda: page.texts("#clusters bdi")[0] == "other")
+        page.click("summary")
+        assert page.texts("#fields button") == ["year", "lang"]
 
 
 def test_without_an_index(page: Page) -> None:

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from time import monotonic
 from typing import Any
 
@@ -14,6 +15,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
@@ -57,8 +59,9 @@ def print_json_line(record: Mapping[str, Any]) -> None:
     write_line(json.dumps(record, ensure_ascii=False))
 
 
+@cache
 def messages() -> Console:
-    """The console for messages and progress, on standard error."""
+    """The console for messages and progress, on standard error: one, which prints messages above a bar."""
     return Console(stderr=True, highlight=False, emoji=False, markup=False)
 
 
@@ -94,16 +97,20 @@ def snippet(text: str, max_chars: int) -> str:
     return line[: max_chars - 1].rsplit(" ", 1)[0].rstrip(" .,;:") + "…"
 
 
+def ordinal(number: int) -> str:
+    """Return ``1st``, ``2nd``, ``3rd``, ``11th``."""
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
+
+
 @contextmanager
 def progress(label: str) -> Iterator[Callable[[int, int], None]]:
     """Yield ``update(done, total)`` of a bar on standard error; there is none without a terminal."""
     if not sys.stderr.isatty():
         yield lambda *_: None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=messages(), transient=True) as bar:
-        row = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(row, completed=done, total=total)
+    with _bar(label, MofNCompleteColumn()) as update:
+        yield update
 
 
 @contextmanager
@@ -113,24 +120,36 @@ def long_progress(label: str, *, every_s: float = 30.0) -> Iterator[Callable[[in
     It draws a bar with an estimate on a terminal, and prints a line every ``every_s`` seconds elsewhere.
     """
     if sys.stderr.isatty():
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=messages(), transient=True) as bar:
-            row = bar.add_task(label, total=None)
-            yield lambda done, total: bar.update(row, completed=done, total=total)
+        with _bar(label, TaskProgressColumn()) as update:
+            yield update
         return
     begin: list[float] = []  # when, and how much had been done
     last_line_s = monotonic()
 
-    def update(done: int, total: int) -> None:
+    def line(done: int, total: int) -> None:
         nonlocal last_line_s
         now = monotonic()
         begin[:] = begin or [now, done]
-        if now - last_line_s >= every_s and done > begin[1]:
+        if now - last_line_s >= every_s and begin[1] < done < total:
             last_line_s = now
             left_s = (now - begin[0]) * (total - done) / (done - begin[1])
             say(f"{label}: {done / total:.1%}, about {duration(left_s)} left")
 
-    yield update
+    yield line
+
+
+@contextmanager
+def _bar(label: str, count: ProgressColumn) -> Iterator[Callable[[int, int], None]]:
+    """Yield ``update(done, total)`` of a bar, which is there from the first call on."""
+    columns = (TextColumn("{task.description}"), BarColumn(), count, TimeRemainingColumn())
+    with Progress(*columns, console=messages(), transient=True) as bar:
+
+        def update(done: int, total: int) -> None:
+            if not bar.tasks:
+                bar.add_task(label)
+            bar.update(bar.tasks[0].id, completed=done, total=total)
+
+        yield update
 
 
 def duration(seconds: float) -> str:

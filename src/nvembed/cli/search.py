@@ -3,19 +3,19 @@
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from json import loads
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from cyclopts import Parameter
-from rich.table import Table
 from rich.text import Text
 
 from nvembed.cli.embedding import check_corpus, embed_beside
 from nvembed.cli.models import load
 from nvembed.cli.options import Compute, Count, Dash, Flag, IndexServer, Reading
-from nvembed.cli.screen import print_json_line, printable, results
+from nvembed.cli.screen import ordinal, print_json_line, printable, results, snippet
 from nvembed.cli.search_index import (
     SearchOptions,
     find,
@@ -34,6 +34,8 @@ from nvembed.search.record import is_index
 from nvembed.search.retrieve import Hit, Mark, Mode
 from nvembed.search.where import parse_where
 from nvembed.vectors.search import top_k
+
+MAX_WORD = 60  # characters; a longer word may be cut at the beginning of a passage
 
 
 def search(
@@ -100,7 +102,8 @@ def search(
         Index only: postgresql://USER@HOST/DATABASE, if the passages are stored there. Default:
         NVEMBED_INDEX_SERVER.
     """
-    options = SearchOptions(mode or "hybrid", where, top, mark or "words", instruction, task)
+    kind = mode or "hybrid"
+    options = SearchOptions(kind, where, top, mark or "words", instruction, task)
     of_files = {f"--{name.replace('_', '-')}": value for name, value in asdict(reading).items()}
     if is_index(corpus):
         _refuse(of_files, "folders and files")
@@ -112,10 +115,10 @@ def search(
             _refuse(of_files, "folders and files")
         else:
             _check_files(corpus, model, reading)
-        texts = list(_queries(query, queries))
+        texts, kind = list(_queries(query, queries)), "vector"
         hit_lists = _search_folder(corpus, model, texts, options, reading, compute)
     for text, hits in zip(texts, hit_lists, strict=True):
-        _print_json(text, hits) if json else _print_table(text, hits)
+        _print_json(text, hits) if json else _print_hits(text, hits, kind)
 
 
 def _check_files(corpus: Path, model: str | None, reading: Reading) -> None:
@@ -216,29 +219,74 @@ def _print_json(query: str, hits: Sequence[Hit]) -> None:
         print_json_line(record)
 
 
-def _print_table(query: str, hits: Sequence[Hit]) -> None:
+def _print_hits(query: str, hits: Sequence[Hit], mode: Mode) -> None:
+    """Print the query, and of each hit its title, id, place, ranks and the part with most marks."""
     console = results()
-    table = Table(title=Text(printable(query)), title_style="bold", title_justify="left", expand=True)
-    table.add_column("score", justify="right", no_wrap=True)
-    table.add_column("id", style="cyan", overflow="fold", max_width=max(12, console.width // 4))
-    table.add_column("passage", ratio=1)
-    for hit in hits:
-        label = "\n".join(filter(None, (hit.id, place_in(hit.metadata))))
-        table.add_row(f"{hit.score:.3f}", Text(printable(label)), _passage_text(hit, console.width * 3))
-    console.print(table if hits else Text(f"{printable(query)}: nothing found"))
+    console.print(Text(printable(query), "bold"))
+    if not hits:
+        console.print("nothing found")
+    indent = len(f"{len(hits)}. ")
+    for number, hit in enumerate(hits, start=1):
+        title, headings = hit.metadata.get("title"), hit.metadata.get("headings")
+        parts = [_passage_text(hit, 3 * (console.width - indent))]
+        facts = [printable(fact) for fact in (place_in(hit.metadata), _ranks(hit, mode)) if fact]
+        parts.insert(
+            0, Text(" · ").join([Text(printable(hit.id), "cyan"), *(Text(fact, "dim") for fact in facts)])
+        )
+        if (
+            isinstance(title, str)
+            and title.strip()
+            and not (isinstance(headings, list) and title in headings)
+        ):
+            parts.insert(0, Text(snippet(title, 200), "bold"))
+        lead = f"{number}. "
+        for line in chain(*(part.wrap(console, console.width - indent, overflow="fold") for part in parts)):
+            line.rstrip()
+            console.print(Text(lead.rjust(indent)) + line, soft_wrap=True)
+            lead = ""
+    console.print()
+
+
+def _ranks(hit: Hit, mode: Mode) -> str:
+    """Return how well a hit matches: its cosine, or its ranks by meaning and by words."""
+    if mode == "vector":
+        return f"cosine {hit.score:.3f}"
+    names = {"vector": "meaning", "text": "words"}
+    return ", ".join(f"{names[by]} {ordinal(rank)}" for by, rank in hit.ranks.items())
 
 
 def _passage_text(hit: Hit, max_chars: int) -> Text:
     """Return the part of a passage with most marks, on one line, the marks in bold."""
-    starts = [max(0, start - max_chars // 4) for start, _ in hit.marks] or [0]
-    best = max(starts, key=lambda s: sum(s <= a and b <= s + max_chars for a, b in hit.marks))
-    first = min(best, max(0, len(hit.text) - max_chars))
-    if first:  # begin at a word
-        first = hit.text.rfind(" ", 0, first + 1) + 1
-    line = printable(hit.text[first : first + max_chars]).replace("\n", " ")
-    shown = Text(("…" if first else "") + line + ("…" if first + max_chars < len(hit.text) else ""))
-    shift = (1 if first else 0) - first
-    for start, end in hit.marks:
-        if end > first and start < first + max_chars:
-            shown.stylize("bold green", max(start, first) + shift, min(end, first + max_chars) + shift)
-    return Text(" ").join(word for word in shown.split(" ") if word.plain)
+    first, end = _best_window(hit, max_chars)
+    head = "…" if first else ""
+    shown = Text(
+        head + printable(hit.text[first:end]).replace("\n", " ") + ("…" if end < len(hit.text) else "")
+    )
+    for start, stop in hit.marks:
+        if stop > first and start < end:
+            shift = len(head) - first
+            shown.stylize("bold green", max(start, first) + shift, min(stop, end) + shift)
+    squeezed = Text(" ").join(word for word in shown.split(" ") if word.plain)
+    squeezed.truncate(max_chars, overflow="ellipsis")  # by its width: some characters are two columns wide
+    return squeezed
+
+
+def _best_window(hit: Hit, size: int) -> tuple[int, int]:
+    """Return the part of a passage of about ``size`` characters with most marks, from word to word."""
+    first, most, past = 0, 0, 0
+    for place, (start, _) in enumerate(hit.marks):
+        window = max(0, start - size // 4)
+        while past < len(hit.marks) and hit.marks[past][1] <= window + size:
+            past += 1
+        if past - place > most:
+            first, most = window, past - place
+    first = max(0, min(first, len(hit.text) - size))
+    return _word_at(hit.text, first), _word_at(hit.text, first + size)
+
+
+def _word_at(text: str, place: int) -> int:
+    """Return where the word at a place begins; of a huge word, the place itself."""
+    if place == 0 or place >= len(text):
+        return min(place, len(text))
+    space = max(text.rfind(mark, max(0, place - MAX_WORD), place + 1) for mark in " \n")
+    return place if space < 0 else space + 1

@@ -122,6 +122,7 @@ class _Answering:
 async def _sent(first: ChatEvent | None, work: _Answering) -> AsyncGenerator[bytes, None]:
     """Yield events in the format of server-sent events."""
     event = first
+    waiting: asyncio.Future[ChatEvent | None] | None = None
     try:
         while event is not None:
             yield _framed(*event)
@@ -134,6 +135,8 @@ async def _sent(first: ChatEvent | None, work: _Answering) -> AsyncGenerator[byt
         yield _framed("error", envelope("/ask", refusal))
     finally:
         work.task.cancel()
+        if waiting is not None:
+            waiting.cancel()  # its error would be reported as one that nobody took
 
 
 def _framed(name: str, data: dict[str, Any]) -> bytes:

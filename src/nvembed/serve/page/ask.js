@@ -2,16 +2,17 @@
 import { explained, stream } from "/page/api.js";
 import { rendered } from "/page/answer.js";
 import { byId, button, element } from "/page/dom.js";
+import { copyButton } from "/page/passage.js";
 
 const MOST_TURNS = 8; // that are sent along with a follow-up question
 
-// `page`: show(hits, body, cited), select(id, index, options), say(text, bad), advise(choices).
+// `page`: show(hits, body, cited), select(hit, options), say(text, bad).
 export function conversation(page) {
   const turns = [];
   let running = null;
 
   function history() {
-    const done = turns.filter((turn) => turn.done && turn.text).slice(-MOST_TURNS);
+    const done = turns.filter((turn) => turn.answered).slice(-MOST_TURNS);
     return done.flatMap((turn) => [{ role: "user", content: turn.question }, { role: "assistant", content: turn.text }]);
   }
 
@@ -54,7 +55,7 @@ export function conversation(page) {
     ]);
     const turn = { question, body, node, hits: [], text: "", places: null, cited: [], done: false };
     turns.push(turn);
-    byId("answers").append(node);
+    byId("answers").prepend(node); // the latest is below the form
     byId("answers-card").hidden = false;
     byId("query").value = "";
     byId("query").placeholder = "Ask a follow-up question";
@@ -79,7 +80,7 @@ export function conversation(page) {
   }
 
   function finish(turn, data) {
-    Object.assign(turn, { text: data.answer, places: data.places, cited: data.cited, done: true });
+    Object.assign(turn, { text: data.answer, places: data.places, cited: data.cited, done: true, answered: data.answer !== "" });
     if (data.warnings.length) note(turn, data.warnings.join(" "), "warn");
     if (turn.hits.length) showPassages(turn);
     offer(turn);
@@ -101,8 +102,12 @@ export function conversation(page) {
   }
 
   function offer(turn) {
-    const passages = button("Show its passages", () => { showPassages(turn); byId("results").scrollIntoView({ block: "nearest" }); });
-    turn.node.lastChild.replaceChildren(...(turn.hits.length ? [passages] : []));
+    const actions = [copyButton("Copy answer", () => turn.text)];
+    if (turn.hits.length) actions.push(button("Show its passages", () => {
+      showPassages(turn);
+      byId("results").scrollIntoView({ block: "nearest" });
+    }, { class: "plain" }));
+    turn.node.lastChild.replaceChildren(...actions);
   }
 
   function showPassages(turn) {
@@ -120,7 +125,7 @@ export function conversation(page) {
       link.addEventListener("click", (event) => {
         event.preventDefault();
         if (shown !== turn) showPassages(turn);
-        page.select(hit.id, hit.index ?? "", { push: true });
+        page.select(hit, { push: true });
       });
       return link;
     }));

@@ -9,14 +9,15 @@ const MAX_ZOOM = 60;
 const LABEL_FONT = '600 12px system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif';
 const LABEL_CHARS = 34;
 
-// Draw a map; `choose(point)` is called for a point that is clicked.
-// Returns { ring(ids), point(id or null) }: circle the passages that were found; emphasise one.
-export function drawMap(content, choose) {
-  const canvas = byId("map");
-  const points = content.points;
-  const clusters = new Map(content.clusters.map((cluster) => [cluster.cluster, cluster]));
+// Make the canvas a map; `choose(point)` is called for a point that is clicked.
+// Returns { load(content), ring(ids), point(id or null) }: draw a map; circle the passages that were found; emphasise one.
+export function mapOn(canvas, choose) {
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const view = { zoom: 1, x: 0, y: 0 }; // a place p of the whole map is drawn at p * zoom + (x, y)
+  let points = [];
+  let known = new Map(); // id -> point
+  let clusters = new Map(); // number -> cluster
+  let extent = { x: 1, y: 1 };
   let ringed = new Set();
   let at = null; // the point under the cursor, or the keyboard's
   let held = null; // the point of the open passage
@@ -25,8 +26,20 @@ export function drawMap(content, choose) {
   // Older maps have no colours.
   const colour = (number) => clusters.get(number)?.color ?? (number < 0 ? "#8a9196" : `hsl(${(number * 137.5 + 180) % 360} 55% 50%)`);
   const size = () => ({ width: canvas.clientWidth, height: canvas.clientHeight });
-  const most = (axis) => points.reduce((high, point) => Math.max(high, point[axis]), 1e-9);
-  const extent = { x: most("x"), y: most("y") };
+
+  function load(content) {
+    points = content.points;
+    known = new Map(points.map((point) => [point.id, point]));
+    clusters = new Map(content.clusters.map((cluster) => [cluster.cluster, cluster]));
+    const most = (axis) => points.reduce((high, point) => Math.max(high, point[axis]), 1e-9);
+    extent = { x: most("x"), y: most("y") };
+    at = held = only = null;
+    byId("clusters").replaceChildren(...legend(content, colour, (cluster) => {
+      only = cluster;
+      draw();
+    }));
+    zoom(0);
+  }
 
   function place({ x, y }) {
     const { width, height } = size();
@@ -121,7 +134,7 @@ export function drawMap(content, choose) {
       const far = Math.hypot(px - x, py - y);
       if (far < within) [best, within] = [point, far];
     }
-    return best ?? (within === Infinity ? points[0] : null);
+    return best ?? (within === Infinity ? points[0] ?? null : null);
   }
   const under = (event) => nearest(event.offsetX, event.offsetY, NEAR_PX);
 
@@ -139,7 +152,7 @@ export function drawMap(content, choose) {
   }
 
   function zoom(factor, x, y) {
-    if (x === undefined) [x, y] = place(at ?? held ?? nearest(size().width / 2, size().height / 2));
+    if (x === undefined) [x, y] = place(at ?? held ?? nearest(size().width / 2, size().height / 2) ?? { x: 0, y: 0 });
     const before = view.zoom;
     view.zoom = Math.min(MAX_ZOOM, Math.max(1, before * factor));
     view.x = x - ((x - view.x) * view.zoom) / before;
@@ -187,14 +200,10 @@ export function drawMap(content, choose) {
   byId("zoom-in").addEventListener("click", () => zoom(1.6));
   byId("zoom-out").addEventListener("click", () => zoom(1 / 1.6));
   byId("zoom-all").addEventListener("click", () => zoom(0));
-  byId("clusters").replaceChildren(...legend(content, colour, (cluster) => {
-    only = cluster;
-    draw();
-  }));
   dark.addEventListener("change", draw);
   new ResizeObserver(() => pan(0, 0)).observe(canvas);
-  const known = new Map(points.map((point) => [point.id, point]));
   return {
+    load,
     ring(ids) {
       ringed = new Set(ids);
       draw();

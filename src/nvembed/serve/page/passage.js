@@ -11,8 +11,9 @@ const SHOWN_FACTS = 4; // the others come with "more"
 const NAMES = { vector: "meaning", text: "words" };
 const words = new Intl.Segmenter(undefined, { granularity: "word" });
 
-// Return a list item. `options`: `link`, the address of this passage on the page; `open(expanded)`, called by "more" and
-// "less"; `filter(name, value)`, or null; `body`, the request that found it; `cited`, whether the answer cites it.
+// Return a list item. `options`: `index`, the name of its index, or "" if there is only one; `link`, the address of this
+// passage on the page; `open(expanded)`, called by "more" and "less"; `filter(name, value)`, or null; `body`, the request
+// that found it; `cited`, whether the answer cites it.
 export function passage(hit, options) {
   const { document: path, metadata } = hit;
   const title = typeof metadata.title === "string" && isVisible(metadata.title) ? metadata.title : null;
@@ -26,11 +27,11 @@ export function passage(hit, options) {
   const facts = factsOf(metadata, source?.name, options.filter);
   const item = element("li", { tabindex: "-1" }, [
     element("h3", { dir: "auto" }, [element("a", { href: options.link }, [name])]),
-    ...placeOf(hit, title !== null),
+    ...placeOf(hit, options.index, title !== null),
     text,
     element("div", { class: "facts" }, [
       ...(options.cited ? [element("span", { class: "badge" }, ["cited"])] : []),
-      ...score(hit, options.body),
+      ...score(hit, options),
       ...facts,
     ]),
     element("div", { class: "actions" }, [
@@ -44,14 +45,14 @@ export function passage(hit, options) {
   item.classList.toggle("long", long);
   item.classList.toggle("cut", cut.start > 0 || cut.end < hit.text.length);
   item.dataset.id = hit.id;
-  item.dataset.index = hit.index ?? "";
+  item.dataset.index = options.index;
   item.expand = (open) => {
     item.classList.toggle("open", open);
     more.textContent = open ? "less" : "more";
     more.setAttribute("aria-expanded", String(open));
     for (const [i, fact] of facts.entries()) fact.hidden = !open && i >= SHOWN_FACTS;
     const range = open ? { start: 0, end: hit.text.length } : cut;
-    text.replaceChildren(...marked(hit.text, spans, range));
+    text.replaceChildren(marked(hit.text, spans, range));
     if (!isVisible(text.textContent)) text.replaceChildren(element("span", { class: "hint" }, ["(no visible text)"]));
     text.tabIndex = open && long ? 0 : -1; // it scrolls
   };
@@ -66,13 +67,14 @@ export function passage(hit, options) {
 }
 
 // Path, page, slide or sheet, and headings.
-function placeOf(hit, titled) {
+function placeOf(hit, index, titled) {
   const parts = [];
-  if (hit.index) parts.push(shownName(hit.index, 60));
+  if (index) parts.push(shownName(index, 60));
   if (titled) parts.push(shownName(hit.document));
   for (const name of PLACES) if (hit.metadata[name] !== undefined) parts.push(shownName(`${name} ${shown(hit.metadata[name])}`, 80));
-  const headings = hit.metadata.headings;
-  if (Array.isArray(headings) && headings.length) parts.push(headings.map((heading) => shownName(shown(heading), 80)).join(" › "));
+  const { title, headings: all } = hit.metadata;
+  const headings = Array.isArray(all) ? all.filter((heading) => heading !== title) : [];
+  if (headings.length) parts.push(headings.map((heading) => shownName(shown(heading), 80)).join(" › "));
   if (!parts.length) return [];
   return [element("p", { class: "place" }, parts.map((part) => element("bdi", {}, [part])))];
 }
@@ -93,13 +95,13 @@ function factsOf(metadata, source, filter) {
 }
 
 // "meaning 2nd, words 1st", and the cosine when it is asked for.
-function score(hit, body) {
+function score(hit, { body, index }) {
   const ranks = Object.entries(hit.ranks ?? {}).map(([list, rank]) => `${NAMES[list] ?? list} ${ordinal(rank)}`);
   if (!ranks.length) return [];
   const show = button("cosine", async () => {
     show.disabled = true;
     try {
-      const one = { ...body, mode: "vector", top: 1, where: [], id: hit.id, ...(hit.index ? { indexes: [hit.index] } : {}) };
+      const one = { ...body, mode: "vector", top: 1, where: [], id: hit.id, ...(index ? { indexes: [index] } : {}) };
       const { hits } = await request("/search", one);
       const value = element("span", { title: "Similarity of the passage to the query: 1 is the most, 0 is none." }, [`cosine ${hits[0].score.toFixed(3)}`]);
       show.replaceWith(value);
@@ -111,7 +113,7 @@ function score(hit, body) {
   return [element("span", {}, [ranks.join(", ")]), show];
 }
 
-function copyButton(label, content) {
+export function copyButton(label, content) {
   const made = button(label, async () => {
     const copied = await copy(content());
     made.textContent = copied ? "Copied" : "Copying failed";
@@ -192,12 +194,14 @@ function atWord(text, place) {
 }
 
 function marked(text, spans, { start, end }) {
-  const parts = [start > 0 ? "… " : ""];
+  const parts = document.createDocumentFragment();
+  parts.append(start > 0 ? "… " : "");
   let place = start;
   for (const [a, b] of spans) {
     if (b <= place || a >= end) continue;
-    parts.push(text.slice(place, a), element("mark", {}, [text.slice(Math.max(a, place), Math.min(b, end))]));
+    parts.append(text.slice(place, a), element("mark", {}, [text.slice(Math.max(a, place), Math.min(b, end))]));
     place = Math.min(b, end);
   }
-  return [...parts, text.slice(place, end), end < text.length ? " …" : ""];
+  parts.append(text.slice(place, end), end < text.length ? " …" : "");
+  return parts;
 }

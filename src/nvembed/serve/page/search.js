@@ -3,11 +3,12 @@ import { addressOf, MAX_TOP, readAddress, writeAddress } from "/page/address.js"
 import { explained, Refused, request } from "/page/api.js";
 import { conversation } from "/page/ask.js";
 import { button, byId, counted, element, shownName } from "/page/dom.js";
-import { drawMap } from "/page/map.js";
+import { mapOn } from "/page/map.js";
 import { passage } from "/page/passage.js";
 
 const TYPES = { string: "text", int: "whole number", float: "number", bool: "true or false", date: "date" };
-let about = null; // the answer of /index
+let indexes = []; // the answers of /index, one for each
+let mapped = ""; // name of the index whose map is drawn
 let map = null;
 let state = readAddress();
 let body = null; // the request whose passages are shown
@@ -24,6 +25,8 @@ function advise(...choices) {
   byId("advice").replaceChildren(...choices.map(([label, act]) => button(label, act)));
 }
 
+const indexName = () => (indexes.length === 1 ? indexes[0].name : "");
+const ofIndex = (hit) => (indexes.length > 1 ? hit.index : "");
 const chosen = (name) => document.querySelector(`input[name=${name}]:checked`).value;
 const smooth = () => (matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth");
 
@@ -56,8 +59,9 @@ function showView() {
   document.body.dataset.view = state.view;
   byId("query-label").textContent = asks ? "Question" : "Query";
   byId("go").textContent = byId("action").textContent = asks ? "Ask" : "Search";
-  byId("answers-card").hidden = !asks || !talk?.turns.length;
-  document.title = [state.q, about?.name, "nvembed"].filter(Boolean).map((part) => shownName(part, 60)).join(" · ");
+  byId("answers-card").hidden = !asks || !talk.turns.length;
+  byId("query").placeholder = asks && talk.turns.length ? "Ask a follow-up question" : "";
+  document.title = [state.q, indexName(), "nvembed"].filter(Boolean).map((part) => shownName(part, 60)).join(" · ");
 }
 
 // The fields that a search and a question share.
@@ -74,7 +78,7 @@ function submit(change = {}) {
   state = next;
   writeAddress(state);
   showView();
-  if (state.view === "ask") talk.ask(state.q, bodyOf(state));
+  if (state.view === "ask") talk.ask(state.q, { ...bodyOf(state), top: undefined });
   else search();
 }
 
@@ -89,10 +93,10 @@ async function search() {
   byId("results").setAttribute("aria-busy", "true");
   try {
     const started = performance.now();
-    const answer = await request("/search", asked, signal);
+    const { hits } = await request("/search", asked, signal);
     if (signal.aborted) return;
-    show(answer.hits, asked);
-    report(answer, (performance.now() - started) / 1000);
+    show(hits, asked);
+    report(hits, (performance.now() - started) / 1000);
     if (state.hit) select(state.hit, state.of);
   } catch (error) {
     if (!signal.aborted) fail(error);
@@ -101,7 +105,7 @@ async function search() {
   }
 }
 
-function report({ hits, words_matched: matched }, seconds) {
+function report(hits, seconds) {
   if (!hits.length) {
     say(state.mode === "text" ? "No passage has these words." : "No passage matches.");
     const choices = state.where ? [["Search without the filter", () => { byId("where").value = ""; submit(); }]] : [];
@@ -110,7 +114,7 @@ function report({ hits, words_matched: matched }, seconds) {
     return;
   }
   const found = `${counted(hits.length, "passage")} in ${seconds.toFixed(2)} s.`;
-  const wordless = state.mode === "hybrid" && (matched === false || !hits.some((hit) => hit.ranks.text));
+  const wordless = state.mode === "hybrid" && !hits.some((hit) => hit.ranks.text);
   say(wordless ? `${found} No passage has a word of the query: these are by meaning alone.` : found);
 }
 
@@ -159,23 +163,27 @@ function showHits(hits, cited = []) {
   byId("results").hidden = true;
   byId("hits").replaceChildren(...hits.map((hit, i) => item(hit, cited.includes(i + 1))));
   unpick();
-  map?.ring(hits.map((hit) => hit.id));
+  map?.ring(hits.filter(isMapped).map((hit) => hit.id));
 }
 
+const isMapped = (hit) => (ofIndex(hit) || mapped) === mapped;
+
 function item(hit, cited = false) {
+  const of = ofIndex(hit);
   const made = passage(hit, {
-    link: addressOf({ ...state, hit: hit.id, of: hit.index ?? "" }),
+    index: of,
+    link: addressOf({ ...state, hit: hit.id, of }),
     body: { query: body?.query ?? hit.text.slice(0, 1000), mode: "vector", ...(body?.instruction ? { instruction: body.instruction } : {}) },
     cited,
     open: (expanded) => {
-      if (expanded) return select(hit.id, hit.index ?? "", { item: made, push: true });
+      if (expanded) return select(hit.id, of, { item: made, push: true });
       made.expand(false);
       made.classList.remove("chosen");
       if (state.hit === hit.id) writeAddress((state = { ...state, hit: "", of: "" }));
     },
     filter: state.view === "search" ? addFilter : null,
   });
-  for (const happening of ["mouseenter", "focusin"]) made.addEventListener(happening, () => map?.point(hit.id));
+  for (const happening of ["mouseenter", "focusin"]) made.addEventListener(happening, () => map?.point(isMapped(hit) ? hit.id : null));
   made.addEventListener("mouseleave", () => map?.point(null));
   return made;
 }
@@ -194,7 +202,7 @@ async function select(id, of = "", { item: known = null, push = false } = {}) {
   for (const other of document.querySelectorAll(".hits > .chosen")) other.classList.remove("chosen");
   target.classList.add("chosen");
   target.expand(true);
-  map?.point(id);
+  map?.point((of || mapped) === mapped ? id : null);
   target.focus({ preventScroll: true });
   target.scrollIntoView({ block: "nearest", behavior: smooth() });
 }
@@ -215,14 +223,14 @@ function unpick() {
 }
 
 function addFilter(name, value) {
-  const plain = /^[^\s=!<>"']+$/.test(name) ? name : quoted(name);
-  const condition = `${plain} = ${typeof value === "string" ? quoted(value) : value}`;
+  const condition = `${fieldName(name)} = ${typeof value === "string" ? quoted(value) : value}`;
   const where = byId("where");
   if (!where.value.includes(condition)) where.value = where.value.trim() ? `${where.value.trim()} and ${condition}` : condition;
   byId("more").open = true;
   submit();
 }
 
+const fieldName = (name) => (/^[^\s=!<>"']+$/.test(name) ? name : quoted(name));
 const quoted = (text) => `"${text.replaceAll('"', '""')}"`;
 
 function pickMode(mode) {
@@ -241,7 +249,14 @@ function arrive() {
     if (state.hit) select(state.hit, state.of);
     else unpick();
   } else if (state.view === "search") search();
-  else talk.restore(state.q);
+  else recall();
+}
+
+// Show the answer to the question of the address, if it was asked here.
+function recall() {
+  running?.abort();
+  talk.restore(state.q);
+  if (state.hit) select(state.hit, state.of);
 }
 
 function listen() {
@@ -258,7 +273,7 @@ function listen() {
       writeAddress(state);
       showView();
       if (state.view === "search") search();
-      else talk.restore("");
+      else recall();
     });
   }
   byId("more-hits").addEventListener("click", async () => {
@@ -294,23 +309,42 @@ function onKey(event) {
 }
 
 function describe() {
-  byId("index-name").textContent = shownName(about.name, 80);
-  const fields = Object.entries(about.fields).map(([name, kind]) => {
+  byId("index-name").textContent = shownName(indexName(), 80);
+  const fields = Object.assign({}, ...indexes.map((one) => one.fields));
+  byId("fields").replaceChildren("Fields:", ...Object.entries(fields).map(([name, kind]) => {
     const list = kind.endsWith("[]");
     const type = TYPES[kind.replace("[]", "")] ?? kind;
     return button(shownName(name, 40), () => {
       const field = byId("where");
-      const plain = /^[^\s=!<>"']+$/.test(name) ? name : quoted(name);
-      field.value = `${field.value.trim()}${field.value.trim() ? " and " : ""}${plain} = `;
+      field.value = `${field.value.trim()}${field.value.trim() ? " and " : ""}${fieldName(name)} = `;
       field.focus();
     }, { class: "quiet small", title: list ? `list; = means contains (${type})` : type });
-  });
-  byId("fields").replaceChildren("Fields:", ...fields);
+  }));
+  byId("indexes").hidden = indexes.length < 2;
+  byId("indexes").append(...indexes.map(({ name }) => element("label", {}, [element("input", { type: "checkbox", value: name, checked: "" }), ` ${shownName(name, 60)}`])));
+}
+
+async function showMaps() {
+  const names = indexes.filter((one) => one.map).map((one) => one.name);
+  if (!names.length) return;
+  byId("map-card").hidden = false;
+  const choice = byId("map-index");
+  choice.replaceChildren(...names.map((name) => element("option", { value: name }, [shownName(name, 60)])));
+  choice.parentElement.hidden = names.length < 2;
+  map = mapOn(byId("map"), (point) => select(point.id, indexes.length > 1 ? mapped : "", { push: true }));
+  const load = async () => {
+    mapped = choice.value;
+    map.load(await request(`/index/map?name=${encodeURIComponent(mapped)}`));
+  };
+  choice.addEventListener("change", () => load().catch((error) => say(explained(error), true)));
+  await load();
 }
 
 async function start() {
   try {
-    about = await request("/index");
+    const first = await request("/index");
+    const others = (first.indexes ?? []).filter((name) => name !== first.name);
+    indexes = [first, ...await Promise.all(others.map((name) => request(`/index?name=${encodeURIComponent(name)}`)))];
   } catch (error) {
     if (!(error instanceof Refused) || error.status !== 404) {
       say(explained(error), true);
@@ -319,15 +353,18 @@ async function start() {
     byId("go").disabled = byId("query").disabled = true;
     return say("This server has no index to search. Start it with --index FOLDER.", true);
   }
+  say("");
   describe();
+  byId("views").hidden = !indexes[0].ask;
+  if (!indexes[0].ask) state.view = "search";
   listen();
   toForm();
-  if (about.map) {
-    byId("map-card").hidden = false;
-    map = drawMap(await request("/index/map"), (point) => select(point.id, point.index ?? "", { push: true }));
-  }
+  await showMaps().catch((error) => say(explained(error), true));
   if (state.view === "search") search();
+  else recall();
 }
 
-const talk = conversation({ show, select, say, advise });
+// An answer may arrive after its reader went back to the search.
+const whileAsking = (act) => (...values) => (state.view === "ask" ? act(...values) : null);
+const talk = conversation({ show: whileAsking(show), say: whileAsking(say), select: (hit, options) => select(hit.id, ofIndex(hit), options) });
 await start();

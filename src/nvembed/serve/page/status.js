@@ -12,7 +12,7 @@ function put(id, text) {
 
 function show(stats) {
   showStatus(stats.status);
-  byId("to-search").hidden = !stats.index;
+  byId("to-search").hidden = !stats.indexes.length;
   if (!byId("spark")) return; // the search page has the status line only
   put("model", stats.model);
   put("at-work", whole.format(stats.requests_at_work - 1)); // without the one that asked
