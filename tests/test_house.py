@@ -117,7 +117,7 @@ BUDGETS: dict[str, tuple[set[str], int]] = {
     # 80 for embedding models made of Gemma 3
     # 180 for static embeddings
     # 50 for words of several languages in one index, and sentences in more scripts
-    "core": ({"model", "text", "vectors", "weights", "encoder", "files", "recipe", "errors"}, 10_640),
+    "core": ({"model", "text", "vectors", "weights", "encoder", "files", "recipe", "errors"}, 10_660),
     # 400 lines for training formats of other tools, own instructions, documented recipe keys, digests, the
     # plan before step 1 and evaluations made up for at resume
     # 100 for the checks of runs, states and mined sets
@@ -148,7 +148,8 @@ BUDGETS: dict[str, tuple[set[str], int]] = {
     # 180 for folders that are watched, documents of data frames, one derivation of the settings of a job
     # 45 for tables that are written again when an update changes types or language
     "indexing": ({"indexing"}, 1_330),
-    "compress": ({"compress"}, 700),
+    # 110 for static models, 100 for calibrated rounding
+    "compress": ({"compress"}, 790),
     # 40 for the check of results, 10 for the digest of model_meta.json
     # 225 for models measured on the user's own documents
     "evaluate": ({"evaluate"}, 2_795),  # bitext mining
@@ -170,7 +171,7 @@ BUDGETS: dict[str, tuple[set[str], int]] = {
     # 100 for nvembed compress --static
     # 10 for a server that garbage collection does not stop
     # 50 for hits listed over the whole width of a terminal
-    "cli": ({"cli"}, 6_287),
+    "cli": ({"cli"}, 6_340),
 }
 
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from eval_folders import make_pairs
 from safetensors.torch import load_file, save_file
 
 from conftest import TINY_A
+from nvembed.cli.main import main
 from nvembed.cli.models import (
     Loading,
     encode_with,
@@ -127,3 +129,30 @@ def test_compiled_layers_are_kept_for_the_next_process(monkeypatch: pytest.Monke
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
     load(str(TINY_A), device="cpu", compiled=True)
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "elsewhere"
+
+
+def test_commands_that_embed_much_compile_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[object] = []
+    monkeypatch.setattr("nvembed.encoder.compile_layers", compiled.append)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
+    (tmp_path / "texts.txt").write_text("The judge threw it out.\nit's\n")
+    make_pairs(tmp_path / "tasks" / "alike", binary=False, n=8)
+    tasks = [
+        "--data",
+        tmp_path / "tasks",
+        "--tasks",
+        "alike",
+        "--out",
+        tmp_path / "results",
+        "--instruction",
+        "alike=Find",
+    ]
+    for words in (
+        ["encode", TINY_A, tmp_path / "texts.txt", tmp_path / "out.npy"],
+        ["embed", tmp_path / "texts.txt", tmp_path / "embedded", "--model", TINY_A],
+        ["evaluate", TINY_A, *tasks],
+    ):
+        with pytest.raises(SystemExit, match="0"):
+            main([*map(str, words), "--device", "cpu", "--compiled"])
+        assert len(compiled) == 1, words[0]
+        compiled.clear()

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_sentence import sentence_folder
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from nvembed.cli import check as command
 from nvembed.cli.main import main
 from nvembed.cli.options import Compute
+from nvembed.compress.static import write_static
 from nvembed.encoder import Encoder
 from nvembed.errors import ConfigError, WeightsError
 from nvembed.files import file_digest
@@ -439,3 +441,36 @@ def test_the_recipe_is_the_hubs(tmp_path: Path) -> None:
         f"model-0000{n}-of-00004.safetensors" for n in (1, 2, 3, 4)
     ]
     assert known_room.recognise(tmp_path, known) is None
+
+
+@pytest.mark.parametrize("layout", ["transformer", "inner", "static"])
+def test_models_in_the_layout_of_sentence_transformers_pass(tmp_path: Path, layout: str) -> None:
+    folder = tmp_path / "model"
+    sentence_folder(folder, "bert", dense=(16,))
+    if layout == "inner":
+        inner = folder / "0_Transformer"
+        inner.mkdir()
+        for path in list(folder.iterdir()):
+            if path.is_file() and path.name not in ("modules.json", "config_sentence_transformers.json"):
+                path.rename(inner / path.name)
+        modules = json.loads((folder / "modules.json").read_text())
+        modules[0]["path"] = "0_Transformer"
+        (folder / "modules.json").write_text(json.dumps(modules))
+    if layout == "static":
+        source = open_checkpoint(folder)
+        table = np.random.default_rng(0).normal(size=(source.config.backbone.vocab_size, 8))
+        folder = tmp_path / "static"
+        write_static(folder, source, table.astype(np.float32), tokens=None, bits="int8")
+    report = check_folder(
+        folder, device=torch.device("cpu"), dtype="float32", hash_files=True, advance=lambda _: None
+    )
+    assert report.ok, report.findings
+    assert {finding.check for finding in report.findings} >= {"files", "tokenizer", "sha256"}
+
+
+def test_memory_of_fp8_on_a_gpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nvembed.weights.check.free_memory", lambda _: 1 << 40)
+    rows = memory_table(open_checkpoint(folder), torch.device("cuda"))
+    weights = {row.dtype: row.weights_bytes for row in rows if row.folded}
+    assert weights["int8"] < weights["fp8"] < weights["bfloat16"]
+    assert "fp8" not in {row.dtype for row in memory_table(open_checkpoint(folder), torch.device("cpu"))}

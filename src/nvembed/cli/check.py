@@ -143,10 +143,13 @@ def _check_model(
     as_json: bool,
 ) -> int:
     from nvembed.model.device import parse_devices
+    from nvembed.model.float8 import check_float8
     from nvembed.weights.check import check_folder
 
     device = parse_devices(compute.device)[0]
     dtype: Dtype = compute.dtype or ("bfloat16" if device.type == "cuda" else "float32")
+    if dtype == "fp8":
+        check_float8(device)
     folder = find_model(target, revision=revision)
     total = done = 0
     with progress("reading weights (MB)") as update:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -13,15 +14,18 @@ from nvembed.cli.options import Compute, Count, FileOptions, Flag
 from nvembed.cli.screen import long_progress, results, say
 from nvembed.errors import DataError, InputError, OutputError
 from nvembed.indexing.models import find_model
-from nvembed.text.pack import windows
+from nvembed.text.pack import batches, windows
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from nvembed.encoder import Encoder
     from nvembed.weights.tensors import Checkpoint
 
 Bits = Literal["int8", "int4"]
 FIT_TEXTS = 20_000  # of a corpus, for a rotation or a static model
 STATIC_DIMS = 256
+CALIBRATION_TEXTS = 256
 PIECE_CHARACTERS = 500  # documents are fitted in pieces, for more different texts
 COUNT_CHARACTERS = 4_000  # long documents are counted in pieces
 
@@ -41,6 +45,7 @@ def compress(
     dims: Count | None = None,
     fit: Path | None = None,
     static: Flag = False,
+    calibrate: Path | None = None,
     reading: FileOptions = FileOptions(),
     compute: Compute = Compute(),
 ) -> None:
@@ -90,7 +95,10 @@ def compress(
     static
         Write a static model: a vector per token, and a text is their mean. Much faster, with lower quality.
         --dims is the length of the vectors (default 256), --vocabulary keeps the tokens of a corpus,
-        --embedding int8 stores the vectors in 8 bits.
+        --embedding int8 stores the vectors in 8 bits, and --dtype is how MODEL is computed meanwhile.
+    calibrate
+        With --scheme int4: corpus whose first texts MODEL reads, so that weights are rounded with the least
+        error for such texts (GPTQ) instead of to the nearest level. MODEL is loaded in float32.
     """
     from nvembed.compress.folder import Reduction
     from nvembed.compress.folder import compress as write
@@ -108,18 +116,20 @@ def compress(
     ):
         raise InputError("nothing to make smaller: pass --scheme, --vocabulary, --layers, --dims or --static")
     if static:
-        layered = {"--scheme": scheme, "--dtype": dtype, "--layers": layers, "--mlp-width": mlp_width}
+        layered = {"--scheme": scheme, "--layers": layers, "--mlp-width": mlp_width, "--calibrate": calibrate}
         if names := [name for name, value in layered.items() if value is not None]:
             raise InputError(f"--static has no layers: leave {' and '.join(names)} out")
         if embedding == "int4":
             raise InputError("--embedding is int4: expected int8 for a static model")
+    elif calibrate is not None and (scheme != "int4" or mlp_width is not None):
+        raise InputError("--calibrate needs --scheme int4, and all neurons: leave --mlp-width out")
     folder = find_model(model)
     source = open_checkpoint(folder)
     kept = None
     if vocabulary is not None:
         kept = _kept_tokens(source, vocabulary, tokens, reading)
     if static:
-        table = _static_table(source, kept, fit, dims, reading, compute)
+        table = _static_table(source, kept, fit, dims, reading, replace(compute, dtype=dtype))
         write_static(out, source, table, tokens=kept, bits="int8" if embedding is not None else None)
         _report(out, folder, model)
         return
@@ -132,6 +142,7 @@ def compress(
         mlp_width=mlp_width,
         dims=dims,
         rotation=None if fit is None or dims is None else _rotation(folder, fit, dims, reading, compute),
+        products=None if calibrate is None else _products(folder, calibrate, reading),
     )
     write(out, source, reduction)
     _report(out, folder, model)
@@ -222,6 +233,26 @@ def _check_dims(dims: int, encoder: "Encoder") -> None:
 def _vectors(encoder: "Encoder", texts: list[str]) -> np.ndarray:
     parts = encoder.stream(texts, prompt=encoder.document_prompt(), show_progress=True)
     return np.concatenate([part.vectors for part in parts])
+
+
+def _products(folder: Path, corpus: Path, reading: FileOptions) -> dict[str, "Tensor"]:
+    """Return what the inputs of a model's layers look like for the first texts of a corpus."""
+    from nvembed.cli.models import load
+    from nvembed.compress.calibrate import input_products
+    from nvembed.model.nv_embed import PackedBatch
+
+    encoder = load(str(folder), device="cpu", dtype="float32")
+    texts = list(islice(_pieces(corpus, reading), CALIBRATION_TEXTS))
+    if not texts:
+        raise DataError(f"{corpus}: no text to calibrate with")
+    tokens = encoder.tokenizer(texts, prompt=encoder.document_prompt())
+    model = encoder.replicas[0]
+    say(f"calibrating with {len(texts):,} texts, {sum(len(item.input_ids) for item in tokens):,} tokens")
+    packed = (
+        PackedBatch.of(batch.input_ids, batch.lengths, batch.pool_index, batch.pool_lengths, model.device)
+        for batch in batches(tokens, encoder.batch_tokens())
+    )
+    return input_products(model, packed)
 
 
 def _static_table(

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 
 from nvembed.cli.embedding import ModelRecipe, counting, warn_of
 from nvembed.cli.models import Tally
-from nvembed.cli.options import Compute, CorpusOptions, Count, Flag
+from nvembed.cli.options import CompiledCompute, CorpusOptions, Count, Flag
 from nvembed.cli.screen import long_progress, say, warn
 from nvembed.errors import InputError
 from nvembed.files import as_utf8
@@ -53,7 +53,7 @@ def embed(
     workers: int | None = None,
     ray_address: str | None = None,
     batch_tokens: Annotated[Count | None, Parameter(group="Computation")] = None,
-    compute: Compute = Compute(),
+    compute: CompiledCompute = CompiledCompute(),
 ) -> None:
     """Embed a corpus into a folder of Parquet files. Run the same command again to resume.
 
@@ -166,7 +166,8 @@ def embed(
             job = stack.enter_context(open_job(out, source, how, progress, update=update))
         settings = replace(settings, cut=cut or recorded_cut(out) or ("sentences" if whole else "structure"))
         tally = Tally()
-        chosen = _engine(job, model, device, settings, facts, cluster, count, tally)
+        recipe = _recipe(model, device, settings, compiled=compute.compiled)
+        chosen = _engine(job, recipe, settings, facts, cluster, count, tally)
         _run(job, settings, chosen, tally, {"corpus": as_utf8(corpus), "model": as_utf8(model)})
 
 
@@ -202,10 +203,24 @@ def _join(stack: ExitStack, address: str | None) -> "RayCluster":
     return stack.enter_context(ray_cluster(address))
 
 
+def _recipe(model: str, device: str | None, settings: "EmbedSettings", *, compiled: bool) -> ModelRecipe:
+    where = str(Path(model).resolve()) if Path(model).exists() else model
+    prompt, _ = place_titles(settings.prompt)
+    return ModelRecipe(
+        where,
+        device,
+        settings.dtype,
+        prompt,
+        settings.max_length,
+        settings.batch_tokens,
+        settings.late_chunking,
+        compiled,
+    )
+
+
 def _engine(
     job: "CorpusJob",
-    model: str,
-    device: str | None,
+    recipe: ModelRecipe,
     settings: "EmbedSettings",
     facts: Facts,
     cluster: "RayCluster | None",
@@ -214,17 +229,6 @@ def _engine(
 ) -> "Engine":
     from nvembed.embed.job import local_engine
 
-    where = str(Path(model).resolve()) if Path(model).exists() else model
-    prompt, _ = place_titles(settings.prompt)
-    recipe = ModelRecipe(
-        where,
-        device,
-        settings.dtype,
-        prompt,
-        settings.max_length,
-        settings.batch_tokens,
-        settings.late_chunking,
-    )
     if cluster is not None:
         from nvembed.embed.ray_engine import ray_engine
 

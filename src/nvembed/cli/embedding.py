@@ -44,13 +44,14 @@ class ModelRecipe:
     max_length: int
     batch_tokens: int
     late_chunking: bool = False
+    compiled: bool = False
 
     def encode(self) -> Callable[[Sequence[Any]], Iterator["Embeddings"]]:
         """Return the function that embeds; the model is loaded at its first call."""
 
         @cache
         def encoder() -> object:
-            return load(self.name, device=self.device, dtype=cast(Dtype, self.dtype))
+            return load(self.name, device=self.device, dtype=cast(Dtype, self.dtype), compiled=self.compiled)
 
         def encode_late(documents: Sequence[Any]) -> Iterator["Embeddings"]:
             return encoder().stream_late(  # type: ignore[attr-defined, no-any-return]

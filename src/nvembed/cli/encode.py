@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from nvembed.cli.models import Tally, counted, load, symmetric_prompt
-from nvembed.cli.options import Compute, Count, Dash, InputOptions, Prompt
+from nvembed.cli.options import CompiledCompute, Count, Dash, InputOptions, Prompt
 from nvembed.cli.screen import say, warn
 from nvembed.embed.write import output_format, write_jsonl, write_vectors
 from nvembed.errors import InputError
@@ -34,7 +34,7 @@ def encode(
     batch_tokens: Count | None = None,
     options: InputOptions = InputOptions(),
     prompt: Prompt = Prompt(),
-    compute: Compute = Compute(),
+    compute: CompiledCompute = CompiledCompute(),
 ) -> None:
     """Embed the texts of a file.
 
@@ -77,7 +77,7 @@ def encode(
     passages = _passages(input, options)
     text_prompt = symmetric_prompt(prompt, own_prompts(model))
     first = next(passages)  # faults of the input are reported before a model is loaded
-    encoder = load(model, device=compute.device, dtype=compute.dtype)
+    encoder = load(model, device=compute.device, dtype=compute.dtype, compiled=compute.compiled)
     tally = Tally()
     waiting: deque[Passage] = deque()  # read, and not yet embedded: one or two windows of the encoder
     start = perf_counter()

@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from nvembed.cli.models import Loading, open_model
-from nvembed.cli.options import Compute, Count, Flag, named_instructions
+from nvembed.cli.options import CompiledCompute, Count, Flag, named_instructions
 from nvembed.cli.screen import long_progress, results, say, warn
 from nvembed.errors import InputError
 from nvembed.evaluate.run import TaskProgress, check_instructions, runnable
@@ -29,7 +29,7 @@ def evaluate(
     cache: Path | None = None,
     keep_embeddings: bool = True,
     drop_unanswerable: Flag = False,
-    compute: Compute = Compute(),
+    compute: CompiledCompute = CompiledCompute(),
 ) -> None:
     """Score models on evaluation tasks.
 
@@ -77,7 +77,7 @@ def evaluate(
     names = [name.strip() for text in tasks for name in re.split(r",(?![^(]*\))", text) if name.strip()]
     if not names:
         raise InputError("--tasks is empty: expected names of tasks, or all")
-    loading = Loading(max_tokens or protocol().max_tokens, compute.device, compute.dtype)
+    loading = Loading(max_tokens or protocol().max_tokens, compute.device, compute.dtype, compute.compiled)
     keep = (cache or out / ".embeddings") if keep_embeddings else None
     if data is not None:
         task_names, run = _local_tasks(data, names, split or "test", drop_unanswerable, out, keep)

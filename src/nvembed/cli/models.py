@@ -34,10 +34,8 @@ def load(
 ) -> "Encoder":
     """Load a model from a folder or the hub; ``device`` may name several, separated by commas."""
     devices = device.split(",") if device else None
-    if compiled:  # what is compiled is kept for the next process
-        os.environ.setdefault(
-            "TORCHINDUCTOR_CACHE_DIR", str(platformdirs.user_cache_path("nvembed") / "compiled")
-        )
+    if compiled:
+        _keep_compiled()
     with waiting(f"loading {model}"):
         from nvembed.encoder import Encoder  # torch takes seconds to import
 
@@ -45,13 +43,21 @@ def load(
         return Encoder.from_pretrained(folder, device=devices, dtype=dtype, compiled=compiled)
 
 
+def _keep_compiled() -> None:
+    """Keep what is compiled for the next process."""
+    os.environ.setdefault(
+        "TORCHINDUCTOR_CACHE_DIR", str(platformdirs.user_cache_path("nvembed") / "compiled")
+    )
+
+
 @dataclass(frozen=True)
 class Loading:
-    """How to load a model: the most tokens read of a text, and torch's names of device and dtype."""
+    """How to load a model: the most tokens read of a text, device, dtype, and whether layers are compiled."""
 
     max_tokens: int
     device: str | None = None
     dtype: str | None = None
+    compiled: bool = False
 
 
 def open_model(spec: str, loading: Loading) -> Subject:
@@ -155,7 +161,11 @@ def _encoder(folder: Path, loading: Loading) -> Subject:
     from nvembed.encoder import Encoder
     from nvembed.weights.checkpoint import content_digest
 
-    model = Encoder.from_pretrained(folder, device=loading.device, dtype=loading.dtype)
+    if loading.compiled:
+        _keep_compiled()
+    model = Encoder.from_pretrained(
+        folder, device=loading.device, dtype=loading.dtype, compiled=loading.compiled
+    )
     assert model.checkpoint is not None
     limit, own = min(loading.max_tokens, model.max_length), model.prompts
 

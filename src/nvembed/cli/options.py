@@ -49,6 +49,15 @@ class Compute:
     that have them. Default: bfloat16 on CUDA, float32 on CPU."""
 
 
+@_panel("Computation", 30)
+@dataclass(frozen=True, kw_only=True)
+class CompiledCompute(Compute):
+    """The same, for commands that embed enough to compile the layers first."""
+
+    compiled: Flag = False
+    """Compile the layers at the first batches, which takes minutes."""
+
+
 @_panel("Prompt", 20)
 @dataclass(frozen=True, kw_only=True)
 class Prompt:

@@ -5,7 +5,7 @@ One tensor is held as floats at a time, and one shard of the result.
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nvembed.compress.calibrate import calibrated_groups
 from nvembed.compress.vocabulary import renumber_config, trim_tokenizer, trim_tokenizer_config
 from nvembed.errors import InputError
 from nvembed.model.config import DenseConfig, ModelConfig, StaticConfig, with_layers
@@ -24,7 +25,7 @@ from nvembed.weights.compression import KEY, Compression
 from nvembed.weights.model_config import write_config
 from nvembed.weights.save import MODEL_FILES, SHARD_BYTES, safetensors_bytes, save_model
 from nvembed.weights.sentence_transformers import MODULES, SETTINGS
-from nvembed.weights.tensors import Checkpoint, quantised_parts, read_json
+from nvembed.weights.tensors import Checkpoint, int4_parts, quantised_parts, read_json
 
 PREFIX = "embedding_model."
 _EMBEDDINGS = ("embed_tokens.weight", "tok_embeddings.weight")
@@ -47,6 +48,8 @@ class Reduction:
         mlp_width: how many neurons of each feed-forward block are kept: those with the largest weights.
         dims: how many numbers of a vector are kept.
         rotation: (dims, D) applied to the vector before.
+        products: by the name of a matrix, what its inputs look like (`calibrate.input_products`), so that
+            int4 rounds with less error.
     """
 
     scheme: Literal["int8", "int4"] | None = None
@@ -57,6 +60,7 @@ class Reduction:
     mlp_width: int | None = None
     dims: int | None = None
     rotation: np.ndarray | None = None
+    products: Mapping[str, Tensor] | None = None
 
 
 def compress(
@@ -145,6 +149,9 @@ def _largest(source: Checkpoint, block: str, width: int) -> Tensor:
 def _stored(name: str, tensor: Tensor, reduction: Reduction) -> list[tuple[str, Tensor]]:
     """Return what is stored of a tensor: itself, or its parts in 8 or 4 bits."""
     scheme = reduction.embedding if name.endswith(_EMBEDDINGS) else reduction.scheme
+    product = (reduction.products or {}).get(name.removeprefix(PREFIX))
+    if scheme == "int4" and product is not None:
+        return int4_parts(name, *calibrated_groups(tensor, product))
     matrix = tensor.ndim == 2 and name.endswith(".weight") and not name.endswith(_SMALL)
     return quantised_parts(name, tensor, scheme) if scheme is not None and matrix else [(name, tensor)]
 

@@ -15,7 +15,7 @@ On CPU everything but int8 products and attention is float32: conversions to bfl
 they save. Products use oneDNN's (AMX, AVX512-VNNI, AVX2-VNNI); on CUDA ``torch._int_mm``.
 """
 
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -139,29 +139,40 @@ def quantise_groups(weight_MK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     size, inputs = weight_MK.shape
     x_MGI = _finite(weight_MK.float()).view(size, inputs // GROUP, GROUP)
-    low = x_MGI.amin(2, keepdim=True).clamp_max_(0)
-    high = x_MGI.amax(2, keepdim=True).clamp_min_(0)
-    best: tuple[Tensor, Tensor, Tensor] | None = None
+    scale_MG1, zero_MG1 = group_levels(x_MGI)
+    return pack_groups(nearest_codes(x_MGI, scale_MG1, zero_MG1), scale_MG1, zero_MG1)
+
+
+def group_levels(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return scales and zero points, (..., 1) float32, of groups (..., I), with the least squared error."""
+    low = x.amin(-1, keepdim=True).clamp_max_(0)
+    high = x.amax(-1, keepdim=True).clamp_min_(0)
+    best: tuple[Tensor, Tensor] | None = None
     least = torch.full_like(low, torch.inf)
     for shrink in _SHRINK:
         scale = ((high - low) * (shrink / 15)).clamp_min_(_SMALLEST_HALF).half().float()
         zero = (-low * shrink / scale).round_().clamp_(0, 15)
-        codes = (x_MGI / scale + zero).round_().clamp_(0, 15)
-        error = ((codes - zero) * scale - x_MGI).square_().sum(2, keepdim=True)
+        error = ((nearest_codes(x, scale, zero) - zero) * scale - x).square_().sum(-1, keepdim=True)
         if best is None:
-            best, least = (codes, scale, zero), error
+            best, least = (scale, zero), error
             continue
         better = error < least
-        best = cast(
-            tuple[Tensor, Tensor, Tensor],
-            tuple(torch.where(better, a, b) for a, b in zip((codes, scale, zero), best, strict=True)),
-        )
+        best = torch.where(better, scale, best[0]), torch.where(better, zero, best[1])
         least = torch.minimum(error, least)
     assert best is not None
-    codes, scale, zero = best
-    first, second = codes.to(torch.uint8).chunk(2, 2)
-    packed = (first | second << 4).view(size, inputs // 2)
-    return packed, scale[..., 0].half(), zero[..., 0].to(torch.uint8)
+    return best
+
+
+def nearest_codes(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """Return the codes, 0 to 15, whose levels are nearest to ``x``."""
+    return (x / scale + zero).round_().clamp_(0, 15)
+
+
+def pack_groups(codes_MGI: Tensor, scale_MG1: Tensor, zero_MG1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return codes, scales and zero points as ``quantise_groups`` does."""
+    first, second = codes_MGI.to(torch.uint8).chunk(2, 2)
+    packed = (first | second << 4).view(len(codes_MGI), -1)
+    return packed, scale_MG1[..., 0].half(), zero_MG1[..., 0].to(torch.uint8)
 
 
 _SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8)

@@ -116,14 +116,16 @@ def check_folder(
             status, detail = "fail", str(error)
         report.findings.append(Finding(name, status, detail))
 
-    check("files", lambda: _files(folder))
-    if (folder / SUMS).is_file():
-        check("checksums", lambda: _checksums(folder))
-    checkpoint = None
+    checkpoint, fault = None, ""
     try:
         report.checkpoint = checkpoint = open_checkpoint(folder)
     except NvembedError as error:
-        report.findings.append(Finding("tensors", "fail", str(error)))
+        fault = str(error)
+    check("files", lambda: _files(folder, checkpoint))
+    if (folder / SUMS).is_file():
+        check("checksums", lambda: _checksums(folder))
+    if checkpoint is None:
+        report.findings.append(Finding("tensors", "fail", fault))
         for name in ("values", "tokenizer", "memory"):
             report.findings.append(Finding(name, "skip", "not checked: the tensors have faults"))
     expect(_bytes_to_read(folder, checkpoint, hash_files))
@@ -134,7 +136,7 @@ def check_folder(
         check("tokenizer", partial(_tokenizer, checkpoint))
         check("memory", lambda: _memory(report.memory, dtype, device))
     if hash_files:
-        check("sha256", lambda: _hashes(folder, advance))
+        check("sha256", lambda: _hashes(_weight_files(folder, checkpoint), advance))
     evidence = recognise(folder, known)
     report.recognised = evidence is not None
     config = checkpoint.config if checkpoint else None
@@ -157,9 +159,12 @@ def memory_table(checkpoint: Checkpoint, device: torch.device) -> list[MemoryRow
                 weights + activations * activation_bytes(checkpoint.config, dtype),
             ]
             rows.append(MemoryRow(name, folded, weights, max(moments), free))
-    for name, bytes_per_weight in _SCHEME_BYTES.items():
-        numbers, pooler = _model_bytes(checkpoint.config, torch.int8, True)
-        weights = int(numbers * bytes_per_weight)
+    numbers, pooler = _model_bytes(checkpoint.config, torch.int8, True)
+    sizes = {name: int(numbers * scheme_bytes) for name, scheme_bytes in _SCHEME_BYTES.items()}
+    if device.type == "cuda":  # all but linear layers is bfloat16
+        backbone = checkpoint.config.backbone
+        sizes["fp8"] = sizes["int8"] + backbone.vocab_size * backbone.hidden_size
+    for name, weights in sizes.items():
         needed = max(pooler * 4, weights + largest * 4)  # float32 until they are rounded
         rows.append(MemoryRow(name, True, weights, needed, free))
     return rows
@@ -200,12 +205,21 @@ def _numel(module: torch.nn.Module) -> int:
     return sum(value.numel() for value in module.state_dict().values())
 
 
-def _files(folder: Path) -> Outcome:
-    missing = missing_files(folder)
+def _weight_files(folder: Path, checkpoint: Checkpoint | None) -> list[Path]:
+    """Return the files with weights; in the layout of sentence-transformers some lie in inner folders."""
+    if checkpoint is not None and checkpoint.prompts is not None:
+        return sorted({stored.file for stored in checkpoint.tensors.values()})
+    return [folder / name for name in shard_names(folder)]
+
+
+def _files(folder: Path, checkpoint: Checkpoint | None) -> Outcome:
+    layout = checkpoint is not None and checkpoint.prompts is not None  # opening it has checked its files
+    missing = [] if layout else missing_files(folder)
     if missing:
         return "fail", f"missing: {', '.join(missing)}"
-    shards = shard_names(folder)
-    total = sum((folder / name).stat().st_size for name in shards)
+    paths = _weight_files(folder, checkpoint)
+    shards = [path.relative_to(folder).as_posix() for path in paths if path.is_relative_to(folder)]
+    total = sum(path.stat().st_size for path in paths)
     summary = (
         f"{len(shards)} weight file{'s' * (len(shards) > 1)}, {bytes_text(total)}, configs and tokenizer"
     )
@@ -280,7 +294,7 @@ def _tokenizer(checkpoint: Checkpoint) -> Outcome:
     settings = checkpoint.text
     tokenizer = load_tokenizer(checkpoint)
     (tokens,) = tokenizer(["A short text."], max_length=min(64, settings.max_length))
-    if (last := tokens.input_ids[-1]) != settings.eos_id:
+    if settings.eos_id >= 0 and (last := tokens.input_ids[-1]) != settings.eos_id:
         return "fail", f"a text ends with token {last}; expected the config's EOS, {settings.eos_id}"
     return "pass", (
         f"{tokenizer.vocab_size:,} tokens, {settings.mode} mode, texts up to {settings.max_length:,} tokens"
@@ -299,11 +313,10 @@ def _memory(rows: list[MemoryRow], dtype: str, device: torch.device) -> Outcome:
     return "warn", f"{needs}: {f'use {others[0]}' if others else 'no dtype fits'}"
 
 
-def _hashes(folder: Path, advance: Advance) -> Outcome:
+def _hashes(paths: list[Path], advance: Advance) -> Outcome:
     known = known_weights()
     wrong: list[str] = []
     unknown: list[str] = []
-    paths = [folder / name for name in shard_names(folder)]
     for path in paths:
         expected, got = expected_sha256(path, known), file_digest(path)
         advance(path.stat().st_size)
@@ -322,7 +335,7 @@ def _bytes_to_read(folder: Path, checkpoint: Checkpoint | None, hash_files: bool
     """Return the total that ``advance`` will be called with."""
     tensors = checkpoint.tensors.values() if checkpoint else ()
     try:
-        files = [folder / name for name in shard_names(folder)] if hash_files else []
+        files = _weight_files(folder, checkpoint) if hash_files else []
         return sum(map(_stored_bytes, tensors)) + sum(path.stat().st_size for path in files)
     except (NvembedError, OSError):  # a check reports it
         return 0

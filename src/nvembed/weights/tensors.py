@@ -125,7 +125,11 @@ def quantised_parts(name: str, weight: Tensor, scheme: Scheme) -> list[tuple[str
     if scheme == "int8" or weight.shape[1] % GROUP:
         codes, scale = quantise_rows(weight)
         return [(name, codes), (name + SCALE, scale)]
-    packed, scale, zero = quantise_groups(weight)
+    return int4_parts(name, *quantise_groups(weight))
+
+
+def int4_parts(name: str, packed: Tensor, scale: Tensor, zero: Tensor) -> list[tuple[str, Tensor]]:
+    """Return what a file holds of codes, scales and zero points of ``quantise_groups``."""
     if zero.shape[1] % 2:
         zero = torch.nn.functional.pad(zero, (0, 1))
     return [(name, packed), (name + SCALE, scale), (name + ZERO, zero[:, ::2] | zero[:, 1::2] << 4)]
