@@ -8,14 +8,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Encoder", "Index", "NvembedError", "__version__"]
+__all__ = ["ChatModel", "Encoder", "Index", "NvembedError", "__version__"]
 
 if TYPE_CHECKING:
     from nvembed.encoder import Encoder as Encoder
     from nvembed.errors import NvembedError as NvembedError
     from nvembed.indexing.index import Index as Index
+    from nvembed.search.chat import ChatModel as ChatModel
 
 _HOME = {
+    "ChatModel": "nvembed.search.chat",
     "Encoder": "nvembed.encoder",
     "Index": "nvembed.indexing.index",
     "NvembedError": "nvembed.errors",

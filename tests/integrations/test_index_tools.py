@@ -49,6 +49,33 @@ def test_an_agent_searches_and_fetches(notes: Path) -> None:
     assert answers["document"].structured_content["text"].startswith("Judo throws")
 
 
+def test_an_agent_searches_several_indexes(notes: Path, tmp_path: Path) -> None:
+    from mcp import Client, StdioServerParameters
+
+    (tmp_path / "pets").mkdir()
+    (tmp_path / "pets" / "cat.txt").write_text("A cat throws a ball.", encoding="utf-8")
+    Index.build(tmp_path / "pets", str(TINY_A)).close()
+
+    async def story() -> dict[str, Any]:
+        arguments = ["-c", PROGRAM, "mcp", f"sport={notes}", str(tmp_path / "pets")]
+        command = StdioServerParameters(command=sys.executable, args=arguments, env=dict(os.environ))
+        async with Client(command) as client:
+            hits = await client.call_tool("search", {"query": "throws", "mode": "text"})
+            pets = await client.call_tool("search", {"query": "throws", "indexes": ["pets"]})
+            bad = await client.call_tool("search", {"query": "throws", "indexes": ["nothing"]})
+            document = await client.call_tool("fetch", {"id": "pets:cat.txt#0"})
+            lost = await client.call_tool("fetch", {"id": "cat.txt#0"})
+        return {"hits": hits, "pets": pets, "bad": bad, "document": document, "lost": lost}
+
+    answers = asyncio.run(story())
+    ids = {hit["id"] for hit in answers["hits"].structured_content["results"]}
+    assert ids == {"sport:judo.txt#0", "pets:cat.txt#0"}
+    assert [hit["index"] for hit in answers["pets"].structured_content["results"]] == ["pets"]
+    assert "'sport'" in answers["bad"].content[0].text
+    assert answers["document"].structured_content["text"] == "A cat throws a ball."
+    assert answers["lost"].is_error
+
+
 def test_langchain(notes: Path) -> None:
     from nvembed.integrations.langchain import NVEmbedRetriever
 

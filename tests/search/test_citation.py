@@ -72,6 +72,7 @@ def test_brackets(text: str, cited: tuple[int, ...], absent: tuple[int, ...]) ->
         ("Judo [^1], [source 2], [Passage 3], [doc_1].", "Judo [1], [2], [3], [1]."),
         ("Judo \\[1\\].", "Judo [1]."),
         ("Judo (1). Karate (2).", "Judo [1]. Karate [2]."),
+        ("No (1).", "No [1]."),
         ("Judo (1, 3). Karate (2)(3)", "Judo [1][3]. Karate [2][3]"),
         ("Judo (source 1) and karate (see passages 2 and 3) too.", "Judo [1] and karate [2][3] too."),
         ("\u67d4\u9053\u53ef\u4ee5\uff081\uff09\u3002", "\u67d4\u9053\u53ef\u4ee5[1]\u3002"),

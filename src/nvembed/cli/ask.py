@@ -1,7 +1,8 @@
 """``nvembed ask``: an answer from the passages of an index, with citations that are checked."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -21,9 +22,10 @@ from nvembed.cli.search_index import (
     passage_fields,
     place_of,
 )
-from nvembed.search.answer import GroundedAnswer, Restart, answer, grounded_prompt
-from nvembed.search.chat import iterate
-from nvembed.search.retrieve import Hit, Mode
+from nvembed.indexing.hits import CitedAnswer, answer_of
+from nvembed.search.answer import Event, Evidence, GroundedAnswer, Restart, answer, grounded_prompt
+from nvembed.search.chat import Message, iterate
+from nvembed.search.retrieve import Mode
 
 
 def ask(
@@ -88,54 +90,55 @@ def ask(
             write_line("\n\n".join(message["content"] for message in messages))
         return
     live = not json and results().is_terminal
-    grounded = receive(iterate(answer(question, result.hits, chat_model)), live=live)
+    events = chain([Evidence(result.hits)], iterate(answer(question, result.hits, chat_model)))
+    answered = receive(question, events, live=live)
     if json:
-        print_json_line({"question": question, **answer_fields(grounded, result.hits)})
+        print_json_line({"question": question, **answer_fields(answered)})
     else:
-        show(grounded, result.hits, live=live)
-    warn_of(grounded)
+        show(answered, live=live)
+    warn_of(answered)
 
 
-def receive(events: Iterator[str | Restart | GroundedAnswer], *, live: bool) -> GroundedAnswer:
-    """Return an answer; ``live``: print its pieces as they arrive."""
-    begun = False
+def receive(
+    question: str, events: Iterable[Event], *, history: Sequence[Message] = (), live: bool = False
+) -> CitedAnswer:
+    """Return an answer from its events; ``live``: print its pieces as they arrive."""
     with ExitStack() as spinner:
         spinner.enter_context(waiting("asking"))
-        for event in events:
-            if isinstance(event, GroundedAnswer):
-                if begun:
-                    print()
-                return event
-            if live:
-                spinner.close()
-                if isinstance(event, Restart):
-                    print()
-                    say(event.reason)
-                else:
-                    print(printable(event), end="", flush=True)
-                    begun = True
-    raise AssertionError("the last event is the answer")
+        return answer_of(question, history, _printed(events, spinner) if live else events)
 
 
-def show(grounded: GroundedAnswer, hits: Sequence[Hit], *, live: bool) -> None:
+def _printed(events: Iterable[Event], spinner: ExitStack) -> Iterator[Event]:
+    begun = False
+    for event in events:
+        if isinstance(event, str):
+            spinner.close()
+            print(printable(event), end="", flush=True)
+            begun = True
+        elif begun and isinstance(event, Restart | GroundedAnswer):
+            print()
+        if isinstance(event, Restart):
+            say(event.reason)
+        yield event
+
+
+def show(answered: CitedAnswer, *, live: bool) -> None:
     """Print an answer, unless it came live, and its sources."""
-    cited = [(number, hits[number - 1]) for number in grounded.cited]
-    sources = [f"[{number}] {hit.document}, {place_of(hit)}" for number, hit in cited]
-    lines = [*([] if live else [grounded.text]), *(["", *sources] if sources else [])]
+    sources = [f"[{number}] {hit.document}, {place_of(hit)}" for number, hit in answered.sources.items()]
+    lines = [*([] if live else [answered.text]), *(["", *sources] if sources else [])]
     if lines:
         results().print(Text(printable("\n".join(lines))))
 
 
-def warn_of(grounded: GroundedAnswer) -> None:
-    for reason in grounded.warnings:
-        warn(f"{reason}: do not rely on it")
+def warn_of(answered: CitedAnswer) -> None:
+    for reason in answered.warnings:
+        warn(f"{reason}: do not rely on it" if answered.text else reason)
 
 
-def answer_fields(grounded: GroundedAnswer, hits: Sequence[Hit]) -> dict[str, object]:
+def answer_fields(answered: CitedAnswer) -> dict[str, object]:
     """Return an answer and the passages that it cites, for JSON output."""
     citations = []
-    for number in grounded.cited:
-        hit = hits[number - 1]
+    for number, hit in answered.sources.items():
         places = {name: hit.metadata[name] for name in PLACES if name in hit.metadata}
         citations.append({"number": number, **passage_fields(hit), **places})
-    return {**grounded.fields(), "citations": citations}
+    return {**answered.grounded.fields(), "citations": citations}

@@ -28,6 +28,7 @@ COMMANDS = {
     "search": "Search a folder, a file, an embedded corpus or an index by meaning.",
     "index": "Index a folder, a file or an embedded corpus for search by meaning and by words.",
     "ask": "Answer a question from an index, with numbered citations.",
+    "chat": "Answer questions about an index in a conversation, with numbered citations.",
     "cluster": "Group a corpus by meaning, name the groups, and draw a map.",
     "classify": "Fit a classifier on labelled texts, predict with it, or classify without examples.",
     "serve": "Serve a model: the embedding APIs of OpenAI, NVIDIA NIM, Cohere and TEI.",

@@ -1,20 +1,18 @@
-"""``nvembed mcp``: an index as tools for agents."""
+"""``nvembed mcp``: indexes as tools for agents."""
 
-from pathlib import Path
+from contextlib import ExitStack
 
 from nvembed.cli.options import Compute, IndexServer
-from nvembed.cli.search_index import open_index
+from nvembed.cli.serve_index import open_indexes
 
 
 def mcp(
-    index: Path,
-    /,
-    *,
+    *indexes: str,
     model: str | None = None,
     server: IndexServer = "",
     compute: Compute = Compute(),
 ) -> None:
-    """Serve an index to agents by the Model Context Protocol, on standard input and output.
+    """Serve indexes to agents by the Model Context Protocol, on standard input and output.
 
     Tools: search (by meaning and by words, with filters) and fetch (the text of a document). The agent starts
     the command; needs the extra "mcp".
@@ -23,21 +21,28 @@ def mcp(
 
         nvembed mcp notes/
 
+        nvembed mcp notes=/home/me/notes tickets=/srv/tickets
+
         claude mcp add notes -- nvembed mcp /home/me/notes
 
     Parameters
     ----------
-    index
-        An index, a folder that "nvembed index" has indexed, or an embedded corpus with an index.
+    indexes
+        Indexes, folders that "nvembed index" has indexed, or embedded corpora with an index: FOLDER, or
+        NAME=FOLDER.
     model
-        Model: a folder or a hub id. Default: the recorded one.
+        Model of the indexes: a folder or a hub id. Default: the recorded ones.
     server
         postgresql://USER@HOST/DATABASE, if the passages are stored there.
     """
     from nvembed.indexing.index import Index, Model
     from nvembed.integrations.mcp import mcp_server
 
-    passages = open_index(index, server)
-    name = model or passages.record.model
-    with Index(passages, Model(name, compute.device)) as opened:
-        mcp_server(opened, index.resolve().name).run()
+    models: dict[str, Model] = {}
+    with ExitStack() as closing:
+        opened = {}
+        for name, passages in open_indexes(indexes, server).items():
+            its = model or passages.record.model
+            models.setdefault(its, Model(its, compute.device))
+            opened[name] = closing.enter_context(Index(passages, models[its]))
+        mcp_server(opened).run()

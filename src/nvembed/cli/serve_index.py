@@ -1,4 +1,4 @@
-"""The indexes of ``nvembed serve``, as the functions that the server needs."""
+"""Indexes by name, and those of ``nvembed serve`` as the functions that the server needs."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -34,13 +34,7 @@ class IndexesToServe:
     """
 
     def __init__(self, entries: Sequence[str], maps: Sequence[str] = (), server: str = "") -> None:
-        self.indexes: dict[str, PassageIndex] = {}
-        for name, path in map(_named, entries):
-            index = open_index(path, server)
-            name = name or _name_of(index.folder)
-            if name in self.indexes:
-                raise InputError(f"two indexes are named {name!r}: pass NAME=FOLDER with a name for each")
-            self.indexes[name] = index
+        self.indexes = open_indexes(entries, server)
         self.model = next(iter(self.indexes.values())).record.model
         self._maps: dict[str, bytes] = {}
         for name, path in map(_named, maps):
@@ -115,6 +109,25 @@ class IndexesToServe:
         fields = {**record.fields, "document": "string"}
         own = None if record.fingerprint == self._fingerprint or encoder is None else embed
         return IndexFacts(record.query_prompt, record.max_length, fields, record.model, own)
+
+
+def open_indexes(entries: Sequence[str], server: str) -> "dict[str, PassageIndex]":
+    """Open indexes by name, from ``FOLDER`` or ``NAME=FOLDER``.
+
+    Raises:
+        InputError: there is none, or two of them have one name.
+        DataError: an index cannot be read.
+    """
+    if not entries:
+        raise InputError("expected an index: FOLDER, or NAME=FOLDER")
+    indexes: dict[str, PassageIndex] = {}
+    for name, path in map(_named, entries):
+        index = open_index(path, server)
+        name = name or _name_of(index.folder)
+        if name in indexes:
+            raise InputError(f"two indexes are named {name!r}: pass NAME=FOLDER with a name for each")
+        indexes[name] = index
+    return indexes
 
 
 def _named(entry: str) -> tuple[str, Path]:

@@ -14,6 +14,8 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+
 from nvembed.embed.job import EmbedSettings
 from nvembed.embed.passages import Context, CutMode
 from nvembed.embed.records import RunSettings
@@ -22,7 +24,7 @@ from nvembed.errors import InputError
 from nvembed.indexing import folder as folders
 from nvembed.indexing.documents import Documents, records_of
 from nvembed.indexing.folder import Changes, FolderRecord, Listener, PassageEmbedder
-from nvembed.indexing.hits import Hits, html_table
+from nvembed.indexing.hits import CitedAnswer, Hits, answer_of, html_table
 from nvembed.indexing.models import (
     check_same_model,
     describe,
@@ -33,6 +35,8 @@ from nvembed.indexing.models import (
     prompts,
     query_prompt,
 )
+from nvembed.search.answer import Event, converse
+from nvembed.search.chat import Chat, Message, iterate
 from nvembed.search.index import IndexOptions, PassageIndex, open_index
 from nvembed.search.record import living_folder
 from nvembed.search.retrieve import Mode, mark_words
@@ -132,8 +136,8 @@ class Index:
     """A searchable index, opened by ``build`` or ``open``; also in a ``with`` statement.
 
     Several threads may use it, and it follows changes by other processes. The model is loaded when a query or
-    a new text needs it. ``abuild``, ``asearch``, ``aupdate``, ``aadd`` and ``adelete`` are the same methods
-    for asynchronous code: they run on a thread.
+    a new text needs it. ``abuild``, ``asearch``, ``aask``, ``aupdate``, ``aadd`` and ``adelete`` are the same
+    methods for asynchronous code.
 
     ``changes``: what ``build`` or the last ``update`` or ``add`` did. ``passages``: the index without its
     model.
@@ -279,17 +283,59 @@ class Index:
             InputError: a filter cannot be used, or ``top`` is below 1.
             DataError: the index cannot be read.
         """
-        record = self.passages.record
-        vector = None
-        if mode != "text":
-            encoder = self._model.encoder()
-            owner = f"the index (model {record.model})"
-            check_same_model(self._model.name, encoder.fingerprint, record.fingerprint, owner)
-            (vector,) = embed_texts(encoder, [query], record.query_prompt, record.max_length)
+        vector = None if mode == "text" else self.query_vector(query)
         conditions = (where,) if isinstance(where, str) else tuple(where)
         result = self.passages.search(query, vector, mode=mode, top=top, where=conditions)
         hits = mark_words(result.hits, query, self.passages.words)
         return Hits(hits, query, result.words_matched)
+
+    def query_vector(self, query: str) -> np.ndarray:
+        """Return the unit vector of a query, with the index's prompt of queries."""
+        self.passages.refresh()
+        record, encoder = self.passages.record, self._model.encoder()
+        owner = f"the index (model {record.model})"
+        check_same_model(self._model.name, encoder.fingerprint, record.fingerprint, owner)
+        (vector,) = embed_texts(encoder, [query], record.query_prompt, record.max_length)
+        return np.asarray(vector)
+
+    def ask(
+        self,
+        question: str,
+        chat: Chat,
+        *,
+        history: Sequence[Message] = (),
+        top: int = 5,
+        where: str | Sequence[str] = (),
+        mode: Mode = "hybrid",
+    ) -> CitedAnswer:
+        """Answer a question from the best passages, with citations that are checked.
+
+        Args:
+            chat: the model that answers, such as ``ChatModel(endpoint="http://localhost:8001/v1",
+                model="qwen3")``, or any function of messages that yields the pieces of a reply.
+            history: the messages before the question, oldest first, as ``CitedAnswer.history`` has them. The
+                model rewrites the question so that it can be understood alone.
+
+        Raises:
+            InputError: the question is empty, or a filter cannot be used.
+            DataError: the index cannot be read, or the chat model fails.
+        """
+        events = self.ask_events(question, chat, history=history, top=top, where=where, mode=mode)
+        return answer_of(question, history, events)
+
+    def ask_events(
+        self,
+        question: str,
+        chat: Chat,
+        *,
+        history: Sequence[Message] = (),
+        top: int = 5,
+        where: str | Sequence[str] = (),
+        mode: Mode = "hybrid",
+    ) -> Iterator[Event]:
+        """Yield an answer as it arrives: ``Rewritten``, ``Evidence``, pieces of text, ``GroundedAnswer``."""
+        search = partial(self.asearch, top=top, where=where, mode=mode)
+        return iterate(converse(question, history, search, chat))
 
     def document(self, id: str) -> tuple[str, dict[str, Any]]:
         """Return the text and the metadata of a document, or of the document of a passage.
@@ -318,6 +364,21 @@ class Index:
         self, query: str, *, top: int = 5, where: str | Sequence[str] = (), mode: Mode = "hybrid"
     ) -> Hits:
         return await asyncio.to_thread(partial(self.search, query, top=top, where=where, mode=mode))
+
+    async def aask(
+        self,
+        question: str,
+        chat: Chat,
+        *,
+        history: Sequence[Message] = (),
+        top: int = 5,
+        where: str | Sequence[str] = (),
+        mode: Mode = "hybrid",
+    ) -> CitedAnswer:
+        search = partial(self.asearch, top=top, where=where, mode=mode)
+        return answer_of(
+            question, history, [event async for event in converse(question, history, search, chat)]
+        )
 
     async def adocument(self, id: str) -> tuple[str, dict[str, Any]]:
         return await asyncio.to_thread(self.document, id)

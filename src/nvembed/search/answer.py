@@ -7,7 +7,7 @@ text.
 
 import json
 import re
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +65,7 @@ class GroundedAnswer:
     passages are replaced. ``cited``: numbers of passages, from 1, in the order of their first citation.
     ``places``: start, end and number of each ``[2]``. ``absent``: cited numbers without a passage.
     ``unanswered``: it has no citation and says that the passages do not answer. ``cut``: why it is not
-    complete, such as ``length``; empty if it is.
+    complete, such as ``length``; empty if it is. ``matched``: there was a passage to answer from.
     """
 
     text: str
@@ -74,6 +74,7 @@ class GroundedAnswer:
     absent: tuple[int, ...]
     unanswered: bool
     cut: str = ""
+    matched: bool = True
 
     def fields(self) -> dict[str, Any]:
         """Return the answer as JSON output has it."""
@@ -90,6 +91,8 @@ class GroundedAnswer:
     def warnings(self) -> list[str]:
         """Reasons not to rely on the answer."""
         reasons = []
+        if not self.matched:
+            reasons.append("no passage matches the question: ask differently, or use fewer filters")
         if self.absent:
             reasons.append(f"the answer cites passages that do not exist: {_listed(self.absent)}")
         elif not (self.cited or self.unanswered):
@@ -151,6 +154,50 @@ async def answer(
             yield piece
         result = _grounded(reply, len(hits))
     yield result
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A follow-up question, so that it can be understood without its conversation."""
+
+    question: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The passages for a question, numbered from 1."""
+
+    hits: Sequence[Hit]
+
+
+Event = Rewritten | Evidence | str | Restart | GroundedAnswer
+
+
+async def converse(
+    question: str,
+    history: Sequence[Message],
+    search: Callable[[str], Awaitable[Sequence[Hit]]],
+    chat: Chat,
+) -> AsyncGenerator[Event, None]:
+    """Answer a question of a conversation: rewrite it, if it has a history, search, and answer from the hits.
+
+    Yields ``Rewritten`` if there is a history, ``Evidence``, and what ``answer`` yields. Without a hit the
+    last event is an answer without text.
+
+    Raises:
+        InputError: the question is empty, or ``search`` refuses it.
+        DataError: the chat model cannot be asked, or ``search`` fails.
+    """
+    if history:
+        question = await standalone(question, history, chat)
+        yield Rewritten(question)
+    hits = await search(question)
+    yield Evidence(hits)
+    if not hits:
+        yield GroundedAnswer("", (), (), (), unanswered=True, matched=False)
+        return
+    async for event in answer(question, hits, chat):
+        yield event
 
 
 async def standalone(question: str, history: Sequence[Message], chat: Chat) -> str:

@@ -229,15 +229,19 @@ class ChatModel:
 def iterate(stream: AsyncGenerator[T, None]) -> Iterator[T]:
     """Yield the items of an asynchronous generator, which runs on a thread; also inside an event loop."""
     with start_blocking_portal() as portal:
-        try:
-            while True:
-                try:
-                    item = portal.call(stream.__anext__)
-                except StopAsyncIteration:
-                    return
+        while True:
+            step = portal.start_task_soon(stream.__anext__)
+            try:
+                item = step.result()
+            except StopAsyncIteration:
+                return
+            finally:
+                step.cancel()  # after Ctrl-C; otherwise it is done
+            try:
                 yield item
-        finally:
-            portal.call(stream.aclose)
+            except GeneratorExit:
+                portal.call(stream.aclose)
+                raise
 
 
 def _text_of(message: Any) -> str:

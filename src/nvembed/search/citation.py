@@ -40,8 +40,8 @@ _CODE_AFTER = re.compile(r" ?[-+*/|&]?=(?![=>])")
 _ENDS = re.compile(r"[ \t]*(?:\Z|[.,;:!?\u3002\uff0c\uff1b\uff01\uff1f\r\n]|[(\uff08]\d{1,3}[)\uff09])")
 _NUMBERED = re.compile(
     r"(?:\b(?:eqn?|equations?|fig|figures?|tables?|sections?|steps?|items?|options?|chapters?|articles?|points?|"
-    r"paragraphs?|cases?|rules?|examples?|clauses?|notes?|parts?|no|numbers?|pairs?|coordinates?)\.?[ \xa0]*"
-    r"|[A-Za-z0-9_)\]]|(?:\A|\n)\s*)\Z",
+    r"paragraphs?|cases?|rules?|examples?|clauses?|notes?|parts?|nos?(?=\.)|numbers?|pairs?|coordinates?)"
+    r"\.?[ \xa0]*|[A-Za-z0-9_)\]]|(?:\A|\n)\s*)\Z",
     re.IGNORECASE,
 )
 _RAISED = "\u00b9\u00b2\u00b3\u2070\u2074-\u2079"

@@ -3,10 +3,10 @@
 D numbers of a vector.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 
@@ -45,11 +45,6 @@ class Hit:
     metadata: dict[str, Any]
     marks: tuple[Span, ...] = ()
     index: str = ""
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Self:
-        """Return a hit from the values of its fields; other keys are ignored."""
-        return cls(**{one.name: values[one.name] for one in fields(cls)})
 
 
 @dataclass(frozen=True)

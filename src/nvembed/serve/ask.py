@@ -19,7 +19,6 @@ from nvembed.serve.wire import to_json
 
 QUESTIONS_AT_ONCE = 16  # more get 429
 PING_S = 15.0  # without an event, a comment keeps the connection open
-UNMATCHED = "no passage matches the question: ask differently, or use fewer filters"
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
@@ -60,17 +59,20 @@ def ask_routes(state: State, searches: Searches | None, chat: ServedChat | None)
 async def _events(
     request: Request, body: AskBody, searches: Searches, chat: ServedChat
 ) -> AsyncGenerator[ChatEvent, None]:
+    """Yield the events of an answer; the first one when the passages are there."""
+
+    async def search(query: str) -> list[dict[str, Any]]:
+        return (await searches.hits(request, body.search(query)))[0]
+
     history = [{"role": turn.role, "content": turn.content} for turn in body.history]
-    question = await chat.standalone(body.question, history) if history else body.question
-    hits, _ = await searches.hits(request, body.search(question))
-    if history:
-        yield "query", {"query": question}
-    yield "passages", {"hits": [{"number": n, **hit} for n, hit in enumerate(hits, start=1)]}
-    if not hits:
-        nothing: dict[str, Any] = {"cited": [], "places": [], "absent": [], "unanswered": True}
-        yield "answer", {"answer": "", **nothing, "warnings": [UNMATCHED]}
-        return
-    async for event in chat.answer(question, hits):
+    rewritten: ChatEvent | None = None
+    async for event in chat.answer(body.question, history, search):
+        if event[0] == "query":
+            rewritten = event
+            continue
+        if rewritten is not None:
+            yield rewritten
+            rewritten = None
         yield event
 
 

@@ -109,13 +109,15 @@ ChatEvent = tuple[str, dict[str, Any]]  # its name and its data
 
 @dataclass(frozen=True)
 class ServedChat:
-    """A chat model that answers questions. The functions raise RefusedError if it fails.
+    """A chat model that answers questions; RefusedError if it fails.
 
-    ``standalone``: a question and the messages before it -> a question that needs no conversation.
-    ``answer``: a question and hits -> the events ``text`` (a piece), ``restart`` (the pieces so far are
+    ``answer``: a question, the messages before it, and a search -> the events ``query`` (the question that is
+    searched, if there are messages), ``passages``, ``text`` (a piece), ``restart`` (the pieces so far are
     void), and ``answer`` at the end.
     """
 
     model: str
-    standalone: Callable[[str, list[dict[str, str]]], Awaitable[str]]
-    answer: Callable[[str, Sequence[dict[str, Any]]], AsyncGenerator[ChatEvent, None]]
+    answer: Callable[
+        [str, list[dict[str, str]], Callable[[str], Awaitable[Sequence[dict[str, Any]]]]],
+        AsyncGenerator[ChatEvent, None],
+    ]
