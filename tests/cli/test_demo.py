@@ -133,14 +133,14 @@ def test_which_model_is_used_and_what_is_said_of_it(
     monkeypatch.setattr(demo, "data_path", lambda name: tmp_path if name == "models" else real(name))
     monkeypatch.chdir(tmp_path)
     assert "This model is untrained" in page()
-    (tmp_path / "nvembed-small").mkdir()
+    (tmp_path / demo.SHIPPED).mkdir()
     said = page()
-    assert "nvembed-small is a trained adapter and pooler for SmolLM2-135M" in said
+    assert f"{demo.SHIPPED} is embeddinggemma-300m for English" in said
     assert "BM25 is strong here" in said
     assert "untrained" not in said
     assert "This model is untrained" in page(untrained=True)
     assert "trained" not in page(model="other")
-    assert loaded == ["untrained", "nvembed-small", "untrained", "other"]
+    assert loaded == ["untrained", demo.SHIPPED, "untrained", "other"]
     with pytest.raises(InputError, match="--model or --untrained, got both"):
         demo.demo(model="other", untrained=True)
 
@@ -152,5 +152,5 @@ def test_without_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(demo, "data_path", absent)
     monkeypatch.chdir(tmp_path)
     assert demo.shipped_model() is None
-    (tmp_path / "models" / "nvembed-small").mkdir(parents=True)
-    assert demo.shipped_model() == Path("models") / "nvembed-small"
+    (tmp_path / "models" / demo.SHIPPED).mkdir(parents=True)
+    assert demo.shipped_model() == Path("models") / demo.SHIPPED

