@@ -605,7 +605,7 @@ def _training_files(root: Path, with_file: Callable[..., None]) -> Iterator[Targ
 
 
 def _languages() -> Iterator[Target]:
-    from nvembed.search.answer import citations
+    from nvembed.search.citation import find_citations
     from nvembed.search.fields import Kind
     from nvembed.search.where import parse_where
     from nvembed.text.mark import sentences, word_spans
@@ -632,7 +632,7 @@ def _languages() -> Iterator[Target]:
     answers = (b"It is so [1]. And so [2, 3], not [12]; [1][2].", b"See [1-3] and [ 2 ,4] (1).")
 
     def cited(_: Path, raw: bytes) -> None:
-        citations(raw.decode(errors="replace"), 5)
+        find_citations(raw.decode(errors="replace"), 5)
 
     yield Target("citations", answers, cited)
     words = Words("english")

@@ -38,7 +38,7 @@ class Tokenizer:
 class Encoder:
     fingerprint, max_length, dtype, dim = "0" * 32, 512, "float32", 64
     tokenizer = Tokenizer()
-    replicas = [types.SimpleNamespace(device="cpu")]
+    replicas = [types.SimpleNamespace(device="cpu", config=types.SimpleNamespace(pooling="mean"))]
     prompts = None
 
     def document_prompt(self, *, task=None):

@@ -74,7 +74,7 @@ def test_modes_filters_and_marks(out: Path, capfd: pytest.CaptureFixture[str]) -
     assert "Judo throws are allowed" in printed
     assert "Il gatto dorme" in printed
     run("search", out, "xyzzy", "--mode", "text")
-    assert "xyzzy: nothing found" in capfd.readouterr().out
+    assert "xyzzy\nnothing found" in capfd.readouterr().out
 
 
 def test_a_folder_that_looks_like_one_is_none(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import threading
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
@@ -123,10 +123,20 @@ def page() -> Iterator[Page]:
 def chat() -> ServedChat:
     """A chat model whose answers depend on words of the question."""
 
-    async def standalone(question: str, history: list[dict[str, str]]) -> str:
-        return f"judo radio {question} after {len(history)} messages"
-
-    async def answer(question: str, hits: Sequence[dict[str, Any]]) -> AsyncGenerator[ChatEvent]:
+    async def answer(
+        question: str,
+        history: list[dict[str, str]],
+        search: Callable[[str], Awaitable[Sequence[dict[str, Any]]]],
+    ) -> AsyncGenerator[ChatEvent]:
+        query = f"judo radio {question} after {len(history)} messages" if history else question
+        if history:
+            yield "query", {"query": query}
+        hits = await search(query)
+        yield "passages", {"hits": [{"number": n, **hit} for n, hit in enumerate(hits, start=1)]}
+        if not hits:
+            nothing = {"cited": [], "places": [], "absent": [], "unanswered": True}
+            yield "answer", {"answer": "", **nothing, "warnings": ["no passage matches the question"]}
+            return
         if "fails" in question:
             raise RefusedError(502, "chat_failed", "the chat model cannot be reached")
         yield "text", {"text": "void"}
@@ -140,7 +150,7 @@ def chat() -> ServedChat:
         yield "text", {"text": "]"}
         yield "answer", {"answer": text, **facts, "unanswered": False, "warnings": ["Check it."]}
 
-    return ServedChat("chat", standalone, answer)
+    return ServedChat("chat", answer)
 
 
 @pytest.fixture(scope="module")

@@ -48,8 +48,8 @@ def search(indexes: Mapping[str, PassageIndex], names: str, query: str, **more: 
 def test_cosines_of_one_model_are_one_list(indexes: dict[str, PassageIndex], query: str) -> None:
     whole = search(indexes, "all", query, mode="vector", top=10)
     merged = search(indexes, "a b", query, mode="vector", top=10)
-    scores = {hit.id: hit.score for hit in whole}  # up to the last bit, which depends on the rows beside it
-    assert {hit.id: hit.score for hit in merged} == pytest.approx(scores, abs=1e-6)
+    scores = {hit.id: hit.score for hit in whole}  # up to rounding, which depends on the rows beside it
+    assert {hit.id: hit.score for hit in merged} == pytest.approx(scores, abs=1e-5)
     assert [hit.score for hit in merged] == sorted((hit.score for hit in merged), reverse=True)
     assert [hit.ranks for hit in merged] == [{"vector": rank} for rank in range(1, len(whole) + 1)]
     assert {hit.index for hit in whole} == {"all"}

@@ -32,7 +32,7 @@ COMMANDS = {
     "cluster": "Group a corpus by meaning, name the groups, and draw a map.",
     "classify": "Fit a classifier on labelled texts, predict with it, or classify without examples.",
     "serve": "Serve a model: the embedding APIs of OpenAI, NVIDIA NIM, Cohere and TEI.",
-    "mcp": "Serve an index to agents by the Model Context Protocol, on standard input and output.",
+    "mcp": "Serve indexes to agents by the Model Context Protocol, on standard input and output.",
     "init": "Make an untrained NV-Embed checkpoint from a causal language model.",
     "check": "Check that a model, or a folder that nvembed wrote, is complete and undamaged.",
     "evaluate": "Score models on evaluation tasks.",
