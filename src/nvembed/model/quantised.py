@@ -122,9 +122,14 @@ def quantise_rows(weight_MK: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         NumericsError: a weight is not finite.
     """
-    weight_MK = weight_MK.float()
-    scale_M = (_finite(weight_MK).abs().amax(1) / 127).clamp_min_(_TINY)
-    return (weight_MK / scale_M[:, None]).round_().to(torch.int8), scale_M
+    codes_MK = torch.empty(weight_MK.shape, dtype=torch.int8, device=weight_MK.device)
+    scale_M = torch.empty(len(weight_MK), device=weight_MK.device)
+    for first in range(0, len(weight_MK), _ROWS):  # a vocabulary's floats would take gigabytes
+        block = slice(first, first + _ROWS)
+        rows_MK = _finite(weight_MK[block].float())
+        scale_M[block] = (rows_MK.abs().amax(1) / 127).clamp_min_(_TINY)
+        codes_MK[block] = (rows_MK / scale_M[block, None]).round_().to(torch.int8)
+    return codes_MK, scale_M
 
 
 def quantise_groups(weight_MK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -176,6 +181,7 @@ def pack_groups(codes_MGI: Tensor, scale_MG1: Tensor, zero_MG1: Tensor) -> tuple
 
 
 _SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8)
+_ROWS = 16_384  # quantised at once
 _SMALLEST_HALF = 6.2e-5  # below it float16 loses digits
 
 
@@ -189,7 +195,7 @@ def dequantise_groups(packed: Tensor, scale_MG: Tensor, zero_MG: Tensor) -> Tens
     size = len(packed)
     pairs = packed.view(size, -1, GROUP // 2)
     codes_MGI = torch.cat((pairs & 15, pairs >> 4), 2).float()
-    return ((codes_MGI - zero_MG.float()[..., None]) * scale_MG.float()[..., None]).view(size, -1)
+    return codes_MGI.sub_(zero_MG[..., None]).mul_(scale_MG[..., None]).view(size, -1)
 
 
 def _finite(weight: Tensor) -> Tensor:
