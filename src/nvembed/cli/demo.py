@@ -94,7 +94,7 @@ def demo(
     name = model or str(trained or small_model(platformdirs.user_cache_path("nvembed")))
     encoder = load(name, device=compute.device, dtype=compute.dtype)
     texts = f"{len(data.passages):,} passages and {len(data.queries):,} questions"
-    say(f"embedding {texts}; the small model takes about two minutes on two CPU cores")
+    say(f"embedding {texts}; this takes a minute or two on two CPU cores")
     tally = Tally()
     start = perf_counter()
     with progress("embedding") as update:
