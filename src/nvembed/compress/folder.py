@@ -192,7 +192,7 @@ def _files(source: Checkpoint, reduction: Reduction, dtype: str) -> dict[str, by
     files = tokenizer_files(source, reduction)
     scheme = {} if reduction.scheme is None else _scheme(reduction)
     if source.prompts is not None:
-        return files | _sentence_files(source, reduction, scheme)
+        return _sentence_files(source, reduction, scheme) | files
     backbone = source.config.decoder
     text = source.text
     if reduction.tokens is not None:
@@ -220,6 +220,7 @@ def _scheme(reduction: Reduction) -> dict[str, Any]:
 
 
 def tokenizer_files(source: Checkpoint, reduction: Reduction) -> dict[str, bytes]:
+    """Return the tokenizer's files with the tokens that are kept, ``tokenizer.json`` without white space."""
     files = source.tokenizer_files()
     form = json.loads(files["tokenizer.json"])
     if reduction.tokens is not None:
@@ -242,14 +243,13 @@ def _sentence_files(source: Checkpoint, reduction: Reduction, scheme: dict[str, 
         if path.suffix != ".safetensors" and not path.name.endswith(".index.json")
         if path.suffix != ".model" and path.name not in (*stale, "README.md", "SHA256SUMS")
     }
-    files |= tokenizer_files(source, reduction)
     files["config.json"] = json_bytes(_backbone_config(read_json(root / "config.json"), reduction) | scheme)
     modules = json.loads(files[MODULES]) if MODULES in files else []
     if modules:
         modules[0]["path"] = ""
-        files[MODULES] = json_bytes(modules)
     if reduction.rotation is not None:
         modules = _with_rotation(modules, files, source, reduction.rotation)
+    if modules:
         files[MODULES] = json_bytes(modules)
     places = [entry["path"] for entry in modules if str(entry["type"]).endswith(".Dense")]
     layers = islice(_dense(source, reduction), _own_projection(source), None)

@@ -7,7 +7,7 @@ from typing import Any
 
 from nvembed.errors import InputError
 from nvembed.indexing.hits import Hits
-from nvembed.indexing.index import Index
+from nvembed.indexing.index import Index, conditions
 from nvembed.search.retrieve import Mode
 from nvembed.search.several import search_several
 
@@ -37,9 +37,8 @@ class IndexGroup:
         """
         chosen = {name: self.named(name) for name in indexes or self.indexes}
         vectors = {name: None if mode == "text" else one.query_vector(query) for name, one in chosen.items()}
-        conditions = (where,) if isinstance(where, str) else tuple(where)
         passages = {name: index.passages for name, index in chosen.items()}
-        result = search_several(passages, query, vectors, mode=mode, top=top, where=conditions)
+        result = search_several(passages, query, vectors, mode=mode, top=top, where=conditions(where))
         return Hits(result.hits, query, result.words_matched)
 
     def named(self, name: str) -> Index:

@@ -284,8 +284,7 @@ class Index:
             DataError: the index cannot be read.
         """
         vector = None if mode == "text" else self.query_vector(query)
-        conditions = (where,) if isinstance(where, str) else tuple(where)
-        result = self.passages.search(query, vector, mode=mode, top=top, where=conditions)
+        result = self.passages.search(query, vector, mode=mode, top=top, where=conditions(where))
         hits = mark_words(result.hits, query, self.passages.words)
         return Hits(hits, query, result.words_matched)
 
@@ -429,6 +428,11 @@ class Index:
 
     def _embedder(self) -> PassageEmbedder:
         return self._model.embedder(folders.read_folder(self.passages).settings)
+
+
+def conditions(where: str | Sequence[str]) -> tuple[str, ...]:
+    """Return filters, one or several, as a tuple."""
+    return (where,) if isinstance(where, str) else tuple(where)
 
 
 def _joined(rows: Sequence[Mapping[str, Any]]) -> tuple[str, dict[str, Any]]:
