@@ -185,6 +185,9 @@ def test_ctrl_c_ends_it(notes: Path, endpoint: Endpoint, reply: str | None) -> N
         endpoint.replies[:] = [slow]
         terminal.type("throws\n")
         assert begun.wait(120)
+    stat = Path(f"/proc/{terminal.running.pid}/stat")
+    while stat.read_text().rpartition(")")[2].split()[0] != "S":  # a signal before the read would wait for it
+        time.sleep(0.01)
     terminal.running.send_signal(signal.SIGINT)
     assert terminal.running.wait(120) == 130
     hold.set()
